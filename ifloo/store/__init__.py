@@ -1,0 +1,35 @@
+"""Files on disk: atomic writes, results that refuse to mix settings, runs that resume.
+
+`influences` and `jsonl` are used as modules: `influences.load(path)`, `jsonl.append(path, row)`.
+"""
+
+from ifloo.store import influences, jsonl
+from ifloo.store.atomic import JSON, replacing, write_json, write_npy, write_npz, write_text
+from ifloo.store.fingerprint import sha256_of_tensors
+from ifloo.store.ids import read_ids, save_topk, top_k
+from ifloo.store.influences import StoredInfluences
+from ifloo.store.layout import Layout
+from ifloo.store.losses import NULL_ID, LossFile, LossRow
+from ifloo.store.manifest import Manifest, environment
+
+__all__ = [
+    "JSON",
+    "NULL_ID",
+    "Layout",
+    "LossFile",
+    "LossRow",
+    "Manifest",
+    "StoredInfluences",
+    "environment",
+    "influences",
+    "jsonl",
+    "read_ids",
+    "replacing",
+    "save_topk",
+    "sha256_of_tensors",
+    "top_k",
+    "write_json",
+    "write_npy",
+    "write_npz",
+    "write_text",
+]

@@ -1,0 +1,18 @@
+"""Content of tensors as one short string."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def sha256_of_tensors(named: Mapping[str, Tensor]) -> str:
+    """Hash names, shapes, dtypes and bytes (hex); the order of the mapping, device and memory layout do not matter."""
+    digest = hashlib.sha256()
+    for name in sorted(named):
+        tensor = named[name].detach().cpu().resolve_conj().resolve_neg().contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode() + b"\n")
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,135 @@
+"""Files of JSON rows that only ever grow: one line per row, flushed to disk before the next is computed."""
+
+import errno
+import json
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ifloo.errors import InputError, WorkError
+from ifloo.store.atomic import JSON, encode_json, not_written, sync_folder
+
+log = logging.getLogger(__name__)
+
+
+def append(path: Path | str, row: Mapping[str, JSON]) -> None:
+    """Add one row as one write of one line, on disk when this returns; a torn line before it is cut off first.
+
+    Raises:
+        WorkError: the row holds NaN or infinity, or the disk is full; the file is then as it was.
+    """
+    path = Path(path)
+    line = encode_json(row, path) + b"\n"
+    try:
+        _append_line(path, line)
+    except OSError as error:
+        raise WorkError(not_written(path, error, "The row was not added; the earlier rows are unchanged.")) from error
+
+
+def read(path: Path | str) -> list[dict[str, Any]]:
+    """Read all whole rows; a missing file has none. A torn last line is left out with a warning, and left in the file.
+
+    A line before the last that is not a JSON object is an InputError.
+    """
+    rows, whole, size = _parse(Path(path))
+    if whole < size:
+        log.warning("%s: left out its last line (%d bytes), which a killed run left unfinished.", path, size - whole)
+    return rows
+
+
+def repair(path: Path | str) -> bool:
+    """Cut a torn last line (no newline, or no JSON object) off the file; say whether there was one.
+
+    A line before the last that is not a JSON object is an InputError.
+
+    Raises:
+        WorkError: the file cannot be changed.
+    """
+    path = Path(path)
+    _, whole, size = _parse(path)
+    if whole == size:
+        return False
+    try:
+        with open(path, "r+b") as file:
+            file.truncate(whole)
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise WorkError(not_written(path, error, "Its whole rows are unchanged.")) from error
+    log.warning("%s: cut off its last line (%d bytes), which a killed run left unfinished.", path, size - whole)
+    return True
+
+
+def _append_line(path: Path, line: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not _ends_with_newline(path):
+        repair(path)  # else the new row would be glued to the torn one and both be lost
+    new = not path.exists()
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        try:
+            if os.write(descriptor, line) != len(line):  # a disk that fills up takes the first part of a line
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(descriptor)
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
+    if new:
+        sync_folder(path.parent)
+
+
+def _ends_with_newline(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            if file.seek(0, os.SEEK_END) == 0:
+                return True
+            file.seek(-1, os.SEEK_END)
+            return file.read() == b"\n"
+    except FileNotFoundError:
+        return True
+
+
+def _parse(path: Path) -> tuple[list[dict[str, Any]], int, int]:
+    """Give the rows, the number of bytes they take, and the size of the file; the two differ when the end is torn.
+
+    Raises:
+        InputError: a line before the last is not a JSON object, or the file cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return [], 0, 0
+    except OSError as error:
+        raise InputError(f"Could not read {path}: {error.strerror}.\n  Give a readable file.") from error
+    rows: list[dict[str, Any]] = []
+    whole = 0
+    *lines, tail = content.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(_row(line))
+        except ValueError as error:
+            if number == len(lines) and not tail:
+                break
+            raise InputError(
+                f"{path}, line {number}: not a JSON object ({error}).\n"
+                "  Only the last line may be unfinished (a killed run leaves one). Delete this line and run again."
+            ) from error
+        whole += len(line) + 1
+    return rows, whole, len(content)
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    row = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+    if not isinstance(row, dict):
+        raise ValueError(f"it is a {type(row).__name__}")
+    return row
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")

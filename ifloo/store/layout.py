@@ -1,0 +1,75 @@
+"""The names of all files ifloo writes. No other module spells one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Files of one experiment, by default `outputs/<exp>`. `t` is the id of a test sample."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, experiment: str) -> "Layout":
+        return cls(Path("outputs") / experiment)
+
+    @staticmethod
+    def checkpoint(experiment: str) -> Path:
+        """Where fit puts the base model; it stands outside `root` because several output folders may share it."""
+        return Path("models") / f"{experiment}_base.pth"
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.json"
+
+    @property
+    def verdict(self) -> Path:
+        return self.root / "verdict.json"
+
+    def scores(self, t: int) -> Path:
+        return self.root / f"influences_test_{t}.npz"
+
+    def topk_ids(self, t: int) -> Path:
+        return self.root / f"topk_ids_test_{t}.txt"
+
+    @property
+    def all_tests(self) -> Path:
+        return self.root / "all_tests"
+
+    def all_scores(self, t: int, suffix: str = ".npy") -> Path:
+        return self.all_tests / f"if_scores_test_{t}{suffix}"
+
+    @property
+    def index(self) -> Path:
+        """One row per test id whose scores lie in `all_tests`."""
+        return self.all_tests / "index.jsonl"
+
+    @property
+    def all_scores_matrix(self) -> Path:
+        return self.all_tests / "if_scores.npy"
+
+    @property
+    def all_topk(self) -> Path:
+        return self.all_tests / "topk.npz"
+
+    def loo_losses(self, t: int) -> Path:
+        return self.root / f"loo_losses_test_{t}.jsonl"
+
+    def group_losses(self, t: int) -> Path:
+        return self.root / f"group_losses_test_{t}.jsonl"
+
+    def null_losses(self, t: int) -> Path:
+        """Refits with nothing removed that start from displaced weights: the noise floor."""
+        return self.folder("null").loo_losses(t)
+
+    def folder(self, kind: str) -> "Layout":
+        """Give the same names in a folder of their own, for another kind of refit (`warm`, `null`, ...)."""
+        return Layout(self.root / kind)
+
+    def method_scores(self, name: str, t: int) -> Path:
+        """Scores of a further attribution method."""
+        return Layout(self.root / "methods" / name).scores(t)
+
+    def figure(self, name: str, t: int) -> Path:
+        return self.root / "figs" / f"{name}_test_{t}.png"

@@ -1,0 +1,156 @@
+"""What results were made with: compared before anything is added to them, so that settings are never mixed."""
+
+import json
+import logging
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import ifloo
+from ifloo.errors import InputError
+from ifloo.store.atomic import JSON, encode_json, write_json
+
+log = logging.getLogger(__name__)
+
+_PACKAGES = ("torch", "lightning", "numpy")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The file `manifest.json` of one output folder: one section per stage and folder of results.
+
+    Every call reads the file anew and `record` replaces it whole, so a killed run leaves either the old or the new one.
+    """
+
+    path: Path
+
+    @classmethod
+    def at(cls, path: Path | str) -> "Manifest":
+        return cls(Path(path))
+
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """Read all sections, `{name: {"compared": {...}, "recorded": {...}}}`; a missing file has none.
+
+        Raises:
+            InputError: the file is not what `record` writes.
+        """
+        try:
+            sections = json.loads(self.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise InputError(self._unreadable(error.strerror or str(error))) from error
+        except ValueError as error:
+            raise InputError(self._unreadable(f"not JSON ({error})")) from error
+        if not isinstance(sections, dict):
+            raise InputError(self._unreadable("not a JSON object"))
+        for name, section in sections.items():
+            if not (isinstance(section, dict) and isinstance(section.get("compared"), dict)):
+                raise InputError(self._unreadable(f"section {name} has no settings to compare"))
+        return sections
+
+    def check(self, section: str, compared: Mapping[str, JSON], overwrite: bool = False) -> None:
+        """Pass when results of `section` may be added to: there are none yet, or their settings are the same.
+
+        With `overwrite` everything passes: the caller replaces the results. Versions that differ are a logged warning.
+
+        Raises:
+            InputError: the stored settings differ; the message shows each with both values.
+        """
+        if overwrite or (stored := self.sections().get(section)) is None:
+            return
+        old, new = _flat(stored["compared"]), _flat(json.loads(encode_json(compared, self.path)))
+        lines = [
+            f"  {name}: stored {_shown(old, name)}, asked {_shown(new, name)}"
+            for name in dict.fromkeys([*old, *new])
+            if name not in old or name not in new or old[name] != new[name]
+        ]
+        if lines:
+            raise InputError(
+                f"{self.path}: the {section} results there were made with other settings.\n"
+                + "\n".join(lines)
+                + "\n  Results of different settings are never mixed. Give another --output_dir to keep both, "
+                "or --overwrite to replace the stored ones."
+            )
+        self._warn_of_versions(section, stored.get("recorded") or {})
+
+    def record(self, section: str, compared: Mapping[str, JSON], recorded: Mapping[str, JSON]) -> None:
+        """Set `section`, keep the others; what `environment` gives is added to `recorded`."""
+        entry = {"compared": compared, "recorded": {**environment(), **recorded}}
+        write_json(self.path, {**self.sections(), section: entry})
+
+    def _warn_of_versions(self, section: str, recorded: Mapping[str, Any]) -> None:
+        old, new = recorded.get("versions") or {}, _versions()
+        changed = [f"{name} {old[name]} -> {new[name]}" for name in new if name in old and old[name] != new[name]]
+        if changed:
+            log.warning("%s: the %s results were made with other versions: %s.", self.path, section, ", ".join(changed))
+
+    def _unreadable(self, reason: str) -> str:
+        return (
+            f"{self.path} is no manifest of ifloo: {reason}.\n"
+            "  It says what the results beside it were made with. Restore it, or move the folder away and run again."
+        )
+
+
+def environment() -> dict[str, JSON]:
+    """Say where results were made: versions, platform, time (UTC), git revision of ifloo's checkout or null."""
+    return {
+        "versions": _versions(),
+        "platform": platform.platform(),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "git_revision": _git_revision(Path(ifloo.__file__).resolve().parent.parent),
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    return {
+        "ifloo": ifloo.__version__,
+        **{name: _installed(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+    }
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)  # from the package's metadata: importing lightning takes seconds
+    except PackageNotFoundError:
+        return None
+
+
+def _git_revision(checkout: Path) -> str | None:
+    """Read HEAD from git's own files: git may not be installed, and starting it takes time."""
+    try:
+        git = checkout / ".git"
+        if git.is_file():  # a linked worktree: "gitdir: <folder>"
+            git = checkout / git.read_text().removeprefix("gitdir:").strip()
+        head = (git / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head
+        name = head.removeprefix("ref: ")
+        common = git / (git / "commondir").read_text().strip() if (git / "commondir").exists() else git
+        for folder in (git, common):
+            if (folder / name).is_file():
+                return (folder / name).read_text().strip()
+        packed = (line.split(" ") for line in (common / "packed-refs").read_text().splitlines())
+        return next((words[0] for words in packed if words[1:] == [name]), None)
+    except (OSError, ValueError):
+        return None
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Give nested settings by dotted name: {"data": {"limit": 5}} -> {"data.limit": 5}."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _shown(settings: Mapping[str, Any], name: str) -> str:
+    return json.dumps(settings[name], ensure_ascii=False) if name in settings else "nothing"
