@@ -1,0 +1,138 @@
+"""The influence engine: queries in, certified scores out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ifloo.attribution.scores import Certificate, Scores
+from ifloo.curvature.operator import Damped, LinearOperator
+from ifloo.gradients import gradient_norms, gradient_products, sample_gradients
+from ifloo.objective.batches import Batch, batch_size, rows, sample_ids
+from ifloo.objective.functional import scoring
+from ifloo.objective.objective import Objective
+from ifloo.solvers.solution import Prepared, Solution, Solver, relative_residual
+
+QUERY_BLOCK = 16  # queries solved together: [16, p] a handful of times
+
+
+@dataclass(frozen=True)
+class Directions:
+    """H⁻¹∇L_t of each query, with the certificate of the solve.
+
+    Attributes:
+        value: `[m, p]`.
+        query_ids: `[m]`.
+        certificate: of the solves.
+    """
+
+    value: Float[Tensor, "m p"]
+    query_ids: Int[Tensor, " m"]
+    certificate: Certificate
+
+
+@dataclass(frozen=True)
+class InfluenceEngine:
+    r"""Influence of every training sample on the loss of each query: its derivative in the sample's weight.
+
+        J(θ; w) = (1/n) Σ_i w_i ℓ_i(θ) + R(θ),    s[t, i] = ∂L_t(θ̂)/∂w_i = −(1/n) ∇L_t · H⁻¹ ∇ℓ_i,    H = ∇²J(θ̂; 1)
+
+    Note: n stays fixed here. Dropping a row divides by n − 1 and so rescales R too (`predicted_change`).
+
+    Source: Koh & Liang 2017, arXiv:1703.04730, eq. (2).
+
+    Attributes:
+        objective: J(θ; 1) over all training samples.
+        theta: θ̂, `[p]`.
+        curvature: H, or `Damped(H, δ)`, or another operator in its place.
+        solver: of (H + δI) x = ∇L_t.
+        strong_convexity: a known lower bound on the eigenvalues of the undamped curvature, for error bounds; None: unknown.
+    """
+
+    objective: Objective
+    theta: Float[Tensor, " p"]
+    curvature: LinearOperator
+    solver: Solver
+    strong_convexity: float | None = None
+
+    def scores(self, queries: Batch) -> Scores:
+        """Scores of all n training samples against a batch of m queries.
+
+        Raises:
+            SolveError: a query's solve failed, missed its tolerance or diverged.
+        """
+        directions = self.directions(queries)
+        value = torch.cat([self.products(directions, batch) for batch in self.objective.data], dim=1)
+        return Scores(value, self.objective.data.ids, directions.query_ids, directions.certificate)
+
+    def directions(self, queries: Batch) -> Directions:
+        """H⁻¹∇L_t of each query.
+
+        Raises:
+            SolveError: a query's solve failed, missed its tolerance or diverged.
+        """
+        m = batch_size(queries)
+        blocks = [rows(queries, slice(i, i + QUERY_BLOCK)) for i in range(0, m, QUERY_BLOCK)]
+        with scoring(self.objective.losses.module):
+            gradients = [sample_gradients(self.objective.losses, self.theta, b) for b in blocks]
+            solutions = [self.prepared.solve(g).require() for g in gradients]
+            parts = [self._certificate(s, g) for s, g in zip(solutions, gradients, strict=True)]
+        ids = sample_ids(queries)
+        return Directions(
+            torch.cat([s.value for s in solutions]),
+            torch.arange(m) if ids is None else ids.cpu(),
+            _joined(parts),
+        )
+
+    def products(self, directions: Directions, batch: Batch) -> Float[Tensor, "m b"]:
+        """s[t, i] of the samples of one batch, without per-sample gradients."""
+        with scoring(self.objective.losses.module):
+            products = gradient_products(self.objective.losses, self.theta, batch, directions.value)
+        return products / -self.objective.n
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """The solver made ready for the curvature: its work is shared by all queries."""
+        with scoring(self.objective.losses.module):
+            return self.solver.prepare(self.curvature)
+
+    @cached_property
+    def largest_gradient(self) -> float:
+        """max_i ‖∇ℓ_i(θ̂)‖ over the training samples."""
+        losses = self.objective.losses
+        with scoring(losses.module):
+            return max(float(gradient_norms(losses, self.theta, batch).max()) for batch in self.objective.data)
+
+    def _certificate(self, solution: Solution, gradients: Float[Tensor, "m p"]) -> Certificate:
+        damping = self.curvature.damping if isinstance(self.curvature, Damped) else 0.0
+        undamped = solution.residual
+        if isinstance(self.curvature, Damped) and damping > 0:
+            undamped = relative_residual(self.curvature.base, solution.value, gradients)
+        bound = None
+        if self.strong_convexity is not None and self.strong_convexity + damping > 0:
+            absolute = solution.residual * gradients.norm(dim=1)
+            bound = self.largest_gradient * absolute / (self.objective.n * (self.strong_convexity + damping))
+        repeat = solution.standard_error
+        return Certificate(
+            solution.residual,
+            undamped,
+            bound,
+            None if repeat is None else repeat.norm(dim=1) / solution.value.norm(dim=1),
+            solution.steps,
+            solution.status,
+        )
+
+
+def _joined(parts: list[Certificate]) -> Certificate:
+    def cat(name: str) -> Tensor | None:
+        values = [getattr(p, name) for p in parts]
+        return None if values[0] is None else torch.cat(values)
+
+    residual, undamped, steps = cat("residual"), cat("undamped_residual"), cat("steps")
+    assert residual is not None and undamped is not None and steps is not None
+    status = tuple(s for p in parts for s in p.status)
+    return Certificate(residual, undamped, cat("error_bound"), cat("repeat_error"), steps, status)

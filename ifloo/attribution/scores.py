@@ -1,0 +1,71 @@
+"""Scores with their certificate, and what they predict for a removal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ifloo.objective.weights import Removal
+from ifloo.solvers.solution import Status
+
+DEFINITIONS = (
+    "scores[i] = dL_t/dw_i = -(1/n) grad L_t . H^-1 grad l_i, nats per unit weight, at the minimiser of "
+    "J = (1/n) sum_i w_i l_i + R; negative = helpful, positive = harmful; L_t and l_i are without penalty, H = hess J with "
+    "it. Removal: zero_weight predicts -scores[i], drop predicts -(scores[i] - mean(scores)). "
+    "residual = |b - (H + damping I) x| / |b| on the full data."
+)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How far the inverse-Hessian solves can be trusted, for each of m queries.
+
+    Attributes:
+        residual: `[m]`, relative, of the damped system: did the solver work?
+        undamped_residual: `[m]`, relative, of the undamped one: how far is this from the definition of the score?
+        error_bound: `[m]`, nats per unit weight: no score is further from the damped solution than this;
+            None where no lower bound μ > 0 on the curvature is known.
+        repeat_error: `[m]`, standard error between repeats of a stochastic solver relative to ‖x‖; None for the others.
+        steps: `[m]`.
+        status: one of each query.
+    """
+
+    residual: Float[Tensor, " m"]
+    undamped_residual: Float[Tensor, " m"]
+    error_bound: Float[Tensor, " m"] | None
+    repeat_error: Float[Tensor, " m"] | None
+    steps: Int[Tensor, " m"]
+    status: tuple[Status, ...]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Influence of every training sample on every query.
+
+    Attributes:
+        value: `[m, n]`, s[t, i] = ∂L_t/∂w_i, nats per unit weight; negative = helpful.
+        train_ids: `[n]`.
+        query_ids: `[m]`.
+        certificate: of the solves behind `value`.
+    """
+
+    value: Float[Tensor, "m n"]
+    train_ids: Int[Tensor, " n"]
+    query_ids: Int[Tensor, " m"]
+    certificate: Certificate
+
+    @property
+    def mean(self) -> Float[Tensor, " m"]:
+        """mean_i s[t, i] over all n training samples, which a `drop` removal needs."""
+        return self.value.mean(1)
+
+
+def predicted_change(scores: Float[Tensor, "*k"], mean: float, removal: Removal) -> Float[Tensor, "*k"]:
+    """Predicted ΔL_t, nats, when the samples with these scores are removed, one at a time.
+
+    `zero_weight`: −s. `drop`: −(s − mean), since at a stationary point Σ∇ℓ_i/n = −∇R, so that dividing by n − 1 and
+    not by n adds the mean to first order in 1/n.
+    """
+    return -(scores - mean) if removal == "drop" else -scores

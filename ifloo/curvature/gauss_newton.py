@@ -1,0 +1,55 @@
+"""The generalised Gauss-Newton matrix of the whole objective, penalty included."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.func import grad, jvp, vjp
+
+from ifloo.curvature.operator import Definite
+from ifloo.curvature.sample_mean import Product, SampleMeanOperator
+from ifloo.errors import InputError
+from ifloo.objective.batches import Batch
+from ifloo.objective.objective import Objective
+from ifloo.objective.protocol import OutputLosses
+
+
+class GaussNewton(SampleMeanOperator):
+    """G = (1/n) Σ_i w_i J_iᵀ ∇²ℓ(z_i) J_i + ∇²R(θ), z = outputs, J_i = ∂z_i/∂θ (Schraudolph 2002).
+
+    Positive semi-definite for losses convex in the outputs and a convex penalty; equal to the Hessian when the outputs
+    are linear in θ.
+    """
+
+    definite = Definite.SEMI
+
+    def __init__(self, objective: Objective, theta: Tensor, keep_graph: bool = False) -> None:
+        """See `SampleMeanOperator`.
+
+        Raises:
+            InputError: the model does not part its losses into outputs and a loss of outputs.
+        """
+        module = objective.losses.module
+        if not isinstance(module, OutputLosses):
+            raise InputError(
+                f"Gauss-Newton needs the model's outputs apart from its loss; {type(module).__name__} defines no "
+                "`outputs(batch)` and `output_losses(outputs, batch)`.\n  Define both, or use curvature Hessian."
+            )
+        super().__init__(objective, theta, keep_graph)
+
+    def product(self, ids: Tensor, batch: Batch) -> Product:
+        losses, theta = self.objective.losses, self.theta
+
+        def outputs(parameters: Tensor) -> Tensor:
+            return losses.outputs(parameters, batch)
+
+        def share(z: Tensor) -> Tensor:
+            each = losses.output_losses(z, batch)
+            return (self.objective.weights.of(ids, each.dtype) * each).sum() / self.objective.n
+
+        z, pull = vjp(outputs, theta)
+        _, curve = vjp(grad(share), z)
+
+        def multiply(v: Tensor) -> Tensor:
+            return pull(curve(jvp(outputs, (theta,), (v,))[1])[0])[0]
+
+        return multiply

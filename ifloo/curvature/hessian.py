@@ -1,0 +1,20 @@
+"""The Hessian of the whole objective, penalty included."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.func import vjp
+
+from ifloo.curvature.operator import Definite
+from ifloo.curvature.sample_mean import Product, SampleMeanOperator
+from ifloo.objective.batches import Batch
+
+
+class Hessian(SampleMeanOperator):
+    """H = ∇²J(θ; w), by `vjp(grad)`: `grad(jvp)` is silently wrong with layer_norm (Pearlmutter 1994 gives the product)."""
+
+    definite = Definite.UNKNOWN
+
+    def product(self, ids: Tensor, batch: Batch) -> Product:
+        _, pull = vjp(lambda theta: self.objective.part_gradient(theta, ids, batch), self.theta)
+        return lambda v: pull(v)[0]

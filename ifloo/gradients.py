@@ -1,0 +1,48 @@
+"""Per-sample gradients by `vmap(grad)`, and their products with directions by forward-mode `jvp`."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+
+from ifloo.objective.batches import Batch, batch_size, map_tensors, rows
+from ifloo.objective.functional import FunctionalLosses
+
+
+def sample_gradients(
+    losses: FunctionalLosses, theta: Float[Tensor, " p"], batch: Batch
+) -> Float[Tensor, "b p"]:
+    """∇ℓ_i(θ) of each sample of a batch: b x p numbers, so keep batches small."""
+
+    def one(parameters: Tensor, sample: Batch) -> Tensor:
+        return losses.sample_losses(parameters, map_tensors(lambda x: x.unsqueeze(0), sample)).squeeze(0)
+
+    return vmap(grad(one), in_dims=(None, 0))(theta, batch)
+
+
+def gradient_products(
+    losses: FunctionalLosses, theta: Float[Tensor, " p"], batch: Batch, directions: Float[Tensor, "m p"]
+) -> Float[Tensor, "m b"]:
+    """`directions[t] · ∇ℓ_i(θ)` of each sample i, without forming a gradient: the jvp of the vector of sample losses."""
+
+    def along(direction: Tensor) -> Tensor:
+        return jvp(lambda parameters: losses.sample_losses(parameters, batch), (theta,), (direction,))[1]
+
+    if len(directions) == 1:  # a vmap of one costs more than it saves
+        return along(directions[0]).unsqueeze(0)
+    return vmap(along)(directions)
+
+
+def gradient_norms(
+    losses: FunctionalLosses, theta: Float[Tensor, " p"], batch: Batch, bytes_at_once: int = 64 << 20
+) -> Float[Tensor, " b"]:
+    """‖∇ℓ_i(θ)‖ of each sample, in slices so small that their gradients fit `bytes_at_once`."""
+    step = max(1, bytes_at_once // (theta.numel() * theta.element_size()))
+    return torch.cat(
+        [
+            sample_gradients(losses, theta, rows(batch, slice(start, start + step))).norm(dim=1)
+            for start in range(0, batch_size(batch), step)
+        ]
+    )

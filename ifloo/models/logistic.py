@@ -1,0 +1,121 @@
+"""Multinomial logistic regression, the convex case: every number about it can be proved."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from ifloo.errors import InputError
+from ifloo.models.module import SampleLossModule
+from ifloo.objective.batches import Batch
+
+OptimizerName = Literal["lbfgs", "sgd", "adamw"]
+
+
+class LogisticRegression(SampleLossModule):
+    """ℓ_i = cross-entropy of softmax(W x_i + b), R = ½ λ (‖W‖² + ‖b‖²), as in Koh & Liang 2017, section 4.
+
+    Understands dict batches `{"x", "labels"}` and tuples `(x, y, ...)`.
+    """
+
+    def __init__(
+        self,
+        num_features: int = 784,
+        num_classes: int = 10,
+        bias: bool = False,
+        l2_reg: float = 0.01,
+        optimizer: OptimizerName = "lbfgs",
+        lr: float = 1.0,
+        momentum: float = 0.0,
+        max_iter: int = 1000,
+        tolerance_grad: float = 1e-5,
+        dtype: Literal["float64", "float32"] = "float64",
+    ) -> None:
+        """Starts at zero weights: J is convex, so nothing depends on the start.
+
+        Args:
+            num_features: d; inputs of any shape are flattened to it.
+            num_classes: C.
+            bias: whether to have an intercept (penalised like the weights).
+            l2_reg: λ of the penalty ½λ‖θ‖², per nat of mean loss.
+            optimizer: `lbfgs` (full batch, strong Wolfe), `sgd`, or `adamw` with weight_decay 0: the penalty is in J.
+            lr: step size.
+            momentum: of sgd.
+            max_iter: L-BFGS iterations in one outer step.
+            tolerance_grad: L-BFGS stops when no entry of ∇J is larger. Its line search compares values of J and stalls
+                near ‖∇J‖ = 1e-8; from here Newton-CG is faster and goes further.
+            dtype: of the weights.
+
+        Raises:
+            InputError: a negative λ.
+        """
+        super().__init__()
+        if not 0 <= l2_reg < float("inf"):
+            raise InputError(f"l2_reg must be a finite number >= 0, got {l2_reg}.")
+        self.save_hyperparameters()
+        self.linear = nn.Linear(num_features, num_classes, bias=bias, dtype=getattr(torch, dtype))
+        for parameter in self.linear.parameters():
+            nn.init.zeros_(parameter)
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
+
+    def outputs(self, batch: Batch) -> Float[Tensor, "b c"]:
+        """Logits."""
+        x, _ = _inputs_and_labels(batch)
+        return self.linear(x.flatten(1).to(self.linear.weight.dtype))
+
+    def output_losses(self, outputs: Float[Tensor, "b c"], batch: Batch) -> Float[Tensor, " b"]:
+        """Cross-entropy of each row, nats."""
+        _, labels = _inputs_and_labels(batch)
+        return nn.functional.cross_entropy(outputs, labels.long(), reduction="none")
+
+    def sample_losses(self, batch: Batch) -> Float[Tensor, " b"]:
+        return self.output_losses(self.outputs(batch), batch)
+
+    def penalty(self) -> Float[Tensor, ""]:
+        squares = [p.square().sum() for p in self.linear.parameters()]
+        return 0.5 * self.hparams["l2_reg"] * torch.stack(squares).sum()
+
+    def strong_convexity(self) -> float | None:
+        return self.hparams["l2_reg"] or None
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        own = self.hparams
+        if own["optimizer"] == "lbfgs":
+            return torch.optim.LBFGS(
+                self.parameters(),
+                lr=own["lr"],
+                max_iter=own["max_iter"],
+                max_eval=own["max_iter"] * 2,
+                tolerance_grad=own["tolerance_grad"],
+                tolerance_change=0.0,
+                history_size=30,
+                line_search_fn="strong_wolfe",
+            )
+        if own["optimizer"] == "sgd":
+            return torch.optim.SGD(self.parameters(), lr=own["lr"], momentum=own["momentum"], weight_decay=0.0)
+        return torch.optim.AdamW(self.parameters(), lr=own["lr"], weight_decay=0.0)
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, _: int) -> None:
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: Batch, stage: str) -> None:
+        logits, labels = self.outputs(batch), _inputs_and_labels(batch)[1]
+        self.accuracy(logits, labels)
+        self.log(f"{stage}/accuracy", self.accuracy, on_epoch=True, batch_size=len(labels))
+        self.log(f"{stage}/loss", self.output_losses(logits, batch).mean(), on_epoch=True, batch_size=len(labels))
+
+
+def _inputs_and_labels(batch: Batch) -> tuple[Tensor, Tensor]:
+    if isinstance(batch, dict):
+        return batch["x"], batch["labels"]
+    x, labels, *_ = batch
+    return x, labels
+
+

@@ -1,0 +1,89 @@
+"""The contract as a LightningModule: one loss serves training, scoring and refits."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, final
+
+import lightning as L
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ifloo.errors import InputError
+from ifloo.objective.batches import Batch, batch_size, sample_ids
+from ifloo.objective.weights import SampleWeights
+
+
+class SampleLossModule(L.LightningModule, ABC):
+    """A LightningModule that states ℓ_i and R apart, so that J(θ; w) is known and every sample has a weight.
+
+    `training_step` is final: mean of w[id] · ℓ + R. The penalty belongs in `penalty`, not in the optimizer: otherwise the
+    curvature is that of another function than the one trained.
+
+    Attributes:
+        sample_weights: w, by sample id; all 1 unless a refit sets it.
+    """
+
+    def __init__(self) -> None:
+        """Starts with every weight 1."""
+        super().__init__()
+        self.sample_weights = SampleWeights()
+
+    @abstractmethod
+    def sample_losses(self, batch: Batch) -> Float[Tensor, " b"]:
+        """ℓ of each sample of the batch, nats, unreduced, without the penalty."""
+
+    @abstractmethod
+    def penalty(self) -> Float[Tensor, ""]:
+        """R(θ), e.g. ½λ‖θ‖²; zero is said aloud."""
+
+    def strong_convexity(self) -> float | None:
+        """A known μ > 0 with ∇²J ⪰ μI everywhere, for error bounds; None where none is known."""
+        return None
+
+    @final
+    def training_step(self, batch: Batch, _: int) -> Float[Tensor, ""]:
+        losses = self.sample_losses(batch)
+        loss = (self._weights_of(batch, losses) * losses).mean() + self.penalty()
+        if self._trainer is not None and self.trainer.logger is not None:
+            self.log("J_batch", loss.detach(), prog_bar=True, batch_size=len(losses))
+        return loss
+
+    def on_train_start(self) -> None:
+        """Refuses what Lightning accepts in silence and L-BFGS cannot do.
+
+        Raises:
+            InputError: L-BFGS with mini-batches, accumulation, clipping or reduced precision.
+        """
+        if any(isinstance(o, torch.optim.LBFGS) for o in self.trainer.optimizers):
+            _refuse_for_lbfgs(self.trainer)
+
+    def _weights_of(self, batch: Batch, losses: Tensor) -> Float[Tensor, " b"]:
+        ids = sample_ids(batch)
+        if ids is None:
+            if len(self.sample_weights.ids):
+                raise InputError(
+                    f"Removing samples {self.sample_weights.ids.tolist()[:5]} needs batches that carry sample ids; "
+                    f"this one, a {type(batch).__name__}, has none.\n"
+                    "  Give each sample its id: key `idx` or `sample_index`, or the third item of (x, y, idx)."
+                )
+            return torch.full((batch_size(batch),), self.sample_weights.default, dtype=losses.dtype, device=losses.device)
+        return self.sample_weights.of(ids, losses.dtype)
+
+
+def _refuse_for_lbfgs(trainer: L.Trainer) -> None:
+    asked: dict[str, Any] = {
+        f"{trainer.num_training_batches} batches an epoch (batch_size < n)": trainer.num_training_batches != 1,
+        f"accumulate_grad_batches = {trainer.accumulate_grad_batches}": trainer.accumulate_grad_batches != 1,
+        f"gradient_clip_val = {trainer.gradient_clip_val}": bool(trainer.gradient_clip_val),
+        f"precision = {trainer.precision}": str(trainer.precision) not in ("32-true", "64-true"),
+    }
+    found = [what for what, refused in asked.items() if refused]
+    if found:
+        raise InputError(
+            f"Optimizer lbfgs minimises one fixed function: it needs the full batch, no accumulation, no clipping and full "
+            f"precision; got {'; '.join(found)}.\n"
+            "  Raise --data.batch_size to the number of training samples and leave the others out, or use "
+            "--model.optimizer sgd or adamw."
+        )

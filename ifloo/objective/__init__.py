@@ -1,0 +1,24 @@
+"""Floor 1: the objective J(θ; w) in functional form, and what it asks of a model and of data."""
+
+from ifloo.objective.batches import Batch, Subsample, TrainingData, batch_size, sample_ids, sequential
+from ifloo.objective.functional import FunctionalLosses, differentiable_kernels, scoring
+from ifloo.objective.objective import Objective
+from ifloo.objective.protocol import OutputLosses, SampleLosses
+from ifloo.objective.weights import Removal, SampleWeights
+
+__all__ = [
+    "Batch",
+    "FunctionalLosses",
+    "Objective",
+    "OutputLosses",
+    "Removal",
+    "SampleLosses",
+    "SampleWeights",
+    "Subsample",
+    "TrainingData",
+    "batch_size",
+    "differentiable_kernels",
+    "sample_ids",
+    "scoring",
+    "sequential",
+]

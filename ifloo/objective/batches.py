@@ -1,0 +1,234 @@
+"""Batches, whatever their form: which samples they hold, how many, moved, cut and put together.
+
+Understood: dicts, `(x, y)`, `(x, y, idx)`, and nestings of these. A sample's id is key `idx` or `sample_index` of a dict,
+the third item of a tuple, else its position in the dataset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from ifloo.errors import InputError
+
+Batch: TypeAlias = Any  # a dict, tuple or list of tensors, nested as the model likes
+ID_KEYS = ("idx", "sample_index")
+
+
+def map_tensors(function: Callable[[Tensor], Any], batch: Batch) -> Batch:
+    """The batch with `function` applied to each tensor; everything else is passed on."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        return {k: map_tensors(function, v) for k, v in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_tensors(function, v) for v in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(map_tensors(function, v) for v in batch)
+    return batch
+
+
+def tensors_of(batch: Batch) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from tensors_of(value)
+    elif isinstance(batch, (tuple, list)):
+        for value in batch:
+            yield from tensors_of(value)
+
+
+def batch_size(batch: Batch) -> int:
+    """b: the length of the first tensor with dimensions.
+
+    Raises:
+        InputError: the batch holds no such tensor.
+    """
+    for tensor in tensors_of(batch):
+        if tensor.ndim:
+            return tensor.shape[0]
+    raise InputError(f"A batch must hold at least one tensor [b, ...]; got {type(batch).__name__} without any.")
+
+
+def sample_ids(batch: Batch) -> Int[Tensor, " b"] | None:
+    """The ids a batch carries, or None where it carries none (then the position in the dataset is the id)."""
+    if isinstance(batch, Mapping):
+        return next((batch[k].long() for k in ID_KEYS if k in batch), None)
+    if isinstance(batch, (tuple, list)) and len(batch) == 3 and isinstance(batch[2], Tensor):
+        ids = batch[2]
+        return ids.long() if ids.ndim == 1 and not ids.is_floating_point() else None
+    return None
+
+
+def rows(batch: Batch, index: slice | Int[Tensor, " b"]) -> Batch:
+    """Some samples of a batch; a slice gives views."""
+    return map_tensors(lambda x: x[index] if x.ndim else x, batch)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """One batch of several alike."""
+    first = batches[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(batches)) if first.ndim else first
+    if isinstance(first, Mapping):
+        return {k: joined([b[k] for b in batches]) for k in first}
+    if isinstance(first, (tuple, list)):
+        return type(first)(joined(items) for items in zip(*batches, strict=True))
+    return first
+
+
+def sequential(loader: DataLoader, size: int) -> DataLoader:
+    """The loader's dataset in its own order, each sample once, `size` at a time: what scoring and J run over.
+
+    Raises:
+        InputError: an iterable dataset has no order and no length to rely on.
+    """
+    if isinstance(loader.dataset, IterableDataset):
+        raise InputError(
+            f"Attribution needs a map-style dataset (with __len__ and __getitem__); got "
+            f"{type(loader.dataset).__name__}, an IterableDataset.\n  Give each sample a position to be found by."
+        )
+    return DataLoader(
+        loader.dataset,
+        batch_size=min(size, len(loader.dataset)),  # type: ignore[arg-type]
+        shuffle=False,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+    )
+
+
+class SampleSource(Protocol):
+    """n samples to sum over, with their ids."""
+
+    @property
+    def n(self) -> int: ...
+
+    def with_ids(self) -> Iterator[tuple[Int[Tensor, " b"], Batch]]: ...
+
+
+@dataclass(frozen=True)
+class Subsample:
+    """One batch of samples standing for the whole: a sum over it, divided by its own n, estimates the full mean."""
+
+    ids: Int[Tensor, " b"]
+    batch: Batch
+
+    @property
+    def n(self) -> int:
+        return len(self.ids)
+
+    def with_ids(self) -> Iterator[tuple[Int[Tensor, " b"], Batch]]:
+        yield self.ids, self.batch
+
+
+class TrainingData:
+    """All n training samples as a fixed sequence of batches, gone over again and again.
+
+    Batches are kept in memory, on the device and in the dtype of the parameters, while they fit `cache_bytes`;
+    beyond it the loader is read anew on each pass.
+
+    Attributes:
+        n: number of samples.
+        ids: `[n]` int64, in order.
+    """
+
+    def __init__(
+        self,
+        loader: Iterable[Batch],
+        device: torch.device,
+        dtype: torch.dtype,
+        cache_bytes: int = 4 << 30,
+    ) -> None:
+        """Reads the data once.
+
+        Args:
+            loader: re-iterable, in a fixed order (see `sequential`).
+            device: where the batches are wanted.
+            dtype: what floating tensors are cast to.
+            cache_bytes: memory for batches kept.
+
+        Raises:
+            InputError: no sample, NaN or infinity in the data, an id that occurs twice.
+        """
+        self._loader, self._device, self._dtype = loader, device, dtype
+        self._cache: list[Batch] | None = []
+        ids, used, start = [], 0, 0
+        for position, raw in enumerate(loader):
+            batch = self._moved(raw)
+            b = batch_size(batch)
+            own = sample_ids(batch)
+            ids.append(torch.arange(start, start + b) if own is None else own.cpu())
+            start += b
+            _refuse_non_finite(batch, position)
+            used += sum(x.numel() * x.element_size() for x in tensors_of(batch))
+            if self._cache is not None:
+                self._cache = [*self._cache, batch] if used <= cache_bytes else None
+        if not ids:
+            raise InputError("The training data hold no sample.")
+        self.n = start
+        self.ids: Int[Tensor, " n"] = torch.cat(ids)
+        if len(torch.unique(self.ids)) != self.n:
+            raise InputError(_repeated_ids(self.ids))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._cache) if self._cache is not None else map(self._moved, self._loader)
+
+    def with_ids(self) -> Iterator[tuple[Int[Tensor, " b"], Batch]]:
+        """Each batch with the ids of its samples."""
+        start = 0
+        for batch in self:
+            b = batch_size(batch)
+            yield self.ids[start : start + b].to(self._device), batch
+            start += b
+
+    def draw(self, size: int, generator: torch.Generator) -> Subsample:
+        """`size` samples drawn uniformly, with replacement."""
+        positions = torch.randint(self.n, (size,), generator=generator)
+        return Subsample(self.ids[positions].to(self._device), self.sample(positions))
+
+    def sample(self, positions: Int[Tensor, " b"]) -> Batch:
+        """The samples at these positions, in this order, as one batch (positions may repeat)."""
+        if self._cache is None:
+            dataset, collate = self._loader.dataset, self._loader.collate_fn  # type: ignore[attr-defined]
+            fetch = getattr(dataset, "__getitems__", lambda wanted: [dataset[i] for i in wanted])
+            return self._moved(collate(fetch(positions.tolist())))
+        lengths = torch.tensor([batch_size(b) for b in self._cache])
+        ends = lengths.cumsum(0)
+        which = torch.searchsorted(ends, positions.cpu(), right=True)
+        offset = positions.cpu() - (ends - lengths)[which]
+        order = torch.argsort(which, stable=True)
+        parts = [
+            rows(self._cache[int(w)], offset[which == w].to(self._device)) for w in torch.unique(which)
+        ]
+        return rows(joined(parts), torch.argsort(order).to(self._device))
+
+    def _moved(self, batch: Batch) -> Batch:
+        return map_tensors(
+            lambda x: x.to(self._device, self._dtype if x.is_floating_point() else None, non_blocking=True), batch
+        )
+
+
+def _refuse_non_finite(batch: Batch, position: int) -> None:
+    for tensor in tensors_of(batch):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            bad = (~torch.isfinite(tensor)).reshape(tensor.shape[0], -1).any(1).nonzero()[0].item()
+            raise InputError(
+                f"The training data hold NaN or infinity: batch {position}, row {bad}, a tensor of shape "
+                f"{list(tensor.shape)}.\n  Clean the data; no score can be computed from them."
+            )
+
+
+def _repeated_ids(ids: Tensor) -> str:
+    values, counts = torch.unique(ids, return_counts=True)
+    twice = values[counts > 1]
+    return (
+        f"Sample ids must be unique; {len(twice)} occur more than once, the first is {int(twice[0])}.\n"
+        "  Give each training sample its own id (key `idx` or `sample_index`, or the third item of the batch)."
+    )

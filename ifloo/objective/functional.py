@@ -1,0 +1,88 @@
+"""A module's losses as functions of a flat parameter vector, fit for torch.func transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ifloo.objective.batches import Batch
+from ifloo.params import ParamSpace
+
+
+@contextmanager
+def differentiable_kernels() -> Iterator[None]:
+    """Kernels that torch.func can differentiate twice and forward: fused attention can neither. Restores the state."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def scoring(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no logging from inside a transform, differentiable kernels; all restored on leaving."""
+    was_training = {m: m.training for m in module.modules()}
+    logging = {name: module.__dict__.get(name) for name in ("log", "log_dict") if hasattr(module, name)}
+    module.eval()
+    module.__dict__.update(dict.fromkeys(logging, _no_log))
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(differentiable_kernels())
+            yield
+    finally:
+        for name, own in logging.items():
+            module.__dict__.pop(name)
+            if own is not None:
+                module.__dict__[name] = own
+        for m, training in was_training.items():
+            m.training = training
+
+
+def _no_log(*_: Any, **__: Any) -> None:
+    """Stands in for `self.log`, which fails inside a transform on a module attached to a Trainer."""
+
+
+class _Method(nn.Module):
+    """Makes a method of `module` the forward pass, which is all that functional_call can run."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, method: str, *args: Any) -> Tensor:
+        return getattr(self.module, method)(*args)
+
+
+class FunctionalLosses:
+    """ℓ and R of a module as functions of θ `[p]`; parameters outside `space` stay at the module's values."""
+
+    def __init__(self, module: nn.Module, space: ParamSpace) -> None:
+        """Binds a module; its parameters are not touched, neither here nor by a call."""
+        self.module, self.space = module, space
+        self._caller = _Method(module)
+
+    def sample_losses(self, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, " b"]:
+        return self._call(theta, "sample_losses", batch)
+
+    def penalty(self, theta: Float[Tensor, " p"]) -> Float[Tensor, ""]:
+        return self._call(theta, "penalty")
+
+    def outputs(self, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, "b *c"]:
+        return self._call(theta, "outputs", batch)
+
+    def output_losses(self, outputs: Float[Tensor, "b *c"], batch: Batch) -> Float[Tensor, " b"]:
+        return self.module.output_losses(outputs, batch)
+
+    def _call(self, theta: Tensor, method: str, *args: Any) -> Tensor:
+        named = {f"module.{n}": v for n, v in self.space.unflatten(theta).items()}
+        return functional_call(self._caller, named, (method, *args))

@@ -1,0 +1,68 @@
+"""J(θ; w) = (1/n) Σ_i w_i ℓ_i(θ) + R(θ) over the whole training set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import grad, grad_and_value
+
+from ifloo.objective.batches import Batch, SampleSource
+from ifloo.objective.functional import FunctionalLosses
+from ifloo.objective.weights import SampleWeights
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The function whose minimiser is attributed. Batches are an implementation detail: every sum runs over all n.
+
+    Attributes:
+        losses: ℓ and R as functions of θ.
+        data: the n training samples (`TrainingData`), or some of them (`Subsample`).
+        weights: w; 1 for every sample unless a refit says otherwise.
+    """
+
+    losses: FunctionalLosses
+    data: SampleSource
+    weights: SampleWeights = field(default_factory=SampleWeights)
+
+    @property
+    def n(self) -> int:
+        return self.data.n
+
+    @property
+    def size(self) -> int:
+        """p, the number of parameters."""
+        return self.losses.space.size
+
+    def reweighted(self, weights: SampleWeights) -> Objective:
+        return replace(self, weights=weights)
+
+    def part(self, theta: Float[Tensor, " p"], ids: Tensor, batch: Batch) -> Float[Tensor, ""]:
+        """The share of one batch in (1/n) Σ w_i ℓ_i, in nats."""
+        losses = self.losses.sample_losses(theta, batch)
+        return (self.weights.of(ids, losses.dtype) * losses).sum() / self.n
+
+    def value(self, theta: Float[Tensor, " p"]) -> Float[Tensor, ""]:
+        """J(θ; w), nats."""
+        with torch.no_grad():
+            parts = [self.part(theta, ids, batch) for ids, batch in self.data.with_ids()]
+            return torch.stack(parts).sum() + self.losses.penalty(theta)
+
+    def gradient(self, theta: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
+        """∇J(θ; w)."""
+        return self.value_and_gradient(theta)[1]
+
+    def value_and_gradient(self, theta: Float[Tensor, " p"]) -> tuple[Float[Tensor, ""], Float[Tensor, " p"]]:
+        """J(θ; w) and ∇J(θ; w) in one pass over the data."""
+        gradient, value = grad_and_value(self.losses.penalty)(theta)
+        for ids, batch in self.data.with_ids():
+            g, v = grad_and_value(self.part)(theta, ids, batch)
+            gradient, value = gradient + g, value + v
+        return value, gradient
+
+    def part_gradient(self, theta: Float[Tensor, " p"], ids: Tensor, batch: Batch) -> Float[Tensor, " p"]:
+        """∇ of `part`: the function that Hessian-vector products differentiate once more."""
+        return grad(self.part)(theta, ids, batch)

@@ -1,0 +1,97 @@
+"""Parameters: their names, and the one vector format of the project, flat rows `[k, p]`.
+
+Dict and flat meet only here; every other module speaks of `[p]` and `[k, p]`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ifloo.errors import InputError
+
+
+@dataclass(frozen=True)
+class ParamSpace:
+    """The attributed parameters of a module, in a fixed order.
+
+    Attributes:
+        names: parameter names as `named_parameters` gives them (tied weights once).
+        shapes: their shapes.
+        dtype: the one dtype they share.
+        device: the one device they share.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, module: nn.Module, patterns: Sequence[str] = ("*",)) -> ParamSpace:
+        """The trainable parameters of `module` whose names match any of the shell-style `patterns`.
+
+        Raises:
+            InputError: nothing matches, or the parameters differ in dtype or device.
+        """
+        trainable = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        chosen = {n: p for n, p in trainable.items() if any(fnmatch.fnmatchcase(n, x) for x in patterns)}
+        if not chosen:
+            raise InputError(_nothing_matches(patterns, list(trainable)))
+        kinds = {(p.dtype, p.device) for p in chosen.values()}
+        if len(kinds) > 1:
+            raise InputError(
+                f"The attributed parameters must share one dtype and one device, got {sorted(map(str, kinds))}.\n"
+                "  Cast the module to one dtype (module.double()) and move it to one device before scoring."
+            )
+        ((dtype, device),) = kinds
+        return cls(tuple(chosen), tuple(p.shape for p in chosen.values()), dtype, device)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(math.prod(s) for s in self.shapes)
+
+    @property
+    def size(self) -> int:
+        """p, the number of attributed parameters."""
+        return sum(self.sizes)
+
+    def flatten(self, named: Mapping[str, Tensor], batch_dims: int = 0) -> Float[Tensor, "*k p"]:
+        """Named tensors, each `[*k, *shape]`, to flat vectors; `batch_dims` is the number of leading dimensions k."""
+        return torch.cat([named[n].flatten(batch_dims) for n in self.names], dim=-1)
+
+    def unflatten(self, flat: Float[Tensor, "*k p"]) -> dict[str, Tensor]:
+        """Flat vectors to named tensors `[*k, *shape]`: views, no copies."""
+        parts = flat.split(self.sizes, dim=-1)
+        return {
+            n: x.reshape(*flat.shape[:-1], *s) for n, x, s in zip(self.names, parts, self.shapes, strict=True)
+        }
+
+    def values_of(self, module: nn.Module) -> Float[Tensor, " p"]:
+        """A detached flat copy of the module's present values."""
+        named = dict(module.named_parameters())
+        return self.flatten({n: named[n].detach() for n in self.names}).clone()
+
+    @torch.no_grad()
+    def write_to(self, module: nn.Module, flat: Float[Tensor, " p"]) -> None:
+        """Copies flat values into the module's parameters, in place."""
+        named = dict(module.named_parameters())
+        for name, value in self.unflatten(flat).items():
+            named[name].copy_(value)
+
+
+def _nothing_matches(patterns: Sequence[str], names: list[str]) -> str:
+    if not names:
+        return "The module has no trainable parameter (requires_grad=True): there is nothing to attribute."
+    near = [m for x in patterns for m in difflib.get_close_matches(x, names, n=3, cutoff=0.3)] or names[:5]
+    return (
+        f"No trainable parameter matches {list(patterns)}.\n"
+        f"  The nearest of the {len(names)} names: {list(dict.fromkeys(near))}."
+    )

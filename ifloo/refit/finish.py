@@ -1,0 +1,91 @@
+"""The callback that finishes a convex fit, and measures the end of any."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+import lightning as L
+import torch
+
+from ifloo.errors import InputError
+from ifloo.objective import FunctionalLosses, Objective, TrainingData, scoring, sequential
+from ifloo.params import ParamSpace
+from ifloo.refit.newton import Minimum, newton_cg
+from ifloo.curvature import Hessian
+from ifloo.solvers import Nystrom, Preconditioner, PreparedPreconditioner
+
+logger = logging.getLogger(__name__)
+REACHABLE = {torch.float64: 1e-10, torch.float32: 3e-6}
+
+
+class NewtonFinish(L.Callback):
+    """After training: Newton-CG on the same J(θ; w) to a small ‖∇J‖, or ‖∇J‖ measured where that is not asked for.
+
+    One instance may serve many fits on the same training data: the data and the preconditioner are kept.
+
+    Attributes:
+        minimum: how the last fit ended.
+    """
+
+    def __init__(
+        self,
+        after: Literal["lbfgs", "always", "never"] = "lbfgs",
+        tolerance: float | None = None,
+        max_steps: int = 20,
+        preconditioner: Preconditioner | None = None,
+        keep_graph: bool = True,
+        batch_size: int = 5000,
+    ) -> None:
+        """Settings.
+
+        Args:
+            after: which fits to finish; L-BFGS is what minimises a fixed convex J.
+            tolerance: ‖∇J‖ to reach; None: 1e-10 in float64, 3e-6 in float32.
+            max_steps: Newton steps.
+            preconditioner: of the inner CG; None: `Nystrom()`.
+            keep_graph: keep each linearisation for the whole inner solve (twice as fast; memory of all activations).
+            batch_size: samples at once.
+
+        Raises:
+            InputError: the tolerance is not positive.
+        """
+        if tolerance is not None and not tolerance > 0:
+            raise InputError(f"finish.tolerance must be > 0, got {tolerance}.")
+        self.after, self.tolerance, self.max_steps = after, tolerance, max_steps
+        self.preconditioner = preconditioner or Nystrom()
+        self.keep_graph, self.batch_size = keep_graph, batch_size
+        self.minimum: Minimum | None = None
+        self._data: TrainingData | None = None
+        self._prepared: PreparedPreconditioner | None = None
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        space = ParamSpace.of(pl_module)
+        objective = self._objective(trainer, pl_module, space)
+        theta = space.values_of(pl_module)
+        with scoring(pl_module):
+            if self._wanted(trainer):
+                self.minimum = self._finish(objective, theta)
+                space.write_to(pl_module, self.minimum.theta)
+            else:
+                value, gradient = objective.value_and_gradient(theta)
+                self.minimum = Minimum(theta, float(value), float(gradient.norm()), 0, 0)
+        if trainer.logger is not None:
+            metrics = {"fit/J": self.minimum.value, "fit/grad_norm": self.minimum.grad_norm}
+            trainer.logger.log_metrics(metrics, step=trainer.global_step)
+
+    def _wanted(self, trainer: L.Trainer) -> bool:
+        lbfgs = any(isinstance(o, torch.optim.LBFGS) for o in trainer.optimizers)
+        return self.after == "always" or (self.after == "lbfgs" and lbfgs)
+
+    def _objective(self, trainer: L.Trainer, module: Any, space: ParamSpace) -> Objective:
+        if self._data is None:
+            loader = sequential(trainer.train_dataloader, self.batch_size)
+            self._data = TrainingData(loader, space.device, space.dtype)
+        return Objective(FunctionalLosses(module, space), self._data, module.sample_weights)
+
+    def _finish(self, objective: Objective, theta: torch.Tensor) -> Minimum:
+        tolerance = self.tolerance or REACHABLE.get(theta.dtype, REACHABLE[torch.float32])
+        if self._prepared is None and float(objective.gradient(theta).norm()) > tolerance:
+            self._prepared = self.preconditioner.prepare(Hessian(objective, theta))
+        return newton_cg(objective, theta, tolerance, self.max_steps, self._prepared, self.keep_graph)

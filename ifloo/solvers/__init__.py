@@ -1,0 +1,29 @@
+"""Floor 3: solvers of A x = b for symmetric operators. They know an operator, never a model."""
+
+from ifloo.solvers.cg import CG
+from ifloo.solvers.cholesky import Cholesky
+from ifloo.solvers.lissa import LiSSA
+from ifloo.solvers.nystrom import Nystrom
+from ifloo.solvers.solution import (
+    Preconditioner,
+    Prepared,
+    PreparedPreconditioner,
+    Solution,
+    SolveError,
+    Solver,
+    Status,
+)
+
+__all__ = [
+    "CG",
+    "Cholesky",
+    "LiSSA",
+    "Nystrom",
+    "Preconditioner",
+    "Prepared",
+    "PreparedPreconditioner",
+    "Solution",
+    "SolveError",
+    "Solver",
+    "Status",
+]

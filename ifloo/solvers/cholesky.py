@@ -1,0 +1,93 @@
+"""Dense Cholesky factorisation: exact, for parameter counts whose square fits in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ifloo.curvature.operator import LinearOperator, dense
+from ifloo.errors import InputError
+from ifloo.solvers.solution import Prepared, SolveError, Solution, Solver, Status, relative_residual
+
+
+@dataclass(frozen=True)
+class Cholesky(Solver):
+    """A = L Lᵀ once, two triangular solves for each right-hand side, one step of refinement.
+
+    Attributes:
+        max_bytes: memory allowed for the matrix and its factor together.
+        rtol: relative residual that must be reached; None: 1e-10 in float64, 1e-4 in float32.
+        block: unit vectors multiplied at once while the matrix is built.
+    """
+
+    max_bytes: int = 4 << 30
+    rtol: float | None = None
+    block: int = 64
+
+    def prepare(self, A: LinearOperator) -> PreparedCholesky:
+        """Builds and factorises the matrix.
+
+        Raises:
+            InputError: the matrix and its factor would not fit `max_bytes`.
+            SolveError: A is not positive definite.
+        """
+        need = 2 * A.size**2 * torch.finfo(A.dtype).bits // 8
+        if need > self.max_bytes:
+            raise InputError(
+                f"Cholesky of p = {A.size:,} parameters needs {need / 2**30:.1f} GiB (matrix and factor, {A.dtype}); "
+                f"max_bytes allows {self.max_bytes / 2**30:.1f} GiB.\n"
+                "  Use solver CG, which needs products only, or raise max_bytes if the memory is there."
+            )
+        matrix = dense(A, self.block)
+        factor, failed_at = torch.linalg.cholesky_ex(matrix)
+        if int(failed_at) or not torch.isfinite(factor.diagonal()).all():
+            raise SolveError(_not_definite(matrix))
+        rtol = self.rtol or {torch.float64: 1e-10}.get(A.dtype, 1e-4)
+        return PreparedCholesky(A, factor, rtol)
+
+
+class PreparedCholesky(Prepared):
+    """A factor, ready for right-hand sides."""
+
+    def __init__(self, A: LinearOperator, factor: Float[Tensor, "p p"], rtol: float) -> None:
+        self.A, self.factor, self.rtol = A, factor, rtol
+
+    def solve(self, B: Float[Tensor, "k p"]) -> Solution:
+        X = self._back(B)
+        X = X + self._back(B - self.A.matmat(X))
+        residual = relative_residual(self.A, X, B)
+        status = tuple(Status.CONVERGED if r <= self.rtol else Status.NOT_CONVERGED for r in residual)
+        advice = tuple("" if r <= self.rtol else _missed(float(r), self.rtol, B.dtype) for r in residual)
+        return Solution(X, residual, torch.full((len(B),), 2, dtype=torch.int64), status, advice)
+
+    def _back(self, B: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
+        return torch.cholesky_solve(B.T, self.factor).T
+
+
+def _missed(residual: float, rtol: float, dtype: torch.dtype) -> str:
+    return (
+        f"Cholesky left a relative residual of {residual:.1e}, {rtol:.1e} was asked for: the matrix is too "
+        f"ill-conditioned for {dtype}; use float64 or damping."
+    )
+
+
+def _not_definite(matrix: Float[Tensor, "p p"]) -> str:
+    if not torch.isfinite(matrix).all():
+        return "The curvature holds NaN or infinity: the loss has no finite second derivative at this checkpoint."
+    lowest = _smallest_eigenvalue(matrix)
+    return (
+        f"The curvature is not positive definite: its smallest eigenvalue is {lowest:.1e}.\n"
+        f"  Raise damping by more than {max(-lowest, 0):.1e}, train to a minimum, or use curvature GaussNewton with "
+        "damping."
+    )
+
+
+def _smallest_eigenvalue(matrix: Float[Tensor, "p p"]) -> float:
+    if len(matrix) <= 2000:
+        return float(torch.linalg.eigvalsh(matrix)[0])
+    from scipy.sparse.linalg import eigsh  # noqa: PLC0415 -- slow to import, wanted for a message only
+
+    return float(eigsh(matrix.cpu().numpy(), k=1, which="SA", tol=1e-2, return_eigenvectors=False)[0])

@@ -1,0 +1,125 @@
+"""LiSSA: a truncated Neumann series on sampled curvature (Agarwal, Bullins & Hazan 2017; Koh & Liang 2017, section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ifloo.curvature.operator import LinearOperator, StochasticOperator, stochastic
+from ifloo.errors import InputError
+from ifloo.solvers.solution import Prepared, Solution, Solver, Status, relative_residual
+
+GROWTH = 1e8  # an iterate this many times larger than what the series can sum to has diverged
+MARGIN = 1.25  # over the largest eigenvalue seen in sampled batches
+BATCHES_FOR_SCALE = 256
+POWER_STEPS = 15
+
+
+@dataclass(frozen=True)
+class LiSSA(Solver):
+    """`h <- v + h − A_batch h / scale`, `depth` times, result / scale, averaged over `repeats`.
+
+    Stochastic, of a fixed number of steps: the true residual on the full data and the standard error between repeats are
+    its certificate.
+
+    Attributes:
+        depth: steps of the recursion.
+        repeats: independent recursions, advanced together.
+        batch: samples drawn at each step.
+        scale: must exceed half the largest eigenvalue of every batch's curvature (better: the whole of it); None: from
+            sampled batches, with a margin of 25 %.
+        seed: of the draws.
+        max_residual: raise when the true residual is larger; None: report it.
+    """
+
+    depth: int = 1000
+    repeats: int = 10
+    batch: int = 1
+    scale: float | None = None
+    seed: int = 0
+    max_residual: float | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the settings.
+
+        Raises:
+            InputError: a count below 1 or a scale that is not positive.
+        """
+        if min(self.depth, self.repeats, self.batch) < 1:
+            raise InputError(
+                f"LiSSA needs depth, repeats and batch >= 1, got {self.depth}, {self.repeats} and {self.batch}."
+            )
+        if self.scale is not None and not 0 < self.scale < float("inf"):
+            raise InputError(f"LiSSA needs a finite scale > 0, got {self.scale}.")
+
+    def prepare(self, A: LinearOperator) -> PreparedLiSSA:
+        operator = stochastic(A)
+        return PreparedLiSSA(self, operator, self.scale or largest_eigenvalue(operator, self.batch, self.seed) * MARGIN)
+
+
+class PreparedLiSSA(Prepared):
+    """LiSSA on one operator, its scale settled."""
+
+    def __init__(self, settings: LiSSA, A: StochasticOperator, scale: float) -> None:
+        self.settings, self.A, self.scale = settings, A, scale
+
+    def solve(self, B: Float[Tensor, "k p"]) -> Solution:
+        settings, k = self.settings, len(B)
+        repeats, reached = self._recurse(B)
+        X = repeats.mean(0)
+        error = repeats.std(0) / settings.repeats**0.5 if settings.repeats > 1 else None
+        residual = relative_residual(self.A, X, B)
+        diverged = ~torch.isfinite(residual) | (X.norm(dim=1) * self.scale > GROWTH * B.norm(dim=1))
+        status, advice = [], []
+        for bad, r in zip(diverged.tolist(), residual.tolist(), strict=True):
+            missed = settings.max_residual is not None and r > settings.max_residual
+            status.append(Status.DIVERGED if bad else Status.NOT_CONVERGED if missed else Status.FIXED_STEPS)
+            advice.append(self._diverged(reached) if bad else self._missed(r) if missed else "")
+        steps = torch.full((k,), reached, dtype=torch.int64)
+        return Solution(X, residual, steps, tuple(status), tuple(advice), error)
+
+    def _recurse(self, B: Float[Tensor, "k p"]) -> tuple[Float[Tensor, "r k p"], int]:
+        settings = self.settings
+        generator = torch.Generator().manual_seed(settings.seed)
+        V = B.expand(settings.repeats, *B.shape)
+        H = V.clone()
+        limit = GROWTH * B.norm(dim=1).max()
+        for step in range(1, settings.depth + 1):
+            estimate = self.A.draw(settings.repeats, settings.batch, generator)
+            H = V + H - estimate.matmat(H) / self.scale
+            if step % 50 == 0:
+                if self.progress:
+                    self.progress(step, float("nan"))  # the recursion has no residual of its own
+                if not H.norm(dim=2).max() <= limit:
+                    break
+        return H / self.scale, step
+
+    def _diverged(self, step: int) -> str:
+        worst = largest_eigenvalue(self.A, self.settings.batch, self.settings.seed)
+        return (
+            f"LiSSA diverged by step {step} with scale {self.scale:.4g}: batches of {self.settings.batch} have "
+            f"eigenvalues up to {worst:.4g}, and the recursion needs scale > {worst / 2:.4g}.\n"
+            f"  Use scale {worst * MARGIN:.4g} (or leave scale out: it is then found), or larger batches."
+        )
+
+    def _missed(self, residual: float) -> str:
+        return (
+            f"LiSSA left a true residual of {residual:.1e}, max_residual is {self.settings.max_residual:.1e}; raise "
+            "depth and repeats, or use solver CG."
+        )
+
+
+def largest_eigenvalue(A: StochasticOperator, batch: int, seed: int = 0) -> float:
+    """The largest λ_max over sampled batches of one size, by power iteration on all of them at once."""
+    generator = torch.Generator().manual_seed(seed)
+    together = max(8, BATCHES_FOR_SCALE // batch)
+    draw = A.draw(together, batch, generator)
+    V = torch.randn(together, 1, A.size, generator=generator, dtype=torch.float64).to(A.device, A.dtype)
+    norms = V.norm(dim=2, keepdim=True)
+    for _ in range(POWER_STEPS):
+        V = draw.matmat(V / norms)
+        norms = V.norm(dim=2, keepdim=True).clamp_min(torch.finfo(A.dtype).tiny)
+    return float(norms.max())

@@ -1,0 +1,84 @@
+"""Randomised Nyström preconditioner: the largest eigenvalues of the operator, taken out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ifloo.curvature.operator import LinearOperator, StochasticOperator
+from ifloo.errors import InputError
+from ifloo.solvers.solution import Preconditioner, PreparedPreconditioner, SolveError
+
+
+@dataclass(frozen=True)
+class Nystrom(Preconditioner):
+    """A ≈ U diag(σ) Uᵀ of low rank from one block of products with random vectors, and P = σ_r U diag(1/σ) Uᵀ + (I − U Uᵀ).
+
+    After it, the eigenvalues lie between the smallest of A and about σ_r. The sketch may be taken from a subsample of the
+    data: a preconditioner changes the number of steps, never the answer.
+
+    Source: Frangella, Tropp & Udell 2023, SIAM J. Matrix Anal. Appl. 44(2), alg. 2.1 and eq. (5.3).
+
+    Attributes:
+        rank: r, number of eigenvalues taken out (at most p).
+        rows: samples in the sketch; None, or an operator that cannot be sampled: all.
+        seed: of the random vectors and the subsample.
+        block: products at once.
+    """
+
+    rank: int = 300
+    rows: int | None = 4096
+    seed: int = 0
+    block: int = 50
+
+    def __post_init__(self) -> None:
+        """Checks the settings.
+
+        Raises:
+            InputError: rank or rows below 1.
+        """
+        if self.rank < 1 or (self.rows is not None and self.rows < 1):
+            raise InputError(f"Nystrom needs rank >= 1 and rows >= 1 (or null), got {self.rank} and {self.rows}.")
+
+    def prepare(self, A: LinearOperator) -> PreparedNystrom:
+        """Sketches A.
+
+        Raises:
+            SolveError: the sketch is not finite, or A is not positive enough to be sketched.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        sketched = A
+        if self.rows is not None and isinstance(A, StochasticOperator):
+            sketched = A.subsampled(self.rows, generator)
+        rank = min(self.rank, A.size)
+        omega = torch.randn(A.size, rank, generator=generator, dtype=torch.float64).to(A.device, A.dtype)
+        omega = torch.linalg.qr(omega).Q
+        Y = torch.cat([sketched.matmat(v) for v in omega.T.split(self.block)]).T
+        if not torch.isfinite(Y).all():
+            raise SolveError("The Nyström sketch of the curvature holds NaN or infinity at this checkpoint.")
+        shift = torch.finfo(A.dtype).eps * Y.norm() * A.size**0.5
+        Y = Y + shift * omega
+        core, failed = torch.linalg.cholesky_ex(omega.T @ Y)
+        if int(failed):
+            raise SolveError(
+                "The curvature is not positive definite, so it has no Nyström preconditioner.\n"
+                "  Raise damping, use curvature GaussNewton, or CG without a preconditioner (it says how negative)."
+            )
+        factor = torch.linalg.solve_triangular(core, Y.T, upper=False).T
+        U, sigma, _ = torch.linalg.svd(factor, full_matrices=False)
+        eigenvalues = (sigma.square() - shift).clamp_min(torch.finfo(A.dtype).tiny)
+        return PreparedNystrom(U, eigenvalues)
+
+
+class PreparedNystrom(PreparedPreconditioner):
+    """The low-rank factors."""
+
+    def __init__(self, U: Float[Tensor, "p r"], eigenvalues: Float[Tensor, " r"]) -> None:
+        self.U = U
+        self.shrink = eigenvalues[-1] / eigenvalues - 1
+
+    def apply(self, R: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
+        return R + ((R @ self.U) * self.shrink) @ self.U.T

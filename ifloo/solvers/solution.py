@@ -1,0 +1,115 @@
+"""Solver (how) and solution (what happened): failure is data first, an exception second."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ifloo.curvature.operator import LinearOperator
+from ifloo.errors import WorkError
+
+
+class Status(Enum):
+    """How the solve of one right-hand side ended."""
+
+    CONVERGED = "converged"
+    FIXED_STEPS = "fixed steps"  # all steps taken, by design without a tolerance; judge by the residual
+    NOT_CONVERGED = "not converged"
+    INDEFINITE = "indefinite"
+    DIVERGED = "diverged"
+    NOT_FINITE = "not finite"
+
+
+class SolveError(WorkError):
+    """A solve that must not be used; says what, where, how much and what to do next."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """x with A x ≈ b for k right-hand sides, with its certificate.
+
+    Attributes:
+        value: `[k, p]`.
+        residual: `[k]`, ‖b − A x‖ / ‖b‖, recomputed from A on the full data (0 for b = 0).
+        steps: `[k]`, steps used.
+        status: one of each right-hand side.
+        advice: what went wrong and what to do, one of each right-hand side, empty where all is well.
+        standard_error: `[k, p]` between repeats, of stochastic solvers only.
+    """
+
+    value: Float[Tensor, "k p"]
+    residual: Float[Tensor, " k"]
+    steps: Int[Tensor, " k"]
+    status: tuple[Status, ...]
+    advice: tuple[str, ...]
+    standard_error: Float[Tensor, "k p"] | None = None
+
+    def require(self) -> Solution:
+        """The solution, for callers that cannot use a poor one.
+
+        Raises:
+            SolveError: any right-hand side neither converged nor took its fixed number of steps.
+        """
+        fine = (Status.CONVERGED, Status.FIXED_STEPS)
+        failed = [i for i, s in enumerate(self.status) if s not in fine]
+        if failed:
+            lines = [f"query {i + 1} of {len(self.status)}: {self.advice[i]}" for i in failed[:3]]
+            more = f"\n  ... and {len(failed) - 3} more" if len(failed) > 3 else ""
+            raise SolveError("\n  ".join(lines) + more)
+        return self
+
+
+Progress = Callable[[int, float], None]  # (steps so far, worst relative residual as the recurrence sees it)
+
+
+class Prepared(ABC):
+    """A solver made ready for one operator (factors held, if it has any).
+
+    Attributes:
+        progress: called after every step of an iterative solve, if set.
+    """
+
+    progress: Progress | None = None
+
+    @abstractmethod
+    def solve(self, B: Float[Tensor, "k p"]) -> Solution:
+        """Solves A x = b for each row of B."""
+
+
+class Solver(ABC):
+    """How to solve; knows operators, never a model."""
+
+    @abstractmethod
+    def prepare(self, A: LinearOperator) -> Prepared:
+        """Does the work that all right-hand sides share."""
+
+
+class Preconditioner(ABC):
+    """An approximate inverse of an operator, made once."""
+
+    @abstractmethod
+    def prepare(self, A: LinearOperator) -> PreparedPreconditioner:
+        """Does the work that all uses share."""
+
+
+class PreparedPreconditioner(ABC):
+    """P ≈ A⁻¹, symmetric positive definite."""
+
+    @abstractmethod
+    def apply(self, R: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
+        """P r for each row."""
+
+
+def relative_residual(
+    A: LinearOperator, X: Float[Tensor, "k p"], B: Float[Tensor, "k p"]
+) -> Float[Tensor, " k"]:
+    """‖b − A x‖ / ‖b‖ of each row, from the operator itself; 0 where b = 0."""
+    norms = B.norm(dim=1)
+    residual = (B - A.matmat(X)).norm(dim=1)
+    return torch.where(norms > 0, residual / norms.clamp_min(torch.finfo(B.dtype).tiny), residual)
