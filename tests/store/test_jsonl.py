@@ -101,8 +101,8 @@ def test_unreadable_file(tmp_path):
 def disk_full(path):
     return (
         f"Could not write {path}: No space left on device.\n"
-        "  The row was not added; the earlier rows are unchanged. Free some space on that disk, or choose another place "
-        "for the output, and run the same command again."
+        "  The row was not added; the earlier rows are unchanged. Free some space on that disk, or choose another "
+        "place for the output, and run the same command again."
     )
 
 
@@ -143,8 +143,8 @@ def test_repair_on_a_disk_that_fails(path, monkeypatch):
         jsonl.repair(path)
     assert str(caught.value) == (
         f"Could not write {path}: Read-only file system.\n"
-        "  Its whole rows are unchanged. Make the disk writable, or choose another place for the output, and run the same "
-        "command again."
+        "  Its whole rows are unchanged. Make the disk writable, or choose another place for the output, and run the "
+        "same command again."
     )
 
 
