@@ -1,0 +1,6 @@
+"""Data modules: where the samples come from, each with an id that no limit, shuffle or batch size changes."""
+
+from ifloo.data.digits import DigitSet
+from ifloo.data.mnist import MNISTDataModule
+
+__all__ = ["DigitSet", "MNISTDataModule"]

@@ -1,0 +1,113 @@
+"""Digits held in memory: pixels as they came, the model's input made once, and an id for each image."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ifloo.errors import InputError
+
+Dtype = Literal["float32", "float64"]
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}
+SIDE = 28
+CLASSES = 10
+MEAN, STD = 0.1307, 0.3081  # of the 60,000 training images' pixels/255, to four digits: the customary constants
+BLOCK = 4096
+
+
+class DigitSet(Dataset[dict[str, Tensor]]):
+    """Images with labels and ids; batches are dicts {"x": [b, 784], "labels": [b], "idx": [b]}.
+
+    A batch of consecutive rows is a view of the data, not a copy (the full training set is 345 MB in float64): do not
+    write into a batch.
+
+    Args:
+        images: pixels, 0..255.
+        labels: 0..9.
+        ids: what names each image everywhere, here its position in the original file.
+        normalize: x is (pixel/255 - 0.1307) / 0.3081 instead of pixel/255.
+        dtype: of x.
+        where: what an error calls these data.
+
+    Raises:
+        InputError: counts that differ, images of another size, labels outside 0..9, an id twice.
+    """
+
+    def __init__(
+        self,
+        images: UInt8[Tensor, "n height width"],
+        labels: UInt8[Tensor, "n_labels"] | Int64[Tensor, "n_labels"],
+        ids: Int64[Tensor, "n_ids"],
+        *,
+        normalize: bool = False,
+        dtype: Dtype = "float64",
+        where: str = "the digits",
+    ) -> None:
+        _check(images, labels, ids, where)
+        self.images = images
+        self.labels = labels.long()
+        self.ids = ids
+        self.x = _inputs(images, normalize, DTYPES[dtype])
+        self._row_of = {id_: row for row, id_ in enumerate(ids.tolist())}
+        if len(self._row_of) != len(ids):
+            raise InputError(f"{where}: {len(ids)} ids, of which only {len(self._row_of)} differ.\n  {_ONE_EACH}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        return {"x": self.x[row], "labels": self.labels[row], "idx": self.ids[row]}
+
+    def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """A whole batch at once: what torch's DataLoader calls instead of one `__getitem__` per sample."""
+        columns = {"x": self.x, "labels": self.labels, "idx": self.ids}
+        rows = list(rows)
+        if rows and rows == list(range(rows[0], rows[0] + len(rows))) and rows[0] >= 0 and rows[-1] < len(self):
+            return {name: column[rows[0] : rows[-1] + 1] for name, column in columns.items()}
+        index = torch.tensor(rows, dtype=torch.int64)
+        return {name: column.index_select(0, index) for name, column in columns.items()}
+
+    def rows(self, ids: Sequence[int]) -> list[int]:
+        """The rows these ids stand in; `KeyError` for an id that is not here."""
+        return [self._row_of[int(id_)] for id_ in ids]
+
+    def picture(self, id_: int) -> UInt8[np.ndarray, "28 28"]:
+        return self.images[self._row_of[int(id_)]].numpy()
+
+    def caption(self, id_: int) -> str:
+        return str(int(self.labels[self._row_of[int(id_)]]))
+
+
+_ONE_EACH = "Every image needs one label and one id of its own: check that the files belong together."
+
+
+def _inputs(images: UInt8[Tensor, "n 28 28"], normalize: bool, dtype: torch.dtype) -> Float[Tensor, "n 784"]:
+    x = torch.empty(len(images), SIDE * SIDE, dtype=dtype)
+    for source, target in zip(images.flatten(1).split(BLOCK), x.split(BLOCK), strict=True):  # no second full-size copy
+        target.copy_(source).div_(255)
+        if normalize:
+            target.sub_(MEAN).div_(STD)
+    return x
+
+
+def _check(images: Tensor, labels: Tensor, ids: Tensor, where: str) -> None:
+    if not len(images) == len(labels) == len(ids):
+        raise InputError(f"{where}: {len(images)} images, {len(labels)} labels, {len(ids)} ids.\n  {_ONE_EACH}")
+    if images.shape[1:] != (SIDE, SIDE):
+        height, width = images.shape[1:]
+        raise InputError(
+            f"{where}: expected images of {SIDE} x {SIDE} pixels, found {height} x {width}.\n"
+            "  Resize them, or write a data module of their own."
+        )
+    wrong = ((labels < 0) | (labels >= CLASSES)).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise InputError(
+            f"{where}: expected labels 0..{CLASSES - 1}, found {int(labels[row])} at row {row} "
+            f"({len(wrong)} of {len(labels)} labels are outside).\n"
+            "  Check that this is the label file of these images."
+        )

@@ -1,0 +1,259 @@
+"""MNIST for Lightning: the full files from a folder or the network, else the digits that come with ifloo."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, get_args
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ifloo.data.digits import DigitSet, Dtype
+from ifloo.data.download import MIRRORS, download
+from ifloo.data.source import FULL, FourFiles, Source, Taken, Wanted, embedded, full, missing
+from ifloo.errors import InputError, WorkError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What `setup` found."""
+
+    source: Source
+    train: DigitSet
+    test: DigitSet
+    test_available: int  # before test_limit
+
+
+class MNISTDataModule(L.LightningDataModule):
+    """Handwritten digits as dict batches {"x": [b, 784], "labels": [b], "idx": [b]}; idx is the position in the file.
+
+    Args:
+        root: folder of the four IDX files, gzip or plain (also `raw/` or `MNIST/raw/` in it); downloads land there.
+        source: "full" needs the 60,000 + 10,000 images, "embedded" takes the 5,000 + 1,000 that come with ifloo without
+            looking further, "auto" takes the full files if it can get them. After `setup` it holds the one taken.
+        train_limit: use only the first so many training images; None for all.
+        test_limit: the same for the test images.
+        normalize: x is (pixel/255 - 0.1307) / 0.3081 instead of pixel/255.
+        dtype: of x.
+        batch_size: of all loaders; as large as the training set or larger means full batch, in file order and uncopied.
+        shuffle: draw the training batches in random order (mini-batches only; a full batch has no order).
+        num_workers: processes that load; the data are in memory, so 0 is usually fastest.
+
+    Raises:
+        InputError: a setting out of range; from `setup`, files that are missing, broken, or not MNIST.
+    """
+
+    files: ClassVar[FourFiles] = FULL
+    mirrors: ClassVar[tuple[str, ...]] = MIRRORS
+    # Settings that change no number: results made under other values of these are the same results. The content that
+    # `source` leads to is what `fingerprint` tells apart.
+    free_settings: ClassVar[frozenset[str]] = frozenset({"root", "source", "test_limit", "num_workers"})
+
+    def __init__(
+        self,
+        root: str | Path = "./mnist",
+        source: Wanted = "auto",
+        train_limit: int | None = None,
+        test_limit: int | None = None,
+        normalize: bool = False,
+        dtype: Dtype = "float64",
+        batch_size: int = 60_000,
+        shuffle: bool = False,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        root = str(root)  # a Path in the hyperparameters would make the checkpoint unreadable with weights_only=True
+        _one_of("source", source, get_args(Wanted))
+        _one_of("dtype", dtype, get_args(Dtype))
+        _at_least("train_limit", train_limit, 1)
+        _at_least("test_limit", test_limit, 1)
+        _at_least("batch_size", batch_size, 1)
+        _at_least("num_workers", num_workers, 0)
+        self.save_hyperparameters()
+        self._root = Path(root)
+        self._content: _Content | None = None
+        self._how_full = f"the files are in {self._root}"
+        self._why_not_full = f"the files are not in {self._root}"
+        self._fingerprint: str | None = None
+
+    def prepare_data(self) -> None:
+        """Download what `root` lacks (Lightning calls this in one process per node).
+
+        Raises:
+            InputError: source is "full" and a file can be had neither from `root` nor from a mirror.
+        """
+        if self._content is not None or self.hparams["source"] == "embedded":
+            return
+        lacking = missing(self._root, self.files)
+        if not lacking:
+            return
+        try:
+            download(lacking, self._root, self.mirrors)
+            self._how_full = f"downloaded into {self._root}"
+        except WorkError as error:
+            if self.hparams["source"] == "full":
+                raise InputError(
+                    f"source full: {error}\n  Or take the digits that come with ifloo: {_EMBEDDED}."
+                ) from error
+            self._why_not_full += "; " + str(error).splitlines()[0].rstrip(".")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Choose the source and read it, once however often it is called."""
+        if self._content is not None:
+            return
+        if self.trainer is None:  # used without a Trainer, which would have called it
+            self.prepare_data()
+        source = self._choose()
+        train_images, train_labels, test_images, test_labels = source.read()
+        self._content = _Content(
+            source,
+            self._digits(train_images, train_labels, "train", source),
+            self._digits(test_images, test_labels, "test", source),
+            test_available=len(test_images),
+        )
+        asked = self.hparams["source"]
+        self.hparams["source"] = source.taken  # so that a checkpoint records what the model was trained on
+        fell_back = asked == "auto" and source.taken == "embedded"
+        _say(
+            logging.WARNING if fell_back else logging.INFO,
+            f"MNIST: {len(self.train_set)} training and {len(self.test_set)} test images of the {source.taken} digits "
+            f"(source {asked}: {source.reason})",
+        )
+
+    @property
+    def train_set(self) -> DigitSet:
+        return self._loaded().train
+
+    @property
+    def test_set(self) -> DigitSet:
+        return self._loaded().test
+
+    @property
+    def source_taken(self) -> Taken:
+        return self._loaded().source.taken
+
+    @property
+    def source_reason(self) -> str:
+        return self._loaded().source.reason
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        mini_batches = self.hparams["batch_size"] < len(self.train_set)
+        return self._loader(self.train_set, shuffle=self.hparams["shuffle"] and mini_batches)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        return self._loader(self.test_set)
+
+    def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        return self._loader(self.test_set)
+
+    def test_batch(self, ids: Sequence[int]) -> dict[str, Tensor]:
+        """The test images with these ids, in this order.
+
+        Raises:
+            InputError: an id outside the test images in use.
+        """
+        for id_ in ids:
+            if not 0 <= id_ < len(self.test_set):
+                raise InputError(self._no_such_test_id(id_))
+        return self.test_set.__getitems__(self.test_set.rows(ids))
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the training data as the model is given them, but for dtype: pixels, labels, ids, normalisation.
+
+        An id names the same test image in either source, so the test images need no fingerprint.
+        """
+        if self._fingerprint is None:
+            train = self.train_set
+            digest = hashlib.sha256(f"{tuple(train.images.shape)} normalize={self.hparams['normalize']}".encode())
+            for column in (train.images, train.labels, train.ids):
+                digest.update(column.contiguous().numpy().data)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def _choose(self) -> Source:
+        asked: Wanted = self.hparams["source"]
+        if asked == "embedded":
+            return embedded("asked for")
+        found = full(self._root, self._how_full, self.files)
+        if found is not None:
+            return found
+        if asked == "full":
+            names = ", ".join(file.name for file in missing(self._root, self.files))
+            raise InputError(
+                f"source full: not in {self._root}: {names}.\n"
+                f"  Put the files there, gzip or plain, or take the digits that come with ifloo: {_EMBEDDED}."
+            )
+        return embedded(self._why_not_full)
+
+    def _digits(self, images: Tensor, labels: Tensor, part: str, source: Source) -> DigitSet:
+        limit: int | None = self.hparams[f"{part}_limit"]
+        if limit is not None and limit > len(images):
+            _say(logging.WARNING, f"{part}_limit is {limit}, the {part} images are {len(images)}: all of them are used")
+        return DigitSet(
+            images[:limit],
+            labels[:limit],
+            torch.arange(len(images[:limit])),
+            normalize=self.hparams["normalize"],
+            dtype=self.hparams["dtype"],
+            where=f"the {part} images of the {source.taken} digits",
+        )
+
+    def _loader(self, digits: DigitSet, shuffle: bool = False) -> DataLoader[dict[str, Tensor]]:
+        workers = self.hparams["num_workers"]
+        return DataLoader(
+            digits,
+            batch_size=min(self.hparams["batch_size"], len(digits)),
+            shuffle=shuffle,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            persistent_workers=workers > 0,
+        )
+
+    def _loaded(self) -> _Content:
+        if self._content is None:
+            raise WorkError("MNISTDataModule holds no data yet.\n  Call its setup() first (a Trainer does).")
+        return self._content
+
+    def _no_such_test_id(self, id_: int) -> str:
+        used = len(self.test_set)
+        steps = ["Choose another id"]
+        if used <= id_ < self._loaded().test_available:
+            steps.append(f"raise test_limit to {id_ + 1} or more (it is {self.hparams['test_limit']})")
+        elif used <= id_ < FULL_TEST_IMAGES and self.source_taken == "embedded":
+            steps.append(f"take the full files (source: full), which hold ids 0..{FULL_TEST_IMAGES - 1}")
+        return (
+            f"test id {id_} is out of range: the {used} test images in use have ids 0..{used - 1}.\n"
+            f"  {', or '.join(steps)}."
+        )
+
+
+FULL_TEST_IMAGES = 10_000
+_EMBEDDED = "source embedded, 5,000 training and 1,000 test images"
+
+
+def _as_it_is(batch: Any) -> Any:
+    """`DigitSet.__getitems__` has made the batch; a named function, so that worker processes can receive it."""
+    return batch
+
+
+@rank_zero_only
+def _say(level: int, line: str) -> None:
+    _log.log(level, line)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"{name}: expected one of {', '.join(allowed)}, found {value!r}.\n  Choose one of these.")
+
+
+def _at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        or_all = ", or none for all images" if name.endswith("_limit") else ""
+        raise InputError(f"{name}: expected {least} or more, found {value}.\n  Give a larger number{or_all}.")

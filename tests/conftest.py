@@ -1,0 +1,18 @@
+"""Fixtures for every room's tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def mnist_root() -> Path:
+    """Folder of the four full MNIST files; tests that ask for it are marked `full` and skipped where it is not."""
+    given = os.environ.get("IFLOO_MNIST_ROOT")
+    root = Path(given) if given else CHECKOUT.parent / "shared" / "data" / "mnist"
+    if not root.is_dir():
+        pytest.skip(f"the full MNIST files are not in {root} (set IFLOO_MNIST_ROOT to the folder that holds them)")
+    return root
