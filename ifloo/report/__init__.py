@@ -1,0 +1,1 @@
+"""Pictures and tables of influence scores and of their comparison with refits."""
