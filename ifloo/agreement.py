@@ -69,30 +69,27 @@ def agreement(
         draws: number of bootstrap draws.
         seed: of the draws; the same seed gives the same intervals.
 
-    Raises:
-        InputError: not one value of each per row, fewer than 3 rows, NaN or infinity, or all values equal.
+    What is not one finite value of each per row, with 3 rows or more that vary, is an InputError.
     """
     x, y = _checked(predicted, actual)
-    if not (np.isfinite(noise_floor) and noise_floor >= 0):
-        raise InputError(f"The noise floor is {noise_floor} nats; it must be 0 or more.")
-    if draws < 1:
-        raise InputError(f"The bootstrap was asked for {draws} draws; it needs at least 1 (2000 by default).")
-    # Counted off in units of their largest value: no square of a loss change, however small, is rounded to zero.
+    _check_options(noise_floor, draws)
+    # In units of their largest value: no square of a loss change, however small, is rounded to zero.
     unit_x, unit_y = float(np.abs(x).max()), float(np.abs(y).max())
     error = np.full(len(x), np.inf)  # infinity: below the noise floor, sorts behind every number
     heard = np.abs(y) > noise_floor
     error[heard] = np.abs(x[heard] - y[heard]) / np.abs(y[heard])
+    units = np.array([[1.0], [1.0], [unit_y / unit_x], [unit_y], [1.0]])
 
-    point = _statistics(np.arange(len(x))[None], x / unit_x, y / unit_y, error)[:, 0]
+    def statistics(index: NDArray[np.int64]) -> Array:
+        return units * _statistics(index, x / unit_x, y / unit_y, error)
+
     rng = np.random.default_rng(seed)
     rows = max(1, _BLOCK // len(x))
     blocks = [
-        _statistics(rng.integers(len(x), size=(min(rows, draws - done), len(x))), x / unit_x, y / unit_y, error)
-        for done in range(0, draws, rows)
+        statistics(rng.integers(len(x), size=(min(rows, draws - done), len(x)))) for done in range(0, draws, rows)
     ]
-    units = np.array([1.0, 1.0, unit_y / unit_x, unit_y, 1.0])
-    pearson, spearman, slope, intercept, median_rel_err = (point * units).tolist()
-    intervals = [_interval(of_one) for of_one in np.concatenate(blocks, axis=1) * units[:, None]]
+    pearson, spearman, slope, intercept, median_rel_err = statistics(np.arange(len(x))[None])[:, 0].tolist()
+    intervals = [_interval(drawn) for drawn in np.concatenate(blocks, axis=1)]
     return Agreement(
         n=len(x),
         pearson=pearson,
@@ -140,6 +137,13 @@ def _interval(drawn: Array) -> Interval | None:
         return None
     low, high = np.percentile(there, [(100 - _LEVEL) / 2, (100 + _LEVEL) / 2])
     return float(low), float(high)
+
+
+def _check_options(noise_floor: float, draws: int) -> None:
+    if not (np.isfinite(noise_floor) and noise_floor >= 0):
+        raise InputError(f"The noise floor is {noise_floor} nats; it must be 0 or more.")
+    if draws < 1:
+        raise InputError(f"The bootstrap was asked for {draws} draws; it needs at least 1 (2000 by default).")
 
 
 def _checked(predicted: ArrayLike, actual: ArrayLike) -> tuple[Array, Array]:

@@ -146,18 +146,8 @@ def influence_vs_loo(
                 zorder=0.5,
                 label=f"noise floor, ±{number(noise_floor, '.2g')} nats",
             )
-        axes.plot(ends, ends, color=INK, linewidth=1.0, linestyle=(0, (5, 3)), zorder=2, label="y = x")
-        fitted = agreement.slope * ends + agreement.intercept
-        axes.plot(ends, fitted, color=FIT, linewidth=2.6, zorder=1.8, label="least squares")
-        for chosen, colour, marker, name in (
-            (~control, HELPFUL, "o", "top-k by |s|"),
-            (control, CONTROL, "^", "random controls"),
-        ):
-            if chosen.any():
-                axes.scatter(
-                    x[chosen], y[chosen], s=30, marker=marker, color=colour, alpha=0.75, edgecolor="white",
-                    linewidth=0.5, zorder=3, label=f"{name}: {int(chosen.sum()):,}",
-                )  # fmt: skip
+        _lines(axes, ends, agreement)
+        _cloud(axes, x, y, control)
         axes.set_title(title)
         axes.set_xlabel("predicted change of the test loss on removal (nats)")
         axes.set_ylabel("actual change after retraining (nats)")
@@ -165,6 +155,22 @@ def influence_vs_loo(
             _name_ends(axes, x, y, ids)
         _statistics_panel(panel, axes, agreement)
     return figure
+
+
+def _lines(axes: Axes, ends: Array, found: Agreement) -> None:
+    """Draw y = x in dashes over the fitted line, so that both show where they agree."""
+    axes.plot(ends, ends, color=INK, linewidth=1.0, linestyle=(0, (5, 3)), zorder=2, label="y = x")
+    axes.plot(ends, found.slope * ends + found.intercept, color=FIT, linewidth=2.6, zorder=1.8, label="least squares")
+
+
+def _cloud(axes: Axes, x: Array, y: Array, control: NDArray[np.bool_]) -> None:
+    for chosen, colour, marker, name in (
+        (~control, HELPFUL, "o", "top-k by |s|"),
+        (control, CONTROL, "^", "random controls"),
+    ):
+        if chosen.any():
+            points = axes.scatter(x[chosen], y[chosen], s=30, marker=marker, color=colour, alpha=0.75, zorder=3)
+            points.set(edgecolor="white", linewidth=0.5, label=f"{name}: {int(chosen.sum()):,}")
 
 
 def _equal_limits(axes: Axes, x: Array, y: Array) -> Array:
