@@ -11,9 +11,7 @@ from ifloo.objective.batches import Batch, batch_size, map_tensors, rows
 from ifloo.objective.functional import FunctionalLosses
 
 
-def sample_gradients(
-    losses: FunctionalLosses, theta: Float[Tensor, " p"], batch: Batch
-) -> Float[Tensor, "b p"]:
+def sample_gradients(losses: FunctionalLosses, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, "b p"]:
     """∇ℓ_i(θ) of each sample of a batch: b x p numbers, so keep batches small."""
 
     def one(parameters: Tensor, sample: Batch) -> Tensor:
@@ -25,7 +23,7 @@ def sample_gradients(
 def gradient_products(
     losses: FunctionalLosses, theta: Float[Tensor, " p"], batch: Batch, directions: Float[Tensor, "m p"]
 ) -> Float[Tensor, "m b"]:
-    """`directions[t] · ∇ℓ_i(θ)` of each sample i, without forming a gradient: the jvp of the vector of sample losses."""
+    """`directions[t] · ∇ℓ_i(θ)` of each sample i, without forming gradients: jvp of the vector of sample losses."""
 
     def along(direction: Tensor) -> Tensor:
         return jvp(lambda parameters: losses.sample_losses(parameters, batch), (theta,), (direction,))[1]

@@ -50,7 +50,8 @@ class InfluenceEngine:
         theta: θ̂, `[p]`.
         curvature: H, or `Damped(H, δ)`, or another operator in its place.
         solver: of (H + δI) x = ∇L_t.
-        strong_convexity: a known lower bound on the eigenvalues of the undamped curvature, for error bounds; None: unknown.
+        strong_convexity: a known lower bound on the eigenvalues of the undamped curvature, for error bounds; None:
+            unknown.
     """
 
     objective: Objective
@@ -66,7 +67,7 @@ class InfluenceEngine:
             SolveError: a query's solve failed, missed its tolerance or diverged.
         """
         directions = self.directions(queries)
-        value = torch.cat([self.products(directions, batch) for batch in self.objective.data], dim=1)
+        value = torch.cat([self.products(directions, batch) for _, batch in self.objective.data.with_ids()], dim=1)
         return Scores(value, self.objective.data.ids, directions.query_ids, directions.certificate)
 
     def directions(self, queries: Batch) -> Directions:
@@ -105,7 +106,7 @@ class InfluenceEngine:
         """max_i ‖∇ℓ_i(θ̂)‖ over the training samples."""
         losses = self.objective.losses
         with scoring(losses.module):
-            return max(float(gradient_norms(losses, self.theta, batch).max()) for batch in self.objective.data)
+            return max(float(gradient_norms(losses, self.theta, b).max()) for _, b in self.objective.data.with_ids())
 
     def _certificate(self, solution: Solution, gradients: Float[Tensor, "m p"]) -> Certificate:
         damping = self.curvature.damping if isinstance(self.curvature, Damped) else 0.0
@@ -133,6 +134,8 @@ def _joined(parts: list[Certificate]) -> Certificate:
         return None if values[0] is None else torch.cat(values)
 
     residual, undamped, steps = cat("residual"), cat("undamped_residual"), cat("steps")
-    assert residual is not None and undamped is not None and steps is not None
+    assert residual is not None
+    assert undamped is not None
+    assert steps is not None
     status = tuple(s for p in parts for s in p.status)
     return Certificate(residual, undamped, cat("error_bound"), cat("repeat_error"), steps, status)

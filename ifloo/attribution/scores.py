@@ -12,8 +12,8 @@ from ifloo.solvers.solution import Status
 
 DEFINITIONS = (
     "scores[i] = dL_t/dw_i = -(1/n) grad L_t . H^-1 grad l_i, nats per unit weight, at the minimiser of "
-    "J = (1/n) sum_i w_i l_i + R; negative = helpful, positive = harmful; L_t and l_i are without penalty, H = hess J with "
-    "it. Removal: zero_weight predicts -scores[i], drop predicts -(scores[i] - mean(scores)). "
+    "J = (1/n) sum_i w_i l_i + R; negative = helpful, positive = harmful; L_t and l_i are without penalty, H = hess J "
+    "with it. Removal: zero_weight predicts -scores[i], drop predicts -(scores[i] - mean(scores)). "
     "residual = |b - (H + damping I) x| / |b| on the full data."
 )
 

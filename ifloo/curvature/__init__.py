@@ -2,7 +2,15 @@
 
 from ifloo.curvature.gauss_newton import GaussNewton
 from ifloo.curvature.hessian import Hessian
-from ifloo.curvature.operator import Damped, Definite, LinearOperator, LockstepDraw, StochasticOperator, dense, stochastic
+from ifloo.curvature.operator import (
+    Damped,
+    Definite,
+    LinearOperator,
+    LockstepDraw,
+    StochasticOperator,
+    dense,
+    stochastic,
+)
 from ifloo.curvature.sample_mean import SampleMeanOperator
 
 __all__ = [

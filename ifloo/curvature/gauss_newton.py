@@ -46,8 +46,8 @@ class GaussNewton(SampleMeanOperator):
             each = losses.output_losses(z, batch)
             return (self.objective.weights.of(ids, each.dtype) * each).sum() / self.objective.n
 
-        z, pull = vjp(outputs, theta)
-        _, curve = vjp(grad(share), z)
+        z, pull = vjp(outputs, theta)[:2]
+        curve = vjp(grad(share), z)[1]
 
         def multiply(v: Tensor) -> Tensor:
             return pull(curve(jvp(outputs, (theta,), (v,))[1])[0])[0]

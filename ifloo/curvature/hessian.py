@@ -11,10 +11,10 @@ from ifloo.objective.batches import Batch
 
 
 class Hessian(SampleMeanOperator):
-    """H = ∇²J(θ; w), by `vjp(grad)`: `grad(jvp)` is silently wrong with layer_norm (Pearlmutter 1994 gives the product)."""
+    """H = ∇²J(θ; w), by `vjp(grad)` (Pearlmutter 1994): `grad(jvp)` is silently wrong with layer_norm."""
 
     definite = Definite.UNKNOWN
 
     def product(self, ids: Tensor, batch: Batch) -> Product:
-        _, pull = vjp(lambda theta: self.objective.part_gradient(theta, ids, batch), self.theta)
+        pull = vjp(lambda theta: self.objective.part_gradient(theta, ids, batch), self.theta)[1]
         return lambda v: pull(v)[0]

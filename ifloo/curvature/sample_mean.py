@@ -37,7 +37,7 @@ class SampleMeanOperator(StochasticOperator):
 
     @abstractmethod
     def product(self, ids: Tensor, batch: Batch) -> Product:
-        """v -> (1/n) Σ_{i in batch} w_i A_i(θ) v, linearised once."""
+        """V -> (1/n) Σ_{i in batch} w_i A_i(θ) v, linearised once."""
 
     def matmat(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         total = _row_by_row(_hvp_of(self.objective.losses.penalty, self.theta), V)
@@ -93,7 +93,7 @@ class _SampleMeanDraw(LockstepDraw):
 
 
 def _hvp_of(function: Callable[[Tensor], Tensor], theta: Tensor) -> Product:
-    _, pull = vjp(grad(function), theta)
+    pull = vjp(grad(function), theta)[1]
     return lambda v: pull(v)[0]
 
 

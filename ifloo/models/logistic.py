@@ -99,10 +99,10 @@ class LogisticRegression(SampleLossModule):
             return torch.optim.SGD(self.parameters(), lr=own["lr"], momentum=own["momentum"], weight_decay=0.0)
         return torch.optim.AdamW(self.parameters(), lr=own["lr"], weight_decay=0.0)
 
-    def validation_step(self, batch: Batch, _: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "val")
 
-    def test_step(self, batch: Batch, _: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "test")
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
@@ -117,5 +117,3 @@ def _inputs_and_labels(batch: Batch) -> tuple[Tensor, Tensor]:
         return batch["x"], batch["labels"]
     x, labels, *_ = batch
     return x, labels
-
-

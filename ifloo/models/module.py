@@ -18,8 +18,8 @@ from ifloo.objective.weights import SampleWeights
 class SampleLossModule(L.LightningModule, ABC):
     """A LightningModule that states ℓ_i and R apart, so that J(θ; w) is known and every sample has a weight.
 
-    `training_step` is final: mean of w[id] · ℓ + R. The penalty belongs in `penalty`, not in the optimizer: otherwise the
-    curvature is that of another function than the one trained.
+    `training_step` is final: mean of w[id] · ℓ + R. The penalty belongs in `penalty`, not in the optimizer: otherwise
+    the curvature is that of another function than the one trained.
 
     Attributes:
         sample_weights: w, by sample id; all 1 unless a refit sets it.
@@ -68,7 +68,9 @@ class SampleLossModule(L.LightningModule, ABC):
                     f"this one, a {type(batch).__name__}, has none.\n"
                     "  Give each sample its id: key `idx` or `sample_index`, or the third item of (x, y, idx)."
                 )
-            return torch.full((batch_size(batch),), self.sample_weights.default, dtype=losses.dtype, device=losses.device)
+            return torch.full(
+                (batch_size(batch),), self.sample_weights.default, dtype=losses.dtype, device=losses.device
+            )
         return self.sample_weights.of(ids, losses.dtype)
 
 
@@ -82,8 +84,8 @@ def _refuse_for_lbfgs(trainer: L.Trainer) -> None:
     found = [what for what, refused in asked.items() if refused]
     if found:
         raise InputError(
-            f"Optimizer lbfgs minimises one fixed function: it needs the full batch, no accumulation, no clipping and full "
-            f"precision; got {'; '.join(found)}.\n"
+            f"Optimizer lbfgs minimises one fixed function: it needs the full batch, no accumulation, no clipping and "
+            f"full precision; got {'; '.join(found)}.\n"
             "  Raise --data.batch_size to the number of training samples and leave the others out, or use "
             "--model.optimizer sgd or adamw."
         )

@@ -3,6 +3,7 @@
 from ifloo.objective.batches import Batch, Subsample, TrainingData, batch_size, sample_ids, sequential
 from ifloo.objective.functional import FunctionalLosses, differentiable_kernels, scoring
 from ifloo.objective.objective import Objective
+from ifloo.objective.preflight import Stationarity, preflight
 from ifloo.objective.protocol import OutputLosses, SampleLosses
 from ifloo.objective.weights import Removal, SampleWeights
 
@@ -14,10 +15,12 @@ __all__ = [
     "Removal",
     "SampleLosses",
     "SampleWeights",
+    "Stationarity",
     "Subsample",
     "TrainingData",
     "batch_size",
     "differentiable_kernels",
+    "preflight",
     "sample_ids",
     "scoring",
     "sequential",

@@ -1,7 +1,7 @@
 """Batches, whatever their form: which samples they hold, how many, moved, cut and put together.
 
-Understood: dicts, `(x, y)`, `(x, y, idx)`, and nestings of these. A sample's id is key `idx` or `sample_index` of a dict,
-the third item of a tuple, else its position in the dataset.
+Understood: dicts, `(x, y)`, `(x, y, idx)`, and nestings of these. A sample's id is key `idx` or `sample_index` of a
+dict, the third item of a tuple, else its position in the dataset.
 """
 
 from __future__ import annotations
@@ -110,6 +110,9 @@ class SampleSource(Protocol):
     @property
     def n(self) -> int: ...
 
+    @property
+    def ids(self) -> Int[Tensor, " n"]: ...
+
     def with_ids(self) -> Iterator[tuple[Int[Tensor, " b"], Batch]]: ...
 
 
@@ -204,9 +207,7 @@ class TrainingData:
         which = torch.searchsorted(ends, positions.cpu(), right=True)
         offset = positions.cpu() - (ends - lengths)[which]
         order = torch.argsort(which, stable=True)
-        parts = [
-            rows(self._cache[int(w)], offset[which == w].to(self._device)) for w in torch.unique(which)
-        ]
+        parts = [rows(self._cache[int(w)], offset[which == w].to(self._device)) for w in torch.unique(which)]
         return rows(joined(parts), torch.argsort(order).to(self._device))
 
     def _moved(self, batch: Batch) -> Batch:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -13,11 +13,12 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifloo.objective.batches import Batch
+from ifloo.objective.protocol import OutputLosses
 from ifloo.params import ParamSpace
 
 
 @contextmanager
-def differentiable_kernels() -> Iterator[None]:
+def differentiable_kernels() -> Generator[None, None, None]:
     """Kernels that torch.func can differentiate twice and forward: fused attention can neither. Restores the state."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -29,7 +30,7 @@ def differentiable_kernels() -> Iterator[None]:
 
 
 @contextmanager
-def scoring(module: nn.Module) -> Iterator[None]:
+def scoring(module: nn.Module) -> Generator[None, None, None]:
     """Evaluation mode, no logging from inside a transform, differentiable kernels; all restored on leaving."""
     was_training = {m: m.training for m in module.modules()}
     logging = {name: module.__dict__.get(name) for name in ("log", "log_dict") if hasattr(module, name)}
@@ -77,11 +78,11 @@ class FunctionalLosses:
     def penalty(self, theta: Float[Tensor, " p"]) -> Float[Tensor, ""]:
         return self._call(theta, "penalty")
 
-    def outputs(self, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, "b *c"]:
+    def outputs(self, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, "b ..."]:
         return self._call(theta, "outputs", batch)
 
-    def output_losses(self, outputs: Float[Tensor, "b *c"], batch: Batch) -> Float[Tensor, " b"]:
-        return self.module.output_losses(outputs, batch)
+    def output_losses(self, outputs: Float[Tensor, "b ..."], batch: Batch) -> Float[Tensor, " b"]:
+        return cast(OutputLosses, self.module).output_losses(outputs, batch)
 
     def _call(self, theta: Tensor, method: str, *args: Any) -> Tensor:
         named = {f"module.{n}": v for n, v in self.space.unflatten(theta).items()}

@@ -30,10 +30,10 @@ class OutputLosses(SampleLosses, Protocol):
     `sample_losses(batch)` equals `output_losses(outputs(batch), batch)`.
     """
 
-    def outputs(self, batch: Batch) -> Float[Tensor, "b *c"]:
+    def outputs(self, batch: Batch) -> Float[Tensor, "b ..."]:
         """The model's outputs, e.g. logits."""
         ...
 
-    def output_losses(self, outputs: Float[Tensor, "b *c"], batch: Batch) -> Float[Tensor, " b"]:
+    def output_losses(self, outputs: Float[Tensor, "b ..."], batch: Batch) -> Float[Tensor, " b"]:
         """ℓ of each sample from its outputs, in nats."""
         ...

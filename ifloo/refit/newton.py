@@ -1,4 +1,4 @@
-"""Newton-CG on J(θ; w): the last steps of a convex fit, to a gradient norm that quasi-Newton line searches cannot reach."""
+"""Newton-CG on J(θ; w): the last steps of a convex fit, to a gradient norm no quasi-Newton line search reaches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from ifloo.solvers import CG, PreparedPreconditioner, Solution, SolveError, Stat
 from ifloo.solvers.cg import PreparedCG
 
 HALVINGS = 12  # of a Newton step that does not lower ‖∇J‖
-GAIN = 1e-4  # residual of the inner solve: one Newton step wins four digits at most, then the quadratic model is renewed
+GAIN = (
+    1e-4  # residual of the inner solve: one Newton step wins four digits at most, then the quadratic model is renewed
+)
 
 
 @dataclass(frozen=True)

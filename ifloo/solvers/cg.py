@@ -1,4 +1,4 @@
-"""Conjugate gradients on many right-hand sides at once (Hestenes & Stiefel 1952; preconditioned: Saad 2003, alg. 9.1)."""
+"""Conjugate gradients on many right-hand sides (Hestenes & Stiefel 1952; preconditioned: Saad 2003, alg. 9.1)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ifloo.solvers.solution import (
     Status,
     relative_residual,
 )
+
 
 @dataclass(frozen=True)
 class CG(Solver):
@@ -112,7 +113,9 @@ class PreparedCG(Prepared):
             elif status is Status.NOT_CONVERGED and residual[i] <= rtol:
                 run.status[i] = Status.CONVERGED
             elif status is Status.NOT_CONVERGED:
-                run.advice[i] = _missed(float(residual[i]), rtol, int(run.steps[i]), self.settings.max_steps, run.X.dtype)
+                run.advice[i] = _missed(
+                    float(residual[i]), rtol, int(run.steps[i]), self.settings.max_steps, run.X.dtype
+                )
         return Solution(run.X, residual, run.steps, tuple(run.status), tuple(run.advice))
 
 
@@ -142,8 +145,8 @@ def _indefinite(rayleigh: float, step: int) -> str:
     return (
         f"CG met non-positive curvature ({rayleigh:.1e}) at step {step}.\n"
         "  The damped curvature is indefinite at this checkpoint: is it trained to a minimum?\n"
-        f"  Either raise damping by at least {abs(rayleigh):.1e} (the smallest eigenvalue is that low or lower), or use "
-        "curvature GaussNewton, which is positive semi-definite."
+        f"  Either raise damping by at least {abs(rayleigh):.1e} (the smallest eigenvalue is that low or lower), or "
+        "use curvature GaussNewton, which is positive semi-definite."
     )
 
 

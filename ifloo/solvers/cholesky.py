@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ifloo.curvature.operator import LinearOperator, dense
 from ifloo.errors import InputError
-from ifloo.solvers.solution import Prepared, SolveError, Solution, Solver, Status, relative_residual
+from ifloo.solvers.solution import Prepared, Solution, SolveError, Solver, Status, relative_residual
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,6 @@ def _not_definite(matrix: Float[Tensor, "p p"]) -> str:
 def _smallest_eigenvalue(matrix: Float[Tensor, "p p"]) -> float:
     if len(matrix) <= 2000:
         return float(torch.linalg.eigvalsh(matrix)[0])
-    from scipy.sparse.linalg import eigsh  # noqa: PLC0415 -- slow to import, wanted for a message only
+    from scipy.sparse.linalg import eigsh
 
     return float(eigsh(matrix.cpu().numpy(), k=1, which="SA", tol=1e-2, return_eigenvectors=False)[0])

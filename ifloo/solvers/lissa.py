@@ -1,4 +1,4 @@
-"""LiSSA: a truncated Neumann series on sampled curvature (Agarwal, Bullins & Hazan 2017; Koh & Liang 2017, section 3)."""
+"""LiSSA: a truncated Neumann series on sampled curvature (Agarwal, Bullins & Hazan 2017; Koh & Liang 2017, sec. 3)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ POWER_STEPS = 15
 class LiSSA(Solver):
     """`h <- v + h − A_batch h / scale`, `depth` times, result / scale, averaged over `repeats`.
 
-    Stochastic, of a fixed number of steps: the true residual on the full data and the standard error between repeats are
-    its certificate.
+    Stochastic, of a fixed number of steps: the true residual on the full data and the standard error between repeats
+    are its certificate.
 
     Attributes:
         depth: steps of the recursion.

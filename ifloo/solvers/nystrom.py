@@ -15,10 +15,10 @@ from ifloo.solvers.solution import Preconditioner, PreparedPreconditioner, Solve
 
 @dataclass(frozen=True)
 class Nystrom(Preconditioner):
-    """A ≈ U diag(σ) Uᵀ of low rank from one block of products with random vectors, and P = σ_r U diag(1/σ) Uᵀ + (I − U Uᵀ).
+    """A ≈ U diag(σ) Uᵀ of low rank from one block of random products, and P = σ_r U diag(1/σ) Uᵀ + (I − U Uᵀ).
 
-    After it, the eigenvalues lie between the smallest of A and about σ_r. The sketch may be taken from a subsample of the
-    data: a preconditioner changes the number of steps, never the answer.
+    After it, the eigenvalues lie between the smallest of A and about σ_r. The sketch may be taken from a subsample of
+    the data: a preconditioner changes the number of steps, never the answer.
 
     Source: Frangella, Tropp & Udell 2023, SIAM J. Matrix Anal. Appl. 44(2), alg. 2.1 and eq. (5.3).
 

@@ -106,9 +106,7 @@ class PreparedPreconditioner(ABC):
         """P r for each row."""
 
 
-def relative_residual(
-    A: LinearOperator, X: Float[Tensor, "k p"], B: Float[Tensor, "k p"]
-) -> Float[Tensor, " k"]:
+def relative_residual(A: LinearOperator, X: Float[Tensor, "k p"], B: Float[Tensor, "k p"]) -> Float[Tensor, " k"]:
     """‖b − A x‖ / ‖b‖ of each row, from the operator itself; 0 where b = 0."""
     norms = B.norm(dim=1)
     residual = (B - A.matmat(X)).norm(dim=1)

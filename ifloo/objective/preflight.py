@@ -1,0 +1,95 @@
+"""What must hold before any score means something, checked once at the door."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import grad, vmap
+
+from ifloo.errors import InputError
+from ifloo.objective.batches import Batch, batch_size, map_tensors, rows
+from ifloo.objective.functional import scoring
+from ifloo.objective.objective import Objective
+
+ROWS = 16  # samples looked at one by one
+NOTICEABLE = 0.1  # ‖∇J‖ in units of what one sample contributes to it
+
+
+@dataclass(frozen=True)
+class Stationarity:
+    """How close θ is to a minimum, on the scale that matters: what one sample adds to the gradient.
+
+    Attributes:
+        grad_norm: ‖∇J(θ)‖.
+        sample_share: mean ‖∇ℓ_i(θ)‖ / n over a few samples.
+    """
+
+    grad_norm: float
+    sample_share: float
+
+    @property
+    def warning(self) -> str | None:
+        """None where ‖∇J‖ is small beside one sample's share."""
+        if self.grad_norm <= NOTICEABLE * self.sample_share:
+            return None
+        return (
+            f"the checkpoint is not at a minimum: |grad J| = {self.grad_norm:.2e}, while one sample contributes about "
+            f"{self.sample_share:.2e}. Influence is the derivative of the minimiser; away from it the scores predict "
+            "no refit. Train longer (optimizer lbfgs is finished to 1e-10), or take the scores as a ranking at best."
+        )
+
+
+def preflight(objective: Objective, theta: Float[Tensor, " p"]) -> Stationarity:
+    """Checks that ℓ_i belongs to sample i alone and is the same at each call; measures how close θ is to a minimum.
+
+    Raises:
+        InputError: a sample's loss depends on its batch, is not reproducible, is not finite or not one number a sample.
+    """
+    _, batch = next(iter(objective.data.with_ids()))
+    few = rows(batch, slice(0, ROWS))
+    b = batch_size(few)
+    with scoring(objective.losses.module):
+        together = objective.losses.sample_losses(theta, few)
+        _check_losses(together, b)
+        again = objective.losses.sample_losses(theta, few)
+        alone = vmap(lambda sample: _alone(objective, theta, sample))(few)
+        _check_same(together, again, "at two calls on the same batch", "a random layer (dropout) is on while scoring")
+        _check_same(
+            together, alone, "alone and in a batch", "BatchNorm in train mode, or a loss taken across the batch"
+        )
+        gradients = vmap(grad(lambda t, s: _alone(objective, t, s)), in_dims=(None, 0))(theta, few)
+        share = float(gradients.norm(dim=1).mean()) / objective.n
+        return Stationarity(float(objective.gradient(theta).norm()), share)
+
+
+def _alone(objective: Objective, theta: Tensor, sample: Batch) -> Tensor:
+    return objective.losses.sample_losses(theta, map_tensors(lambda x: x.unsqueeze(0), sample)).squeeze(0)
+
+
+def _check_losses(losses: Tensor, b: int) -> None:
+    if losses.shape != (b,):
+        raise InputError(
+            f"sample_losses must return one loss a sample, shape [{b}] for a batch of {b}; got {list(losses.shape)}.\n"
+            "  Leave out the reduction (reduction='none') and sum over everything but the first dimension."
+        )
+    if not torch.isfinite(losses).all():
+        where = int((~torch.isfinite(losses)).nonzero()[0])
+        raise InputError(
+            f"sample_losses gave {float(losses[where])} for row {where} of the first batch.\n"
+            "  The checkpoint's weights or this sample are not finite; no score can be computed."
+        )
+
+
+def _check_same(a: Tensor, b: Tensor, when: str, cause: str) -> None:
+    # Losses of one sample may differ by the order of additions only: 1e3 roundings of the dtype.
+    tolerance = 1e3 * torch.finfo(a.dtype).eps * (1 + a.abs())
+    apart = (a - b).abs()
+    if (apart > tolerance).any():
+        worst = int((apart / tolerance).argmax())
+        raise InputError(
+            f"The loss of a sample differs {when}: {float(a[worst]):.9g} and {float(b[worst]):.9g} (row {worst}).\n"
+            f"  Its cause is most often {cause}. Per-sample influence needs a loss that belongs to the sample alone."
+        )
