@@ -188,7 +188,10 @@ class TrainingData:
         start = 0
         for batch in self:
             b = batch_size(batch)
-            yield self.ids[start : start + b].to(self._device), batch
+            ids = self.ids[start : start + b]
+            if self._cache is None:
+                _refuse_other_order(sample_ids(batch), ids)
+            yield ids.to(self._device), batch
             start += b
 
     def draw(self, size: int, generator: torch.Generator) -> Subsample:
@@ -219,11 +222,19 @@ class TrainingData:
 def _refuse_non_finite(batch: Batch, position: int) -> None:
     for tensor in tensors_of(batch):
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            bad = (~torch.isfinite(tensor)).reshape(tensor.shape[0], -1).any(1).nonzero()[0].item()
+            bad = int((~torch.isfinite(tensor)).reshape(len(tensor) if tensor.ndim else 1, -1).any(1).nonzero()[0])
             raise InputError(
                 f"The training data hold NaN or infinity: batch {position}, row {bad}, a tensor of shape "
                 f"{list(tensor.shape)}.\n  Clean the data; no score can be computed from them."
             )
+
+
+def _refuse_other_order(found: Tensor | None, expected: Tensor) -> None:
+    if found is not None and not torch.equal(found.cpu(), expected):
+        raise InputError(
+            f"The training data came in another order than at the first pass: ids {found.tolist()[:5]} where "
+            f"{expected.tolist()[:5]} stood.\n  Turn shuffling off; `sequential(loader, size)` gives a fixed order."
+        )
 
 
 def _repeated_ids(ids: Tensor) -> str:

@@ -85,5 +85,6 @@ class FunctionalLosses:
         return cast(OutputLosses, self.module).output_losses(outputs, batch)
 
     def _call(self, theta: Tensor, method: str, *args: Any) -> Tensor:
-        named = {f"module.{n}": v for n, v in self.space.unflatten(theta).items()}
-        return functional_call(self._caller, named, (method, *args))
+        # The others are constants: attached, each result would drag a graph through them.
+        values = {n: p.detach() for n, p in self.module.named_parameters()} | self.space.unflatten(theta)
+        return functional_call(self._caller, {f"module.{n}": v for n, v in values.items()}, (method, *args))

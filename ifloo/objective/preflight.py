@@ -55,7 +55,7 @@ def preflight(objective: Objective, theta: Float[Tensor, " p"]) -> Stationarity:
         together = objective.losses.sample_losses(theta, few)
         _check_losses(together, b)
         again = objective.losses.sample_losses(theta, few)
-        alone = vmap(lambda sample: _alone(objective, theta, sample))(few)
+        alone = _one_by_one(objective, theta, few)
         _check_same(together, again, "at two calls on the same batch", "a random layer (dropout) is on while scoring")
         _check_same(
             together, alone, "alone and in a batch", "BatchNorm in train mode, or a loss taken across the batch"
@@ -63,6 +63,17 @@ def preflight(objective: Objective, theta: Float[Tensor, " p"]) -> Stationarity:
         gradients = vmap(grad(lambda t, s: _alone(objective, t, s)), in_dims=(None, 0))(theta, few)
         share = float(gradients.norm(dim=1).mean()) / objective.n
         return Stationarity(float(objective.gradient(theta).norm()), share)
+
+
+def _one_by_one(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
+    try:
+        return vmap(lambda sample: _alone(objective, theta, sample))(few)
+    except (RuntimeError, ValueError) as error:  # what torch.func.vmap and layers such as BatchNorm raise
+        raise InputError(
+            f"The loss of one sample cannot be computed alone (torch.func.vmap over batches of one): {error}\n"
+            "  Its cause is most often BatchNorm in train mode, or a forward pass that depends on values (`.item()`, "
+            "`if` on a tensor). Per-sample influence needs a loss that belongs to the sample alone."
+        ) from error
 
 
 def _alone(objective: Objective, theta: Tensor, sample: Batch) -> Tensor:

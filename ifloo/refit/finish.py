@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from torch.utils.data import DataLoader
 
 from ifloo.errors import InputError
 from ifloo.objective import FunctionalLosses, Objective, TrainingData, scoring, sequential
@@ -61,7 +62,7 @@ class NewtonFinish(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         space = ParamSpace.of(pl_module)
-        objective = self._objective(trainer, pl_module, space)
+        objective = self.objective(pl_module, trainer.train_dataloader)
         theta = space.values_of(pl_module)
         with scoring(pl_module):
             if self._wanted(trainer):
@@ -78,10 +79,11 @@ class NewtonFinish(L.Callback):
         lbfgs = any(isinstance(o, torch.optim.LBFGS) for o in trainer.optimizers)
         return self.after == "always" or (self.after == "lbfgs" and lbfgs)
 
-    def _objective(self, trainer: L.Trainer, module: Any, space: ParamSpace) -> Objective:
+    def objective(self, module: Any, loader: DataLoader) -> Objective:
+        """J(θ; w) of a module under its own sample weights; the data are read once and kept."""
+        space = ParamSpace.of(module)
         if self._data is None:
-            loader = sequential(trainer.train_dataloader, self.batch_size)
-            self._data = TrainingData(loader, space.device, space.dtype)
+            self._data = TrainingData(sequential(loader, self.batch_size), space.device, space.dtype)
         return Objective(FunctionalLosses(module, space), self._data, module.sample_weights)
 
     def _finish(self, objective: Objective, theta: torch.Tensor) -> Minimum:

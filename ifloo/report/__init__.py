@@ -1,1 +1,6 @@
-"""Pictures and tables of influence scores and of their comparison with refits."""
+"""Floor 6: the verdict, its pictures, TensorBoard."""
+
+from ifloo.report.reporter import Reporter
+from ifloo.report.verdict import Comparison, compare
+
+__all__ = ["Comparison", "Reporter", "compare"]

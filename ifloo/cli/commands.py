@@ -1,0 +1,230 @@
+"""The commands: each takes the same setup, calls the stages, prints what came of it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from ifloo.cli import tables
+from ifloo.errors import InputError
+from ifloo.refit import (
+    Base,
+    LeaveOneOut,
+    NewtonFinish,
+    Recipe,
+    Refitter,
+    RefitSettings,
+    controls,
+    fit_base,
+    load_base,
+    removals,
+    weights_sha256,
+)
+from ifloo.report import Reporter
+from ifloo.stages import AttributionSettings, InfluenceRun, InfluenceWriter, described
+from ifloo.store import JSON, Layout, LossFile, Manifest, read_ids
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a command works with, made from flags and config.
+
+    Attributes:
+        experiment: <exp>.
+        module: the model, untrained until `restored`.
+        datamodule: of its data.
+        trainer: for the fit.
+        accelerator: for everything else.
+        attribution: settings of the scores.
+        refit: settings of the refits.
+        finish: callback that ends every fit.
+        layout: where results go.
+        checkpoint: the base model's file.
+        seed: of the fit.
+        overwrite: replace results of other settings.
+        base: the checkpoint, if it was there.
+    """
+
+    experiment: str
+    module: Any
+    datamodule: Any
+    trainer: L.Trainer
+    accelerator: str
+    attribution: AttributionSettings
+    refit: RefitSettings
+    finish: NewtonFinish
+    layout: Layout
+    checkpoint: Path
+    seed: int
+    overwrite: bool
+    base: Base | None
+
+    @property
+    def test_ids(self) -> list[int]:
+        """The test ids listed.
+
+        Raises:
+            InputError: `all` was asked for.
+        """
+        if self.attribution.test_ids == "all":
+            raise InputError("Refits and reports need test ids by name, got `all`; give --attribution.test_ids '[0, 8]'.")
+        return list(self.attribution.test_ids)
+
+    def origin(self) -> dict[str, JSON]:
+        """What the base model is: the settings behind every number of the later commands."""
+        return {
+            "model": type(self.module).__name__,
+            "objective": described(dict(self.module.hparams)),
+            "data": self.datamodule.fingerprint(),
+            "weights": weights_sha256(self.module),
+        }
+
+
+def fit(setup: Setup) -> Setup:
+    """Trains the base model, reports ‖∇J‖, J and accuracy, writes the checkpoint and its section of the manifest."""
+    setup.datamodule.prepare_data()
+    setup.datamodule.setup()
+    recipe = Recipe.of(setup.trainer)
+    record: dict[str, JSON] = {
+        "experiment": setup.experiment,
+        "model_class": f"{type(setup.module).__module__}.{type(setup.module).__qualname__}",
+        "seed": setup.seed,
+        "recipe": recipe.compared(),
+        "source": getattr(setup.datamodule, "source_taken", None),
+    }
+    minimum = fit_base(setup.module, setup.datamodule, setup.trainer, setup.finish, setup.checkpoint, record)
+    metrics = setup.trainer.validate(setup.module, datamodule=setup.datamodule, verbose=False)
+    Manifest.at(setup.layout.manifest).record(
+        "fit",
+        {**setup.origin(), "recipe": recipe.compared(), "seed": setup.seed},
+        {
+            "checkpoint": str(setup.checkpoint),
+            "source": getattr(setup.datamodule, "source_taken", None),
+            "source_reason": getattr(setup.datamodule, "source_reason", None),
+            "J": minimum.value,
+            "grad_norm": minimum.grad_norm,
+            **{k: v for one in metrics for k, v in one.items()},
+        },
+    )
+    tables.fitted(minimum, metrics, setup.checkpoint)
+    return replace(setup, base=load_base(setup.checkpoint))
+
+
+def influence(setup: Setup) -> None:
+    """Scores, top-k ids, and the table of the most helpful and harmful training samples."""
+    restored(setup)
+    run = InfluenceRun(
+        setup.module, setup.datamodule, setup.attribution, setup.layout, setup.origin(), setup.overwrite
+    )
+    if setup.attribution.test_ids == "all":
+        made = run.all_tests(lambda writer: predict_trainer(setup.accelerator, writer))
+        print(f"{made} tests scored now, {len(setup.datamodule.test_set)} in all: {setup.layout.index}")
+        return
+    stored = run.listed(lambda writer: predict_trainer(setup.accelerator, writer))
+    for one in stored:
+        tables.influence(one, setup.datamodule)
+
+
+def loo(setup: Setup) -> None:
+    """Refits without the top-k ids of each test and the random controls."""
+    restored(setup)
+    ids = setup.test_ids
+    known = setup.datamodule.train_set.ids.numpy()
+    top = {t: read_ids(setup.layout.topk_ids(t), known)[: setup.refit.top_k].tolist() for t in ids}
+    random = controls(known, setup.refit.random, setup.refit.seed)
+    compared: dict[str, JSON] = {
+        **setup.origin(),
+        "removal": setup.refit.removal,
+        "init": setup.refit.init,
+        "recipe": (setup.base.record["recipe"] if setup.base else {}),
+        "finish": {"after": setup.finish.after, "tolerance": setup.finish.tolerance},
+        "seed": setup.refit.seed,
+    }
+    manifest = Manifest.at(setup.layout.manifest)
+    manifest.check("loo", compared, setup.overwrite)
+    files = [LossFile(setup.layout.loo_losses(t)) for t in ids]
+    nulls = [LossFile(setup.layout.null_losses(t), "draw") for t in ids]
+    if setup.overwrite:
+        for file in (*files, *nulls):
+            file.path.unlink(missing_ok=True)
+    recorded: dict[str, JSON] = {"test_ids": list(ids), "top_k": setup.refit.top_k, "random_ids": list(random)}
+    manifest.record("loo", compared, recorded)
+    refitter(setup, files, nulls).run(removals(top, random), random)
+
+
+def report(setup: Setup) -> None:
+    """The verdict, its table, the pictures and TensorBoard."""
+    restored(setup)
+    reporter = Reporter(setup.layout, setup.datamodule, Path("lightning_logs") / setup.experiment)
+    tables.verdict(reporter.run(setup.test_ids, setup.refit.top_k))
+    print(f"verdict: {setup.layout.verdict}\npictures: {setup.layout.root / 'figs'}")
+
+
+def pipeline(setup: Setup) -> None:
+    """Everything in turn; a base model and results that are already there and match are kept."""
+    if setup.base is None:
+        setup = fit(setup)
+    else:
+        log.info("base model: %s is there and was fitted with these settings", setup.checkpoint)
+    influence(setup)
+    loo(setup)
+    report(setup)
+
+
+def restored(setup: Setup) -> None:
+    """Loads data and weights, and refuses data that are not those of the fit.
+
+    Raises:
+        InputError: the training data differ from those the checkpoint was fitted on.
+    """
+    assert setup.base is not None
+    setup.datamodule.prepare_data()
+    setup.datamodule.setup()
+    found, fitted = setup.datamodule.fingerprint(), setup.base.record["fingerprint"]
+    if found != fitted:
+        raise InputError(
+            f"The training data are not those the checkpoint {setup.base.path} was fitted on: their content has SHA-256 "
+            f"{found[:16]}..., fitted on {fitted[:16]}....\n"
+            f"  Data now: {getattr(setup.datamodule, 'source_taken', '?')} "
+            f"({getattr(setup.datamodule, 'source_reason', '?')}); at the fit: {setup.base.record.get('source')}.\n"
+            "  Give the same data (--data.source, --data.root), or fit again."
+        )
+    setup.base.restore(setup.module)
+
+
+def refitter(setup: Setup, files: list[LossFile], nulls: list[LossFile]) -> LeaveOneOut:
+    """The refits of a setup, wired."""
+    assert setup.base is not None
+    hparams = setup.base.model
+    base, kind = setup.module, type(setup.module)
+    start = (lambda: copy.deepcopy(base)) if setup.refit.init == "warm" else (lambda: kind(**hparams))
+    recipe = Recipe(**setup.base.record["recipe"], accelerator=setup.accelerator)
+    return LeaveOneOut(
+        base=base,
+        refitter=Refitter(start, setup.datamodule.train_dataloader, recipe, setup.finish, setup.refit.seed),
+        queries=setup.datamodule.test_batch(setup.test_ids),
+        files=files,
+        null_files=nulls,
+        n=len(setup.datamodule.train_set),
+        settings=setup.refit,
+    )
+
+
+def predict_trainer(accelerator: str, writer: InfluenceWriter) -> L.Trainer:
+    """A Trainer for one pass over the training data; torch.func needs no inference mode, and tensors outlive the run."""
+    return L.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        callbacks=[writer],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        inference_mode=False,
+    )

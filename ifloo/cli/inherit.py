@@ -1,0 +1,61 @@
+"""Settings that come from the checkpoint, and settings that contradict it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from jsonargparse import Namespace
+
+from ifloo.errors import InputError
+from ifloo.refit import Base
+
+RECIPE = ("max_epochs", "accumulate_grad_batches", "gradient_clip_val", "precision")
+
+
+def inherit(config: Namespace, given: Namespace, base: Base) -> None:
+    """Completes `config`, in place, with the model and data settings the base model was fitted with.
+
+    Args:
+        config: of one command, complete with defaults.
+        given: the part of it that flags and config files said.
+        base: the checkpoint.
+
+    Raises:
+        InputError: something given is not what the base model was fitted with.
+    """
+    differing: list[str] = []
+    for group, stored in (("model", base.model), ("data", base.data)):
+        said = _init_args(given.get(group))
+        free = _free_settings(config[group])
+        for name, value in stored.items():
+            if name not in said:
+                config[group].init_args[name] = value
+            elif name not in free and said[name] != value:
+                differing.append(f"  {group}.{name}: fitted with {value!r}, asked {said[name]!r}")
+    said_trainer = given.get("trainer") or Namespace()
+    recipe = base.record.get("recipe", {})
+    for name in RECIPE:
+        if name in said_trainer and name in recipe and said_trainer[name] != recipe[name]:
+            differing.append(f"  trainer.{name}: fitted with {recipe[name]!r}, asked {said_trainer[name]!r}")
+    if "seed_everything" in given and given["seed_everything"] != base.record.get("seed"):
+        differing.append(f"  seed_everything: fitted with {base.record.get('seed')}, asked {given['seed_everything']}")
+    if differing:
+        raise InputError(
+            f"The checkpoint {base.path} was fitted with other settings.\n"
+            + "\n".join(differing)
+            + "\n  Leave these settings out (they then come from the checkpoint), name another --checkpoint, or fit again "
+            "(`ifloo fit`; in a pipeline --overwrite)."
+        )
+
+
+def _init_args(group: Any) -> dict[str, Any]:
+    if not isinstance(group, Namespace):
+        return {}
+    return dict(vars(group.get("init_args") or Namespace()))
+
+
+def _free_settings(group: Namespace) -> frozenset[str]:
+    """Settings of a data module that change no number, as its class says."""
+    module, name = group.class_path.rsplit(".", 1)
+    return getattr(getattr(importlib.import_module(module), name), "free_settings", frozenset())

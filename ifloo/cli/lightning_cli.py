@@ -1,0 +1,134 @@
+"""`ifloo` as a LightningCLI: the groups trainer, model, data, attribution, refit and finish, and five commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from jsonargparse import Namespace
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from ifloo.cli import commands
+from ifloo.cli.inherit import inherit
+from ifloo.cli.summary import COMMANDS
+from ifloo.refit import Base, NewtonFinish, RefitSettings, load_base
+from ifloo.stages import AttributionSettings
+from ifloo.store import Layout
+
+
+class IflooTrainer(L.Trainer):
+    """A Trainer with a method for each command, which is where LightningCLI looks for them; `IflooCLI` does the work."""
+
+    def influence(self, model: Any = None, datamodule: Any = None) -> None:
+        ...
+
+    def loo(self, model: Any = None, datamodule: Any = None) -> None:
+        ...
+
+    def report(self, model: Any = None, datamodule: Any = None) -> None:
+        ...
+
+    def pipeline(self, model: Any = None, datamodule: Any = None) -> None:
+        ...
+
+
+for _name in ("influence", "loo", "report", "pipeline"):
+    getattr(IflooTrainer, _name).__doc__ = COMMANDS[_name]
+
+
+class IflooCLI(LightningCLI):
+    """One flat YAML serves every command; what a later command is not told comes from the checkpoint."""
+
+    given: Namespace  # what was said in flags and config files, without defaults
+    base: Base | None = None
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        ours = {name: {"model", "datamodule"} for name in ("influence", "loo", "report", "pipeline")}
+        wired = {"model", "train_dataloaders", "val_dataloaders", "datamodule", "ckpt_path", "weights_only"}
+        return {"fit": wired, **ours}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--experiment", type=str, default="experiment", help="Name <exp> in the default file names.")
+        parser.add_argument(
+            "--checkpoint", type=str | None, default=None, help="Base model file; default models/<exp>_base.pth."
+        )
+        parser.add_argument(
+            "--output_dir", type=str | None, default=None, help="Folder of results; default outputs/<exp>."
+        )
+        parser.add_argument(
+            "--overwrite", action="store_true", help="Replace results (and base model) made with other settings."
+        )
+        parser.add_class_arguments(AttributionSettings, "attribution")
+        parser.add_class_arguments(RefitSettings, "refit")
+        parser.add_class_arguments(NewtonFinish, "finish")
+        nystrom = {"class_path": "ifloo.solvers.Nystrom"}
+        cg = {"class_path": "ifloo.solvers.CG", "init_args": {"preconditioner": nystrom}}
+        hessian = {"class_path": "ifloo.curvature.Hessian"}
+        parser.set_defaults(
+            {"attribution.solver": cg, "attribution.curvature": hessian, "finish.preconditioner": nystrom}
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        super().parse_arguments(parser, args)
+        command = self.config["subcommand"]
+        self.given = parser.parse_args(args, defaults=False)[command]
+
+    def before_instantiate_classes(self) -> None:
+        """Settings not given come from the checkpoint, contradicting ones are an error."""
+        config = self.config[self.subcommand]
+        if self.subcommand not in ("fit", "pipeline"):
+            self.save_config_callback = None  # the Trainer of these commands writes nothing of its own
+        exists = self.checkpoint.is_file()
+        if self.subcommand == "fit" or (self.subcommand == "pipeline" and (not exists or config.overwrite)):
+            return
+        self.base = load_base(self.checkpoint)
+        inherit(config, self.given, self.base)
+
+    @property
+    def checkpoint(self) -> Path:
+        config = self.config[self.subcommand]
+        return Path(config.checkpoint) if config.checkpoint else Layout.checkpoint(config.experiment)
+
+    @property
+    def setup(self) -> commands.Setup:
+        """Everything the commands need, as made from the config."""
+        config, made = self.config[self.subcommand], self.config_init[self.subcommand]
+        layout = Layout(Path(config.output_dir)) if config.output_dir else Layout.of(config.experiment)
+        return commands.Setup(
+            experiment=config.experiment,
+            module=self.model,
+            datamodule=self.datamodule,
+            trainer=self.trainer,
+            accelerator=config.trainer.accelerator,
+            attribution=made.attribution,
+            refit=made.refit,
+            finish=made.finish,
+            layout=layout,
+            checkpoint=self.checkpoint,
+            seed=config.seed_everything,
+            overwrite=config.overwrite,
+            base=self.base,
+        )
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """The Trainer of the config, with the callback that finishes a fit."""
+        finish = self.config_init[self.subcommand].finish
+        config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        return self._instantiate_trainer(config, [finish])
+
+    def fit(self, model: Any, datamodule: Any, **_: Any) -> None:
+        commands.fit(self.setup)
+
+    def influence(self, model: Any, datamodule: Any) -> None:
+        commands.influence(self.setup)
+
+    def loo(self, model: Any, datamodule: Any) -> None:
+        commands.loo(self.setup)
+
+    def report(self, model: Any, datamodule: Any) -> None:
+        commands.report(self.setup)
+
+    def pipeline(self, model: Any, datamodule: Any) -> None:
+        commands.pipeline(self.setup)

@@ -1,0 +1,67 @@
+"""Runs a command line; turns the two kinds of error into exit codes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from ifloo.cli.lightning_cli import IflooCLI, IflooTrainer
+from ifloo.errors import InputError, WorkError
+
+# Lightning's advice on loaders and hardware, which is about other data than ours (in memory, one batch).
+_THIRD_PARTY = ("does not have many workers", "isinstance\\(treespec, LeafSpec\\)", "Checkpoint directory")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs `ifloo` with these arguments and returns the exit code."""
+    return guarded(lambda: _cli(arguments))
+
+
+def guarded(work: Callable[[], object]) -> int:
+    """The exit code of some work: 0; 2 for wrong input; 1 for a failure during work; 130 when interrupted."""
+    try:
+        with _quiet():
+            work()
+    except (InputError, MisconfigurationException) as error:
+        print(f"ifloo: error: {error}", file=sys.stderr)
+        return 2
+    except WorkError as error:
+        print(f"ifloo: failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("ifloo: interrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _cli(arguments: Sequence[str]) -> None:
+    before, sys.argv = sys.argv, ["ifloo", *arguments]
+    try:
+        IflooCLI(
+            trainer_class=IflooTrainer,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": "ifloo"},
+        )
+    finally:
+        sys.argv = before
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Our own lines, warnings of others, no advertisements."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=False)
+    logging.getLogger("ifloo").setLevel(logging.INFO)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for text in _THIRD_PARTY:
+            warnings.filterwarnings("ignore", message=f".*{text}.*")
+        yield

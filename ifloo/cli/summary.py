@@ -1,0 +1,31 @@
+"""What `ifloo --help` prints; kept apart from everything heavy so that it answers at once."""
+
+COMMANDS = {
+    "fit": "Train the base model to a certified minimum and write its checkpoint.",
+    "influence": "Score every training sample against the chosen test samples.",
+    "loo": "Refit without the top-k and random samples and record the test losses.",
+    "report": "Compare predicted with actual changes: verdict, pictures, TensorBoard.",
+    "pipeline": "All of it: fit, influence, loo, report; what is already there is kept.",
+}
+
+_LINES = "\n".join(f"  {name:<11}{text}" for name, text in COMMANDS.items())
+
+HELP = f"""usage: ifloo COMMAND [--config FILE] [--KEY VALUE ...]
+
+Which training samples made a model predict what it did, proved by leave-one-out refits.
+
+commands:
+{_LINES}
+
+  ifloo COMMAND --help          every setting of a command, with its default
+  ifloo COMMAND --print_config  the settings a command would run with, as YAML
+
+options:
+  -h, --help     this text
+  --version      the version
+
+example:
+  ifloo pipeline --config configs/mnist.yaml --data.source embedded
+
+exit codes: 0 done; 1 failed during work; 2 wrong flags, config or input files.
+"""

@@ -1,0 +1,77 @@
+"""What the commands print at their end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ifloo.agreement import Agreement
+from ifloo.refit import Minimum
+from ifloo.report import Comparison
+from ifloo.store import StoredInfluences
+
+ROWS = 8
+
+
+def fitted(minimum: Minimum, metrics: Sequence[Mapping[str, float]], checkpoint: Path) -> None:
+    measured = "  ".join(f"{name} = {value:.4f}" for one in metrics for name, value in one.items())
+    print(f"fit: J = {minimum.value:.14f} nats  |grad J| = {minimum.grad_norm:.1e}  {measured}\ncheckpoint: {checkpoint}")
+
+
+def influence(stored: StoredInfluences, datamodule: Any) -> None:
+    """The most helpful and harmful training samples of one test, and the certificate of the scores."""
+    t, train = stored.test_id, datamodule.train_set
+    order = np.argsort(stored.scores, kind="stable")
+    print(f"\ntest {t} (label {datamodule.test_set.caption(t)}): influence in nats per unit weight")
+    print(f"  {'most helpful':<32}{'most harmful':<32}")
+    print(f"  {'id':>6}  {'label':<6}{'score':<18}{'id':>6}  {'label':<6}{'score':<18}")
+    for low, high in zip(order[:ROWS], order[::-1][:ROWS], strict=True):
+        cells = []
+        for position in (low, high):
+            i = int(stored.train_ids[position])
+            cells.append(f"{i:>6}  {train.caption(i):<6}{stored.scores[position]:<+18.4e}")
+        print("  " + "".join(cells))
+    bound = "unknown" if stored.error_bound is None else f"{stored.error_bound:.1e}"
+    damped = "" if not stored.damping else f" (damping {stored.damping:g}; undamped {stored.undamped_residual:.1e})"
+    print(
+        f"  certificate: {stored.status.lower().replace('_', ' ')}, residual {stored.residual:.1e}{damped} after "
+        f"{stored.steps} steps, score error <= {bound}"
+    )
+
+
+def verdict(compared: Mapping[int, Comparison]) -> None:
+    """Predicted against actual change of each test loss."""
+    for t, one in compared.items():
+        print(f"\ntest {t}: predicted against actual change of its loss, removal {one.removal}")
+        print(f"  {'refits':<16}{'n':>4}  {'Pearson':<26}{'Spearman':<26}{'slope':<26}median rel. error")
+        groups = {"all": one.agreement(), "top-k": one.agreement(one.top), "random": one.agreement(one.control)}
+        for name, found in groups.items():
+            if found is not None:
+                print(f"  {name:<16}{found.n:>4}  {_row(found)}")
+        floor = "unknown (one null refit)" if one.noise_floor is None else f"{one.noise_floor:.1e} nats"
+        worst = "unknown" if one.worst_grad_norm is None else f"{one.worst_grad_norm:.1e}"
+        print(
+            f"  certificate: worst residual {one.stored.residual:.1e}, worst |grad J| of a refit {worst}, "
+            f"noise floor {floor}, {one.flagged} refits flagged"
+        )
+
+
+def _row(found: Agreement) -> str:
+    cells = [
+        _with_interval(found.pearson, found.pearson_ci, ".5f"),
+        _with_interval(found.spearman, found.spearman_ci, ".4f"),
+        _with_interval(found.slope, found.slope_ci, ".4f"),
+        _with_interval(found.median_rel_err, found.median_rel_err_ci, ".2%"),
+    ]
+    return "".join(f"{cell:<26}" for cell in cells).rstrip()
+
+
+def _with_interval(value: float | None, interval: tuple[float, float] | None, form: str) -> str:
+    if value is None:
+        return "-"
+    if interval is None:
+        return f"{value:{form}}"
+    return f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"

@@ -1,0 +1,26 @@
+"""Floor 6: fits and refits through a Trainer."""
+
+from ifloo.refit.base import Base, fit_base, load_base, weights_sha256
+from ifloo.refit.finish import NewtonFinish
+from ifloo.refit.loo import LeaveOneOut
+from ifloo.refit.newton import Minimum, newton_cg
+from ifloo.refit.plan import RefitSettings, controls, removals
+from ifloo.refit.recipe import Recipe, Refit, Refitter, quiet_lightning
+
+__all__ = [
+    "Base",
+    "LeaveOneOut",
+    "Minimum",
+    "NewtonFinish",
+    "Recipe",
+    "Refit",
+    "RefitSettings",
+    "Refitter",
+    "controls",
+    "fit_base",
+    "load_base",
+    "newton_cg",
+    "quiet_lightning",
+    "removals",
+    "weights_sha256",
+]

@@ -1,0 +1,131 @@
+"""The base model: fitted, written as one checkpoint, read back and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from ifloo.errors import InputError, WorkError
+from ifloo.refit.finish import NewtonFinish
+from ifloo.refit.newton import Minimum
+from ifloo.store import JSON, replacing, sha256_of_tensors
+
+SECTION = "ifloo"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A checkpoint on disk.
+
+    Attributes:
+        path: where it was read from.
+        state: the weights by name.
+        model: the model's hyper-parameters.
+        data: the data module's.
+        record: what `fit_base` was told and measured: seed, recipe, classes, data fingerprint, ‖∇J‖.
+    """
+
+    path: Path
+    state: Mapping[str, Tensor]
+    model: dict[str, Any]
+    data: dict[str, Any]
+    record: dict[str, Any]
+
+    def restore(self, module: Any) -> None:
+        """Puts the weights into a module.
+
+        Raises:
+            InputError: the checkpoint is of another model or of another shape.
+        """
+        wanted = {k: tuple(v.shape) for k, v in module.state_dict().items()}
+        found = {k: tuple(v.shape) for k, v in self.state.items()}
+        if wanted != found:
+            raise InputError(_of_another_model(self, type(module).__name__, wanted, found))
+        module.load_state_dict(self.state, strict=True)
+
+
+def fit_base(
+    module: Any, datamodule: Any, trainer: L.Trainer, finish: NewtonFinish, path: Path, record: Mapping[str, JSON]
+) -> Minimum:
+    """Fits through the Trainer (whose callbacks include `finish`) and writes the checkpoint, whole or not at all.
+
+    Raises:
+        WorkError: the fit did not converge or the checkpoint could not be written.
+    """
+    recorder = _Recorder(dict(record))
+    trainer.callbacks.append(recorder)  # type: ignore[attr-defined]
+    trainer.fit(module, datamodule=datamodule)
+    minimum = finish.minimum
+    if minimum is None or not trainer.state.finished:
+        raise WorkError("The fit was interrupted; no checkpoint was written.")
+    recorder.record |= {"J": minimum.value, "grad_norm": minimum.grad_norm, "fingerprint": datamodule.fingerprint()}
+    with replacing(path) as file:
+        trainer.save_checkpoint(file.name)
+    return minimum
+
+
+class _Recorder(L.Callback):
+    """Adds ifloo's own section to the checkpoint: plain values only, so that it loads with weights_only=True."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        self.record = record
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[SECTION] = self.record
+
+
+def load_base(path: Path) -> Base:
+    """Reads a checkpoint that `fit_base` wrote; nothing in it is executed.
+
+    Raises:
+        InputError: the file is missing, unreadable, or no checkpoint of ifloo.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no checkpoint at {path}.\n  Run `ifloo fit` first, or name one with --checkpoint.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever unpickling meets
+        raise InputError(
+            f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}\n"
+            "  The file is damaged or holds more than weights and plain values. Run `ifloo fit` again."
+        ) from error
+    if not isinstance(content, dict) or SECTION not in content or "state_dict" not in content:
+        raise InputError(f"{path} was not written by `ifloo fit` (it has no section {SECTION!r}). Run `ifloo fit` first.")
+    return Base(
+        path,
+        content["state_dict"],
+        _settings(content.get("hyper_parameters", {})),
+        _settings(content.get("datamodule_hyper_parameters", {})),
+        content[SECTION],
+    )
+
+
+def weights_sha256(module: Any) -> str:
+    """SHA-256 of the module's weights: the same tensors give the same text on every machine."""
+    return sha256_of_tensors(dict(module.state_dict()))
+
+
+def _settings(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in hyper_parameters.items() if not k.startswith("_")}
+
+
+def _of_another_model(
+    base: Base, name: str, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> str:
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    lines = [f"The checkpoint {base.path} is not of this {name} (it was fitted as {base.record.get('model_class')})."]
+    if missing:
+        lines.append(f"  The model has, the checkpoint has not: {missing[:5]}")
+    if extra:
+        lines.append(f"  The checkpoint has, the model has not: {extra[:5]}")
+    shapes = [f"{k} {list(found[k])} instead of {list(wanted[k])}" for k in wanted if k in found and wanted[k] != found[k]]
+    if shapes:
+        lines.append(f"  Shapes: {'; '.join(shapes[:5])}")
+    lines.append("  Name the checkpoint of this model with --checkpoint, or run `ifloo fit` with this one.")
+    return "\n".join(lines)

@@ -1,0 +1,135 @@
+"""How a base model was trained, and so how each refit is: one Trainer fit, quiet, with nothing written."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from ifloo.objective import SampleWeights
+from ifloo.refit.finish import NewtonFinish
+from ifloo.refit.newton import Minimum
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a Trainer that change what it trains.
+
+    Attributes:
+        max_epochs: passes over the data; with L-BFGS, outer steps.
+        accumulate_grad_batches: batches to a step.
+        gradient_clip_val: largest gradient norm; null: no clipping.
+        precision: as Lightning names it.
+        accelerator: where it runs (changes rounding only, so it is not compared).
+    """
+
+    max_epochs: int = 1
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+    precision: str = "32-true"
+    accelerator: str = "auto"
+
+    @classmethod
+    def of(cls, trainer: L.Trainer) -> Recipe:
+        return cls(
+            trainer.max_epochs or 1,
+            trainer.accumulate_grad_batches,
+            trainer.gradient_clip_val,
+            str(trainer.precision),
+            type(trainer.accelerator).__name__.removesuffix("Accelerator").lower(),
+        )
+
+    def compared(self) -> dict[str, Any]:
+        """The part of it that changes numbers."""
+        names = ("max_epochs", "accumulate_grad_batches", "gradient_clip_val", "precision")
+        return {name: getattr(self, name) for name in names}
+
+    def trainer(self, finish: NewtonFinish) -> L.Trainer:
+        """A fresh Trainer: one that has fitted already would silently train nothing."""
+        return L.Trainer(
+            max_epochs=self.max_epochs,
+            accumulate_grad_batches=self.accumulate_grad_batches,
+            gradient_clip_val=self.gradient_clip_val,
+            precision=self.precision,  # type: ignore[arg-type]
+            accelerator=self.accelerator,
+            devices=1,
+            callbacks=[finish],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            limit_val_batches=0,
+        )
+
+
+@dataclass(frozen=True)
+class Refit:
+    """A refitted module and how its fit ended."""
+
+    module: Any
+    minimum: Minimum
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Refitter:
+    """Fits the same model again under other sample weights: same loader, seed and recipe.
+
+    Attributes:
+        start: makes the module a refit starts from (a copy of the base model, or a new one).
+        loader: makes the training loader, anew for each fit.
+        recipe: of the Trainer.
+        finish: callback that ends every fit; its data and preconditioner are shared by all.
+        seed: set before each fit.
+    """
+
+    start: Callable[[], Any]
+    loader: Callable[[], DataLoader]
+    recipe: Recipe
+    finish: NewtonFinish
+    seed: int
+
+    def fit(self, weights: SampleWeights | None = None, prepare: Callable[[Any], None] | None = None) -> Refit:
+        """One refit through a Trainer.
+
+        Args:
+            weights: w; None: nothing removed.
+            prepare: changes the module before the fit (a displaced start).
+
+        Raises:
+            WorkError: the fit did not reach the tolerance asked for.
+        """
+        begun = time.perf_counter()
+        with quiet_lightning():
+            L.seed_everything(self.seed, workers=True, verbose=False)
+            module = self.start()
+            module.sample_weights = weights or SampleWeights()
+            if prepare:
+                prepare(module)
+            self.recipe.trainer(self.finish).fit(module, self.loader())
+        assert self.finish.minimum is not None
+        return Refit(module, self.finish.minimum, time.perf_counter() - begun)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Hundreds of refits say nothing about devices, tips and worker counts; real warnings of ours are untouched."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")]
+    levels = [x.level for x in loggers]
+    for x in loggers:
+        x.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
+            yield
+    finally:
+        for x, level in zip(loggers, levels, strict=True):
+            x.setLevel(level)

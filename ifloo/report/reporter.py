@@ -1,0 +1,112 @@
+"""Everything a reader sees: verdict.json, pictures, TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+
+from ifloo.report.digits import TrainingPicture, digit_grid
+from ifloo.report.figures import influence_distribution, influence_vs_loo, save_figure
+from ifloo.report.verdict import DEFINITIONS, Comparison, compare
+from ifloo.store import JSON, Layout, StoredInfluences, influences, top_k, write_json
+
+SUFFIX = ".report"  # of our event file, so that a new report replaces the old one
+SHOWN = 8  # training samples of each kind in the picture
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Reads the files of an experiment and draws what they say.
+
+    Attributes:
+        layout: where they are.
+        datamodule: gives `train_set` and `test_set` with `picture(id)` and `caption(id)`.
+        log_dir: TensorBoard folder of the experiment.
+    """
+
+    layout: Layout
+    datamodule: Any
+    log_dir: Path
+
+    def run(self, test_ids: list[int], k: int) -> dict[int, Comparison]:
+        """Writes the verdict and the pictures of these tests.
+
+        Args:
+            test_ids: tests with scores and refits.
+            k: how many ids of largest |score| are the top-k group.
+
+        Raises:
+            InputError: scores or refits are missing or do not belong together.
+        """
+        compared = {}
+        for t in test_ids:
+            stored = influences.load(self.layout.scores(t))
+            compared[t] = compare(self.layout, t, top_k(stored.scores, stored.train_ids, k).tolist())
+        verdict: dict[str, JSON] = {
+            "tests": {str(t): one.to_json() for t, one in compared.items()},
+            "definitions": DEFINITIONS,
+        }
+        write_json(self.layout.verdict, verdict)
+        figures = {t: self._figures(one, k) for t, one in compared.items()}
+        for t, named in figures.items():
+            for name, figure in named.items():
+                save_figure(figure, self.layout.figure(name, t))
+        self._to_tensorboard(compared, figures)
+        return compared
+
+    def _figures(self, one: Comparison, k: int) -> dict[str, Figure]:
+        stored, title = one.stored, self._title(one.stored.test_id)
+        top = top_k(stored.scores, stored.train_ids, k)
+        together = one.agreement()
+        assert together is not None  # compare() refuses fewer rows than a statistic needs
+        return {
+            "influence_distribution": influence_distribution(stored.scores, stored.train_ids, top, title=title),
+            "influence_vs_loo": influence_vs_loo(
+                one.predicted,
+                one.actual,
+                one.control,
+                together,
+                title=title,
+                ids=one.ids.tolist(),
+                noise_floor=one.noise_floor,
+            ),
+            "most_influential": self._grid(stored, title),
+        }
+
+    def _grid(self, stored: StoredInfluences, title: str) -> Figure:
+        order = np.argsort(stored.scores, kind="stable")
+        helpful = [int(i) for i in order[:SHOWN] if stored.scores[i] < 0]
+        harmful = [int(i) for i in order[::-1][:SHOWN] if stored.scores[i] > 0]
+        test, t = self.datamodule.test_set, stored.test_id
+        return digit_grid(
+            test.picture(t),
+            test.caption(t),
+            [self._picture(stored, i) for i in helpful],
+            [self._picture(stored, i) for i in harmful],
+            title=title,
+        )
+
+    def _picture(self, stored: StoredInfluences, position: int) -> TrainingPicture:
+        train, i = self.datamodule.train_set, int(stored.train_ids[position])
+        return TrainingPicture(i, train.picture(i), train.caption(i), float(stored.scores[position]))
+
+    def _title(self, t: int) -> str:
+        return f"test {t}, label {self.datamodule.test_set.caption(t)}"
+
+    def _to_tensorboard(self, compared: Mapping[int, Comparison], figures: Mapping[int, Mapping[str, Figure]]) -> None:
+        for old in self.log_dir.glob(f"*{SUFFIX}"):
+            old.unlink()
+        with SummaryWriter(str(self.log_dir), filename_suffix=SUFFIX) as writer:
+            for t, one in compared.items():
+                writer.add_histogram(f"influence/test_{t}", one.stored.scores, bins="auto")
+                for name, figure in figures[t].items():
+                    writer.add_figure(f"{name}/test_{t}", figure, close=False)
+                for name, value in one.to_json().items():
+                    if isinstance(value, (int, float)) and not isinstance(value, bool):
+                        writer.add_scalar(f"verdict_test_{t}/{name}", value)

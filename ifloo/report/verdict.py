@@ -1,0 +1,145 @@
+"""The verdict: what was predicted, what happened, how well the two agree, and how far each number can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ifloo.agreement import Agreement, agreement
+from ifloo.attribution import predicted_change
+from ifloo.errors import InputError
+from ifloo.objective import Removal
+from ifloo.store import JSON, NULL_ID, Layout, LossFile, LossRow, Manifest, StoredInfluences, influences
+
+DEFINITIONS: dict[str, JSON] = {
+    "predicted": "drop: -(s - mean s); zero_weight: -s; nats, s = dL_t/dw_i (see the npz files)",
+    "actual": "L_t(refit without i) - L_t(null refit), nats",
+    "slope": "least squares, actual = slope * predicted + intercept",
+    "median_rel_err": "median of |predicted - actual| / |actual| over rows with |actual| above the noise floor",
+    "ci": "95 % percentile bootstrap over removals, 2000 draws, seed 0",
+    "noise_floor": "largest minus smallest L_t over the null refits, displaced ones included, nats",
+    "worst_grad_norm": "largest |grad J| at the end of a refit",
+    "worst_residual": "relative residual of the inverse-HVP on the full data",
+}
+FEWEST = 3  # rows below which a group has no statistics
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Predicted and actual changes of one test loss, row by row.
+
+    Attributes:
+        stored: the scores behind the predictions.
+        removal: what a refit left out.
+        ids: `[r]` removed samples.
+        predicted: `[r]`, nats.
+        actual: `[r]`, nats.
+        top: `[r]`, whether the sample is among this test's top-k.
+        control: `[r]`, whether it was drawn at random.
+        noise_floor: spread of null refits, nats; None with a single null refit.
+        worst_grad_norm: over all refits.
+        flagged: refits whose error bound is large beside their change.
+    """
+
+    stored: StoredInfluences
+    removal: Removal
+    ids: NDArray[np.int64]
+    predicted: NDArray[np.float64]
+    actual: NDArray[np.float64]
+    top: NDArray[np.bool_]
+    control: NDArray[np.bool_]
+    noise_floor: float | None
+    worst_grad_norm: float | None
+    flagged: int
+
+    def agreement(self, chosen: NDArray[np.bool_] | None = None) -> Agreement | None:
+        """Statistics of all rows, or of some; None where there are fewer than three."""
+        rows = np.ones(len(self.ids), dtype=bool) if chosen is None else chosen
+        if rows.sum() < FEWEST:
+            return None
+        return agreement(self.predicted[rows], self.actual[rows], noise_floor=self.noise_floor or 0.0)
+
+    def to_json(self) -> dict[str, JSON]:
+        """One entry of verdict.json."""
+        together = self.agreement()
+        groups = {"top_k": self.agreement(self.top), "random": self.agreement(self.control)}
+        return {
+            "method": self.stored.method,
+            "removal": self.removal,
+            **(together.to_json() if together else {"n_refits": len(self.ids)}),
+            **{name: found.to_json() if found else None for name, found in groups.items()},
+            "methods": {},
+            "worst_residual": self.stored.residual,
+            "undamped_residual": self.stored.undamped_residual,
+            "score_error_bound": self.stored.error_bound,
+            "worst_grad_norm": self.worst_grad_norm,
+            "noise_floor": self.noise_floor,
+            "flagged": self.flagged,
+        }
+
+
+def compare(layout: Layout, test_id: int, top_ids: Collection[int]) -> Comparison:
+    """Puts the scores and the refits of one test side by side.
+
+    Raises:
+        InputError: a file is missing, scores and refits are of different base models, or there are too few refits.
+    """
+    stored = influences.load(layout.scores(test_id))
+    removal, random_ids = _of_one_model(layout)
+    rows = LossFile(layout.loo_losses(test_id)).rows()
+    if NULL_ID not in rows or len(rows) - 1 < FEWEST:
+        raise InputError(
+            f"{layout.loo_losses(test_id)} holds {max(len(rows) - 1, 0)} refits; a verdict needs the null refit (id -1) "
+            f"and at least {FEWEST} others.\n  Run `ifloo loo` (to its end), with more --refit.top_k or --refit.random."
+        )
+    ids = np.array([i for i in rows if i != NULL_ID], dtype=np.int64)
+    actual = np.array([rows[int(i)].loss - rows[NULL_ID].loss for i in ids])
+    scores = stored.scores[_positions(stored, ids)].astype(np.float64)
+    nulls = [rows[NULL_ID], *LossFile(layout.null_losses(test_id), "draw").rows().values()]
+    return Comparison(
+        stored=stored,
+        removal=removal,
+        ids=ids,
+        predicted=np.asarray(predicted_change(scores, stored.score_mean, removal)),  # type: ignore[arg-type]
+        actual=actual,
+        top=np.isin(ids, list(top_ids)),
+        control=np.isin(ids, random_ids),
+        noise_floor=_spread(nulls),
+        worst_grad_norm=max((r.grad_norm for r in rows.values() if r.grad_norm is not None), default=None),
+        flagged=sum(bool(r.extra.get("flagged")) for r in rows.values()),
+    )
+
+
+def _spread(nulls: list[LossRow]) -> float | None:
+    losses = [row.loss for row in nulls]
+    return max(losses) - min(losses) if len(losses) > 1 else None
+
+
+def _positions(stored: StoredInfluences, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    order = np.argsort(stored.train_ids)
+    place = np.searchsorted(stored.train_ids, ids, sorter=order).clip(max=len(order) - 1)
+    found = order[place]
+    if (unknown := ids[stored.train_ids[found] != ids]).size:
+        raise InputError(
+            f"Test {stored.test_id}: refits of ids {unknown[:5].tolist()} have no score; the scores are of other data.\n"
+            "  Run `ifloo influence` and `ifloo loo` on the same data."
+        )
+    return found
+
+
+def _of_one_model(layout: Layout) -> tuple[Removal, list[int]]:
+    sections = Manifest.at(layout.manifest).sections()
+    for name in ("influence", "loo"):
+        if name not in sections:
+            raise InputError(f"{layout.manifest} has no section {name!r}. Run `ifloo {name}` before the report.")
+    scores, refits = sections["influence"]["compared"], sections["loo"]["compared"]
+    for name in ("weights", "data", "objective"):
+        if scores.get(name) != refits.get(name):
+            raise InputError(
+                f"{layout.root}: scores and refits are of different base models ({name}: {scores.get(name)} and "
+                f"{refits.get(name)}).\n  Run `ifloo influence` and `ifloo loo` on one checkpoint."
+            )
+    return refits["removal"], list(sections["loo"]["recorded"].get("random_ids", []))

@@ -1,0 +1,189 @@
+"""The influence stage: from a trained module and test ids to files of scores, resumable test by test."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+
+from ifloo.attribution import DEFINITIONS, Scores
+from ifloo.objective import Batch, sequential
+from ifloo.solvers import Status
+from ifloo.stages.predictor import InfluencePredictor, InfluenceWriter
+from ifloo.stages.settings import AttributionSettings, described, method_name
+from ifloo.store import (
+    JSON,
+    Layout,
+    Manifest,
+    StoredInfluences,
+    influences,
+    jsonl,
+    save_topk,
+    sha256_of_tensors,
+    top_k,
+    write_npy,
+)
+from ifloo.objective.batches import rows, tensors_of
+
+log = logging.getLogger(__name__)
+MakeTrainer = Callable[[InfluenceWriter], L.Trainer]
+
+
+@dataclass(frozen=True)
+class InfluenceRun:
+    """Everything the stage needs, and where its results go.
+
+    Attributes:
+        module: the trained model, meeting the contract.
+        datamodule: set up; gives `train_dataloader`, `test_batch(ids)`, `test_set`.
+        settings: of the attribution.
+        layout: where files go.
+        origin: what the checkpoint was made from: settings that change a number (compared), by name.
+        overwrite: replace results of other settings.
+    """
+
+    module: Any
+    datamodule: Any
+    settings: AttributionSettings
+    layout: Layout
+    origin: dict[str, JSON]
+    overwrite: bool = False
+
+    def listed(self, make_trainer: MakeTrainer) -> list[StoredInfluences]:
+        """Scores and top-k ids of the test ids listed; those already there are read, not made again.
+
+        Raises:
+            InputError: a test id out of range, or results of other settings in the folder.
+            SolveError: an inverse-HVP that cannot be trusted.
+        """
+        assert self.settings.test_ids != "all"
+        wanted = list(self.settings.test_ids)
+        self._open("influence", wanted, [p for t in wanted for p in (self.layout.scores(t), self.layout.topk_ids(t))])
+        missing = [t for t in wanted if not self.layout.scores(t).exists()]
+        self.score(missing, make_trainer, lambda one: influences.save(self.layout.scores(one.test_id), one))
+        stored = [influences.load(self.layout.scores(t)) for t in wanted]
+        for one in stored:  # top_k is free to change between runs
+            save_topk(self.layout.topk_ids(one.test_id), top_k(one.scores, one.train_ids, self.settings.top_k))
+        return stored
+
+    def all_tests(self, make_trainer: MakeTrainer) -> int:
+        """One file of scores for every test sample, and the index; returns how many were made in this run.
+
+        Raises:
+            InputError: results of other settings in the folder.
+            SolveError: an inverse-HVP that cannot be trusted.
+        """
+        ids = [int(i) for i in self.datamodule.test_set.ids]
+        self._open("all_tests", ids, [self.layout.all_tests])
+        indexed = set()
+        if self.layout.index.exists():
+            jsonl.repair(self.layout.index)
+            indexed = {row["test_id"] for row in jsonl.read(self.layout.index)}
+        missing = [t for t in ids if t not in indexed or not self.layout.all_scores(t).exists()]
+        self.score(missing, make_trainer, lambda one: self._save_indexed(one, indexed))
+        return len(missing)
+
+    def _save_indexed(self, one: StoredInfluences, indexed: set[int]) -> None:
+        path = self.layout.all_scores(one.test_id)
+        write_npy(path, one.scores)
+        if one.test_id in indexed:
+            return
+        row: dict[str, JSON] = {
+            "test_id": one.test_id,
+            "path": path.name,
+            "score_mean": one.score_mean,
+            "residual": one.residual,
+            "status": one.status,
+        }
+        jsonl.append(self.layout.index, row)
+        indexed.add(one.test_id)
+
+    def _open(self, section: str, test_ids: Sequence[int], replaced: Sequence[Any]) -> None:
+        manifest = Manifest.at(self.layout.manifest)
+        settings = self.settings
+        compared: dict[str, JSON] = {
+            **self.origin,
+            "curvature": settings.curvature_name,
+            "damping": settings.damping,
+            "solver": described(settings.solver),
+            "parameters": list(settings.parameters),
+            "dtype": settings.dtype,
+        }
+        batch = self.datamodule.test_batch(test_ids)  # refuses ids out of range before any work
+        queries: dict[str, JSON] = {str(t): _content(rows(batch, slice(k, k + 1))) for k, t in enumerate(test_ids)}
+        found = manifest.sections().get(section, {}).get("compared", {}).get("queries", {})
+        manifest.check(section, {**compared, "queries": {t: queries.get(t, found[t]) for t in found}}, self.overwrite)
+        if self.overwrite:
+            found = {}
+            for path in replaced:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        manifest.record(
+            section,
+            {**compared, "queries": {**found, **queries}},
+            {"test_ids": settings.test_ids, "top_k": settings.top_k, "batch_size": settings.batch_size},
+        )
+
+    def score(
+        self, test_ids: Sequence[int], make_trainer: MakeTrainer, save: Callable[[StoredInfluences], None]
+    ) -> None:
+        """Scores test samples in blocks and hands each over; writes nothing itself.
+
+        Raises:
+            InputError: a test id out of range, or training data that no score can come from.
+            SolveError: an inverse-HVP that cannot be trusted.
+        """
+        if not test_ids:
+            return
+        loader = sequential(self.datamodule.train_dataloader(), self.settings.batch_size)
+        predictor = InfluencePredictor(self.module, loader, self.settings)
+
+        def deliver(scores: Scores) -> None:
+            method = method_name(predictor.engine.curvature, self.settings.solver)
+            for k in range(len(scores.query_ids)):
+                save(_stored(scores, k, self.settings.damping, method))
+
+        block = self.settings.query_block
+        for start in range(0, len(test_ids), block):
+            now = test_ids[start : start + block]
+            predictor.queries = self.datamodule.test_batch(now)
+            make_trainer(InfluenceWriter(deliver)).predict(predictor, loader, return_predictions=False)
+            if len(test_ids) > block:
+                log.info("%d of %d tests scored", start + len(now), len(test_ids))
+
+
+def _stored(scores: Scores, k: int, damping: float, method: str) -> StoredInfluences:
+    certificate, t = scores.certificate, int(scores.query_ids[k])
+    if certificate.status[k] is Status.FIXED_STEPS:
+        log.warning(_not_certified(t, certificate, k))
+    return StoredInfluences(
+        test_id=t,
+        scores=scores.value[k].float().cpu().numpy(),
+        train_ids=scores.train_ids.cpu().numpy(),
+        score_mean=float(scores.mean[k]),
+        residual=float(certificate.residual[k]),
+        undamped_residual=float(certificate.undamped_residual[k]),
+        error_bound=None if certificate.error_bound is None else float(certificate.error_bound[k]),
+        steps=int(certificate.steps[k]),
+        status=certificate.status[k].name,
+        damping=damping,
+        method=method,
+        definitions=DEFINITIONS,
+    )
+
+
+def _content(query: Batch) -> str:
+    return sha256_of_tensors({str(i): x for i, x in enumerate(tensors_of(query))})
+
+
+def _not_certified(t: int, certificate: Any, k: int) -> str:
+    repeat = certificate.repeat_error
+    spread = "" if repeat is None else f", standard error between repeats {float(repeat[k]):.1%} of the solution"
+    return (
+        f"test {t}: the solver took its fixed {int(certificate.steps[k])} steps; its true relative residual is "
+        f"{float(certificate.residual[k]):.2g} (damped system), {float(certificate.undamped_residual[k]):.2g} (undamped)"
+        f"{spread}. Judge the scores by it; solver CG reaches 1e-10."
+    )

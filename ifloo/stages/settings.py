@@ -1,0 +1,101 @@
+"""The settings of attribution, and how objects of settings are put into manifests."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ifloo.curvature import Damped, Hessian, LinearOperator
+from ifloo.errors import InputError
+from ifloo.objective import Objective
+from ifloo.solvers import CG, Nystrom, Solver
+from ifloo.store import JSON
+
+Curvature = Callable[[Objective, Tensor], LinearOperator]
+
+
+@dataclass(frozen=True)
+class AttributionSettings:
+    """What to score and how.
+
+    Attributes:
+        test_ids: test samples to explain, or `all`.
+        top_k: ids of largest |score| written for each test sample.
+        curvature: H in the score; `ifloo.curvature.Hessian` or `GaussNewton`.
+        damping: δ >= 0 added to it, in nats per squared parameter.
+        solver: of (H + δI) x = ∇L_t.
+        parameters: shell-style patterns of the parameters attributed.
+        dtype: precision of the scoring; null: as trained.
+        batch_size: training samples at once.
+        query_block: test samples solved at once.
+    """
+
+    test_ids: list[int] | Literal["all"] = field(default_factory=lambda: [0])
+    top_k: int = 500
+    curvature: Curvature = Hessian
+    damping: float = 0.0
+    solver: Solver = field(default_factory=lambda: CG(preconditioner=Nystrom()))
+    parameters: list[str] = field(default_factory=lambda: ["*"])
+    dtype: Literal["float64", "float32"] | None = None
+    batch_size: int = 5000
+    query_block: int = 16
+
+    def __post_init__(self) -> None:
+        """Checks what no constructor further down would.
+
+        Raises:
+            InputError: a count below 1, negative damping, a test id given twice.
+        """
+        for name in ("top_k", "batch_size", "query_block"):
+            if getattr(self, name) < 1:
+                raise InputError(f"attribution.{name} must be >= 1, got {getattr(self, name)}.")
+        if not 0 <= self.damping < float("inf"):
+            raise InputError(
+                f"attribution.damping must be a finite number >= 0, got {self.damping}.\n"
+                "  It is added to the curvature (H + damping·I); 0 gives the influence of the objective as it is."
+            )
+        if self.test_ids != "all" and len(set(self.test_ids)) != len(self.test_ids):
+            raise InputError(f"attribution.test_ids holds an id twice: {self.test_ids}.")
+
+    def curvature_at(self, objective: Objective, theta: Tensor) -> LinearOperator:
+        """The curvature at θ, damped where damping is asked for."""
+        operator = self.curvature(objective, theta)
+        return Damped(operator, self.damping) if self.damping else operator
+
+    @property
+    def curvature_name(self) -> str:
+        """The class of the curvature, also where the command line has wrapped it into a partial of its settings."""
+        made = self.curvature
+        classes = [a for a in made.args if isinstance(a, type)] if isinstance(made, functools.partial) else [made]
+        return getattr(classes[-1], "__name__", str(made)) if classes else str(made)
+
+    @property
+    def torch_dtype(self) -> torch.dtype | None:
+        return getattr(torch, self.dtype) if self.dtype else None
+
+
+def described(value: Any) -> JSON:
+    """A settings object as JSON: class name and fields, so that manifests show and compare every number."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: described(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class": type(value).__name__, **fields}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [described(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): described(v) for k, v in value.items()}
+    return str(value)
+
+
+def method_name(operator: LinearOperator, solver: Solver) -> str:
+    """How scores came about, in one line."""
+    if isinstance(operator, Damped):
+        return f"Damped({type(operator.base).__name__}, {operator.damping:g}) / {solver}"
+    return f"{type(operator).__name__} / {solver}"
