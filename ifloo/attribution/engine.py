@@ -77,10 +77,11 @@ class InfluenceEngine:
             SolveError: a query's solve failed, missed its tolerance or diverged.
         """
         m = batch_size(queries)
-        blocks = [rows(queries, slice(i, i + QUERY_BLOCK)) for i in range(0, m, QUERY_BLOCK)]
+        starts = range(0, m, QUERY_BLOCK)
+        blocks = [rows(queries, slice(i, i + QUERY_BLOCK)) for i in starts]
         with scoring(self.objective.losses.module):
             gradients = [sample_gradients(self.objective.losses, self.theta, b) for b in blocks]
-            solutions = [self.prepared.solve(g).require() for g in gradients]
+            solutions = [self.prepared.solve(g).require(i, m) for i, g in zip(starts, gradients, strict=True)]
             parts = [self._certificate(s, g) for s, g in zip(solutions, gradients, strict=True)]
         ids = sample_ids(queries)
         return Directions(
@@ -117,12 +118,12 @@ class InfluenceEngine:
         if self.strong_convexity is not None and self.strong_convexity + damping > 0:
             absolute = solution.residual * gradients.norm(dim=1)
             bound = self.largest_gradient * absolute / (self.objective.n * (self.strong_convexity + damping))
-        repeat = solution.standard_error
+        repeat, length = solution.standard_error, solution.value.norm(dim=1)
         return Certificate(
             solution.residual,
             undamped,
             bound,
-            None if repeat is None else repeat.norm(dim=1) / solution.value.norm(dim=1),
+            None if repeat is None else repeat.norm(dim=1) / length.clamp_min(torch.finfo(length.dtype).tiny),
             solution.steps,
             solution.status,
         )

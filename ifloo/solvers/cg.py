@@ -11,6 +11,7 @@ from torch import Tensor
 from ifloo.curvature.operator import LinearOperator
 from ifloo.errors import InputError
 from ifloo.solvers.solution import (
+    NOT_FINITE_ADVICE,
     Preconditioner,
     Prepared,
     PreparedPreconditioner,
@@ -62,7 +63,7 @@ class PreparedCG(Prepared):
     def solve(self, B: Float[Tensor, "k p"]) -> Solution:
         run = _Run(torch.zeros_like(B), torch.zeros(len(B), dtype=torch.int64), B.norm(dim=1), [""] * len(B))
         run.status = [Status.NOT_CONVERGED if torch.isfinite(x) else Status.NOT_FINITE for x in run.norms]
-        residual = torch.where(run.norms > 0, 1.0, 0.0).to(B.dtype)
+        residual = torch.where(run.norms > 0, run.norms / run.norms, run.norms)  # 1, 0 for b = 0, NaN stays NaN
         for _ in range(3):
             unfinished = [
                 i for i, s in enumerate(run.status) if s is Status.NOT_CONVERGED and residual[i] > self.settings.rtol
@@ -109,7 +110,7 @@ class PreparedCG(Prepared):
         rtol = self.settings.rtol
         for i, status in enumerate(run.status):
             if status is Status.NOT_FINITE:
-                run.advice[i] = "the right-hand side holds NaN or infinity; the test loss has no finite gradient here."
+                run.advice[i] = run.advice[i] or NOT_FINITE_ADVICE
             elif status is Status.NOT_CONVERGED and residual[i] <= rtol:
                 run.status[i] = Status.CONVERGED
             elif status is Status.NOT_CONVERGED:

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from ifloo.curvature.operator import LinearOperator, dense
 from ifloo.errors import InputError
-from ifloo.solvers.solution import Prepared, Solution, SolveError, Solver, Status, relative_residual
+from ifloo.solvers.solution import (
+    NOT_FINITE_ADVICE,
+    Prepared,
+    Solution,
+    SolveError,
+    Solver,
+    Status,
+    relative_residual,
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,17 @@ class Cholesky(Solver):
     max_bytes: int = 4 << 30
     rtol: float | None = None
     block: int = 64
+
+    def __post_init__(self) -> None:
+        """Checks the settings.
+
+        Raises:
+            InputError: rtol outside (0, 1), or max_bytes or block below 1.
+        """
+        if self.rtol is not None and not 0 < self.rtol < 1:
+            raise InputError(f"Cholesky needs a tolerance 0 < rtol < 1 (or null), got {self.rtol}.")
+        if min(self.max_bytes, self.block) < 1:
+            raise InputError(f"Cholesky needs max_bytes and block >= 1, got {self.max_bytes} and {self.block}.")
 
     def prepare(self, A: LinearOperator) -> PreparedCholesky:
         """Builds and factorises the matrix.
@@ -59,9 +78,16 @@ class PreparedCholesky(Prepared):
         X = self._back(B)
         X = X + self._back(B - self.A.matmat(X))
         residual = relative_residual(self.A, X, B)
-        status = tuple(Status.CONVERGED if r <= self.rtol else Status.NOT_CONVERGED for r in residual)
-        advice = tuple("" if r <= self.rtol else _missed(float(r), self.rtol, B.dtype) for r in residual)
-        return Solution(X, residual, torch.full((len(B),), 2, dtype=torch.int64), status, advice)
+        judged = [self._judged(r, bool(torch.isfinite(b).all())) for r, b in zip(residual.tolist(), B, strict=True)]
+        steps = torch.full((len(B),), 2, dtype=torch.int64)
+        return Solution(X, residual, steps, tuple(s for s, _ in judged), tuple(a for _, a in judged))
+
+    def _judged(self, residual: float, finite: bool) -> tuple[Status, str]:
+        if not finite:
+            return Status.NOT_FINITE, NOT_FINITE_ADVICE
+        if residual <= self.rtol:
+            return Status.CONVERGED, ""
+        return Status.NOT_CONVERGED, _missed(residual, self.rtol, self.A.dtype)
 
     def _back(self, B: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         return torch.cholesky_solve(B.T, self.factor).T

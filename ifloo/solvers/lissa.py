@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ifloo.curvature.operator import LinearOperator, StochasticOperator, stochastic
 from ifloo.errors import InputError
-from ifloo.solvers.solution import Prepared, Solution, Solver, Status, relative_residual
+from ifloo.solvers.solution import NOT_FINITE_ADVICE, Prepared, Solution, Solver, Status, relative_residual
 
-GROWTH = 1e8  # an iterate this many times larger than what the series can sum to has diverged
+GROWTH = 10  # while every batch contracts, the t-th iterate is at most t + 1 times b; ten times that has diverged
+LOOK = 50  # steps between looks at the size of the iterates
 MARGIN = 1.25  # over the largest eigenvalue seen in sampled batches
 BATCHES_FOR_SCALE = 256
 POWER_STEPS = 15
@@ -67,41 +68,56 @@ class PreparedLiSSA(Prepared):
         self.settings, self.A, self.scale = settings, A, scale
 
     def solve(self, B: Float[Tensor, "k p"]) -> Solution:
-        settings, k = self.settings, len(B)
-        repeats, reached = self._recurse(B)
+        settings, finite = self.settings, torch.isfinite(B).all(1)
+        repeats, reached, diverged = self._recurse(torch.where(finite[:, None], B, 0.0))
         X = repeats.mean(0)
         error = repeats.std(0) / settings.repeats**0.5 if settings.repeats > 1 else None
         residual = relative_residual(self.A, X, B)
-        diverged = ~torch.isfinite(residual) | (X.norm(dim=1) * self.scale > GROWTH * B.norm(dim=1))
-        status, advice = [], []
-        for bad, r in zip(diverged.tolist(), residual.tolist(), strict=True):
-            missed = settings.max_residual is not None and r > settings.max_residual
-            status.append(Status.DIVERGED if bad else Status.NOT_CONVERGED if missed else Status.FIXED_STEPS)
-            advice.append(self._diverged(reached) if bad else self._missed(r) if missed else "")
-        steps = torch.full((k,), reached, dtype=torch.int64)
-        return Solution(X, residual, steps, tuple(status), tuple(advice), error)
+        explained = self._diverged(reached) if diverged else ""
+        judged = [self._judged(r, f, explained) for r, f in zip(residual.tolist(), finite.tolist(), strict=True)]
+        steps = torch.full((len(B),), reached, dtype=torch.int64)
+        return Solution(X, residual, steps, tuple(s for s, _ in judged), tuple(a for _, a in judged), error)
 
-    def _recurse(self, B: Float[Tensor, "k p"]) -> tuple[Float[Tensor, "r k p"], int]:
-        settings = self.settings
+    def _judged(self, residual: float, finite: bool, diverged: str) -> tuple[Status, str]:
+        if not finite:
+            return Status.NOT_FINITE, NOT_FINITE_ADVICE
+        if diverged:  # all rows go through the same batches and stop together
+            return Status.DIVERGED, diverged
+        limit = self.settings.max_residual
+        if limit is not None and residual > limit:
+            return Status.NOT_CONVERGED, self._missed(residual)
+        return Status.FIXED_STEPS, ""
+
+    def _recurse(self, B: Float[Tensor, "k p"]) -> tuple[Float[Tensor, "r k p"], int, bool]:
+        """The repeats, the steps taken, and whether they diverged."""
+        settings, norms = self.settings, B.norm(dim=1)
         generator = torch.Generator().manual_seed(settings.seed)
         V = B.expand(settings.repeats, *B.shape)
         H = V.clone()
-        limit = GROWTH * B.norm(dim=1).max()
         for step in range(1, settings.depth + 1):
             estimate = self.A.draw(settings.repeats, settings.batch, generator)
             H = V + H - estimate.matmat(H) / self.scale
-            if step % 50 == 0:
+            if step % LOOK == 0 or step == settings.depth:
                 if self.progress:
                     self.progress(step, float("nan"))  # the recursion has no residual of its own
-                if not H.norm(dim=2).max() <= limit:
-                    break
-        return H / self.scale, step
+                if not (H.norm(dim=2) <= GROWTH * (step + 1) * norms).all():  # NaN has diverged too
+                    return H / self.scale, step, True
+        return H / self.scale, settings.depth, False
 
     def _diverged(self, step: int) -> str:
-        worst = largest_eigenvalue(self.A, self.settings.batch, self.settings.seed)
+        settings = self.settings
+        worst = largest_eigenvalue(self.A, settings.batch, settings.seed)
+        lowest = worst - largest_eigenvalue(self.A, settings.batch, settings.seed, mirrored_at=worst)
+        start = (
+            f"LiSSA diverged by step {step} with scale {self.scale:.4g}: batches of {settings.batch} have eigenvalues "
+        )
+        if lowest < -1e-6 * worst and 2 * self.scale > worst:
+            return (
+                f"{start}down to {lowest:.4g}, along which the recursion grows.\n"
+                f"  Raise damping by more than {-lowest * MARGIN:.4g}, use curvature GaussNewton, or larger batches."
+            )
         return (
-            f"LiSSA diverged by step {step} with scale {self.scale:.4g}: batches of {self.settings.batch} have "
-            f"eigenvalues up to {worst:.4g}, and the recursion needs scale > {worst / 2:.4g}.\n"
+            f"{start}up to {worst:.4g}, and the recursion needs scale > {worst / 2:.4g}.\n"
             f"  Use scale {worst * MARGIN:.4g} (or leave scale out: it is then found), or larger batches."
         )
 
@@ -112,14 +128,18 @@ class PreparedLiSSA(Prepared):
         )
 
 
-def largest_eigenvalue(A: StochasticOperator, batch: int, seed: int = 0) -> float:
-    """The largest λ_max over sampled batches of one size, by power iteration on all of them at once."""
+def largest_eigenvalue(A: StochasticOperator, batch: int, seed: int = 0, mirrored_at: float | None = None) -> float:
+    """The largest |λ| over sampled batches of one size, by power iteration on all of them at once.
+
+    With `mirrored_at` = c that of cI − A: c less the smallest eigenvalue, when c is at least the largest |λ|.
+    """
     generator = torch.Generator().manual_seed(seed)
     together = max(8, BATCHES_FOR_SCALE // batch)
     draw = A.draw(together, batch, generator)
     V = torch.randn(together, 1, A.size, generator=generator, dtype=torch.float64).to(A.device, A.dtype)
     norms = V.norm(dim=2, keepdim=True)
     for _ in range(POWER_STEPS):
-        V = draw.matmat(V / norms)
+        V = V / norms
+        V = draw.matmat(V) if mirrored_at is None else mirrored_at * V - draw.matmat(V)
         norms = V.norm(dim=2, keepdim=True).clamp_min(torch.finfo(A.dtype).tiny)
     return float(norms.max())

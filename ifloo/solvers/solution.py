@@ -50,8 +50,12 @@ class Solution:
     advice: tuple[str, ...]
     standard_error: Float[Tensor, "k p"] | None = None
 
-    def require(self) -> Solution:
+    def require(self, first: int = 0, total: int | None = None) -> Solution:
         """The solution, for callers that cannot use a poor one.
+
+        Args:
+            first: number of the first right-hand side among all queries, where these are one block of more.
+            total: number of all queries; None: these are all.
 
         Raises:
             SolveError: any right-hand side neither converged nor took its fixed number of steps.
@@ -59,11 +63,13 @@ class Solution:
         fine = (Status.CONVERGED, Status.FIXED_STEPS)
         failed = [i for i, s in enumerate(self.status) if s not in fine]
         if failed:
-            lines = [f"query {i + 1} of {len(self.status)}: {self.advice[i]}" for i in failed[:3]]
+            lines = [f"query {first + i + 1} of {total or len(self.status)}: {self.advice[i]}" for i in failed[:3]]
             more = f"\n  ... and {len(failed) - 3} more" if len(failed) > 3 else ""
             raise SolveError("\n  ".join(lines) + more)
         return self
 
+
+NOT_FINITE_ADVICE = "the right-hand side holds NaN or infinity; the test loss has no finite gradient here."
 
 Progress = Callable[[int, float], None]  # (steps so far, worst relative residual as the recurrence sees it)
 
