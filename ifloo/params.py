@@ -65,7 +65,7 @@ class ParamSpace:
 
     def flatten(self, named: Mapping[str, Tensor], batch_dims: int = 0) -> Float[Tensor, "*k p"]:
         """Named tensors, each `[*k, *shape]`, to flat vectors; `batch_dims` is the number of leading dimensions k."""
-        return torch.cat([named[n].flatten(batch_dims) for n in self.names], dim=-1)
+        return torch.cat([named[n].reshape(*named[n].shape[:batch_dims], -1) for n in self.names], dim=-1)
 
     def unflatten(self, flat: Float[Tensor, "*k p"]) -> dict[str, Tensor]:
         """Flat vectors to named tensors `[*k, *shape]`: views, no copies."""

@@ -8,6 +8,7 @@ from ifloo.curvature.operator import (
     LinearOperator,
     LockstepDraw,
     StochasticOperator,
+    can_be_sampled,
     dense,
     stochastic,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "LockstepDraw",
     "SampleMeanOperator",
     "StochasticOperator",
+    "can_be_sampled",
     "dense",
     "stochastic",
 ]

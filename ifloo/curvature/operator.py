@@ -67,7 +67,10 @@ class Damped(StochasticOperator):
                 f"Damping must be a finite number >= 0, got {damping}.\n"
                 "  It is added to the curvature (H + damping·I); 0 gives the influence of the objective as it is."
             )
-        self.base, self.damping = base, damping
+        if isinstance(base, Damped):  # one damping in all, so that `base` is the undamped operator
+            base, damping = base.base, base.damping + damping
+        self.base: LinearOperator = base
+        self.damping: float = damping
         self.size, self.dtype, self.device = base.size, base.dtype, base.device
         semi_and_damped = base.definite is Definite.SEMI and damping > 0
         self.definite = Definite.POSITIVE if semi_and_damped else base.definite
@@ -84,10 +87,18 @@ class Damped(StochasticOperator):
 
 class _DampedDraw(LockstepDraw):
     def __init__(self, base: LockstepDraw, damping: float) -> None:
-        self.base, self.damping = base, damping
+        if isinstance(base, Damped):  # one damping in all, so that `base` is the undamped operator
+            base, damping = base.base, base.damping + damping
+        self.base: LinearOperator = base
+        self.damping: float = damping
 
     def matmat(self, V: Float[Tensor, "r k p"]) -> Float[Tensor, "r k p"]:
         return self.base.matmat(V) + self.damping * V
+
+
+def can_be_sampled(operator: LinearOperator) -> bool:
+    """Whether the operator is a mean over samples; a damped one is if what it damps is."""
+    return can_be_sampled(operator.base) if isinstance(operator, Damped) else isinstance(operator, StochasticOperator)
 
 
 def stochastic(operator: LinearOperator) -> StochasticOperator:
@@ -96,12 +107,16 @@ def stochastic(operator: LinearOperator) -> StochasticOperator:
     Raises:
         InputError: it is not a mean over samples.
     """
-    if not isinstance(operator, StochasticOperator):
+    if not isinstance(operator, StochasticOperator) or not can_be_sampled(operator):
         raise InputError(
-            f"This solver draws samples of its operator; {type(operator).__name__} cannot be sampled.\n"
+            f"This solver draws samples of its operator; {_name(operator)} cannot be sampled.\n"
             "  Use Hessian or GaussNewton, or a solver that needs products only (CG, Cholesky)."
         )
     return operator
+
+
+def _name(operator: LinearOperator) -> str:
+    return _name(operator.base) if isinstance(operator, Damped) else type(operator).__name__
 
 
 def dense(operator: LinearOperator, block: int = 64) -> Float[Tensor, "p p"]:

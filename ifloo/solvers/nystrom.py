@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifloo.curvature.operator import LinearOperator, StochasticOperator
+from ifloo.curvature.operator import LinearOperator, can_be_sampled, stochastic
 from ifloo.errors import InputError
 from ifloo.solvers.solution import Preconditioner, PreparedPreconditioner, SolveError
 
@@ -51,8 +51,8 @@ class Nystrom(Preconditioner):
         """
         generator = torch.Generator().manual_seed(self.seed)
         sketched = A
-        if self.rows is not None and isinstance(A, StochasticOperator):
-            sketched = A.subsampled(self.rows, generator)
+        if self.rows is not None and can_be_sampled(A):
+            sketched = stochastic(A).subsampled(self.rows, generator)
         rank = min(self.rank, A.size)
         omega = torch.randn(A.size, rank, generator=generator, dtype=torch.float64).to(A.device, A.dtype)
         omega = torch.linalg.qr(omega).Q
@@ -69,7 +69,8 @@ class Nystrom(Preconditioner):
             )
         factor = torch.linalg.solve_triangular(core, Y.T, upper=False).T
         U, sigma, _ = torch.linalg.svd(factor, full_matrices=False)
-        eigenvalues = (sigma.square() - shift).clamp_min(torch.finfo(A.dtype).tiny)
+        # Below the shift an eigenvalue is rounding; as σ_r it would make P singular.
+        eigenvalues = (sigma.square() - shift).clamp_min(shift)
         return PreparedNystrom(U, eigenvalues)
 
 
