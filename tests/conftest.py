@@ -4,8 +4,15 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 CHECKOUT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Tensors of a few hundred numbers: on a busy machine a second thread makes them twenty times slower."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
