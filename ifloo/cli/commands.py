@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
+import torch
 
 from ifloo.cli import tables
 from ifloo.errors import InputError
+from ifloo.objective import OutputLosses, scoring
 from ifloo.refit import (
     Base,
     LeaveOneOut,
@@ -135,34 +138,71 @@ def influence(setup: Setup) -> None:
 def loo(setup: Setup) -> None:
     """Refits without the top-k ids of each test and the random controls."""
     restored(setup)
+    assert setup.base is not None
     ids = setup.test_ids
     known = setup.datamodule.train_set.ids.numpy()
     top = {t: read_ids(setup.layout.topk_ids(t), known)[: setup.refit.top_k].tolist() for t in ids}
-    random = controls(known, setup.refit.random, setup.refit.seed)
+    files = {t: LossFiles(setup.layout.loo_losses(t), setup.layout.null_losses(t)) for t in ids}
+    recipe = Recipe(**setup.base.record["recipe"], accelerator=setup.accelerator)
+    refits(setup, recipe, setup.origin(), files, top, "loo")
+
+
+class LossFiles(NamedTuple):
+    """Where the refits of one test go, and its displaced null refits."""
+
+    losses: Path
+    nulls: Path
+
+
+def refits(
+    setup: Setup,
+    recipe: Recipe,
+    origin: dict[str, JSON],
+    paths: Mapping[int, LossFiles],
+    top: Mapping[int, list[int]],
+    section: str,
+) -> None:
+    """Refits a trained module without the `top` ids of each test and the controls; resumes what is there and matches.
+
+    Raises:
+        InputError: the folder holds refits of other settings.
+        WorkError: a refit that did not converge.
+    """
+    random = controls(setup.datamodule.train_set.ids.numpy(), setup.refit.random, setup.refit.seed)
     compared: dict[str, JSON] = {
-        **setup.origin(),
+        **origin,
         "removal": setup.refit.removal,
         "init": setup.refit.init,
-        "recipe": (setup.base.record["recipe"] if setup.base else {}),
+        "recipe": recipe.compared(),
         "finish": {"after": setup.finish.after, "tolerance": setup.finish.tolerance},
         "seed": setup.refit.seed,
     }
     manifest = Manifest.at(setup.layout.manifest)
-    manifest.check("loo", compared, setup.overwrite)
-    files = [LossFile(setup.layout.loo_losses(t)) for t in ids]
-    nulls = [LossFile(setup.layout.null_losses(t), "draw") for t in ids]
+    manifest.check(section, compared, setup.overwrite)
     if setup.overwrite:
-        for file in (*files, *nulls):
-            file.path.unlink(missing_ok=True)
-    recorded: dict[str, JSON] = {"test_ids": list(ids), "top_k": setup.refit.top_k, "random_ids": list(random)}
-    manifest.record("loo", compared, recorded)
-    refitter(setup, files, nulls).run(removals(top, random), random)
+        for pair in paths.values():
+            pair.losses.unlink(missing_ok=True)
+            pair.nulls.unlink(missing_ok=True)
+    recorded: dict[str, JSON] = {"test_ids": list(paths), "top_k": setup.refit.top_k, "random_ids": list(random)}
+    manifest.record(section, compared, recorded)
+    base, kind, hparams = setup.module, type(setup.module), dict(setup.module.hparams)
+    start = (lambda: copy.deepcopy(base)) if setup.refit.init == "warm" else (lambda: kind(**hparams))
+    LeaveOneOut(
+        base=base,
+        refitter=Refitter(start, setup.datamodule.train_dataloader, recipe, setup.finish, setup.refit.seed),
+        queries=setup.datamodule.test_batch(list(paths)),
+        files=[LossFile(pair.losses) for pair in paths.values()],
+        null_files=[LossFile(pair.nulls, "draw") for pair in paths.values()],
+        n=len(setup.datamodule.train_set),
+        settings=setup.refit,
+    ).run(removals(top, random), random)
 
 
 def report(setup: Setup) -> None:
     """The verdict, its table, the pictures and TensorBoard."""
     restored(setup)
-    reporter = Reporter(setup.layout, setup.datamodule, Path("lightning_logs") / setup.experiment)
+    outcomes = predicted_classes(setup.module, setup.datamodule, setup.test_ids)
+    reporter = Reporter(setup.layout, setup.datamodule, Path("lightning_logs") / setup.experiment, outcomes)
     tables.verdict(reporter.run(setup.test_ids, setup.refit.top_k))
     print(f"verdict: {setup.layout.verdict}\npictures: {setup.layout.root / 'figs'}")
 
@@ -199,24 +239,6 @@ def restored(setup: Setup) -> None:
     setup.base.restore(setup.module)
 
 
-def refitter(setup: Setup, files: list[LossFile], nulls: list[LossFile]) -> LeaveOneOut:
-    """The refits of a setup, wired."""
-    assert setup.base is not None
-    hparams = setup.base.model
-    base, kind = setup.module, type(setup.module)
-    start = (lambda: copy.deepcopy(base)) if setup.refit.init == "warm" else (lambda: kind(**hparams))
-    recipe = Recipe(**setup.base.record["recipe"], accelerator=setup.accelerator)
-    return LeaveOneOut(
-        base=base,
-        refitter=Refitter(start, setup.datamodule.train_dataloader, recipe, setup.finish, setup.refit.seed),
-        queries=setup.datamodule.test_batch(setup.test_ids),
-        files=files,
-        null_files=nulls,
-        n=len(setup.datamodule.train_set),
-        settings=setup.refit,
-    )
-
-
 def predict_trainer(accelerator: str, writer: InfluenceWriter) -> L.Trainer:
     """A Trainer for one pass over the training data; torch.func needs no inference mode, and tensors outlive the run."""
     return L.Trainer(
@@ -228,3 +250,23 @@ def predict_trainer(accelerator: str, writer: InfluenceWriter) -> L.Trainer:
         enable_model_summary=False,
         inference_mode=False,
     )
+
+
+def predicted_classes(module: Any, datamodule: Any, test_ids: list[int]) -> dict[int, str]:
+    """What a classifier makes of the test samples, in words; nothing for models without class outputs."""
+    if not isinstance(module, OutputLosses):
+        return {}
+    with torch.no_grad(), scoring(module):
+        outputs = module.outputs(datamodule.test_batch(test_ids))
+    if outputs.ndim != 2:
+        return {}
+    return {t: f"predicted {int(row.argmax())}" for t, row in zip(test_ids, outputs, strict=True)}
+
+
+COMMANDS: Mapping[str, Callable[[Setup], object]] = {
+    "fit": fit,
+    "influence": influence,
+    "loo": loo,
+    "report": report,
+    "pipeline": pipeline,
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,18 @@ class IflooCLI(LightningCLI):
 
     given: Namespace  # what was said in flags and config files, without defaults
     base: Base | None = None
+
+    def __init__(self, work: Callable[[commands.Setup], object] | None = None) -> None:
+        """Parses `sys.argv` and runs its command, or `work` in that command's place."""
+        self.work = work
+        super().__init__(
+            trainer_class=IflooTrainer,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": "ifloo"},
+        )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -118,17 +131,5 @@ class IflooCLI(LightningCLI):
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         return self._instantiate_trainer(config, [finish])
 
-    def fit(self, model: Any, datamodule: Any, **_: Any) -> None:
-        commands.fit(self.setup)
-
-    def influence(self, model: Any, datamodule: Any) -> None:
-        commands.influence(self.setup)
-
-    def loo(self, model: Any, datamodule: Any) -> None:
-        commands.loo(self.setup)
-
-    def report(self, model: Any, datamodule: Any) -> None:
-        commands.report(self.setup)
-
-    def pipeline(self, model: Any, datamodule: Any) -> None:
-        commands.pipeline(self.setup)
+    def _run_subcommand(self, subcommand: str) -> None:
+        (self.work or commands.COMMANDS[subcommand])(self.setup)

@@ -10,23 +10,23 @@ from contextlib import contextmanager
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from ifloo.cli.lightning_cli import IflooCLI, IflooTrainer
+from ifloo.cli.commands import Setup
+from ifloo.cli.lightning_cli import IflooCLI
 from ifloo.errors import InputError, WorkError
 
 # Lightning's advice on loaders and hardware, which is about other data than ours (in memory, one batch).
 _THIRD_PARTY = ("does not have many workers", "isinstance\\(treespec, LeafSpec\\)", "Checkpoint directory")
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Runs `ifloo` with these arguments and returns the exit code."""
-    return guarded(lambda: _cli(arguments))
+def run(arguments: Sequence[str], work: Callable[[Setup], object] | None = None) -> int:
+    """Runs `ifloo` with these arguments, or `work` in place of their command.
 
-
-def guarded(work: Callable[[], object]) -> int:
-    """The exit code of some work: 0; 2 for wrong input; 1 for a failure during work; 130 when interrupted."""
+    Returns:
+        The exit code: 0; 2 for wrong input; 1 for a failure during work; 130 when interrupted.
+    """
     try:
-        with _quiet():
-            work()
+        with _quiet(), _argv(arguments):
+            IflooCLI(work)
     except (InputError, MisconfigurationException) as error:
         print(f"ifloo: error: {error}", file=sys.stderr)
         return 2
@@ -39,17 +39,12 @@ def guarded(work: Callable[[], object]) -> int:
     return 0
 
 
-def _cli(arguments: Sequence[str]) -> None:
+@contextmanager
+def _argv(arguments: Sequence[str]) -> Iterator[None]:
+    """LightningCLI reads `sys.argv`; given arguments of its own it warns."""
     before, sys.argv = sys.argv, ["ifloo", *arguments]
     try:
-        IflooCLI(
-            trainer_class=IflooTrainer,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            save_config_kwargs={"overwrite": True},
-            parser_kwargs={"prog": "ifloo"},
-        )
+        yield
     finally:
         sys.argv = before
 

@@ -16,9 +16,12 @@ from ifloo.store import StoredInfluences
 ROWS = 8
 
 
-def fitted(minimum: Minimum, metrics: Sequence[Mapping[str, float]], checkpoint: Path) -> None:
+def fitted(minimum: Minimum, metrics: Sequence[Mapping[str, float]], checkpoint: Path | None) -> None:
+    """J, ‖∇J‖ and what was measured on test data."""
     measured = "  ".join(f"{name} = {value:.4f}" for one in metrics for name, value in one.items())
-    print(f"fit: J = {minimum.value:.14f} nats  |grad J| = {minimum.grad_norm:.1e}  {measured}\ncheckpoint: {checkpoint}")
+    print(f"fit: J = {minimum.value:.14f} nats  |grad J| = {minimum.grad_norm:.1e}  {measured}")
+    if checkpoint:
+        print(f"checkpoint: {checkpoint}")
 
 
 def influence(stored: StoredInfluences, datamodule: Any) -> None:
@@ -46,7 +49,7 @@ def verdict(compared: Mapping[int, Comparison]) -> None:
     """Predicted against actual change of each test loss."""
     for t, one in compared.items():
         print(f"\ntest {t}: predicted against actual change of its loss, removal {one.removal}")
-        print(f"  {'refits':<16}{'n':>4}  {'Pearson':<26}{'Spearman':<26}{'slope':<26}median rel. error")
+        print(f"  {'refits':<16}{'n':>4}  {'Pearson':<29}{'Spearman':<29}{'slope':<29}median rel. error")
         groups = {"all": one.agreement(), "top-k": one.agreement(one.top), "random": one.agreement(one.control)}
         for name, found in groups.items():
             if found is not None:
@@ -66,7 +69,7 @@ def _row(found: Agreement) -> str:
         _with_interval(found.slope, found.slope_ci, ".4f"),
         _with_interval(found.median_rel_err, found.median_rel_err_ci, ".2%"),
     ]
-    return "".join(f"{cell:<26}" for cell in cells).rstrip()
+    return "  ".join(f"{cell:<27}" for cell in cells).rstrip()
 
 
 def _with_interval(value: float | None, interval: tuple[float, float] | None, form: str) -> str:

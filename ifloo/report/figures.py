@@ -21,6 +21,14 @@ from ifloo.store import replacing
 _BINS_PER_SIDE = 60
 
 
+# Why a sample was removed: colour, marker, name in the legend. Drawn in this order, the test's own on top.
+KINDS = {
+    "other": (QUIET, "s", "top-k of other tests"),
+    "random": (CONTROL, "^", "random controls"),
+    "top": (HELPFUL, "o", "top-k by |s|"),
+}
+
+
 def save_figure(figure: Figure, path: Path | str) -> None:
     """Write a PNG at 150 dots per inch; an old picture stays whole until the new one is complete."""
     picture = io.BytesIO()
@@ -108,7 +116,7 @@ def _rug(strip: Axes, top: Array) -> Artist:
 def influence_vs_loo(
     predicted: ArrayLike,
     actual: ArrayLike,
-    is_control: ArrayLike,
+    kinds: Sequence[str],
     agreement: Agreement,
     *,
     title: str,
@@ -120,7 +128,7 @@ def influence_vs_loo(
     Args:
         predicted: [n], nats.
         actual: [n], nats, from refits.
-        is_control: [n], true for samples removed at random, false for the top-k.
+        kinds: [n], why each was removed: a name in `KINDS`.
         agreement: statistics of all n.
         title: what the picture is of.
         ids: [n] ids removed; names the two ends of the cloud.
@@ -130,11 +138,7 @@ def influence_vs_loo(
         InputError: not one value of each per removal.
     """
     x, y = np.asarray(predicted, dtype=np.float64), np.asarray(actual, dtype=np.float64)
-    control = np.asarray(is_control, dtype=bool)
-    if x.ndim != 1 or not x.size or not x.shape == y.shape == control.shape or (ids is not None and len(ids) != len(x)):
-        given = f"predicted {x.shape}, actual {y.shape}, is_control {control.shape}"
-        given += "" if ids is None else f", ids ({len(ids)},)"
-        raise InputError(f"The picture needs one value of each per removal, all [n]; {given}.")
+    _one_of_each(x, y, kinds, ids)
     with styled(8.8, 5.9) as figure:
         axes, panel = figure.subplots(1, 2, width_ratios=[2.45, 1])
         ends = _equal_limits(axes, x, y)
@@ -147,7 +151,7 @@ def influence_vs_loo(
                 label=f"noise floor, ±{number(noise_floor, '.2g')} nats",
             )
         _lines(axes, ends, agreement)
-        _cloud(axes, x, y, control)
+        _cloud(axes, x, y, np.asarray(kinds))
         axes.set_title(title)
         axes.set_xlabel("predicted change of the test loss on removal (nats)")
         axes.set_ylabel("actual change after retraining (nats)")
@@ -163,13 +167,20 @@ def _lines(axes: Axes, ends: Array, found: Agreement) -> None:
     axes.plot(ends, found.slope * ends + found.intercept, color=FIT, linewidth=2.6, zorder=1.8, label="least squares")
 
 
-def _cloud(axes: Axes, x: Array, y: Array, control: NDArray[np.bool_]) -> None:
-    for chosen, colour, marker, name in (
-        (~control, HELPFUL, "o", "top-k by |s|"),
-        (control, CONTROL, "^", "random controls"),
-    ):
+def _one_of_each(x: Array, y: Array, kinds: Sequence[str], ids: Sequence[int] | None) -> None:
+    if x.ndim != 1 or not x.size or x.shape != y.shape or len(kinds) != len(x) or len(ids or x) != len(x):
+        given = f"predicted {x.shape}, actual {y.shape}, kinds ({len(kinds)},)"
+        given += "" if ids is None else f", ids ({len(ids)},)"
+        raise InputError(f"The picture needs one value of each per removal, all [n]; {given}.")
+    if unknown := sorted(set(kinds) - set(KINDS)):
+        raise InputError(f"A removal is one of {sorted(KINDS)}; got {unknown}.")
+
+
+def _cloud(axes: Axes, x: Array, y: Array, kinds: NDArray[np.str_]) -> None:
+    for order, (kind, (colour, marker, name)) in enumerate(KINDS.items()):
+        chosen = kinds == kind
         if chosen.any():
-            points = axes.scatter(x[chosen], y[chosen], s=30, marker=marker, color=colour, alpha=0.75, zorder=3)
+            points = axes.scatter(x[chosen], y[chosen], s=30, marker=marker, color=colour, alpha=0.75, zorder=3 + 0.1 * order)
             points.set(edgecolor="white", linewidth=0.5, label=f"{name}: {int(chosen.sum()):,}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,13 @@ class Reporter:
         layout: where they are.
         datamodule: gives `train_set` and `test_set` with `picture(id)` and `caption(id)`.
         log_dir: TensorBoard folder of the experiment.
+        outcomes: what the model made of a test sample, such as "predicted 6"; shown beside its label.
     """
 
     layout: Layout
     datamodule: Any
     log_dir: Path
+    outcomes: Mapping[int, str] = field(default_factory=dict)
 
     def run(self, test_ids: list[int], k: int) -> dict[int, Comparison]:
         """Writes the verdict and the pictures of these tests.
@@ -70,7 +72,7 @@ class Reporter:
             "influence_vs_loo": influence_vs_loo(
                 one.predicted,
                 one.actual,
-                one.control,
+                one.kinds,
                 together,
                 title=title,
                 ids=one.ids.tolist(),
@@ -97,7 +99,8 @@ class Reporter:
         return TrainingPicture(i, train.picture(i), train.caption(i), float(stored.scores[position]))
 
     def _title(self, t: int) -> str:
-        return f"test {t}, label {self.datamodule.test_set.caption(t)}"
+        outcome = f", {self.outcomes[t]}" if t in self.outcomes else ""
+        return f"test {t}, label {self.datamodule.test_set.caption(t)}{outcome}"
 
     def _to_tensorboard(self, compared: Mapping[int, Comparison], figures: Mapping[int, Mapping[str, Figure]]) -> None:
         for old in self.log_dir.glob(f"*{SUFFIX}"):

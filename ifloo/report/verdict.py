@@ -55,6 +55,11 @@ class Comparison:
     worst_grad_norm: float | None
     flagged: int
 
+    @property
+    def kinds(self) -> list[str]:
+        """Why each sample was removed: `top` of this test, `random`, or `other` (the top of another test)."""
+        return np.where(self.top, "top", np.where(self.control, "random", "other")).tolist()
+
     def agreement(self, chosen: NDArray[np.bool_] | None = None) -> Agreement | None:
         """Statistics of all rows, or of some; None where there are fewer than three."""
         rows = np.ones(len(self.ids), dtype=bool) if chosen is None else chosen
@@ -137,9 +142,9 @@ def _of_one_model(layout: Layout) -> tuple[Removal, list[int]]:
             raise InputError(f"{layout.manifest} has no section {name!r}. Run `ifloo {name}` before the report.")
     scores, refits = sections["influence"]["compared"], sections["loo"]["compared"]
     for name in ("weights", "data", "objective"):
-        if scores.get(name) != refits.get(name):
+        if name in scores and name in refits and scores[name] != refits[name]:
             raise InputError(
-                f"{layout.root}: scores and refits are of different base models ({name}: {scores.get(name)} and "
-                f"{refits.get(name)}).\n  Run `ifloo influence` and `ifloo loo` on one checkpoint."
+                f"{layout.root}: scores and refits are of different base models ({name}: {scores[name]} and "
+                f"{refits[name]}).\n  Run `ifloo influence` and `ifloo loo` on one checkpoint."
             )
     return refits["removal"], list(sections["loo"]["recorded"].get("random_ids", []))

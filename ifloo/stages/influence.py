@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -102,10 +103,33 @@ class InfluenceRun:
         jsonl.append(self.layout.index, row)
         indexed.add(one.test_id)
 
-    def _open(self, section: str, test_ids: Sequence[int], replaced: Sequence[Any]) -> None:
+    def _open(self, section: str, test_ids: Sequence[int], replaced: Sequence[Path]) -> None:
+        """Refuses results of other settings, or clears them away; says what the results to come are made with."""
         manifest = Manifest.at(self.layout.manifest)
+        compared, queries = self._compared(), self._contents(test_ids)
+        found = {} if self.overwrite else manifest.sections().get(section, {}).get("compared", {}).get("queries", {})
+        asked_again: dict[str, JSON] = {t: queries.get(t, found[t]) for t in found}
+        manifest.check(section, {**compared, "queries": asked_again}, self.overwrite)
+        if self.overwrite:
+            for path in replaced:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        self._write(section, compared, {**found, **queries})
+
+    def record(self, section: str, test_ids: Sequence[int]) -> None:
+        """Sets the section of the manifest for results written elsewhere, whatever it said before."""
+        self._write(section, self._compared(), self._contents(test_ids))
+
+    def _write(self, section: str, compared: dict[str, JSON], queries: dict[str, JSON]) -> None:
+        free: dict[str, JSON] = {
+            "test_ids": self.settings.test_ids,  # type: ignore[dict-item]
+            "top_k": self.settings.top_k,
+            "batch_size": self.settings.batch_size,
+        }
+        Manifest.at(self.layout.manifest).record(section, {**compared, "queries": queries}, free)
+
+    def _compared(self) -> dict[str, JSON]:
         settings = self.settings
-        compared: dict[str, JSON] = {
+        return {
             **self.origin,
             "curvature": settings.curvature_name,
             "damping": settings.damping,
@@ -113,19 +137,11 @@ class InfluenceRun:
             "parameters": list(settings.parameters),
             "dtype": settings.dtype,
         }
-        batch = self.datamodule.test_batch(test_ids)  # refuses ids out of range before any work
-        queries: dict[str, JSON] = {str(t): _content(rows(batch, slice(k, k + 1))) for k, t in enumerate(test_ids)}
-        found = manifest.sections().get(section, {}).get("compared", {}).get("queries", {})
-        manifest.check(section, {**compared, "queries": {t: queries.get(t, found[t]) for t in found}}, self.overwrite)
-        if self.overwrite:
-            found = {}
-            for path in replaced:
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        manifest.record(
-            section,
-            {**compared, "queries": {**found, **queries}},
-            {"test_ids": settings.test_ids, "top_k": settings.top_k, "batch_size": settings.batch_size},
-        )
+
+    def _contents(self, test_ids: Sequence[int]) -> dict[str, JSON]:
+        """SHA-256 of each test sample, by id; refuses ids out of range before any work."""
+        batch = self.datamodule.test_batch(test_ids)
+        return {str(t): _content(rows(batch, slice(k, k + 1))) for k, t in enumerate(test_ids)}
 
     def score(
         self, test_ids: Sequence[int], make_trainer: MakeTrainer, save: Callable[[StoredInfluences], None]

@@ -9,6 +9,7 @@ class Layout:
     """Files of one experiment, by default `outputs/<exp>`. `t` is the id of a test sample."""
 
     root: Path
+    all_tests_in: Path | None = None  # another folder than root/all_tests for the scores of all tests
 
     @classmethod
     def of(cls, experiment: str) -> "Layout":
@@ -35,7 +36,7 @@ class Layout:
 
     @property
     def all_tests(self) -> Path:
-        return self.root / "all_tests"
+        return self.all_tests_in or self.root / "all_tests"
 
     def all_scores(self, t: int, suffix: str = ".npy") -> Path:
         return self.all_tests / f"if_scores_test_{t}{suffix}"

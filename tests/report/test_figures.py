@@ -19,7 +19,7 @@ SCORES = np.concatenate([RNG.standard_t(3, 5000) * 1e-4, np.zeros(7)])
 IDS = np.arange(5007) * 2
 PREDICTED = RNG.standard_t(3, 60) * 1e-3
 ACTUAL = 1.02 * PREDICTED + 2e-4 * RNG.normal(size=60)
-CONTROLS = np.arange(60) >= 45
+KINDS = ["top"] * 45 + ["random"] * 15
 DIGIT = RNG.integers(0, 256, (28, 28), dtype=np.uint8)
 
 
@@ -29,7 +29,7 @@ def distribution():
 
 def comparison(**options):
     found = agreement(PREDICTED, ACTUAL)
-    return influence_vs_loo(PREDICTED, ACTUAL, CONTROLS, found, title="test image 8", ids=range(60), **options)
+    return influence_vs_loo(PREDICTED, ACTUAL, KINDS, found, title="test image 8", ids=range(60), **options)
 
 
 def grid(helpful=5, harmful=5):
@@ -85,7 +85,7 @@ def test_comparison_shows_what_it_claims():
     slope, intercept = np.polyfit(PREDICTED, ACTUAL, 1)
     fit = lines["least squares"]
     np.testing.assert_allclose(fit.get_ydata(), slope * fit.get_xdata() + intercept, rtol=1e-9)
-    top, controls = axes.collections
+    controls, top = axes.collections
     np.testing.assert_array_equal(top.get_offsets(), np.stack([PREDICTED, ACTUAL], 1)[:45])
     np.testing.assert_array_equal(controls.get_offsets(), np.stack([PREDICTED, ACTUAL], 1)[45:])
     assert tuple(controls.get_facecolor()[0][:3]) == to_rgba(CONTROL)[:3]
@@ -93,8 +93,8 @@ def test_comparison_shows_what_it_claims():
         "noise floor, ±0.0001 nats",
         "y = x",
         "least squares",
-        "top-k by |s|: 45",
         "random controls: 15",
+        "top-k by |s|: 45",
     ]
     found = agreement(PREDICTED, ACTUAL)
     shown = [text.get_text() for text in panel.texts]
@@ -112,7 +112,7 @@ def test_comparison_shows_what_it_claims():
 
 def test_comparison_without_intervals_controls_or_floor():
     x, y = [1.0, 2.0, 3.0], [-1.0, -2.0, -4.0]
-    figure = influence_vs_loo(x, y, [False] * 3, agreement(x, y, noise_floor=9.0), title="few")
+    figure = influence_vs_loo(x, y, ["top"] * 3, agreement(x, y, noise_floor=9.0), title="few")
     panel = figure.axes[1]
     assert labels_of(panel.get_legend()) == ["y = x", "least squares", "top-k by |s|: 3"]
     shown = [text.get_text() for text in panel.texts]
@@ -187,10 +187,16 @@ def test_a_picture_replaces_the_old_one_whole_or_not_at_all(tmp_path, monkeypatc
         ),
         (
             lambda: influence_vs_loo(
-                PREDICTED, ACTUAL[:3], CONTROLS, agreement(PREDICTED, ACTUAL), title="", ids=range(60)
+                PREDICTED, ACTUAL[:3], KINDS, agreement(PREDICTED, ACTUAL), title="", ids=range(60)
             ),
             "The picture needs one value of each per removal, all [n]; "
-            "predicted (60,), actual (3,), is_control (60,), ids (60,).",
+            "predicted (60,), actual (3,), kinds (60,), ids (60,).",
+        ),
+        (
+            lambda: influence_vs_loo(
+                PREDICTED, ACTUAL, ["control"] * 60, agreement(PREDICTED, ACTUAL), title=""
+            ),
+            "A removal is one of ['other', 'random', 'top']; got ['control'].",
         ),
         (
             lambda: digit_grid(DIGIT, "", [TrainingPicture(4, DIGIT[None], "", 0.1)], [], title=""),

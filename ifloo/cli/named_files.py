@@ -1,0 +1,73 @@
+"""Commands whose output files the caller names: what the scripts of the original tool ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from ifloo.cli import tables
+from ifloo.cli.commands import LossFiles, Setup, predict_trainer, refits, restored
+from ifloo.cli.commands import influence as influence_command
+from ifloo.refit import Recipe
+from ifloo.stages import InfluenceRun
+from ifloo.store import Layout, StoredInfluences, influences, read_ids, save_topk, top_k, write_npy
+
+
+def influence_to(npy: Path | None, topk: Path | None) -> Callable[[Setup], None]:
+    """Scores of one test to a named npy, the npz beside it, and its top-k ids to a named text file.
+
+    The files named are replaced; their settings go to the manifest beside them.
+    """
+
+    def work(setup: Setup) -> None:
+        restored(setup)
+        (t,) = setup.test_ids
+        layout = Layout(npy.parent) if npy else setup.layout
+        run = InfluenceRun(setup.module, setup.datamodule, setup.attribution, layout, setup.origin(), overwrite=True)
+        found: list[StoredInfluences] = []
+        run.score([t], lambda writer: predict_trainer(setup.accelerator, writer), found.append)
+        (one,) = found
+        influences.save(layout.scores(t), one)
+        if npy:
+            write_npy(npy, one.scores)
+        save_topk(topk or layout.topk_ids(t), top_k(one.scores, one.train_ids, setup.attribution.top_k))
+        run.record("influence", [t])
+        tables.influence(one, setup.datamodule)
+
+    return work
+
+
+def all_tests_to(folder: Path, resume: bool) -> Callable[[Setup], None]:
+    """Scores of every test to a named folder, resumed where they match or made anew."""
+
+    def work(setup: Setup) -> None:
+        root = folder.parent if folder.name == "all_tests" else folder
+        influence_command(replace(setup, layout=Layout(root, all_tests_in=folder), overwrite=not resume))
+
+    return work
+
+
+def loo_to(topk: Path, jsonl: Path) -> Callable[[Setup], None]:
+    """Fits a base model from scratch, then refits without each id of a file; losses to a named jsonl, resumed.
+
+    Raises:
+        InputError: the ids are no training ids, or the jsonl holds refits of other settings.
+    """
+
+    def work(setup: Setup) -> None:
+        (t,) = setup.test_ids
+        layout = Layout(jsonl.parent)
+        section = "loo" if jsonl == layout.loo_losses(t) else f"loo of {jsonl.name}"
+        setup.datamodule.prepare_data()
+        setup.datamodule.setup()
+        ids = read_ids(topk, setup.datamodule.train_set.ids.numpy()).tolist()
+        setup.trainer.fit(setup.module, datamodule=setup.datamodule)
+        assert setup.finish.minimum is not None
+        tables.fitted(setup.finish.minimum, [], None)
+        # The settings of the fit stand for its weights, which another machine may round otherwise.
+        origin = {name: value for name, value in setup.origin().items() if name != "weights"}
+        paths = {t: LossFiles(jsonl, jsonl.parent / "null" / jsonl.name)}
+        refits(replace(setup, layout=layout), Recipe.of(setup.trainer), origin, paths, {t: ids}, section)
+
+    return work

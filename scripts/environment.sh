@@ -1,0 +1,39 @@
+# Sourced by the other scripts: leaves in $PYTHON a Python that can import ifloo, making .venv if there is none.
+# usage: . scripts/environment.sh [EXTRA ...]      extras of pyproject.toml to install, e.g. test
+IFLOO_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+_ifloo_has() { # PYTHON MODULE...: can it import them? (found, not loaded: torch takes seconds)
+    "$1" - "${@:2}" <<'PY' 2>/dev/null
+import importlib.util, sys
+sys.path = [p for p in sys.path if p not in ("", ".")]
+sys.exit(any(importlib.util.find_spec(m) is None for m in sys.argv[1:]))
+PY
+}
+_ifloo_wanted=(ifloo torch lightning jsonargparse)
+_ifloo_extras=""
+for _extra in "$@"; do
+    _ifloo_extras="${_ifloo_extras:+$_ifloo_extras,}$_extra"
+    case "$_extra" in
+        test) _ifloo_wanted+=(pytest beartype) ;;
+        dev) _ifloo_wanted+=(pytest beartype ruff mypy) ;;
+    esac
+done
+PYTHON=""
+for _candidate in "$IFLOO_ROOT/.venv/bin/python" python python3; do
+    if command -v "$_candidate" >/dev/null && _ifloo_has "$_candidate" "${_ifloo_wanted[@]}"; then
+        PYTHON="$_candidate"
+        break
+    fi
+done
+if [ -z "$PYTHON" ]; then
+    echo "ifloo: installing into $IFLOO_ROOT/.venv (once; PyTorch is the large part)"
+    if ! [ -x "$IFLOO_ROOT/.venv/bin/python" ]; then
+        "${IFLOO_PYTHON:-python3}" -m venv "$IFLOO_ROOT/.venv" || {
+            echo "ifloo: python3 could not make a virtual environment; Python >= 3.10 with venv is needed" \
+                "(on Debian: apt install python3-venv)" >&2
+            exit 2
+        }
+    fi
+    PYTHON="$IFLOO_ROOT/.venv/bin/python"
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check -c "$IFLOO_ROOT/constraints.txt" \
+        -e "$IFLOO_ROOT${_ifloo_extras:+[$_ifloo_extras]}" || exit 1
+fi
