@@ -1,4 +1,4 @@
-"""Problems that know their own answers in float64, by formulas that share no code with ifloo's engine.
+"""Problems that know their own answers in float64, by formulas that share no code with the engine.
 
 `Ridge` has a closed form for any sample weights; `Logistic` is solved by dense Newton to rounding; `Attention` is small,
 curved and unsolved: it is there for what torch.func gets wrong.
@@ -115,7 +115,7 @@ class Problem:
         return torch.autograd.functional.jacobian(lambda t: self.losses_at(t, x, labels), theta)
 
     def scores(self) -> Tensor:
-        """s = −(1/n) ∇L_t H⁻¹ ∇ℓ_i, dense."""
+        """Scores −(1/n) ∇L_t H⁻¹ ∇ℓ_i, dense."""
         training = self.gradients(self.theta, self.x, self.labels)
         queries = self.gradients(self.theta, self.queries["x"], self.queries["labels"])
         return -queries @ torch.linalg.solve(self.dense_hessian(), training.T) / self.n
@@ -155,7 +155,7 @@ class Ridge(Problem):
         return problem
 
     def fit(self, weights: Tensor | None = None) -> Tensor:
-        """argmin J(θ; w)."""
+        """The minimiser of J(θ; w)."""
         w = torch.ones(self.n, dtype=self.x.dtype) if weights is None else weights
         H = (self.x.T * w) @ self.x / self.n + self.penalty * torch.eye(self.x.shape[1], dtype=self.x.dtype)
         return torch.linalg.solve(H, self.x.T @ (w * self.labels) / self.n)
@@ -208,7 +208,7 @@ class Logistic(Classification):
         return x @ theta.reshape(3, -1).T
 
     def fit(self, weights: Tensor | None = None, start: Tensor | None = None) -> Tensor:
-        """argmin J(θ; w), to ‖∇J‖ <= 1e-14."""
+        """The minimiser of J(θ; w), to ‖∇J‖ <= 1e-14."""
         theta = torch.zeros(3 * self.x.shape[1], dtype=self.x.dtype) if start is None else start
         for _ in range(30):
             gradient = torch.autograd.functional.jacobian(lambda t: self.value(t, weights), theta)
