@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"ifloo {__version__}")
         return 0
-    from ifloo.cli.run import run  # noqa: PLC0415 -- seconds of imports, not for --help
+    from ifloo.cli.run import run
 
     return run(arguments)
 

@@ -1,4 +1,4 @@
-"""Influence of all training samples on one test sample, or on all: `ifloo influence` under the original tool's flags."""
+"""Influence of the training samples on one test sample or all: `ifloo influence` under the original tool's flags."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from _flags import as_fitted, data, given, parser
+
 from ifloo.cli.named_files import all_tests_to, influence_to
 from ifloo.cli.run import run
 
@@ -18,7 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument("--ckpt_path", required=True)
     flags.add_argument("--solver", choices=["exact", "cg", "lissa"], help="default cg; the LiSSA flags select lissa")
     flags.add_argument("--recursion_depth", type=int, help="LiSSA steps")
-    flags.add_argument("--damp", type=float, help="LiSSA: h <- v + (1 - damp) h - H h / scale, that is δ = damp * scale")
+    flags.add_argument(
+        "--damp", type=float, help="LiSSA: h <- v + (1 - damp) h - H h / scale, that is δ = damp * scale"
+    )
     flags.add_argument("--scale", type=float, help="LiSSA; default: from the largest eigenvalue of sampled batches")
     flags.add_argument("--damping", type=float, help="δ added to the Hessian, with the solvers exact and cg")
     flags.add_argument("--test_id", type=int)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from _flags import CONFIG, data, given, parser
+
 from ifloo.cli.named_files import loo_to
 from ifloo.cli.run import run
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from _flags import CONFIG, data, given, parser
+
 from ifloo.cli.run import run
 
 

@@ -20,8 +20,8 @@ from ifloo.refit import (
     LeaveOneOut,
     NewtonFinish,
     Recipe,
-    Refitter,
     RefitSettings,
+    Refitter,
     controls,
     fit_base,
     load_base,
@@ -77,7 +77,9 @@ class Setup:
             InputError: `all` was asked for.
         """
         if self.attribution.test_ids == "all":
-            raise InputError("Refits and reports need test ids by name, got `all`; give --attribution.test_ids '[0, 8]'.")
+            raise InputError(
+                "Refits and reports need test ids by name, got `all`; give --attribution.test_ids '[0, 8]'."
+            )
         return list(self.attribution.test_ids)
 
     def origin(self) -> dict[str, JSON]:
@@ -123,9 +125,7 @@ def fit(setup: Setup) -> Setup:
 def influence(setup: Setup) -> None:
     """Scores, top-k ids, and the table of the most helpful and harmful training samples."""
     restored(setup)
-    run = InfluenceRun(
-        setup.module, setup.datamodule, setup.attribution, setup.layout, setup.origin(), setup.overwrite
-    )
+    run = InfluenceRun(setup.module, setup.datamodule, setup.attribution, setup.layout, setup.origin(), setup.overwrite)
     if setup.attribution.test_ids == "all":
         made = run.all_tests(lambda writer: predict_trainer(setup.accelerator, writer))
         print(f"{made} tests scored now, {len(setup.datamodule.test_set)} in all: {setup.layout.index}")
@@ -230,8 +230,8 @@ def restored(setup: Setup) -> None:
     found, fitted = setup.datamodule.fingerprint(), setup.base.record["fingerprint"]
     if found != fitted:
         raise InputError(
-            f"The training data are not those the checkpoint {setup.base.path} was fitted on: their content has SHA-256 "
-            f"{found[:16]}..., fitted on {fitted[:16]}....\n"
+            f"The training data are not those the checkpoint {setup.base.path} was fitted on: their content has "
+            f"SHA-256 {found[:16]}..., fitted on {fitted[:16]}....\n"
             f"  Data now: {getattr(setup.datamodule, 'source_taken', '?')} "
             f"({getattr(setup.datamodule, 'source_reason', '?')}); at the fit: {setup.base.record.get('source')}.\n"
             "  Give the same data (--data.source, --data.root), or fit again."
@@ -240,7 +240,7 @@ def restored(setup: Setup) -> None:
 
 
 def predict_trainer(accelerator: str, writer: InfluenceWriter) -> L.Trainer:
-    """A Trainer for one pass over the training data; torch.func needs no inference mode, and tensors outlive the run."""
+    """A Trainer for one pass over the training data; torch.func needs no inference mode, whose tensors stay apart."""
     return L.Trainer(
         accelerator=accelerator,
         devices=1,
@@ -256,7 +256,7 @@ def predicted_classes(module: Any, datamodule: Any, test_ids: list[int]) -> dict
     """What a classifier makes of the test samples, in words; nothing for models without class outputs."""
     if not isinstance(module, OutputLosses):
         return {}
-    with torch.no_grad(), scoring(module):
+    with torch.no_grad(), scoring(module):  # type: ignore[arg-type]
         outputs = module.outputs(datamodule.test_batch(test_ids))
     if outputs.ndim != 2:
         return {}

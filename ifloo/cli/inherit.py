@@ -24,15 +24,34 @@ def inherit(config: Namespace, given: Namespace, base: Base) -> None:
     Raises:
         InputError: something given is not what the base model was fitted with.
     """
-    differing: list[str] = []
-    for group, stored in (("model", base.model), ("data", base.data)):
-        said = _init_args(given.get(group))
-        free = _free_settings(config[group])
-        for name, value in stored.items():
-            if name not in said:
-                config[group].init_args[name] = value
-            elif name not in free and said[name] != value:
-                differing.append(f"  {group}.{name}: fitted with {value!r}, asked {said[name]!r}")
+    differing = [
+        *_completed("model", config.model, given.get("model"), base.model),
+        *_completed("data", config.data, given.get("data"), base.data),
+        *_contradictions(given, base),
+    ]
+    if differing:
+        raise InputError(
+            f"The checkpoint {base.path} was fitted with other settings.\n"
+            + "\n".join(differing)
+            + "\n  Leave these settings out (they then come from the checkpoint), name another --checkpoint, or fit "
+            "again (`ifloo fit`; in a pipeline --overwrite)."
+        )
+
+
+def _completed(group: str, config: Namespace, given: Any, stored: dict[str, Any]) -> list[str]:
+    """Sets what was not said of one group; returns a line for each thing said that differs."""
+    said, free, differing = _init_args(given), _free_settings(config), []
+    for name, value in stored.items():
+        if name not in said:
+            config.init_args[name] = value
+        elif name not in free and said[name] != value:
+            differing.append(f"  {group}.{name}: fitted with {value!r}, asked {said[name]!r}")
+    return differing
+
+
+def _contradictions(given: Namespace, base: Base) -> list[str]:
+    """A line for each setting of the Trainer, or seed, that was said and is not that of the fit."""
+    differing = []
     said_trainer = given.get("trainer") or Namespace()
     recipe = base.record.get("recipe", {})
     for name in RECIPE:
@@ -40,13 +59,7 @@ def inherit(config: Namespace, given: Namespace, base: Base) -> None:
             differing.append(f"  trainer.{name}: fitted with {recipe[name]!r}, asked {said_trainer[name]!r}")
     if "seed_everything" in given and given["seed_everything"] != base.record.get("seed"):
         differing.append(f"  seed_everything: fitted with {base.record.get('seed')}, asked {given['seed_everything']}")
-    if differing:
-        raise InputError(
-            f"The checkpoint {base.path} was fitted with other settings.\n"
-            + "\n".join(differing)
-            + "\n  Leave these settings out (they then come from the checkpoint), name another --checkpoint, or fit again "
-            "(`ifloo fit`; in a pipeline --overwrite)."
-        )
+    return differing
 
 
 def _init_args(group: Any) -> dict[str, Any]:

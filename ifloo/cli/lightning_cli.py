@@ -19,19 +19,15 @@ from ifloo.store import Layout
 
 
 class IflooTrainer(L.Trainer):
-    """A Trainer with a method for each command, which is where LightningCLI looks for them; `IflooCLI` does the work."""
+    """A Trainer with a method for each command, where LightningCLI looks for them; `IflooCLI` does the work."""
 
-    def influence(self, model: Any = None, datamodule: Any = None) -> None:
-        ...
+    def influence(self, model: Any = None, datamodule: Any = None) -> None: ...
 
-    def loo(self, model: Any = None, datamodule: Any = None) -> None:
-        ...
+    def loo(self, model: Any = None, datamodule: Any = None) -> None: ...
 
-    def report(self, model: Any = None, datamodule: Any = None) -> None:
-        ...
+    def report(self, model: Any = None, datamodule: Any = None) -> None: ...
 
-    def pipeline(self, model: Any = None, datamodule: Any = None) -> None:
-        ...
+    def pipeline(self, model: Any = None, datamodule: Any = None) -> None: ...
 
 
 for _name in ("influence", "loo", "report", "pipeline"):
@@ -63,7 +59,9 @@ class IflooCLI(LightningCLI):
         return {"fit": wired, **ours}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--experiment", type=str, default="experiment", help="Name <exp> in the default file names.")
+        parser.add_argument(
+            "--experiment", type=str, default="experiment", help="Name <exp> in the default file names."
+        )
         parser.add_argument(
             "--checkpoint", type=str | None, default=None, help="Base model file; default models/<exp>_base.pth."
         )
@@ -86,7 +84,7 @@ class IflooCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         super().parse_arguments(parser, args)
         command = self.config["subcommand"]
-        self.given = parser.parse_args(args, defaults=False)[command]
+        self.given = parser.parse_args(args, defaults=False)[command]  # type: ignore[arg-type]
 
     def before_instantiate_classes(self) -> None:
         """Settings not given come from the checkpoint, contradicting ones are an error."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -15,7 +15,12 @@ from ifloo.cli.lightning_cli import IflooCLI
 from ifloo.errors import InputError, WorkError
 
 # Lightning's advice on loaders and hardware, which is about other data than ours (in memory, one batch).
-_THIRD_PARTY = ("does not have many workers", "isinstance\\(treespec, LeafSpec\\)", "Checkpoint directory")
+_THIRD_PARTY = (
+    "`weights_only` was not set",
+    "does not have many workers",
+    "isinstance\\(treespec, LeafSpec\\)",
+    "Checkpoint directory",
+)
 
 
 def run(arguments: Sequence[str], work: Callable[[Setup], object] | None = None) -> int:
@@ -40,7 +45,7 @@ def run(arguments: Sequence[str], work: Callable[[Setup], object] | None = None)
 
 
 @contextmanager
-def _argv(arguments: Sequence[str]) -> Iterator[None]:
+def _argv(arguments: Sequence[str]) -> Generator[None, None, None]:
     """LightningCLI reads `sys.argv`; given arguments of its own it warns."""
     before, sys.argv = sys.argv, ["ifloo", *arguments]
     try:
@@ -50,7 +55,7 @@ def _argv(arguments: Sequence[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None, None, None]:
     """Our own lines, warnings of others, no advertisements."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=False)
     logging.getLogger("ifloo").setLevel(logging.INFO)

@@ -67,13 +67,13 @@ class Damped(StochasticOperator):
                 f"Damping must be a finite number >= 0, got {damping}.\n"
                 "  It is added to the curvature (H + damping·I); 0 gives the influence of the objective as it is."
             )
-        if isinstance(base, Damped):  # one damping in all, so that `base` is the undamped operator
-            base, damping = base.base, base.damping + damping
-        self.base: LinearOperator = base
-        self.damping: float = damping
+        inner = base if isinstance(base, Damped) else None
+        # One damping in all, so that `base` is the undamped operator.
+        self.base: LinearOperator = inner.base if inner else base
+        self.damping: float = damping + (inner.damping if inner else 0.0)
         self.size, self.dtype, self.device = base.size, base.dtype, base.device
-        semi_and_damped = base.definite is Definite.SEMI and damping > 0
-        self.definite = Definite.POSITIVE if semi_and_damped else base.definite
+        semi_and_damped = self.base.definite is Definite.SEMI and self.damping > 0
+        self.definite = Definite.POSITIVE if semi_and_damped else self.base.definite
 
     def matmat(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         return self.base.matmat(V) + self.damping * V
@@ -87,10 +87,7 @@ class Damped(StochasticOperator):
 
 class _DampedDraw(LockstepDraw):
     def __init__(self, base: LockstepDraw, damping: float) -> None:
-        if isinstance(base, Damped):  # one damping in all, so that `base` is the undamped operator
-            base, damping = base.base, base.damping + damping
-        self.base: LinearOperator = base
-        self.damping: float = damping
+        self.base, self.damping = base, damping
 
     def matmat(self, V: Float[Tensor, "r k p"]) -> Float[Tensor, "r k p"]:
         return self.base.matmat(V) + self.damping * V

@@ -96,7 +96,9 @@ def load_base(path: Path) -> Base:
             "  The file is damaged or holds more than weights and plain values. Run `ifloo fit` again."
         ) from error
     if not isinstance(content, dict) or SECTION not in content or "state_dict" not in content:
-        raise InputError(f"{path} was not written by `ifloo fit` (it has no section {SECTION!r}). Run `ifloo fit` first.")
+        raise InputError(
+            f"{path} was not written by `ifloo fit` (it has no section {SECTION!r}). Run `ifloo fit` first."
+        )
     return Base(
         path,
         content["state_dict"],
@@ -124,7 +126,9 @@ def _of_another_model(
         lines.append(f"  The model has, the checkpoint has not: {missing[:5]}")
     if extra:
         lines.append(f"  The checkpoint has, the model has not: {extra[:5]}")
-    shapes = [f"{k} {list(found[k])} instead of {list(wanted[k])}" for k in wanted if k in found and wanted[k] != found[k]]
+    shapes = [
+        f"{k} {list(found[k])} instead of {list(wanted[k])}" for k in wanted if k in found and wanted[k] != found[k]
+    ]
     if shapes:
         lines.append(f"  Shapes: {'; '.join(shapes[:5])}")
     lines.append("  Name the checkpoint of this model with --checkpoint, or run `ifloo fit` with this one.")

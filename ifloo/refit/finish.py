@@ -9,11 +9,11 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
+from ifloo.curvature import Hessian
 from ifloo.errors import InputError
 from ifloo.objective import FunctionalLosses, Objective, TrainingData, scoring, sequential
 from ifloo.params import ParamSpace
 from ifloo.refit.newton import Minimum, newton_cg
-from ifloo.curvature import Hessian
 from ifloo.solvers import Nystrom, Preconditioner, PreparedPreconditioner
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class NewtonFinish(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         space = ParamSpace.of(pl_module)
-        objective = self.objective(pl_module, trainer.train_dataloader)
+        objective = self.objective(pl_module, trainer.train_dataloader)  # type: ignore[arg-type]
         theta = space.values_of(pl_module)
         with scoring(pl_module):
             if self._wanted(trainer):

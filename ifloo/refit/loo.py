@@ -1,4 +1,4 @@
-"""Leave-one-out: refit without a sample, measure every test loss, append one line a test; killed anywhere, it resumes."""
+"""Leave-one-out: refit without a sample, measure every test loss, append one line a test; resumes when killed."""
 
 from __future__ import annotations
 
@@ -120,7 +120,9 @@ class LeaveOneOut:
         """Known μ of the objective, and ‖∇L_t‖ of each test at the base weights."""
         mu = getattr(self.base, "strong_convexity", lambda: None)()
         with scoring(self.base):
-            gradients = sample_gradients(FunctionalLosses(self.base, ParamSpace.of(self.base)), _theta(self.base), self.queries)
+            gradients = sample_gradients(
+                FunctionalLosses(self.base, ParamSpace.of(self.base)), _theta(self.base), self.queries
+            )
         return mu, [float(x) for x in gradients.norm(dim=1)]
 
 

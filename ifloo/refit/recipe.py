@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -120,9 +120,12 @@ class Refitter:
 
 
 @contextmanager
-def quiet_lightning() -> Iterator[None]:
+def quiet_lightning() -> Generator[None, None, None]:
     """Hundreds of refits say nothing about devices, tips and worker counts; real warnings of ours are untouched."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")]
+    loggers = [
+        logging.getLogger(name)
+        for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    ]
     levels = [x.level for x in loggers]
     for x in loggers:
         x.setLevel(logging.ERROR)

@@ -180,7 +180,9 @@ def _cloud(axes: Axes, x: Array, y: Array, kinds: NDArray[np.str_]) -> None:
     for order, (kind, (colour, marker, name)) in enumerate(KINDS.items()):
         chosen = kinds == kind
         if chosen.any():
-            points = axes.scatter(x[chosen], y[chosen], s=30, marker=marker, color=colour, alpha=0.75, zorder=3 + 0.1 * order)
+            points = axes.scatter(
+                x[chosen], y[chosen], s=30, marker=marker, color=colour, alpha=0.75, zorder=3 + 0.1 * order
+            )
             points.set(edgecolor="white", linewidth=0.5, label=f"{name}: {int(chosen.sum()):,}")
 
 

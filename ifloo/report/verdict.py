@@ -97,8 +97,9 @@ def compare(layout: Layout, test_id: int, top_ids: Collection[int]) -> Compariso
     rows = LossFile(layout.loo_losses(test_id)).rows()
     if NULL_ID not in rows or len(rows) - 1 < FEWEST:
         raise InputError(
-            f"{layout.loo_losses(test_id)} holds {max(len(rows) - 1, 0)} refits; a verdict needs the null refit (id -1) "
-            f"and at least {FEWEST} others.\n  Run `ifloo loo` (to its end), with more --refit.top_k or --refit.random."
+            f"{layout.loo_losses(test_id)} holds {max(len(rows) - 1, 0)} refits; a verdict needs the null refit "
+            f"(id -1) and at least {FEWEST} others.\n"
+            "  Run `ifloo loo` (to its end), with more --refit.top_k or --refit.random."
         )
     ids = np.array([i for i in rows if i != NULL_ID], dtype=np.int64)
     actual = np.array([rows[int(i)].loss - rows[NULL_ID].loss for i in ids])
@@ -129,7 +130,7 @@ def _positions(stored: StoredInfluences, ids: NDArray[np.int64]) -> NDArray[np.i
     found = order[place]
     if (unknown := ids[stored.train_ids[found] != ids]).size:
         raise InputError(
-            f"Test {stored.test_id}: refits of ids {unknown[:5].tolist()} have no score; the scores are of other data.\n"
+            f"Test {stored.test_id}: refits of ids {unknown[:5].tolist()} have no score: they are of other data.\n"
             "  Run `ifloo influence` and `ifloo loo` on the same data."
         )
     return found

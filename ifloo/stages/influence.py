@@ -13,6 +13,7 @@ import lightning as L
 
 from ifloo.attribution import DEFINITIONS, Scores
 from ifloo.objective import Batch, sequential
+from ifloo.objective.batches import rows, tensors_of
 from ifloo.solvers import Status
 from ifloo.stages.predictor import InfluencePredictor, InfluenceWriter
 from ifloo.stages.settings import AttributionSettings, described, method_name
@@ -28,7 +29,6 @@ from ifloo.store import (
     top_k,
     write_npy,
 )
-from ifloo.objective.batches import rows, tensors_of
 
 log = logging.getLogger(__name__)
 MakeTrainer = Callable[[InfluenceWriter], L.Trainer]
@@ -121,7 +121,7 @@ class InfluenceRun:
 
     def _write(self, section: str, compared: dict[str, JSON], queries: dict[str, JSON]) -> None:
         free: dict[str, JSON] = {
-            "test_ids": self.settings.test_ids,  # type: ignore[dict-item]
+            "test_ids": self.settings.test_ids,
             "top_k": self.settings.top_k,
             "batch_size": self.settings.batch_size,
         }
@@ -200,6 +200,6 @@ def _not_certified(t: int, certificate: Any, k: int) -> str:
     spread = "" if repeat is None else f", standard error between repeats {float(repeat[k]):.1%} of the solution"
     return (
         f"test {t}: the solver took its fixed {int(certificate.steps[k])} steps; its true relative residual is "
-        f"{float(certificate.residual[k]):.2g} (damped system), {float(certificate.undamped_residual[k]):.2g} (undamped)"
-        f"{spread}. Judge the scores by it; solver CG reaches 1e-10."
+        f"{float(certificate.residual[k]):.2g} (damped system), {float(certificate.undamped_residual[k]):.2g} "
+        f"(undamped){spread}. Judge the scores by it; solver CG reaches 1e-10."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -97,12 +97,13 @@ class InfluenceWriter(BasePredictionWriter):
 
 
 @contextmanager
-def solver_progress(engine: InfluenceEngine) -> Iterator[None]:
+def solver_progress(engine: InfluenceEngine) -> Generator[None, None, None]:
     """A progress line for the solve: steps, and the worst residual as the recurrence sees it."""
     with tqdm(desc="inverse-HVP", unit="step", leave=False, mininterval=0.5) as bar:
 
         def show(step: int, residual: float) -> None:
-            bar.set_postfix_str(f"residual {residual:.1e}", refresh=False)
+            if residual == residual:  # a stochastic recursion has none of its own
+                bar.set_postfix_str(f"residual {residual:.1e}", refresh=False)
             bar.update(max(0, step - bar.n))
 
         engine.prepared.progress = show
