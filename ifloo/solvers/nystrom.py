@@ -69,9 +69,10 @@ class Nystrom(Preconditioner):
             )
         factor = torch.linalg.solve_triangular(core, Y.T, upper=False).T
         U, sigma, _ = torch.linalg.svd(factor, full_matrices=False)
-        # Below the shift an eigenvalue is rounding; as σ_r it would make P singular.
-        eigenvalues = (sigma.square() - shift).clamp_min(shift)
-        return PreparedNystrom(U, eigenvalues)
+        eigenvalues = sigma.square() - shift
+        # Near the shift an eigenvalue is rounding; as σ_r it would make P all but singular.
+        rank = max(1, int((eigenvalues > 10 * shift).sum()))
+        return PreparedNystrom(U[:, :rank], eigenvalues[:rank])
 
 
 class PreparedNystrom(PreparedPreconditioner):

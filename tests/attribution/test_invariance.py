@@ -10,7 +10,7 @@ from ifloo.params import ParamSpace
 from ifloo.solvers import CG, Cholesky, Nystrom
 from tests.problems import Logistic, as_tuple
 
-# Two solves to 1e-13 may differ by 2 ‖∇ℓ‖ 1e-13 ‖b‖ / (n μ), n μ = 1: twice 1e-13 times numbers near 1. Scores are near 0.01.
+# Two solves to 1e-13 may differ by 2 ‖∇ℓ‖ 1e-13 ‖b‖ / (n μ) with n μ = 1 and norms near 1. Scores are near 0.01.
 REASSOCIATED = {"rtol": 0, "atol": 2e-13}
 SOLVER = CG(rtol=1e-13)
 

@@ -1,0 +1,111 @@
+"""The house has floors: a module imports from floors below only. And its rooms stay small."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "ifloo"
+FLOORS = {
+    "errors": 0,
+    "params": 0,
+    "objective": 1,
+    "gradients": 2,
+    "curvature": 2,
+    "solvers": 3,
+    "attribution": 4,
+    "agreement": 5,
+    "store": 5,
+    "stages": 6,
+    "refit": 6,
+    "report": 6,
+    "cli": 7,
+}
+WING = {"models", "data"}  # see floors 0 and 1, and are seen from 6 and 7
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of everything imported; relative imports are resolved."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) + 1 - node.level]) + "." if node.level else ""
+            yield node.lineno, (base + (node.module or "")).rstrip(".")
+
+
+def _may_import(room: str, other: str) -> bool:
+    if room == other:
+        return True
+    if room in WING:
+        return FLOORS.get(other, 9) <= 1
+    if other in WING:
+        return FLOORS[room] >= 6
+    return FLOORS[other] < FLOORS[room] or (FLOORS[room] == 0 and other == "errors")
+
+
+def _name(room: str) -> str:
+    return f"{room} (floor {FLOORS.get(room, 'W')})"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down(path):
+    room, where, wrong = _room(path), path.relative_to(PACKAGE), []
+    if room in ("__init__", "__main__"):
+        pytest.skip("the doors are held by the tests of their own below")
+    for line, name in _imports(path):
+        parts = name.split(".")
+        if parts[0] == "ifloo" and len(parts) > 1 and not _may_import(room, parts[1]):
+            wrong.append(f"{where}:{line}: {_name(room)} imports {_name(parts[1])}")
+        if parts[0] in ("lightning", "pytorch_lightning") and FLOORS.get(room, 9) <= 5:
+            wrong.append(f"{where}:{line}: {_name(room)} imports Lightning")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_room_has_a_floor():
+    rooms = {_room(p) for p in SOURCES} - {"__init__", "__main__"}
+    assert rooms <= set(FLOORS) | WING, f"give {rooms - set(FLOORS) - WING} a floor"
+
+
+@pytest.mark.parametrize("door", ["ifloo", "ifloo.__main__"])
+def test_the_doors_are_light(door):
+    """`--version` and `--help` must not wait for torch."""
+    heavy = ("torch", "lightning", "numpy", "scipy", "matplotlib", "jsonargparse")
+    code = f"import sys, {door}; print([m for m in {heavy!r} if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", ["ifloo.attribution", "ifloo.agreement", "ifloo.store"])
+def test_floors_to_five_run_without_lightning(module):
+    code = f"import sys, {module}; print('lightning' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "False"
+
+
+OWN = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "scripts").glob("*.py"))]
+
+
+@pytest.mark.parametrize("path", OWN, ids=lambda p: str(p.relative_to(ROOT)))
+def test_rooms_stay_small(path):
+    text = path.read_text()
+    long = [f"{len(text.splitlines())} lines in the file"] if len(text.splitlines()) >= 300 else []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            lines = node.end_lineno - node.lineno + 1
+            long += [f"line {node.lineno}: {lines} lines in {node.name}"] if lines >= 50 else []
+    assert not long, f"{path.relative_to(ROOT)}: " + "; ".join(long)
+
+
+def test_no_room_for_odds_and_ends():
+    assert not [p for p in SOURCES if p.stem in ("utils", "helpers", "misc", "common")]
