@@ -82,6 +82,19 @@ class Setup:
             )
         return list(self.attribution.test_ids)
 
+    def predict_trainer(self, writer: InfluenceWriter, bar: bool) -> L.Trainer:
+        """A Trainer for one pass over the training data; torch.func needs no inference mode."""
+        return L.Trainer(
+            accelerator=self.accelerator,
+            devices=1,
+            callbacks=[writer],
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=bar,
+            inference_mode=False,
+        )
+
     def origin(self) -> dict[str, JSON]:
         """What the base model is: the settings behind every number of the later commands."""
         return {
@@ -127,21 +140,37 @@ def influence(setup: Setup) -> None:
     restored(setup)
     run = InfluenceRun(setup.module, setup.datamodule, setup.attribution, setup.layout, setup.origin(), setup.overwrite)
     if setup.attribution.test_ids == "all":
-        made = run.all_tests(lambda writer: predict_trainer(setup.accelerator, writer))
+        made = run.all_tests(setup.predict_trainer)
         print(f"{made} tests scored now, {len(setup.datamodule.test_set)} in all: {setup.layout.index}")
         return
-    stored = run.listed(lambda writer: predict_trainer(setup.accelerator, writer))
+    stored = run.listed(setup.predict_trainer)
     for one in stored:
         tables.influence(one, setup.datamodule)
 
 
 def loo(setup: Setup) -> None:
+    """Refits, and the verdict on what was predicted for them."""
+    leave_one_out(setup)
+    try:
+        compared = reporter(setup).verdict(setup.test_ids, setup.refit.top_k)
+    except InputError as error:  # the refits are done and kept; only the comparison lacks something
+        log.warning("no verdict yet: %s", error)
+    else:
+        tables.verdict(compared)
+
+
+def leave_one_out(setup: Setup) -> None:
     """Refits without the top-k ids of each test and the random controls."""
     restored(setup)
     assert setup.base is not None
     ids = setup.test_ids
     known = setup.datamodule.train_set.ids.numpy()
     top = {t: read_ids(setup.layout.topk_ids(t), known)[: setup.refit.top_k].tolist() for t in ids}
+    for t, found in top.items():
+        if len(found) < setup.refit.top_k:
+            log.warning(
+                "%s holds %d ids, refit.top_k asks for %d.", setup.layout.topk_ids(t), len(found), setup.refit.top_k
+            )
     files = {t: LossFiles(setup.layout.loo_losses(t), setup.layout.null_losses(t)) for t in ids}
     recipe = Recipe(**setup.base.record["recipe"], accelerator=setup.accelerator)
     refits(setup, recipe, setup.origin(), files, top, "loo")
@@ -201,10 +230,13 @@ def refits(
 def report(setup: Setup) -> None:
     """The verdict, its table, the pictures and TensorBoard."""
     restored(setup)
-    outcomes = predicted_classes(setup.module, setup.datamodule, setup.test_ids)
-    reporter = Reporter(setup.layout, setup.datamodule, Path("lightning_logs") / setup.experiment, outcomes)
-    tables.verdict(reporter.run(setup.test_ids, setup.refit.top_k))
+    tables.verdict(reporter(setup).run(setup.test_ids, setup.refit.top_k))
     print(f"verdict: {setup.layout.verdict}\npictures: {setup.layout.root / 'figs'}")
+
+
+def reporter(setup: Setup) -> Reporter:
+    outcomes = predicted_classes(setup.module, setup.datamodule, setup.test_ids)
+    return Reporter(setup.layout, setup.datamodule, Path("lightning_logs") / setup.experiment, outcomes)
 
 
 def pipeline(setup: Setup) -> None:
@@ -214,7 +246,7 @@ def pipeline(setup: Setup) -> None:
     else:
         log.info("base model: %s is there and was fitted with these settings", setup.checkpoint)
     influence(setup)
-    loo(setup)
+    leave_one_out(setup)
     report(setup)
 
 
@@ -237,19 +269,6 @@ def restored(setup: Setup) -> None:
             "  Give the same data (--data.source, --data.root), or fit again."
         )
     setup.base.restore(setup.module)
-
-
-def predict_trainer(accelerator: str, writer: InfluenceWriter) -> L.Trainer:
-    """A Trainer for one pass over the training data; torch.func needs no inference mode, whose tensors stay apart."""
-    return L.Trainer(
-        accelerator=accelerator,
-        devices=1,
-        callbacks=[writer],
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        inference_mode=False,
-    )
 
 
 def predicted_classes(module: Any, datamodule: Any, test_ids: list[int]) -> dict[int, str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ifloo.cli import tables
-from ifloo.cli.commands import LossFiles, Setup, predict_trainer, refits, restored
+from ifloo.cli.commands import LossFiles, Setup, refits, restored
 from ifloo.cli.commands import influence as influence_command
 from ifloo.refit import Recipe
 from ifloo.stages import InfluenceRun
@@ -26,7 +26,7 @@ def influence_to(npy: Path | None, topk: Path | None) -> Callable[[Setup], None]
         layout = Layout(npy.parent) if npy else setup.layout
         run = InfluenceRun(setup.module, setup.datamodule, setup.attribution, layout, setup.origin(), overwrite=True)
         found: list[StoredInfluences] = []
-        run.score([t], lambda writer: predict_trainer(setup.accelerator, writer), found.append)
+        run.score([t], setup.predict_trainer, found.append)
         (one,) = found
         influences.save(layout.scores(t), one)
         if npy:

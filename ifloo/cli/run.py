@@ -16,10 +16,17 @@ from ifloo.errors import InputError, WorkError
 
 # Lightning's advice on loaders and hardware, which is about other data than ours (in memory, one batch).
 _THIRD_PARTY = (
-    "`weights_only` was not set",
     "does not have many workers",
+    "is smaller than the logging interval",
     "isinstance\\(treespec, LeafSpec\\)",
     "Checkpoint directory",
+)
+
+_CHATTY = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.pytorch.accelerators.cuda",
+    "lightning.pytorch.trainer.connectors.checkpoint_connector",  # about a setting that is ours to choose
+    "lightning.fabric",
 )
 
 
@@ -59,7 +66,7 @@ def _quiet() -> Generator[None, None, None]:
     """Our own lines, warnings of others, no advertisements."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=False)
     logging.getLogger("ifloo").setLevel(logging.INFO)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric"):
+    for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
         for text in _THIRD_PARTY:

@@ -14,6 +14,7 @@ from ifloo.models.module import SampleLossModule
 from ifloo.objective.batches import Batch
 
 OptimizerName = Literal["lbfgs", "sgd", "adamw"]
+STEP_SIZE: dict[str, float] = {"lbfgs": 1.0, "sgd": 0.1, "adamw": 1e-3}
 
 
 class LogisticRegression(SampleLossModule):
@@ -29,7 +30,7 @@ class LogisticRegression(SampleLossModule):
         bias: bool = False,
         l2_reg: float = 0.01,
         optimizer: OptimizerName = "lbfgs",
-        lr: float = 1.0,
+        lr: float | None = None,
         momentum: float = 0.0,
         max_iter: int = 1000,
         tolerance_grad: float = 1e-5,
@@ -43,7 +44,7 @@ class LogisticRegression(SampleLossModule):
             bias: whether to have an intercept (penalised like the weights).
             l2_reg: λ of the penalty ½λ‖θ‖², per nat of mean loss.
             optimizer: `lbfgs` (full batch, strong Wolfe), `sgd`, or `adamw` with weight_decay 0: the penalty is in J.
-            lr: step size.
+            lr: step size; None: 1 for lbfgs (its line search does the rest), 0.1 for sgd, 0.001 for adamw.
             momentum: of sgd.
             max_iter: L-BFGS iterations in one outer step.
             tolerance_grad: L-BFGS stops when no entry of ∇J is larger. Its line search compares values of J and stalls
@@ -84,10 +85,11 @@ class LogisticRegression(SampleLossModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         own = self.hparams
+        lr = STEP_SIZE[own["optimizer"]] if own["lr"] is None else own["lr"]
         if own["optimizer"] == "lbfgs":
             return torch.optim.LBFGS(
                 self.parameters(),
-                lr=own["lr"],
+                lr=lr,
                 max_iter=own["max_iter"],
                 max_eval=own["max_iter"] * 2,
                 tolerance_grad=own["tolerance_grad"],
@@ -96,8 +98,8 @@ class LogisticRegression(SampleLossModule):
                 line_search_fn="strong_wolfe",
             )
         if own["optimizer"] == "sgd":
-            return torch.optim.SGD(self.parameters(), lr=own["lr"], momentum=own["momentum"], weight_decay=0.0)
-        return torch.optim.AdamW(self.parameters(), lr=own["lr"], weight_decay=0.0)
+            return torch.optim.SGD(self.parameters(), lr=lr, momentum=own["momentum"], weight_decay=0.0)
+        return torch.optim.AdamW(self.parameters(), lr=lr, weight_decay=0.0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "val")

@@ -140,6 +140,8 @@ class TrainingData:
     Attributes:
         n: number of samples.
         ids: `[n]` int64, in order.
+        device: where the batches come.
+        dtype: of their floating tensors.
     """
 
     def __init__(
@@ -160,7 +162,7 @@ class TrainingData:
         Raises:
             InputError: no sample, NaN or infinity in the data, an id that occurs twice.
         """
-        self._loader, self._device, self._dtype = loader, device, dtype
+        self.loader, self.device, self.dtype = loader, device, dtype
         self._cache: list[Batch] | None = []
         ids, used, start = [], 0, 0
         for position, raw in enumerate(loader):
@@ -181,7 +183,7 @@ class TrainingData:
             raise InputError(_repeated_ids(self.ids))
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self._cache) if self._cache is not None else map(self._moved, self._loader)
+        return iter(self._cache) if self._cache is not None else map(self._moved, self.loader)
 
     def with_ids(self) -> Iterator[tuple[Int[Tensor, " b"], Batch]]:
         """Each batch with the ids of its samples."""
@@ -191,18 +193,18 @@ class TrainingData:
             ids = self.ids[start : start + b]
             if self._cache is None:
                 _refuse_other_order(sample_ids(batch), ids)
-            yield ids.to(self._device), batch
+            yield ids.to(self.device), batch
             start += b
 
     def draw(self, size: int, generator: torch.Generator) -> Subsample:
         """`size` samples drawn uniformly, with replacement."""
         positions = torch.randint(self.n, (size,), generator=generator)
-        return Subsample(self.ids[positions].to(self._device), self.sample(positions))
+        return Subsample(self.ids[positions].to(self.device), self.sample(positions))
 
     def sample(self, positions: Int[Tensor, " b"]) -> Batch:
         """The samples at these positions, in this order, as one batch (positions may repeat)."""
         if self._cache is None:
-            dataset, collate = self._loader.dataset, self._loader.collate_fn  # type: ignore[attr-defined]
+            dataset, collate = self.loader.dataset, self.loader.collate_fn  # type: ignore[attr-defined]
             fetch = getattr(dataset, "__getitems__", lambda wanted: [dataset[i] for i in wanted])
             return self._moved(collate(fetch(positions.tolist())))
         lengths = torch.tensor([batch_size(b) for b in self._cache])
@@ -210,12 +212,12 @@ class TrainingData:
         which = torch.searchsorted(ends, positions.cpu(), right=True)
         offset = positions.cpu() - (ends - lengths)[which]
         order = torch.argsort(which, stable=True)
-        parts = [rows(self._cache[int(w)], offset[which == w].to(self._device)) for w in torch.unique(which)]
-        return rows(joined(parts), torch.argsort(order).to(self._device))
+        parts = [rows(self._cache[int(w)], offset[which == w].to(self.device)) for w in torch.unique(which)]
+        return rows(joined(parts), torch.argsort(order).to(self.device))
 
     def _moved(self, batch: Batch) -> Batch:
         return map_tensors(
-            lambda x: x.to(self._device, self._dtype if x.is_floating_point() else None, non_blocking=True), batch
+            lambda x: x.to(self.device, self.dtype if x.is_floating_point() else None, non_blocking=True), batch
         )
 
 

@@ -55,8 +55,8 @@ def preflight(objective: Objective, theta: Float[Tensor, " p"]) -> Stationarity:
         together = objective.losses.sample_losses(theta, few)
         _check_losses(together, b)
         again = objective.losses.sample_losses(theta, few)
-        alone = _one_by_one(objective, theta, few)
         _check_same(together, again, "at two calls on the same batch", "a random layer (dropout) is on while scoring")
+        alone = _one_by_one(objective, theta, few)
         _check_same(
             together, alone, "alone and in a batch", "BatchNorm in train mode, or a loss taken across the batch"
         )

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any, Literal
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from ifloo.curvature import Hessian
 from ifloo.errors import InputError
 from ifloo.objective import FunctionalLosses, Objective, TrainingData, scoring, sequential
 from ifloo.params import ParamSpace
-from ifloo.refit.newton import Minimum, newton_cg
-from ifloo.solvers import Nystrom, Preconditioner, PreparedPreconditioner
+from ifloo.refit.newton import Inner, Minimum, newton_cg
+from ifloo.solvers import Nystrom, Preconditioner
 
 logger = logging.getLogger(__name__)
 REACHABLE = {torch.float64: 1e-10, torch.float32: 3e-6}
@@ -36,6 +36,7 @@ class NewtonFinish(L.Callback):
         max_steps: int = 20,
         preconditioner: Preconditioner | None = None,
         keep_graph: bool = True,
+        inner_dtype: Literal["float32", "float64"] | None = None,
         batch_size: int = 5000,
     ) -> None:
         """Settings.
@@ -46,6 +47,8 @@ class NewtonFinish(L.Callback):
             max_steps: Newton steps.
             preconditioner: of the inner CG; None: `Nystrom()`.
             keep_graph: keep each linearisation for the whole inner solve (twice as fast; memory of all activations).
+            inner_dtype: precision of the inner CG; null: that of the weights. float32 halves its cost, and with a
+                second copy of the data; ‖∇J‖ is measured in the precision of the weights all the same.
             batch_size: samples at once.
 
         Raises:
@@ -55,10 +58,10 @@ class NewtonFinish(L.Callback):
             raise InputError(f"finish.tolerance must be > 0, got {tolerance}.")
         self.after, self.tolerance, self.max_steps = after, tolerance, max_steps
         self.preconditioner = preconditioner or Nystrom()
-        self.keep_graph, self.batch_size = keep_graph, batch_size
+        self.keep_graph, self.inner_dtype, self.batch_size = keep_graph, inner_dtype, batch_size
         self.minimum: Minimum | None = None
         self._data: TrainingData | None = None
-        self._prepared: PreparedPreconditioner | None = None
+        self._inner: Inner | None = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         space = ParamSpace.of(pl_module)
@@ -82,12 +85,21 @@ class NewtonFinish(L.Callback):
     def objective(self, module: Any, loader: DataLoader) -> Objective:
         """J(θ; w) of a module under its own sample weights; the data are read once and kept."""
         space = ParamSpace.of(module)
-        if self._data is None:
+        if self._data is None or (self._data.device, self._data.dtype) != (space.device, space.dtype):
+            self._inner = None  # it lives where the data live
             self._data = TrainingData(sequential(loader, self.batch_size), space.device, space.dtype)
         return Objective(FunctionalLosses(module, space), self._data, module.sample_weights)
 
     def _finish(self, objective: Objective, theta: torch.Tensor) -> Minimum:
         tolerance = self.tolerance or REACHABLE.get(theta.dtype, REACHABLE[torch.float32])
-        if self._prepared is None and float(objective.gradient(theta).norm()) > tolerance:
-            self._prepared = self.preconditioner.prepare(Hessian(objective, theta))
-        return newton_cg(objective, theta, tolerance, self.max_steps, self._prepared, self.keep_graph)
+        if self._inner is None and float(objective.gradient(theta).norm()) > tolerance:
+            self._inner = self._prepared_inner(objective, theta)
+        return newton_cg(objective, theta, tolerance, self.max_steps, self._inner)
+
+    def _prepared_inner(self, objective: Objective, theta: torch.Tensor) -> Inner:
+        """Shared by all fits: where the preconditioner was made changes the number of steps only."""
+        assert self._data is not None
+        wanted = getattr(torch, self.inner_dtype) if self.inner_dtype else theta.dtype
+        data = None if wanted == theta.dtype else TrainingData(self._data.loader, theta.device, wanted)
+        inner = Inner(None, self.keep_graph, data)
+        return replace(inner, preconditioner=self.preconditioner.prepare(inner.hessian(objective, theta)))

@@ -94,7 +94,11 @@ class LeaveOneOut:
             losses = self._losses(refit.module)
             for file, rows, loss in zip(self.null_files, done, losses, strict=True):
                 if k not in rows:
-                    extra = {"draw": k, "displacement": float(steps[k - 1].norm())}
+                    extra = {
+                        "draw": k,
+                        "displacement": float(steps[k - 1].norm()),
+                        "steps": refit.minimum.steps,  # none taken: a null refit that could not have failed
+                    }
                     file.add(LossRow(NULL_ID, loss, refit.minimum.grad_norm, refit.seconds, None, extra))
             tick()
 

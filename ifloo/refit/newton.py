@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ifloo.curvature import Hessian
 from ifloo.errors import WorkError
-from ifloo.objective import Objective
-from ifloo.solvers import CG, PreparedPreconditioner, Solution, SolveError, Status
+from ifloo.objective import Objective, TrainingData
+from ifloo.solvers import CG, PreparedPreconditioner, SolveError, Status
 from ifloo.solvers.cg import PreparedCG
 
 HALVINGS = 12  # of a Newton step that does not lower ‖∇J‖
@@ -39,15 +39,33 @@ class Minimum:
     products: int
 
 
+@dataclass(frozen=True)
+class Inner:
+    """How each Newton equation is solved: inexactly, since only ‖∇J‖ decides.
+
+    Attributes:
+        preconditioner: of the CG, in the precision of `data`.
+        keep_graph: keep the linearisation for the whole solve.
+        data: the same samples in a lower precision, for cheaper products; None: those of the objective.
+    """
+
+    preconditioner: PreparedPreconditioner | None = None
+    keep_graph: bool = True
+    data: TrainingData | None = None
+
+    def hessian(self, objective: Objective, theta: Float[Tensor, " p"]) -> Hessian:
+        """∇²J in the precision of the inner solve."""
+        if self.data is None:
+            return Hessian(objective, theta, self.keep_graph)
+        return Hessian(replace(objective, data=self.data), theta.to(self.data.dtype), self.keep_graph)
+
+
 def newton_cg(
-    objective: Objective,
-    theta: Float[Tensor, " p"],
-    tolerance: float,
-    max_steps: int = 20,
-    preconditioner: PreparedPreconditioner | None = None,
-    keep_graph: bool = True,
+    objective: Objective, theta: Float[Tensor, " p"], tolerance: float, max_steps: int = 20, inner: Inner | None = None
 ) -> Minimum:
     """Minimises J(θ; w) from `theta` to ‖∇J‖ <= tolerance (Nocedal & Wright 2006, section 7.1, on ‖∇J‖).
+
+    The gradient, and with it the tolerance, is always in the precision of θ; only the direction may be found in less.
 
     Raises:
         WorkError: the tolerance was not reached; the message says how far it came and why.
@@ -60,28 +78,30 @@ def newton_cg(
             return Minimum(theta, float(value), norm, step, products)
         if step == max_steps or not norm < float("inf"):
             break
-        solution = _direction(objective, theta, gradient, tolerance, preconditioner, keep_graph)
-        products += int(solution.steps[0]) + 1
-        theta, value, gradient, won = _search(objective, theta, value, gradient, -solution.value[0])
+        direction, used = _direction(objective, theta, gradient, tolerance, inner or Inner())
+        products += used
+        theta, value, gradient, won = _search(objective, theta, value, gradient, direction)
         if not won:
             break
     raise WorkError(_not_reached(float(gradient.norm()), tolerance, step, theta.dtype))
 
 
 def _direction(
-    objective: Objective,
-    theta: Tensor,
-    gradient: Tensor,
-    tolerance: float,
-    preconditioner: PreparedPreconditioner | None,
-    keep_graph: bool,
-) -> Solution:
-    wanted = min(max(0.3 * tolerance / float(gradient.norm()), GAIN), 0.1)
-    solver = PreparedCG(CG(rtol=wanted), Hessian(objective, theta, keep_graph), preconditioner)
-    solution = solver.solve(gradient.unsqueeze(0))
-    if solution.status[0] is not Status.CONVERGED:
+    objective: Objective, theta: Tensor, gradient: Tensor, tolerance: float, inner: Inner
+) -> tuple[Float[Tensor, " p"], int]:
+    """−H⁻¹∇J, to as many digits as this step can use, and the products it took.
+
+    Raises:
+        SolveError: the Hessian is not positive definite here, or not finite.
+    """
+    norm = gradient.norm()
+    rtol = min(max(0.3 * tolerance / float(norm), GAIN), 0.1)
+    operator = inner.hessian(objective, theta)
+    solution = PreparedCG(CG(rtol), operator, inner.preconditioner).solve((gradient / norm).to(operator.dtype)[None])
+    if solution.status[0] in (Status.INDEFINITE, Status.NOT_FINITE):
         raise SolveError(f"A Newton step has no direction: {solution.advice[0]}")
-    return solution
+    # A residual short of rtol (32 bits may not reach it) only makes the step less good, and the search sees to that.
+    return -norm * solution.value[0].to(theta.dtype), int(solution.steps[0]) + 1
 
 
 def _search(

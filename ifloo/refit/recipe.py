@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 import warnings
 from collections.abc import Callable, Generator
@@ -106,6 +107,7 @@ class Refitter:
 
         Raises:
             WorkError: the fit did not reach the tolerance asked for.
+            SystemExit: the process was told to terminate meanwhile.
         """
         begun = time.perf_counter()
         with quiet_lightning():
@@ -114,7 +116,10 @@ class Refitter:
             module.sample_weights = weights or SampleWeights()
             if prepare:
                 prepare(module)
-            self.recipe.trainer(self.finish).fit(module, self.loader())
+            trainer = self.recipe.trainer(self.finish)
+            trainer.fit(module, self.loader())
+        if trainer.received_sigterm:  # Lightning notes the signal during a fit, and would go on to the next
+            raise SystemExit(128 + signal.SIGTERM)
         assert self.finish.minimum is not None
         return Refit(module, self.finish.minimum, time.perf_counter() - begun)
 

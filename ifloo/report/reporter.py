@@ -36,8 +36,8 @@ class Reporter:
     log_dir: Path
     outcomes: Mapping[int, str] = field(default_factory=dict)
 
-    def run(self, test_ids: list[int], k: int) -> dict[int, Comparison]:
-        """Writes the verdict and the pictures of these tests.
+    def verdict(self, test_ids: list[int], k: int) -> dict[int, Comparison]:
+        """Writes the verdict on these tests.
 
         Args:
             test_ids: tests with scores and refits.
@@ -55,6 +55,11 @@ class Reporter:
             "definitions": DEFINITIONS,
         }
         write_json(self.layout.verdict, verdict)
+        return compared
+
+    def run(self, test_ids: list[int], k: int) -> dict[int, Comparison]:
+        """Writes the verdict on these tests, their pictures, and both to TensorBoard; errors as those of `verdict`."""
+        compared = self.verdict(test_ids, k)
         figures = {t: self._figures(one, k) for t, one in compared.items()}
         for t, named in figures.items():
             for name, figure in named.items():

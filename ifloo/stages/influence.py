@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from tqdm import tqdm
 
 from ifloo.attribution import DEFINITIONS, Scores
+from ifloo.errors import InputError
 from ifloo.objective import Batch, sequential
 from ifloo.objective.batches import rows, tensors_of
 from ifloo.solvers import Status
@@ -31,7 +33,8 @@ from ifloo.store import (
 )
 
 log = logging.getLogger(__name__)
-MakeTrainer = Callable[[InfluenceWriter], L.Trainer]
+HASHED_AT_ONCE = 256  # test samples in memory while their content is read
+MakeTrainer = Callable[[InfluenceWriter, bool], L.Trainer]  # (writer, whether to show its progress bar)
 
 
 @dataclass(frozen=True)
@@ -79,16 +82,26 @@ class InfluenceRun:
             SolveError: an inverse-HVP that cannot be trusted.
         """
         ids = [int(i) for i in self.datamodule.test_set.ids]
-        self._open("all_tests", ids, [self.layout.all_tests])
-        indexed = set()
-        if self.layout.index.exists():
-            jsonl.repair(self.layout.index)
-            indexed = {row["test_id"] for row in jsonl.read(self.layout.index)}
+        self._open("all_tests", [], [self.layout.all_tests])
+        contents, indexed = self._contents(ids), self._indexed()
+        for t, row in indexed.items():
+            if t in ids and row["content"] != contents[str(t)]:
+                raise InputError(
+                    f"{self.layout.index}: the scores of test {t} are of another sample: its content has SHA-256 "
+                    f"{str(contents[str(t)])[:16]}..., theirs {str(row['content'])[:16]}....\n"
+                    "  Give another --output_dir to keep both, or --overwrite to replace the stored ones."
+                )
         missing = [t for t in ids if t not in indexed or not self.layout.all_scores(t).exists()]
-        self.score(missing, make_trainer, lambda one: self._save_indexed(one, indexed))
+        self.score(missing, make_trainer, lambda one: self._save_indexed(one, indexed, contents[str(one.test_id)]))
         return len(missing)
 
-    def _save_indexed(self, one: StoredInfluences, indexed: set[int]) -> None:
+    def _indexed(self) -> dict[int, dict[str, JSON]]:
+        if not self.layout.index.exists():
+            return {}
+        jsonl.repair(self.layout.index)
+        return {row["test_id"]: row for row in jsonl.read(self.layout.index)}
+
+    def _save_indexed(self, one: StoredInfluences, indexed: dict[int, dict[str, JSON]], content: JSON) -> None:
         path = self.layout.all_scores(one.test_id)
         write_npy(path, one.scores)
         if one.test_id in indexed:
@@ -96,12 +109,13 @@ class InfluenceRun:
         row: dict[str, JSON] = {
             "test_id": one.test_id,
             "path": path.name,
+            "content": content,
             "score_mean": one.score_mean,
             "residual": one.residual,
             "status": one.status,
         }
         jsonl.append(self.layout.index, row)
-        indexed.add(one.test_id)
+        indexed[one.test_id] = row
 
     def _open(self, section: str, test_ids: Sequence[int], replaced: Sequence[Path]) -> None:
         """Refuses results of other settings, or clears them away; says what the results to come are made with."""
@@ -140,8 +154,12 @@ class InfluenceRun:
 
     def _contents(self, test_ids: Sequence[int]) -> dict[str, JSON]:
         """SHA-256 of each test sample, by id; refuses ids out of range before any work."""
-        batch = self.datamodule.test_batch(test_ids)
-        return {str(t): _content(rows(batch, slice(k, k + 1))) for k, t in enumerate(test_ids)}
+        contents: dict[str, JSON] = {}
+        for start in range(0, len(test_ids), HASHED_AT_ONCE):
+            now = test_ids[start : start + HASHED_AT_ONCE]
+            batch = self.datamodule.test_batch(now)
+            contents |= {str(t): _content(rows(batch, slice(k, k + 1))) for k, t in enumerate(now)}
+        return contents
 
     def score(
         self, test_ids: Sequence[int], make_trainer: MakeTrainer, save: Callable[[StoredInfluences], None]
@@ -163,12 +181,13 @@ class InfluenceRun:
                 save(_stored(scores, k, self.settings.damping, method))
 
         block = self.settings.query_block
-        for start in range(0, len(test_ids), block):
-            now = test_ids[start : start + block]
-            predictor.queries = self.datamodule.test_batch(now)
-            make_trainer(InfluenceWriter(deliver)).predict(predictor, loader, return_predictions=False)
-            if len(test_ids) > block:
-                log.info("%d of %d tests scored", start + len(now), len(test_ids))
+        single = len(test_ids) <= block
+        with tqdm(total=len(test_ids), desc="tests", unit="test", disable=single) as bar:
+            for start in range(0, len(test_ids), block):
+                now = test_ids[start : start + block]
+                predictor.queries = self.datamodule.test_batch(now)
+                make_trainer(InfluenceWriter(deliver), single).predict(predictor, loader, return_predictions=False)
+                bar.update(len(now))
 
 
 def _stored(scores: Scores, k: int, damping: float, method: str) -> StoredInfluences:

@@ -193,9 +193,7 @@ def test_a_picture_replaces_the_old_one_whole_or_not_at_all(tmp_path, monkeypatc
             "predicted (60,), actual (3,), kinds (60,), ids (60,).",
         ),
         (
-            lambda: influence_vs_loo(
-                PREDICTED, ACTUAL, ["control"] * 60, agreement(PREDICTED, ACTUAL), title=""
-            ),
+            lambda: influence_vs_loo(PREDICTED, ACTUAL, ["control"] * 60, agreement(PREDICTED, ACTUAL), title=""),
             "A removal is one of ['other', 'random', 'top']; got ['control'].",
         ),
         (
