@@ -1,7 +1,7 @@
 """Problems that know their own answers in float64, by formulas that share no code with the engine.
 
-`Ridge` has a closed form for any sample weights; `Logistic` is solved by dense Newton to rounding; `Attention` is small,
-curved and unsolved: it is there for what torch.func gets wrong.
+`Ridge` has a closed form for any sample weights; `Logistic` is solved by dense Newton to rounding; `Attention` is
+small, curved and unsolved: it is there for what torch.func gets wrong.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The claim of the project against exact refits: scores are derivatives in a sample's weight, and predict its removal."""
+"""The claim against exact refits: scores are derivatives in a sample's weight, and predict its removal."""
 
 from itertools import pairwise
 

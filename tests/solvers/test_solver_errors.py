@@ -87,7 +87,8 @@ def test_cholesky_refuses_what_does_not_fit():
     with pytest.raises(InputError) as caught:
         Cholesky().prepare(Large())
     assert str(caught.value) == (
-        "Cholesky of p = 60,000 parameters needs 53.6 GiB (matrix and factor, torch.float64); max_bytes allows 4.0 GiB.\n"
+        "Cholesky of p = 60,000 parameters needs 53.6 GiB (matrix and factor, torch.float64); max_bytes allows 4.0 "
+        "GiB.\n"
         "  Use solver CG, which needs products only, or raise max_bytes if the memory is there."
     )
 
@@ -124,8 +125,9 @@ def test_lissa_diverging_advises_a_scale_that_works():
     B = problem.gradients(problem.theta, problem.queries["x"], problem.queries["labels"])
     message = _refusal(LiSSA(depth=150, repeats=2, scale=0.1), H, B)
     found = re.fullmatch(
-        r"query 1 of 3: LiSSA diverged by step (\d+) with scale 0\.1: batches of 1 have eigenvalues up to (\S+), and the "
-        r"recursion needs scale > (\S+)\.\n  Use scale (\S+) \(or leave scale out: it is then found\), or larger batches\."
+        r"query 1 of 3: LiSSA diverged by step (\d+) with scale 0\.1: batches of 1 have eigenvalues up to (\S+), and "
+        r"the recursion needs scale > (\S+)\.\n  Use scale (\S+) \(or leave scale out: it is then found\), or larger "
+        r"batches\."
         r"(\n  query [23] of 3: LiSSA diverged .*\n.*){2}",
         message,
     )
@@ -149,8 +151,9 @@ def test_lissa_diverging_along_negative_curvature_does_not_blame_the_scale():
     A = _diagonal(-0.5, 1.0, 2.0)
     message = _refusal(LiSSA(depth=100, scale=3.0), A)
     found = re.fullmatch(
-        r"query 1 of 1: LiSSA diverged by step \d+ with scale 3: batches of 1 have eigenvalues down to (\S+), along which "
-        r"the recursion grows\.\n  Raise damping by more than (\S+), use curvature GaussNewton, or larger batches\.",
+        r"query 1 of 1: LiSSA diverged by step \d+ with scale 3: batches of 1 have eigenvalues down to (\S+), along "
+        r"which the recursion grows\.\n  Raise damping by more than (\S+), use curvature GaussNewton, or larger "
+        r"batches\.",
         message,
     )
     assert found, message
