@@ -70,7 +70,7 @@ class ParamSpace:
     def unflatten(self, flat: Float[Tensor, "*k p"]) -> dict[str, Tensor]:
         """Flat vectors to named tensors `[*k, *shape]`: views, no copies."""
         parts = flat.split(self.sizes, dim=-1)
-        return {n: x.reshape(*flat.shape[:-1], *s) for n, x, s in zip(self.names, parts, self.shapes, strict=True)}
+        return {n: x.reshape((*flat.shape[:-1], *s)) for n, x, s in zip(self.names, parts, self.shapes, strict=True)}
 
     def values_of(self, module: nn.Module) -> Float[Tensor, " p"]:
         """A detached flat copy of the module's present values."""

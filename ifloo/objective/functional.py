@@ -72,6 +72,10 @@ class FunctionalLosses:
         self.module, self.space = module, space
         self._caller = _Method(module)
 
+    def theta(self) -> Float[Tensor, " p"]:
+        """The module's present values, a detached copy."""
+        return self.space.values_of(self.module)
+
     def sample_losses(self, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, " b"]:
         return self._call(theta, "sample_losses", batch)
 

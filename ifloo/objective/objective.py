@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad, grad_and_value
+from torch.utils.data import DataLoader
 
-from ifloo.objective.batches import Batch, SampleSource
+from ifloo.objective.batches import Batch, SampleSource, TrainingData, sequential
 from ifloo.objective.functional import FunctionalLosses
 from ifloo.objective.weights import SampleWeights
+from ifloo.params import ParamSpace
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,25 @@ class Objective:
     losses: FunctionalLosses
     data: SampleSource
     weights: SampleWeights = field(default_factory=SampleWeights)
+
+    @classmethod
+    def of(
+        cls, module: nn.Module, loader: DataLoader, parameters: Sequence[str] = ("*",), batch_size: int = 5000
+    ) -> Objective:
+        """J of a module that meets the contract (`SampleLosses`), over the dataset of a training loader.
+
+        Args:
+            module: its parameters stay as they are.
+            loader: of the training data; its order and batch size do not matter.
+            parameters: shell-style patterns of the parameters θ consists of.
+            batch_size: samples at once.
+
+        Raises:
+            InputError: no parameter matches, or the data have no order, hold NaN or repeat an id.
+        """
+        space = ParamSpace.of(module, parameters)
+        data = TrainingData(sequential(loader, batch_size), space.device, space.dtype)
+        return cls(FunctionalLosses(module, space), data)
 
     @property
     def n(self) -> int:
