@@ -240,7 +240,12 @@ def reporter(setup: Setup) -> Reporter:
 
 
 def pipeline(setup: Setup) -> None:
-    """Everything in turn; a base model and results that are already there and match are kept."""
+    """Everything in turn; a base model and results that are already there and match are kept.
+
+    Raises:
+        InputError: tests are asked for that refits cannot serve; said before any work.
+    """
+    _ = setup.test_ids
     if setup.base is None:
         setup = fit(setup)
     else:

@@ -34,6 +34,13 @@ for _name in ("influence", "loo", "report", "pipeline"):
     getattr(IflooTrainer, _name).__doc__ = COMMANDS[_name]
 
 
+class IflooParser(LightningArgumentParser):
+    """A parser whose errors can be read: a usage of a hundred settings in front of them belongs to `--help`."""
+
+    def print_usage(self, file: Any = None) -> None:
+        """What jsonargparse prints before an error: nothing."""
+
+
 class IflooCLI(LightningCLI):
     """One flat YAML serves every command; what a later command is not told comes from the checkpoint."""
 
@@ -49,7 +56,8 @@ class IflooCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"prog": "ifloo"},
+            parser_class=IflooParser,
+            parser_kwargs={"prog": "ifloo", "allow_abbrev": False},  # a misspelt flag is never another one
         )
 
     @staticmethod

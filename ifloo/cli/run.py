@@ -35,12 +35,20 @@ def run(arguments: Sequence[str], work: Callable[[Setup], object] | None = None)
 
     Returns:
         The exit code: 0; 2 for wrong input; 1 for a failure during work; 130 when interrupted.
+
+    Raises:
+        ValueError: none of ours; a fault in the code.
     """
     try:
         with _quiet(), _argv(arguments):
             IflooCLI(work)
     except (InputError, MisconfigurationException) as error:
         print(f"ifloo: error: {error}", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        if (ours := _wrapped(error)) is None:
+            raise
+        print(f"ifloo: error: {ours}", file=sys.stderr)
         return 2
     except WorkError as error:
         print(f"ifloo: failed: {error}", file=sys.stderr)
@@ -49,6 +57,13 @@ def run(arguments: Sequence[str], work: Callable[[Setup], object] | None = None)
         print("ifloo: interrupted; the same command goes on from here.", file=sys.stderr)
         return 130
     return 0
+
+
+def _wrapped(error: BaseException | None) -> InputError | None:
+    """The InputError of a constructor, which jsonargparse puts into a ValueError of its own."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return error
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def load_base(path: Path) -> Base:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever unpickling meets
         raise InputError(
-            f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}\n"
+            f"{path} cannot be read as a checkpoint: {_reason(error)}.\n"
             "  The file is damaged or holds more than weights and plain values. Run `ifloo fit` again."
         ) from error
     if not isinstance(content, dict) or SECTION not in content or "state_dict" not in content:
@@ -106,6 +106,12 @@ def load_base(path: Path) -> Base:
         _settings(content.get("datamodule_hyper_parameters", {})),
         content[SECTION],
     )
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of what torch says, which may go on for a page or be one number."""
+    sentence = f"{str(error).strip()}\n".splitlines()[0].partition(". ")[0].rstrip(".")
+    return sentence if " " in sentence else f"{type(error).__name__} {sentence}".rstrip()
 
 
 def weights_sha256(module: Any) -> str:

@@ -50,7 +50,7 @@ class AttributionSettings:
         """Checks what no constructor further down would.
 
         Raises:
-            InputError: a count below 1, negative damping, a test id given twice.
+            InputError: a count below 1, negative damping, no test id, a test id given twice.
         """
         for name in ("top_k", "batch_size", "query_block"):
             if getattr(self, name) < 1:
@@ -59,6 +59,10 @@ class AttributionSettings:
             raise InputError(
                 f"attribution.damping must be a finite number >= 0, got {self.damping}.\n"
                 "  It is added to the curvature (H + damping·I); 0 gives the influence of the objective as it is."
+            )
+        if not self.test_ids:
+            raise InputError(
+                "attribution.test_ids is empty; give the test samples to explain, such as '[0, 8]', or all."
             )
         if self.test_ids != "all" and len(set(self.test_ids)) != len(self.test_ids):
             raise InputError(f"attribution.test_ids holds an id twice: {self.test_ids}.")
