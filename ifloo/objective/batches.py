@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -104,6 +104,7 @@ def sequential(loader: DataLoader, size: int) -> DataLoader:
     )
 
 
+@runtime_checkable
 class SampleSource(Protocol):
     """n samples to sum over, with their ids."""
 

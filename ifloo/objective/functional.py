@@ -76,7 +76,8 @@ class FunctionalLosses:
         """The module's present values, a detached copy."""
         return self.space.values_of(self.module)
 
-    def sample_losses(self, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, " b"]:
+    def sample_losses(self, theta: Float[Tensor, " p"], batch: Batch) -> Tensor:
+        """ℓ of each sample, `[b]`; whether the model keeps to that shape is for `preflight` to say."""
         return self._call(theta, "sample_losses", batch)
 
     def penalty(self, theta: Float[Tensor, " p"]) -> Float[Tensor, ""]:
