@@ -1,0 +1,65 @@
+"""Every file in configs/ is a config of every command: it parses, and its classes can be made."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from ifloo.__main__ import main
+from ifloo.cli.lightning_cli import IflooCLI
+from tests.cli.running import CHECKOUT, call
+
+CONFIGS = sorted((CHECKOUT / "configs").glob("*.yaml"))
+LONGEST = 60  # lines of one flat, commented file that a reader takes in at once
+
+# What makes the fit of each config a matter of a second; a new config is one row.
+QUICK = {
+    "mnist": ("--data.source=embedded", "--data.train_limit=50", "--finish.preconditioner.rank=10"),
+}
+
+every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+
+
+def parsed(folder: Path, command: str, config: Path, more: Sequence[str] = ()) -> dict[str, object]:
+    """What a command would work with: the config parsed, its classes made, no work done."""
+    made: dict[str, object] = {}
+
+    def program(arguments: Sequence[str]) -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", ["ifloo", *arguments])
+            IflooCLI(lambda setup: made.update(vars(setup)))
+        return 0
+
+    outcome = call(program, folder, [command, f"--config={config}", "--trainer.accelerator=cpu", *more])
+    assert outcome.code == 0, outcome.err
+    return made
+
+
+def test_there_is_a_row_for_every_config():
+    assert [path.stem for path in CONFIGS] == sorted(QUICK)
+
+
+@every_config
+def test_a_config_fits_on_a_screen(config):
+    assert len(config.read_text().splitlines()) <= LONGEST
+
+
+@every_config
+@pytest.mark.parametrize("command", ["fit", "pipeline"])
+def test_a_config_instantiates_before_a_fit(tmp_path, config, command):
+    made = parsed(tmp_path, command, config)
+    assert made["experiment"] == config.stem
+    assert made["base"] is None
+    assert made["checkpoint"] == Path(f"models/{config.stem}_base.pth")
+
+
+@every_config
+def test_a_config_instantiates_after_a_fit(tmp_path, config):
+    """The commands that need a checkpoint take what it says, and the config contradicts none of it."""
+    quick = QUICK[config.stem]
+    outcome = call(main, tmp_path, ["fit", f"--config={config}", "--trainer.accelerator=cpu", *quick])
+    assert outcome.code == 0, outcome.err
+    for command in ("influence", "loo", "report", "pipeline"):
+        made = parsed(tmp_path, command, config, quick)
+        assert made["base"] is not None
+        assert made["experiment"] == config.stem
