@@ -93,8 +93,11 @@ class InfluenceEngine:
     def products(self, directions: Directions, batch: Batch) -> Float[Tensor, "m b"]:
         """s[t, i] of the samples of one batch, without per-sample gradients."""
         with scoring(self.objective.losses.module):
-            products = gradient_products(self.objective.losses, self.theta, batch, directions.value)
-        return products / -self.objective.n
+            products = [
+                gradient_products(self.objective.losses, self.theta, batch, block)
+                for block in directions.value.split(QUERY_BLOCK)
+            ]
+        return torch.cat(products) / -self.objective.n
 
     @cached_property
     def prepared(self) -> Prepared:

@@ -22,8 +22,14 @@ def inherit(config: Namespace, given: Namespace, base: Base) -> None:
         base: the checkpoint.
 
     Raises:
-        InputError: something given is not what the base model was fitted with.
+        InputError: the checkpoint is of another model, or something given is not what it was fitted with.
     """
+    model = _class(config.model)
+    if (asked := f"{model.__module__}.{model.__qualname__}") != base.record.get("model_class"):
+        raise InputError(
+            f"The checkpoint {base.path} is of another model: it was fitted as {base.record.get('model_class')}, asked "
+            f"{asked}.\n  Name the checkpoint of this model with --checkpoint, or run `ifloo fit` with this one."
+        )
     differing = [
         *_completed("model", config.model, given.get("model"), base.model),
         *_completed("data", config.data, given.get("data"), base.data),
@@ -70,5 +76,9 @@ def _init_args(group: Any) -> dict[str, Any]:
 
 def _free_settings(group: Namespace) -> frozenset[str]:
     """Settings of a data module that change no number, as its class says."""
+    return getattr(_class(group), "free_settings", frozenset())
+
+
+def _class(group: Namespace) -> type:
     module, name = group.class_path.rsplit(".", 1)
-    return getattr(getattr(importlib.import_module(module), name), "free_settings", frozenset())
+    return getattr(importlib.import_module(module), name)

@@ -66,7 +66,7 @@ def fit_base(
         raise WorkError("The fit was interrupted; no checkpoint was written.")
     recorder.record |= {"J": minimum.value, "grad_norm": minimum.grad_norm, "fingerprint": datamodule.fingerprint()}
     with replacing(path) as file:
-        trainer.save_checkpoint(file.name)
+        trainer.save_checkpoint(file.name, weights_only=False)
     return minimum
 
 

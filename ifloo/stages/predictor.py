@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -15,9 +16,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ifloo.attribution import Directions, InfluenceEngine, Scores
-from ifloo.objective import Batch, FunctionalLosses, Objective, Stationarity, TrainingData, preflight
+from ifloo.objective import Batch, Objective, Stationarity, preflight
 from ifloo.objective.batches import map_tensors
-from ifloo.params import ParamSpace
 from ifloo.stages.settings import AttributionSettings
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,8 @@ class InfluencePredictor(L.LightningModule):
             settings: of the attribution.
         """
         super().__init__()
-        self.module = module.to(settings.torch_dtype) if settings.torch_dtype else module
+        # A copy where the precision is another: whoever gave the module goes on with it as it was.
+        self.module = copy.deepcopy(module).to(settings.torch_dtype) if settings.torch_dtype else module
         self.loader, self.settings = loader, settings
         self.queries: Batch = None
         self.directions: Directions | None = None
@@ -67,16 +68,15 @@ class InfluencePredictor(L.LightningModule):
     def engine(self) -> InfluenceEngine:
         """Made at first use, when the module is on its device; kept for further queries."""
         if self._engine is None:
-            space = ParamSpace.of(self.module, self.settings.parameters)
-            data = TrainingData(self.loader, space.device, space.dtype)
-            objective = Objective(FunctionalLosses(self.module, space), data)
-            theta = space.values_of(self.module)
+            settings = self.settings
+            objective = Objective.of(self.module, self.loader, settings.parameters, settings.batch_size)
+            theta = objective.losses.theta()
             self.stationarity = preflight(objective, theta)
             if self.stationarity.warning:
                 log.warning(self.stationarity.warning)
-            curvature = self.settings.curvature_at(objective, theta)
+            curvature = settings.curvature_at(objective, theta)
             known = getattr(self.module, "strong_convexity", lambda: None)()
-            self._engine = InfluenceEngine(objective, theta, curvature, self.settings.solver, known)
+            self._engine = InfluenceEngine(objective, theta, curvature, settings.solver, known)
         return self._engine
 
 
