@@ -39,7 +39,9 @@ def uninterrupted(scored, tmp_path_factory) -> Path:
 
 
 def assert_same(folder: Path, other: Path) -> None:
-    """The same refits in the same order; losses to 1e-9, since the preconditioner is that of a run's first refit."""
+    """The same refits in the same order; the preconditioner is that of a run's first refit, and a loss is
+    sure to ‖∇L_t‖ ‖∇J‖ / μ only, here up to 1e-7.
+    """
     for name in FILES:
         again, once = lines(results(folder) / name), lines(results(other) / name)
         told_by = [(row["id"], row.get("draw")) for row in once]
@@ -47,7 +49,7 @@ def assert_same(folder: Path, other: Path) -> None:
         assert len(set(told_by)) == len(told_by)
         for a, b in zip(again, once, strict=True):
             assert a.keys() == b.keys()
-            assert a["loss"] == pytest.approx(b["loss"], abs=1e-9)
+            assert a["loss"] == pytest.approx(b["loss"], abs=1e-8)
             assert a["grad_norm"] <= 1e-10
 
 
@@ -84,7 +86,7 @@ def test_a_run_killed_twice_ends_as_one_that_was_not(scored, uninterrupted, tmp_
         killed_after(folder, rows=draw.randrange(1, 9), then=draw.uniform(0, 0.05))
         for name in FILES:  # what a kill within a write leaves; by itself it comes too seldom to rely on
             path = results(folder) / name
-            if path.exists() and draw.random() < 0.5:
+            if path.exists() and path.stat().st_size and draw.random() < 0.5:
                 torn = path.read_bytes().splitlines(keepends=True)[-1][: draw.randrange(1, 40)]
                 path.write_bytes(path.read_bytes() + torn)
     done(small(folder, "loo", *MANY))

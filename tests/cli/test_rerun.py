@@ -180,18 +180,6 @@ def test_printed_config_is_a_config(experiment, tmp_path, command):
     assert "train_limit: 100" in again.out
 
 
-def test_cold_refits_end_where_warm_ones_do(copied):
-    """J is convex: nothing depends on the start. 1e-9 nats is what two ‖∇J‖ <= 1e-10 leave (see `delta_error`)."""
-    warm = {row["id"]: row for row in lines(results(copied) / "loo_losses_test_8.jsonl")}
-    few = ("--refit.random=0", "--refit.top_k=2", "--refit.null_refits=0", "--attribution.test_ids=[8]")
-    done(small(copied, "loo", "--refit.init=cold", "--overwrite", *few))
-    cold = {row["id"]: row for row in lines(results(copied) / "loo_losses_test_8.jsonl")}
-    assert len(cold) == 3
-    for i, row in cold.items():
-        assert row["loss"] == pytest.approx(warm[i]["loss"], abs=1e-9)
-    assert read_json(results(copied) / "manifest.json")["loo"]["compared"]["init"] == "cold"
-
-
 def test_the_controls_are_drawn_by_their_seed(experiment):
     recorded = read_json(results(experiment) / "manifest.json")["loo"]["recorded"]
     assert recorded["random_ids"] == np.random.default_rng(0).permutation(N)[:4].tolist()
