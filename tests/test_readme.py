@@ -1,0 +1,118 @@
+"""Every command and snippet the README shows is one: commands parse as they stand, Python runs in an empty folder."""
+
+import contextlib
+import importlib
+import io
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ifloo.__main__ import main
+from ifloo.cli.lightning_cli import IflooCLI
+from tests.cli.running import CHECKOUT, call
+
+README = CHECKOUT / "README.md"
+TEXT = README.read_text() if README.exists() else ""
+BLOCK = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+
+# Commands that are not ours to parse, by their first words; anything else in a bash block must be known to `check`.
+OTHERS = ("git clone", "cd", "pip install", "python -m pip install", "python3 -m venv", "source", ".", "tensorboard")
+OTHERS += ("export", "python -m pytest", "python3 -m pytest", "pytest", "ruff", "mypy", "cat", "ls", "head")
+
+
+def blocks(language: str) -> list[str]:
+    found = [(indent, text) for indent, name, text in BLOCK.findall(TEXT) if name == language]
+    return ["".join(line.removeprefix(indent) for line in text.splitlines(keepends=True)) for indent, text in found]
+
+
+def commands() -> list[str]:
+    """The lines of all bash blocks, continued ones joined, without comments and prompts."""
+    lines = [line.strip() for text in blocks("bash") for line in text.replace("\\\n", " ").splitlines()]
+    lines = [re.sub(r"\s+#.*$", "", line.removeprefix("$ ")) for line in lines]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def parses(folder: Path, arguments: Sequence[str]) -> None:
+    """The command line names settings that exist and classes that can be made; no work is done."""
+
+    def program(arguments: Sequence[str]) -> int:
+        if not arguments or arguments[0] in {"-h", "--help", "--version"}:
+            return main(arguments)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", ["ifloo", *arguments])
+            patch.setattr(IflooCLI, "before_instantiate_classes", lambda self: None)  # asks for the checkpoint
+            IflooCLI(lambda setup: None)
+        return 0
+
+    outcome = call(program, folder, arguments)
+    assert outcome.code == 0, outcome.err
+
+
+def script_parses(folder: Path, path: str, arguments: Sequence[str]) -> None:
+    """A script turns its flags into a command line of `ifloo` that parses."""
+    made: list[Sequence[str]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(CHECKOUT / "scripts"))
+        script = importlib.import_module(Path(path).stem)
+        patch.setattr(script, "run", lambda command, work=None: made.append(command) or 0)
+        outcome = call(script.main, folder, arguments)
+    assert outcome.code == 0, outcome.err
+    for command in made:
+        parses(folder, command)
+
+
+def check(folder: Path, line: str) -> None:
+    words = shlex.split(line)
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):  # VARIABLE=value before the command
+        words = words[1:]
+    if words[:1] == ["ifloo"]:
+        return parses(folder, words[1:])
+    if words[0] in ("python", "python3"):
+        rest = [word for word in words[1:] if word != "-u"]
+        if rest[:2] == ["-m", "ifloo"]:
+            return parses(folder, rest[2:])
+        if rest[0].startswith("scripts/"):
+            return script_parses(folder, rest[0], rest[1:])
+    if words[0] == "bash":
+        assert (CHECKOUT / words[1]).is_file(), f"{words[1]} is not there"
+        if Path(words[1]).name == "run_mnist.sh":
+            parses(folder, ["pipeline", "--config=configs/mnist.yaml", *words[2:]])
+        return None
+    known = any(words[: len(other.split())] == other.split() for other in OTHERS)
+    assert known, f"the README shows a command that no test knows: {line}"
+    return None
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Looks like the checkout to a command, and is not it."""
+    for name in ("configs", "scripts"):
+        (tmp_path / name).symlink_to(CHECKOUT / name)
+    return tmp_path
+
+
+def test_the_readme_shows_its_two_commands():
+    assert "bash scripts/run_mnist.sh" in commands()
+    assert "bash scripts/run_tests.sh" in commands()
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_command_is_one(folder, line):
+    check(folder, line)
+
+
+def test_configs_are_yaml():
+    for text in blocks("yaml"):
+        assert yaml.safe_load(text)
+
+
+def test_the_snippets_run_one_after_the_other(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for text in blocks("python"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(compile(text, "README.md", "exec"), names)
