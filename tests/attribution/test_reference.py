@@ -1,7 +1,9 @@
 """The whole chain on 55,000 images against numbers made independently of this project: fit, H, solve, scores."""
 
+import copy
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -11,11 +13,13 @@ import torch
 from ifloo.attribution import InfluenceEngine, Scores
 from ifloo.curvature import Hessian
 from ifloo.data import MNISTDataModule
+from ifloo.gradients import sample_gradients
 from ifloo.models import LogisticRegression
-from ifloo.objective import FunctionalLosses, Objective, TrainingData, sequential
+from ifloo.objective import FunctionalLosses, Objective, SampleWeights, TrainingData, sequential
 from ifloo.params import ParamSpace
 from ifloo.refit.finish import NewtonFinish
 from ifloo.refit.newton import Minimum
+from ifloo.refit.recipe import Recipe, Refitter
 from ifloo.solvers import CG, Nystrom
 
 pytestmark = pytest.mark.full
@@ -31,6 +35,7 @@ class Fitted:
 
     module: LogisticRegression
     digits: MNISTDataModule
+    finish: NewtonFinish
     minimum: Minimum
 
     def scores(self, dtype: torch.dtype, rtol: float) -> Scores:
@@ -63,7 +68,7 @@ def fitted(mnist_root):
         enable_model_summary=False,
     )
     trainer.fit(module, digits)
-    yield Fitted(module, digits, finish.minimum)
+    yield Fitted(module, digits, finish, finish.minimum)
     torch.set_num_threads(threads)
 
 
@@ -111,3 +116,23 @@ def test_scores_in_float32(fitted, exact):
     assert error <= float(rough.certificate.error_bound[0])
     everywhere = float((rough.value.double() - exact.value).abs().max())
     assert everywhere <= 1e-5 * float(exact.value.abs().max())
+
+
+@pytest.mark.parametrize("removal", ["drop", "zero_weight"])
+def test_refits_of_the_strongest(fitted, removal):
+    """Refits through a Trainer change the loss of test 8 as the reference says, within their own certificate."""
+    query = fitted.digits.test_batch([8])
+    with torch.no_grad():
+        base = float(fitted.module.sample_losses(query)[0])
+    losses = FunctionalLosses(fitted.module, ParamSpace.of(fitted.module))
+    steepness = float(sample_gradients(losses, losses.theta(), query).norm())
+    recipe = Recipe(accelerator="cpu")
+    start = partial(copy.deepcopy, fitted.module)
+    refitter = Refitter(start, fitted.digits.train_dataloader, recipe, fitted.finish, seed=0)
+    for row in REFERENCE["loo"][:2]:
+        refit = refitter.fit(SampleWeights.removing([row["id"]], removal, 55_000))
+        with torch.no_grad():
+            change = float(refit.module.sample_losses(query)[0]) - base
+        certified = steepness * (refit.minimum.grad_norm + fitted.minimum.grad_norm) / 0.01
+        assert certified <= 1e-4 * abs(change)
+        assert change == pytest.approx(row[f"delta_{removal}"], abs=certified)
