@@ -5,104 +5,30 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning as L
 import torch
 
 from ifloo.cli import tables
+from ifloo.cli.setup import Setup
 from ifloo.errors import InputError
 from ifloo.objective import OutputLosses, scoring
 from ifloo.refit import (
-    Base,
     LeaveOneOut,
-    NewtonFinish,
     Recipe,
-    RefitSettings,
     Refitter,
     controls,
     fit_base,
     load_base,
     removals,
-    weights_sha256,
 )
 from ifloo.report import Reporter
-from ifloo.stages import AttributionSettings, InfluenceRun, InfluenceWriter, described
-from ifloo.store import JSON, Layout, LossFile, Manifest, read_ids
+from ifloo.stages import InfluenceRun
+from ifloo.store import JSON, LossFile, Manifest, Section, read_ids
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a command works with, made from flags and config.
-
-    Attributes:
-        experiment: <exp>.
-        module: the model, untrained until `restored`.
-        datamodule: of its data.
-        trainer: for the fit.
-        accelerator: for everything else.
-        attribution: settings of the scores.
-        refit: settings of the refits.
-        finish: callback that ends every fit.
-        layout: where results go.
-        checkpoint: the base model's file.
-        seed: of the fit.
-        overwrite: replace results of other settings.
-        base: the checkpoint, if it was there.
-    """
-
-    experiment: str
-    module: Any
-    datamodule: Any
-    trainer: L.Trainer
-    accelerator: str
-    attribution: AttributionSettings
-    refit: RefitSettings
-    finish: NewtonFinish
-    layout: Layout
-    checkpoint: Path
-    seed: int
-    overwrite: bool
-    base: Base | None
-
-    @property
-    def test_ids(self) -> list[int]:
-        """The test ids listed.
-
-        Raises:
-            InputError: `all` was asked for.
-        """
-        if self.attribution.test_ids == "all":
-            raise InputError(
-                "Refits and reports need test ids by name, got `all`; give --attribution.test_ids '[0, 8]'."
-            )
-        return list(self.attribution.test_ids)
-
-    def predict_trainer(self, writer: InfluenceWriter, bar: bool) -> L.Trainer:
-        """A Trainer for one pass over the training data; torch.func needs no inference mode."""
-        return L.Trainer(
-            accelerator=self.accelerator,
-            devices=1,
-            callbacks=[writer],
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=bar,
-            inference_mode=False,
-        )
-
-    def origin(self) -> dict[str, JSON]:
-        """What the base model is: the settings behind every number of the later commands."""
-        return {
-            "model": type(self.module).__name__,
-            "objective": described(dict(self.module.hparams)),
-            "data": self.datamodule.fingerprint(),
-            "weights": weights_sha256(self.module),
-        }
 
 
 def fit(setup: Setup) -> Setup:
@@ -137,7 +63,7 @@ def fit(setup: Setup) -> Setup:
 
 def influence(setup: Setup) -> None:
     """Scores, top-k ids, and the table of the most helpful and harmful training samples."""
-    restored(setup)
+    setup.restore()
     run = InfluenceRun(setup.module, setup.datamodule, setup.attribution, setup.layout, setup.origin(), setup.overwrite)
     if setup.attribution.test_ids == "all":
         made = run.all_tests(setup.predict_trainer)
@@ -161,7 +87,7 @@ def loo(setup: Setup) -> None:
 
 def leave_one_out(setup: Setup) -> None:
     """Refits without the top-k ids of each test and the random controls."""
-    restored(setup)
+    setup.restore()
     assert setup.base is not None
     ids = setup.test_ids
     known = setup.datamodule.train_set.ids.numpy()
@@ -206,30 +132,27 @@ def refits(
         "finish": {"after": setup.finish.after, "tolerance": setup.finish.tolerance},
         "seed": setup.refit.seed,
     }
-    manifest = Manifest.at(setup.layout.manifest)
-    manifest.check(section, compared, setup.overwrite)
-    if setup.overwrite:
-        for pair in paths.values():
-            pair.losses.unlink(missing_ok=True)
-            pair.nulls.unlink(missing_ok=True)
     recorded: dict[str, JSON] = {"test_ids": list(paths), "top_k": setup.refit.top_k, "random_ids": list(random)}
-    manifest.record(section, compared, recorded)
+    replaced = [path for pair in paths.values() for path in pair]
+    opening = Section(Manifest.at(setup.layout.manifest), section, compared, recorded, replaced)
     base, kind, hparams = setup.module, type(setup.module), dict(setup.module.hparams)
     start = (lambda: copy.deepcopy(base)) if setup.refit.init == "warm" else (lambda: kind(**hparams))
-    LeaveOneOut(
-        base=base,
-        refitter=Refitter(start, setup.datamodule.train_dataloader, recipe, setup.finish, setup.refit.seed),
-        queries=setup.datamodule.test_batch(list(paths)),
-        files=[LossFile(pair.losses) for pair in paths.values()],
-        null_files=[LossFile(pair.nulls, "draw") for pair in paths.values()],
-        n=len(setup.datamodule.train_set),
-        settings=setup.refit,
-    ).run(removals(top, random), random)
+    refitter = Refitter(start, setup.datamodule.train_dataloader, recipe, setup.finish, setup.refit.seed)
+    with opening.opened(setup.overwrite):
+        LeaveOneOut(
+            base=base,
+            refitter=refitter,
+            queries=setup.datamodule.test_batch(list(paths)),
+            files=[LossFile(pair.losses) for pair in paths.values()],
+            null_files=[LossFile(pair.nulls, "draw") for pair in paths.values()],
+            n=len(setup.datamodule.train_set),
+            settings=setup.refit,
+        ).run(removals(top, random), random)
 
 
 def report(setup: Setup) -> None:
     """The verdict, its table, the pictures and TensorBoard."""
-    restored(setup)
+    setup.restore()
     tables.verdict(reporter(setup).run(setup.test_ids, setup.refit.top_k))
     print(f"verdict: {setup.layout.verdict}\npictures: {setup.layout.root / 'figs'}")
 
@@ -253,27 +176,6 @@ def pipeline(setup: Setup) -> None:
     influence(setup)
     leave_one_out(setup)
     report(setup)
-
-
-def restored(setup: Setup) -> None:
-    """Loads data and weights, and refuses data that are not those of the fit.
-
-    Raises:
-        InputError: the training data differ from those the checkpoint was fitted on.
-    """
-    assert setup.base is not None
-    setup.datamodule.prepare_data()
-    setup.datamodule.setup()
-    found, fitted = setup.datamodule.fingerprint(), setup.base.record["fingerprint"]
-    if found != fitted:
-        raise InputError(
-            f"The training data are not those the checkpoint {setup.base.path} was fitted on: their content has "
-            f"SHA-256 {found[:16]}..., fitted on {fitted[:16]}....\n"
-            f"  Data now: {getattr(setup.datamodule, 'source_taken', '?')} "
-            f"({getattr(setup.datamodule, 'source_reason', '?')}); at the fit: {setup.base.record.get('source')}.\n"
-            "  Give the same data (--data.source, --data.root), or fit again."
-        )
-    setup.base.restore(setup.module)
 
 
 def predicted_classes(module: Any, datamodule: Any, test_ids: list[int]) -> dict[int, str]:

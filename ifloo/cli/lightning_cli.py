@@ -12,6 +12,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from ifloo.cli import commands
 from ifloo.cli.inherit import inherit
+from ifloo.cli.setup import Setup
 from ifloo.cli.summary import COMMANDS
 from ifloo.refit import Base, NewtonFinish, RefitSettings, load_base
 from ifloo.stages import AttributionSettings
@@ -47,7 +48,7 @@ class IflooCLI(LightningCLI):
     given: Namespace  # what was said in flags and config files, without defaults
     base: Base | None = None
 
-    def __init__(self, work: Callable[[commands.Setup], object] | None = None) -> None:
+    def __init__(self, work: Callable[[Setup], object] | None = None) -> None:
         """Parses `sys.argv` and runs its command, or `work` in that command's place."""
         self.work = work
         super().__init__(
@@ -111,11 +112,11 @@ class IflooCLI(LightningCLI):
         return Path(config.checkpoint) if config.checkpoint else Layout.checkpoint(config.experiment)
 
     @property
-    def setup(self) -> commands.Setup:
+    def setup(self) -> Setup:
         """Everything the commands need, as made from the config."""
         config, made = self.config[self.subcommand], self.config_init[self.subcommand]
         layout = Layout(Path(config.output_dir)) if config.output_dir else Layout.of(config.experiment)
-        return commands.Setup(
+        return Setup(
             experiment=config.experiment,
             module=self.model,
             datamodule=self.datamodule,

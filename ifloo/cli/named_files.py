@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ifloo.cli import tables
-from ifloo.cli.commands import LossFiles, Setup, refits, restored
+from ifloo.cli.commands import LossFiles, refits
 from ifloo.cli.commands import influence as influence_command
+from ifloo.cli.setup import Setup
 from ifloo.refit import Recipe
 from ifloo.stages import InfluenceRun
 from ifloo.store import Layout, StoredInfluences, influences, read_ids, save_topk, top_k, write_npy
@@ -21,7 +22,7 @@ def influence_to(npy: Path | None, topk: Path | None) -> Callable[[Setup], None]
     """
 
     def work(setup: Setup) -> None:
-        restored(setup)
+        setup.restore()
         (t,) = setup.test_ids
         layout = Layout(npy.parent) if npy else setup.layout
         run = InfluenceRun(setup.module, setup.datamodule, setup.attribution, layout, setup.origin(), overwrite=True)

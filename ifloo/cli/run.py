@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from ifloo.cli.commands import Setup
 from ifloo.cli.lightning_cli import IflooCLI
+from ifloo.cli.setup import Setup
 from ifloo.errors import InputError, WorkError
 
 # Lightning's advice on loaders and hardware, which is about other data than ours (in memory, one batch).

@@ -90,6 +90,22 @@ class NewtonFinish(L.Callback):
             self._data = TrainingData(sequential(loader, self.batch_size), space.device, space.dtype)
         return Objective(FunctionalLosses(module, space), self._data, module.sample_weights)
 
+    def prepare(self, module: Any, loader: DataLoader) -> None:
+        """Makes the preconditioner at the module's weights, so that fits do not depend on which of them came first."""
+        objective = self.objective(module, loader)
+        with scoring(module):
+            self._inner = self._prepared_inner(objective, objective.losses.theta())
+
+    def solve(self, objective: Objective, B: torch.Tensor, rtol: float) -> torch.Tensor:
+        """H⁻¹B at the weights of the objective's module, `[k, p]`, as Newton steps solve it.
+
+        Raises:
+            SolveError: the Hessian is not positive definite, or rtol is out of reach in the precision of the inner CG.
+        """
+        theta = objective.losses.theta()
+        self._inner = self._inner or self._prepared_inner(objective, theta)
+        return self._inner.solve(objective, theta, B, rtol).require().value.to(B.dtype)
+
     def _finish(self, objective: Objective, theta: torch.Tensor) -> Minimum:
         tolerance = self.tolerance or REACHABLE.get(theta.dtype, REACHABLE[torch.float32])
         if self._inner is None and float(objective.gradient(theta).norm()) > tolerance:

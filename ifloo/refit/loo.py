@@ -12,14 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from ifloo.curvature import Hessian
 from ifloo.gradients import sample_gradients
 from ifloo.objective import Batch, FunctionalLosses, SampleWeights, scoring
 from ifloo.objective.batches import map_tensors
 from ifloo.params import ParamSpace
 from ifloo.refit.plan import RefitSettings
 from ifloo.refit.recipe import Refit, Refitter
-from ifloo.solvers import CG
 from ifloo.store import NULL_ID, LossFile, LossRow
 
 UNSURE = 0.05  # a refit is flagged when its error bound exceeds this share of the change it measures
@@ -58,12 +56,14 @@ class LeaveOneOut:
         missing = [i for i in ids if any(i not in rows for rows in done)]
         draw = [k for k in range(1, self.settings.null_refits + 1) if any(k not in rows for rows in draws)]
         null_missing = any(NULL_ID not in rows for rows in done)
+        if (missing or draw or null_missing) and self.refitter.finish.after != "never":
+            self.refitter.finish.prepare(self.base, self.refitter.loader())
         with tqdm(total=len(missing) + len(draw) + null_missing, desc="refits", unit="refit") as bar:
             if null_missing:
                 self._record(NULL_ID, self.refitter.fit(), done, {})
                 bar.update()
             if draw:
-                self._displaced(draw, draws, control_ids, bar.update)
+                self._displaced(draw, draws, bar.update)
             for i in missing:
                 weights = SampleWeights.removing([i], self.settings.removal, self.n)
                 self._record(i, self.refitter.fit(weights), done, {"control": i in set(control_ids)})
@@ -84,9 +84,7 @@ class LeaveOneOut:
             rows[i] = LossRow(i, losses[k], refit.minimum.grad_norm, refit.seconds, bound, extras)
             file.add(rows[i])
 
-    def _displaced(
-        self, wanted: list[int], done: list[dict[int, LossRow]], control_ids: Sequence[int], tick: Callable[[], Any]
-    ) -> None:
+    def _displaced(self, wanted: list[int], done: list[dict[int, LossRow]], tick: Callable[[], Any]) -> None:
         """Null refits that really move: from where the removal of a random sample would have put the weights."""
         steps = self._removal_steps(max(wanted))
         for k in wanted:
@@ -109,9 +107,7 @@ class LeaveOneOut:
         with scoring(self.base):
             drawn = objective.data.draw(count, generator)  # type: ignore[attr-defined]
             gradients = sample_gradients(objective.losses, theta, drawn.batch)
-            operator = Hessian(objective, theta, self.refitter.finish.keep_graph)
-            solver = CG(rtol=1e-3, preconditioner=self.refitter.finish.preconditioner)
-            return solver.prepare(operator).solve(gradients).require().value / self.n
+            return self.refitter.finish.solve(objective, gradients, rtol=1e-3) / self.n
 
     def _losses(self, module: Any) -> list[float]:
         device = next(module.parameters()).device

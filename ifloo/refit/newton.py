@@ -11,7 +11,7 @@ from torch import Tensor
 from ifloo.curvature import Hessian
 from ifloo.errors import WorkError
 from ifloo.objective import Objective, TrainingData
-from ifloo.solvers import CG, PreparedPreconditioner, SolveError, Status
+from ifloo.solvers import CG, PreparedPreconditioner, Solution, SolveError, Status
 from ifloo.solvers.cg import PreparedCG
 
 HALVINGS = 12  # of a Newton step that does not lower ‖∇J‖
@@ -59,6 +59,11 @@ class Inner:
             return Hessian(objective, theta, self.keep_graph)
         return Hessian(replace(objective, data=self.data), theta.to(self.data.dtype), self.keep_graph)
 
+    def solve(self, objective: Objective, theta: Float[Tensor, " p"], B: Float[Tensor, "k p"], rtol: float) -> Solution:
+        """H x = b for each row, in the precision of the inner solve."""
+        operator = self.hessian(objective, theta)
+        return PreparedCG(CG(rtol), operator, self.preconditioner).solve(B.to(operator.dtype))
+
 
 def newton_cg(
     objective: Objective, theta: Float[Tensor, " p"], tolerance: float, max_steps: int = 20, inner: Inner | None = None
@@ -96,8 +101,7 @@ def _direction(
     """
     norm = gradient.norm()
     rtol = min(max(0.3 * tolerance / float(norm), GAIN), 0.1)
-    operator = inner.hessian(objective, theta)
-    solution = PreparedCG(CG(rtol), operator, inner.preconditioner).solve((gradient / norm).to(operator.dtype)[None])
+    solution = inner.solve(objective, theta, (gradient / norm)[None], rtol)
     if solution.status[0] in (Status.INDEFINITE, Status.NOT_FINITE):
         raise SolveError(f"A Newton step has no direction: {solution.advice[0]}")
     # A residual short of rtol (32 bits may not reach it) only makes the step less good, and the search sees to that.

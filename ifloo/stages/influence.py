@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from ifloo.store import (
     JSON,
     Layout,
     Manifest,
+    Section,
     StoredInfluences,
     influences,
     jsonl,
@@ -66,9 +66,9 @@ class InfluenceRun:
         """
         assert self.settings.test_ids != "all"
         wanted = list(self.settings.test_ids)
-        self._open("influence", wanted, [p for t in wanted for p in (self.layout.scores(t), self.layout.topk_ids(t))])
-        missing = [t for t in wanted if not self.layout.scores(t).exists()]
-        self.score(missing, make_trainer, lambda one: influences.save(self.layout.scores(one.test_id), one))
+        with self._section("influence", wanted, [self.layout.scores(t) for t in wanted]).opened(self.overwrite):
+            missing = [t for t in wanted if not self.layout.scores(t).exists()]
+            self.score(missing, make_trainer, lambda one: influences.save(self.layout.scores(one.test_id), one))
         stored = [influences.load(self.layout.scores(t)) for t in wanted]
         for one in stored:  # top_k is free to change between runs
             save_topk(self.layout.topk_ids(one.test_id), top_k(one.scores, one.train_ids, self.settings.top_k))
@@ -82,17 +82,17 @@ class InfluenceRun:
             SolveError: an inverse-HVP that cannot be trusted.
         """
         ids = [int(i) for i in self.datamodule.test_set.ids]
-        self._open("all_tests", [], [self.layout.all_tests])
-        contents, indexed = self._contents(ids), self._indexed()
-        for t, row in indexed.items():
-            if t in ids and row["content"] != contents[str(t)]:
-                raise InputError(
-                    f"{self.layout.index}: the scores of test {t} are of another sample: its content has SHA-256 "
-                    f"{str(contents[str(t)])[:16]}..., theirs {str(row['content'])[:16]}....\n"
-                    "  Give another --output_dir to keep both, or --overwrite to replace the stored ones."
-                )
-        missing = [t for t in ids if t not in indexed or not self.layout.all_scores(t).exists()]
-        self.score(missing, make_trainer, lambda one: self._save_indexed(one, indexed, contents[str(one.test_id)]))
+        with self._section("all_tests", [], [self.layout.all_tests]).opened(self.overwrite):
+            contents, indexed = self._contents(ids), self._indexed()
+            for t, row in indexed.items():
+                if t in ids and row["content"] != contents[str(t)]:
+                    raise InputError(
+                        f"{self.layout.index}: the scores of test {t} are of another sample: its content has SHA-256 "
+                        f"{str(contents[str(t)])[:16]}..., theirs {str(row['content'])[:16]}....\n"
+                        "  Give another --output_dir to keep both, or --overwrite to replace the stored ones."
+                    )
+            missing = [t for t in ids if t not in indexed or not self.layout.all_scores(t).exists()]
+            self.score(missing, make_trainer, lambda one: self._save_indexed(one, indexed, contents[str(one.test_id)]))
         return len(missing)
 
     def _indexed(self) -> dict[int, dict[str, JSON]]:
@@ -117,29 +117,30 @@ class InfluenceRun:
         jsonl.append(self.layout.index, row)
         indexed[one.test_id] = row
 
-    def _open(self, section: str, test_ids: Sequence[int], replaced: Sequence[Path]) -> None:
-        """Refuses results of other settings, or clears them away; says what the results to come are made with."""
-        manifest = Manifest.at(self.layout.manifest)
-        compared, queries = self._compared(), self._contents(test_ids)
-        found = {} if self.overwrite else manifest.sections().get(section, {}).get("compared", {}).get("queries", {})
-        asked_again: dict[str, JSON] = {t: queries.get(t, found[t]) for t in found}
-        manifest.check(section, {**compared, "queries": asked_again}, self.overwrite)
-        if self.overwrite:
-            for path in replaced:
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        self._write(section, compared, {**found, **queries})
+    def _section(self, name: str, test_ids: Sequence[int], paths: Sequence[Path]) -> Section:
+        """The section of the manifest: test samples already scored must be the same, others may join."""
+        manifest, queries = Manifest.at(self.layout.manifest), self._contents(test_ids)
+        stored = {} if self.overwrite else manifest.sections().get(name, {}).get("compared", {}).get("queries", {})
+        compared = {**self._compared(), "queries": {**stored, **queries}}
+        # To a manifest that lacks the new ids, only those it has are compared.
+        again = {**compared, "queries": {t: queries.get(t, stored[t]) for t in stored}}
+        manifest.check(name, again, self.overwrite)
+        if stored and set(stored) != {**stored, **queries}.keys():
+            manifest.record(name, compared, self._free())
+        return Section(manifest, name, compared, self._free(), paths)
 
-    def record(self, section: str, test_ids: Sequence[int]) -> None:
+    def record(self, name: str, test_ids: Sequence[int]) -> None:
         """Sets the section of the manifest for results written elsewhere, whatever it said before."""
-        self._write(section, self._compared(), self._contents(test_ids))
+        compared = {**self._compared(), "queries": self._contents(test_ids)}
+        Manifest.at(self.layout.manifest).record(name, compared, self._free())
 
-    def _write(self, section: str, compared: dict[str, JSON], queries: dict[str, JSON]) -> None:
-        free: dict[str, JSON] = {
-            "test_ids": self.settings.test_ids,
+    def _free(self) -> dict[str, JSON]:
+        ids = self.settings.test_ids
+        return {
+            "test_ids": ids if ids == "all" else list(ids),
             "top_k": self.settings.top_k,
             "batch_size": self.settings.batch_size,
         }
-        Manifest.at(self.layout.manifest).record(section, {**compared, "queries": queries}, free)
 
     def _compared(self) -> dict[str, JSON]:
         settings = self.settings

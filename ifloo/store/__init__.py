@@ -11,6 +11,7 @@ from ifloo.store.influences import StoredInfluences
 from ifloo.store.layout import Layout
 from ifloo.store.losses import NULL_ID, LossFile, LossRow
 from ifloo.store.manifest import Manifest, environment
+from ifloo.store.section import Section
 
 __all__ = [
     "JSON",
@@ -19,6 +20,7 @@ __all__ = [
     "LossFile",
     "LossRow",
     "Manifest",
+    "Section",
     "StoredInfluences",
     "environment",
     "influences",

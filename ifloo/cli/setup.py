@@ -1,0 +1,104 @@
+"""What every command works with: the objects made from flags and config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from ifloo.errors import InputError
+from ifloo.refit import Base, NewtonFinish, RefitSettings, weights_sha256
+from ifloo.stages import AttributionSettings, InfluenceWriter, described
+from ifloo.store import JSON, Layout
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a command works with, made from flags and config.
+
+    Attributes:
+        experiment: <exp>.
+        module: the model, untrained until `restored`.
+        datamodule: of its data.
+        trainer: for the fit.
+        accelerator: for everything else.
+        attribution: settings of the scores.
+        refit: settings of the refits.
+        finish: callback that ends every fit.
+        layout: where results go.
+        checkpoint: the base model's file.
+        seed: of the fit.
+        overwrite: replace results of other settings.
+        base: the checkpoint, if it was there.
+    """
+
+    experiment: str
+    module: Any
+    datamodule: Any
+    trainer: L.Trainer
+    accelerator: str
+    attribution: AttributionSettings
+    refit: RefitSettings
+    finish: NewtonFinish
+    layout: Layout
+    checkpoint: Path
+    seed: int
+    overwrite: bool
+    base: Base | None
+
+    @property
+    def test_ids(self) -> list[int]:
+        """The test ids listed.
+
+        Raises:
+            InputError: `all` was asked for.
+        """
+        if self.attribution.test_ids == "all":
+            raise InputError(
+                "Refits and reports need test ids by name, got `all`; give --attribution.test_ids '[0, 8]'."
+            )
+        return list(self.attribution.test_ids)
+
+    def predict_trainer(self, writer: InfluenceWriter, bar: bool) -> L.Trainer:
+        """A Trainer for one pass over the training data; torch.func needs no inference mode."""
+        return L.Trainer(
+            accelerator=self.accelerator,
+            devices=1,
+            callbacks=[writer],
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=bar,
+            inference_mode=False,
+        )
+
+    def origin(self) -> dict[str, JSON]:
+        """What the base model is: the settings behind every number of the later commands."""
+        return {
+            "model": type(self.module).__name__,
+            "objective": described(dict(self.module.hparams)),
+            "data": self.datamodule.fingerprint(),
+            "weights": weights_sha256(self.module),
+        }
+
+    def restore(self) -> None:
+        """Loads data and weights, and refuses data that are not those of the fit.
+
+        Raises:
+            InputError: the training data differ from those the checkpoint was fitted on.
+        """
+        assert self.base is not None
+        self.datamodule.prepare_data()
+        self.datamodule.setup()
+        found, fitted = self.datamodule.fingerprint(), self.base.record["fingerprint"]
+        if found != fitted:
+            raise InputError(
+                f"The training data are not those the checkpoint {self.base.path} was fitted on: their content has "
+                f"SHA-256 {found[:16]}..., fitted on {fitted[:16]}....\n"
+                f"  Data now: {getattr(self.datamodule, 'source_taken', '?')} "
+                f"({getattr(self.datamodule, 'source_reason', '?')}); at the fit: {self.base.record.get('source')}.\n"
+                "  Give the same data (--data.source, --data.root), or fit again."
+            )
+        self.base.restore(self.module)

@@ -1,0 +1,58 @@
+"""Opening a section: settings that match are added to, others replaced only once something new is there."""
+
+import pytest
+
+from ifloo.errors import InputError, WorkError
+from ifloo.store import Manifest, Section
+
+
+def section(folder, damping, paths=("scores.npz", "all")):
+    manifest = Manifest.at(folder / "manifest.json")
+    return Section(manifest, "influence", {"damping": damping}, {"top_k": 5}, [folder / name for name in paths])
+
+
+@pytest.fixture
+def results(tmp_path):
+    with section(tmp_path, 0.0).opened(overwrite=False):
+        (tmp_path / "scores.npz").write_text("old")
+        (tmp_path / "all").mkdir()
+        (tmp_path / "all" / "one.npy").write_text("old")
+    return tmp_path
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_other_settings_are_refused_and_nothing_is_touched(results):
+    before = contents(results)
+    with pytest.raises(InputError, match="damping: stored 0.0, asked 1.0"), section(results, 1.0).opened(False):
+        pytest.fail("the section must not open")
+    assert contents(results) == before
+
+
+def test_an_overwriting_run_replaces_what_was_there(results):
+    with section(results, 1.0).opened(overwrite=True):
+        assert not (results / "scores.npz").exists()
+        (results / "scores.npz").write_text("new")
+    assert contents(results).keys() == {"manifest.json", "scores.npz"}
+    assert (results / "scores.npz").read_text() == "new"
+    assert Manifest.at(results / "manifest.json").sections()["influence"]["compared"] == {"damping": 1.0}
+
+
+def test_work_that_fails_before_its_first_result_leaves_the_old_ones(results):
+    before = contents(results)
+    with pytest.raises(WorkError, match="diverged"), section(results, 1.0).opened(overwrite=True):
+        raise WorkError("diverged")
+    assert contents(results) == before
+
+
+def test_work_that_fails_after_its_first_result_keeps_that_one_under_its_own_settings(results):
+    with pytest.raises(WorkError, match="diverged"), section(results, 1.0).opened(overwrite=True):
+        (results / "scores.npz").write_text("new")
+        raise WorkError("diverged")
+    assert (results / "scores.npz").read_text() == "new"
+    assert Manifest.at(results / "manifest.json").sections()["influence"]["compared"] == {"damping": 1.0}
+    with section(results, 1.0).opened(overwrite=True):
+        (results / "scores.npz").write_text("newer")
+    assert contents(results).keys() == {"manifest.json", "scores.npz"}
