@@ -34,6 +34,11 @@ if [ -z "$PYTHON" ]; then
         }
     fi
     PYTHON="$IFLOO_ROOT/.venv/bin/python"
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check -c "$IFLOO_ROOT/constraints.txt" \
+    # The tested versions are those for Python >= 3.11; an older one takes what pyproject.toml allows.
+    _ifloo_pins=()
+    if "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        _ifloo_pins=(-c "$IFLOO_ROOT/constraints.txt")
+    fi
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check ${_ifloo_pins[@]+"${_ifloo_pins[@]}"} \
         -e "$IFLOO_ROOT${_ifloo_extras:+[$_ifloo_extras]}" || exit 1
 fi
