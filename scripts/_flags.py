@@ -33,7 +33,6 @@ def data(args: argparse.Namespace) -> list[str]:
         data__train_limit=args.mnist_train_limit,
         data__test_limit=args.mnist_test_limit,
         data__source=args.mnist_source,
-        seed_everything=args.seed,
     )
 
 

@@ -64,6 +64,7 @@ def solver(args: argparse.Namespace, flags: argparse.ArgumentParser) -> list[str
             *given(
                 attribution__solver__depth=args.recursion_depth,
                 attribution__solver__scale=args.scale,
+                attribution__solver__seed=args.seed,
                 attribution__damping=delta,
             ),
         ]

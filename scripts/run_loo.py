@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument("--null_refits", type=int, default=0, help="displaced null refits, for a noise floor")
     args = flags.parse_args(argv)
     settings = given(
+        seed_everything=args.seed,
         attribution__test_ids=f"[{args.test_id}]",
         model__optimizer=args.optimizer,
         model__l2_reg=args.l2_reg,

@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument("--save_path", required=True)
     args = flags.parse_args(argv)
     settings = given(
+        seed_everything=args.seed,
         model__optimizer=args.optimizer,
         model__l2_reg=args.l2_reg,
         model__lr=args.lr,
@@ -28,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         trainer__max_epochs=args.epochs,
         checkpoint=args.save_path,
     )
-    return run(["fit", f"--config={CONFIG / 'mnist.yaml'}", *data(args), *settings])
+    # A script told an output file by name replaces that file.
+    return run(["fit", "--overwrite", f"--config={CONFIG / 'mnist.yaml'}", *data(args), *settings])
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ log = logging.getLogger(__name__)
 def fit(setup: Setup) -> Setup:
     """Trains the base model, reports ‖∇J‖, J and accuracy, writes the checkpoint and its section of the manifest."""
     setup.datamodule.prepare_data()
-    setup.datamodule.setup()
+    setup.datamodule.setup("fit")
+    setup.hyper_parameters()
+    _refuse_other_data(setup)
     recipe = Recipe.of(setup.trainer)
     record: dict[str, JSON] = {
         "experiment": setup.experiment,
@@ -47,7 +49,7 @@ def fit(setup: Setup) -> Setup:
     metrics = setup.trainer.validate(setup.module, datamodule=setup.datamodule, verbose=False)
     Manifest.at(setup.layout.manifest).record(
         "fit",
-        {**setup.origin(), "recipe": recipe.compared(), "seed": setup.seed},
+        {**setup.origin(), "recipe": recipe.compared()},
         {
             "checkpoint": str(setup.checkpoint),
             "source": getattr(setup.datamodule, "source_taken", None),
@@ -59,6 +61,20 @@ def fit(setup: Setup) -> Setup:
     )
     tables.fitted(minimum, metrics, setup.checkpoint)
     return replace(setup, base=load_base(setup.checkpoint))
+
+
+def _refuse_other_data(setup: Setup) -> None:
+    """A checkpoint fitted on other data is as much another result as one fitted with other settings.
+
+    Raises:
+        InputError: it was, and is not to be replaced.
+    """
+    if setup.base is None or setup.base.record["fingerprint"] == setup.datamodule.fingerprint():
+        return
+    raise InputError(
+        f"The checkpoint {setup.base.path} was fitted on other data.\n"
+        "  Name another --checkpoint to keep it, or --overwrite to replace it."
+    )
 
 
 def influence(setup: Setup) -> None:
@@ -130,14 +146,15 @@ def refits(
         "init": setup.refit.init,
         "recipe": recipe.compared(),
         "finish": {"after": setup.finish.after, "tolerance": setup.finish.tolerance},
-        "seed": setup.refit.seed,
+        "controls_seed": setup.refit.seed,
     }
     recorded: dict[str, JSON] = {"test_ids": list(paths), "top_k": setup.refit.top_k, "random_ids": list(random)}
-    replaced = [path for pair in paths.values() for path in pair]
+    named = [path for pair in paths.values() for path in pair]
+    replaced = named if section != "loo" else [*setup.layout.losses_there(), *named]
     opening = Section(Manifest.at(setup.layout.manifest), section, compared, recorded, replaced)
-    base, kind, hparams = setup.module, type(setup.module), dict(setup.module.hparams)
+    base, kind, hparams = setup.module, type(setup.module), setup.hyper_parameters()
     start = (lambda: copy.deepcopy(base)) if setup.refit.init == "warm" else (lambda: kind(**hparams))
-    refitter = Refitter(start, setup.datamodule.train_dataloader, recipe, setup.finish, setup.refit.seed)
+    refitter = Refitter(start, setup.datamodule.train_dataloader, recipe, setup.finish, setup.fit_seed)
     with opening.opened(setup.overwrite):
         LeaveOneOut(
             base=base,
@@ -169,6 +186,9 @@ def pipeline(setup: Setup) -> None:
         InputError: tests are asked for that refits cannot serve; said before any work.
     """
     _ = setup.test_ids
+    setup.datamodule.prepare_data()
+    setup.datamodule.setup("fit")
+    setup.datamodule.test_batch(setup.test_ids)  # an id out of range is said before the fit, not after
     if setup.base is None:
         setup = fit(setup)
     else:

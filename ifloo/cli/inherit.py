@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from typing import Any
 
 from jsonargparse import Namespace
 
 from ifloo.errors import InputError
-from ifloo.refit import Base
+from ifloo.refit import Base, Recipe
 
-RECIPE = ("max_epochs", "accumulate_grad_batches", "gradient_clip_val", "precision")
+RECIPE = [f.name for f in dataclasses.fields(Recipe) if f.name != "accelerator"]
 
 
 def inherit(config: Namespace, given: Namespace, base: Base) -> None:

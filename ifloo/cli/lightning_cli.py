@@ -56,7 +56,7 @@ class IflooCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=None,  # the manifest says what was run; without a logger it would write to the cwd
             parser_class=IflooParser,
             parser_kwargs={"prog": "ifloo", "allow_abbrev": False},  # a misspelt flag is never another one
         )
@@ -96,15 +96,19 @@ class IflooCLI(LightningCLI):
         self.given = parser.parse_args(args, defaults=False)[command]  # type: ignore[arg-type]
 
     def before_instantiate_classes(self) -> None:
-        """Settings not given come from the checkpoint, contradicting ones are an error."""
+        """Settings not given come from the checkpoint, contradicting ones are an error.
+
+        A fit is asked for with all its settings: a checkpoint of others is replaced on demand only.
+        """
         config = self.config[self.subcommand]
-        if self.subcommand not in ("fit", "pipeline"):
-            self.save_config_callback = None  # the Trainer of these commands writes nothing of its own
-        exists = self.checkpoint.is_file()
-        if self.subcommand == "fit" or (self.subcommand == "pipeline" and (not exists or config.overwrite)):
-            return
-        self.base = load_base(self.checkpoint)
-        inherit(config, self.given, self.base)
+        if self.subcommand in ("fit", "pipeline"):
+            if self.work is not None or config.overwrite or not self.checkpoint.is_file():
+                return
+            self.base = load_base(self.checkpoint)
+            inherit(config, config if self.subcommand == "fit" else self.given, self.base)
+        else:
+            self.base = load_base(self.checkpoint)
+            inherit(config, self.given, self.base)
 
     @property
     def checkpoint(self) -> Path:

@@ -29,11 +29,11 @@ def influence_to(npy: Path | None, topk: Path | None) -> Callable[[Setup], None]
         found: list[StoredInfluences] = []
         run.score([t], setup.predict_trainer, found.append)
         (one,) = found
+        run.record("influence", [t])
         influences.save(layout.scores(t), one)
         if npy:
             write_npy(npy, one.scores)
         save_topk(topk or layout.topk_ids(t), top_k(one.scores, one.train_ids, setup.attribution.top_k))
-        run.record("influence", [t])
         tables.influence(one, setup.datamodule)
 
     return work
@@ -61,7 +61,7 @@ def loo_to(topk: Path, jsonl: Path) -> Callable[[Setup], None]:
         layout = Layout(jsonl.parent)
         section = "loo" if jsonl == layout.loo_losses(t) else f"loo of {jsonl.name}"
         setup.datamodule.prepare_data()
-        setup.datamodule.setup()
+        setup.datamodule.setup("fit")
         ids = read_ids(topk, setup.datamodule.train_set.ids.numpy()).tolist()
         setup.trainer.fit(setup.module, datamodule=setup.datamodule)
         assert setup.finish.minimum is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,12 +77,36 @@ class Setup:
 
     def origin(self) -> dict[str, JSON]:
         """What the base model is: the settings behind every number of the later commands."""
+        free: frozenset[str] = getattr(self.datamodule, "free_settings", frozenset())
+        training = {name: value for name, value in self.datamodule.hparams.items() if name not in free}
         return {
             "model": type(self.module).__name__,
-            "objective": described(dict(self.module.hparams)),
+            "objective": described(self.hyper_parameters()),
             "data": self.datamodule.fingerprint(),
+            "loader": described(training),
+            "seed": self.fit_seed,
             "weights": weights_sha256(self.module),
         }
+
+    def hyper_parameters(self) -> dict[str, Any]:
+        """The arguments the model was made with, as it saved them.
+
+        Raises:
+            InputError: the model does not save all of them, so that it could be neither compared nor made again.
+        """
+        saved = dict(self.module.hparams)
+        arguments = set(inspect.signature(type(self.module).__init__).parameters) - {"self"}
+        if missing := sorted(arguments - saved.keys()):
+            raise InputError(
+                f"{type(self.module).__name__} does not save its arguments {missing}.\n"
+                "  Call self.save_hyperparameters() in its __init__: results are compared, and refits made, by them."
+            )
+        return saved
+
+    @property
+    def fit_seed(self) -> int:
+        """Seed of the base fit, and so of every refit."""
+        return self.seed if self.base is None else self.base.record["seed"]
 
     def restore(self) -> None:
         """Loads data and weights, and refuses data that are not those of the fit.
@@ -91,7 +116,7 @@ class Setup:
         """
         assert self.base is not None
         self.datamodule.prepare_data()
-        self.datamodule.setup()
+        self.datamodule.setup("fit")
         found, fitted = self.datamodule.fingerprint(), self.base.record["fingerprint"]
         if found != fitted:
             raise InputError(

@@ -37,11 +37,17 @@ def influence(stored: StoredInfluences, datamodule: Any) -> None:
             i = int(stored.train_ids[position])
             cells.append(f"{i:>6}  {train.caption(i):<6}{stored.scores[position]:<+18.4e}")
         print("  " + "".join(cells))
-    bound = "unknown" if stored.error_bound is None else f"{stored.error_bound:.1e}"
-    damped = "" if not stored.damping else f" (damping {stored.damping:g}; undamped {stored.undamped_residual:.1e})"
-    print(
-        f"  certificate: {stored.status.lower().replace('_', ' ')}, residual {stored.residual:.1e}{damped} after "
-        f"{stored.steps} steps, score error <= {bound}"
+    print(f"  certificate: {stored.status.lower().replace('_', ' ')} after {stored.steps} steps, {_residual(stored)}")
+
+
+def _residual(stored: StoredInfluences) -> str:
+    """How far the solve can be trusted, in words that keep the damped and the undamped system apart."""
+    bound = "of unknown error" if stored.error_bound is None else f"within {stored.error_bound:.1e}"
+    if not stored.damping:
+        return f"residual {stored.residual:.1e}, scores {bound}"
+    return (
+        f"residual {stored.residual:.1e} of the system damped by {stored.damping:g}, {stored.undamped_residual:.1e} of "
+        f"the undamped one; scores {bound} of the damped solution"
     )
 
 
@@ -56,9 +62,10 @@ def verdict(compared: Mapping[int, Comparison]) -> None:
                 print(f"  {name:<16}{found.n:>4}  {_row(found)}")
         floor = "unknown (one null refit)" if one.noise_floor is None else f"{one.noise_floor:.1e} nats"
         worst = "unknown" if one.worst_grad_norm is None else f"{one.worst_grad_norm:.1e}"
+        flagged = "unknown how many" if one.flagged is None else one.flagged
         print(
-            f"  certificate: worst residual {one.stored.residual:.1e}, worst |grad J| of a refit {worst}, "
-            f"noise floor {floor}, {one.flagged} refits flagged"
+            f"  certificate: {_residual(one.stored)}; worst |grad J| of a refit {worst}, noise floor {floor}, "
+            f"{flagged} refits flagged"
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, batch_size, sample_ids
+from ifloo.objective.identified import Identified
 from ifloo.objective.weights import SampleWeights
 
 
@@ -30,6 +31,19 @@ class SampleLossModule(L.LightningModule, ABC):
         super().__init__()
         self.sample_weights = SampleWeights()
 
+    def __init_subclass__(cls) -> None:
+        """Refuses a training loss that is not J.
+
+        Raises:
+            InputError: the subclass has a `training_step` of its own.
+        """
+        super().__init_subclass__()
+        if "training_step" in cls.__dict__:
+            raise InputError(
+                f"{cls.__name__} defines training_step, which is final: mean of w * sample_losses + penalty.\n"
+                "  State the loss in sample_losses and penalty; scores and refits are of the function they make up."
+            )
+
     @abstractmethod
     def sample_losses(self, batch: Batch) -> Float[Tensor, " b"]:
         """ℓ of each sample of the batch, nats, unreduced, without the penalty."""
@@ -44,8 +58,12 @@ class SampleLossModule(L.LightningModule, ABC):
 
     @final
     def training_step(self, batch: Batch, _: int) -> Float[Tensor, ""]:
+        ids = None
+        if isinstance(batch, Identified):
+            batch, ids = batch
         losses = self.sample_losses(batch)
-        loss = (self._weights_of(batch, losses) * losses).mean() + self.penalty()
+        ids = sample_ids(batch) if ids is None else ids
+        loss = (self._weights_of(ids, batch, losses) * losses).mean() + self.penalty()
         if self._trainer is not None and self.trainer.logger is not None:
             self.log("J_batch", loss.detach(), prog_bar=True, batch_size=len(losses))
         return loss
@@ -54,13 +72,20 @@ class SampleLossModule(L.LightningModule, ABC):
         """Refuses what Lightning accepts in silence and L-BFGS cannot do.
 
         Raises:
-            InputError: L-BFGS with mini-batches, accumulation, clipping or reduced precision.
+            InputError: L-BFGS with mini-batches, accumulation, clipping or reduced precision; any optimizer with weight
+                decay.
         """
         if any(isinstance(o, torch.optim.LBFGS) for o in self.trainer.optimizers):
             _refuse_for_lbfgs(self.trainer)
+        decays = [g["weight_decay"] for o in self.trainer.optimizers for g in o.param_groups if g.get("weight_decay")]
+        if decays:
+            raise InputError(
+                f"The optimizer decays weights (weight_decay = {decays[0]}), which J does not contain: the curvature "
+                "would be that of another function than the one trained.\n"
+                "  Set weight_decay=0 (torch's AdamW has 0.01 by default) and state the penalty in `penalty`."
+            )
 
-    def _weights_of(self, batch: Batch, losses: Tensor) -> Float[Tensor, " b"]:
-        ids = sample_ids(batch)
+    def _weights_of(self, ids: Tensor | None, batch: Batch, losses: Tensor) -> Float[Tensor, " b"]:
         if ids is None:
             if len(self.sample_weights.ids):
                 raise InputError(

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler
 
 from ifloo.errors import InputError
 
@@ -84,12 +84,26 @@ def joined(batches: Sequence[Batch]) -> Batch:
     return first
 
 
+def _refuse_partial(loader: DataLoader) -> None:
+    if isinstance(loader.dataset, IterableDataset):
+        return
+    if not isinstance(loader.sampler, (SequentialSampler, RandomSampler, DistributedSampler)):
+        raise InputError(
+            f"The training loader draws with {type(loader.sampler).__name__}; J is the mean over every sample once.\n"
+            "  Use shuffle=True or False; for a part of the data wrap the dataset (torch.utils.data.Subset)."
+        )
+    if len(loader.dataset) == 0:  # type: ignore[arg-type]
+        raise InputError("The training data hold no sample.")
+
+
 def sequential(loader: DataLoader, size: int) -> DataLoader:
     """The loader's dataset in its own order, each sample once, `size` at a time: what scoring and J run over.
 
     Raises:
-        InputError: an iterable dataset has no order and no length to rely on.
+        InputError: an iterable dataset has no order and no length to rely on; a sampler that trains on part of the
+            data, or some of it twice, has another objective; there is no sample.
     """
+    _refuse_partial(loader)
     if isinstance(loader.dataset, IterableDataset):
         raise InputError(
             f"Attribution needs a map-style dataset (with __len__ and __getitem__); got "

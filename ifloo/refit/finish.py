@@ -61,7 +61,11 @@ class NewtonFinish(L.Callback):
         self.keep_graph, self.inner_dtype, self.batch_size = keep_graph, inner_dtype, batch_size
         self.minimum: Minimum | None = None
         self._data: TrainingData | None = None
+        self._of: tuple[Any, ...] = ()
         self._inner: Inner | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.minimum = None  # a fit that does not reach its end has none
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         space = ParamSpace.of(pl_module)
@@ -85,9 +89,11 @@ class NewtonFinish(L.Callback):
     def objective(self, module: Any, loader: DataLoader) -> Objective:
         """J(θ; w) of a module under its own sample weights; the data are read once and kept."""
         space = ParamSpace.of(module)
-        if self._data is None or (self._data.device, self._data.dtype) != (space.device, space.dtype):
-            self._inner = None  # it lives where the data live
+        wanted = (loader.dataset, space.device, space.dtype)
+        if self._data is None or self._of != wanted:
+            self._inner = None  # it is of these data, and lives where they live
             self._data = TrainingData(sequential(loader, self.batch_size), space.device, space.dtype)
+            self._of = wanted
         return Objective(FunctionalLosses(module, space), self._data, module.sample_weights)
 
     def prepare(self, module: Any, loader: DataLoader) -> None:

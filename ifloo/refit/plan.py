@@ -25,7 +25,7 @@ class RefitSettings:
         top_k: refits of the samples with the largest |score|, for each test.
         random: refits of samples drawn at random from all n: top-k alone flatters a correlation.
         null_refits: refits with nothing removed from displaced weights; their spread is the noise floor.
-        seed: of the controls and of every fit.
+        seed: of the controls and of the displacements; every refit has the seed of the base fit.
     """
 
     removal: Removal = "drop"

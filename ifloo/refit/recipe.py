@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import signal
 import time
@@ -14,7 +15,9 @@ from typing import Any
 import lightning as L
 from torch.utils.data import DataLoader
 
+from ifloo.errors import InputError
 from ifloo.objective import SampleWeights
+from ifloo.objective.identified import identified
 from ifloo.refit.finish import NewtonFinish
 from ifloo.refit.newton import Minimum
 
@@ -28,6 +31,8 @@ class Recipe:
         accumulate_grad_batches: batches to a step.
         gradient_clip_val: largest gradient norm; null: no clipping.
         precision: as Lightning names it.
+        max_steps: optimizer steps at most; -1: no limit.
+        gradient_clip_algorithm: `norm` or `value`.
         accelerator: where it runs (changes rounding only, so it is not compared).
     """
 
@@ -35,27 +40,45 @@ class Recipe:
     accumulate_grad_batches: int = 1
     gradient_clip_val: float | None = None
     precision: str = "32-true"
+    max_steps: int = -1
+    gradient_clip_algorithm: str | None = None
     accelerator: str = "auto"
 
     @classmethod
     def of(cls, trainer: L.Trainer) -> Recipe:
+        """The recipe of the Trainer of a base fit.
+
+        Raises:
+            InputError: the Trainer trains on part of the data or without an end, which no refit repeats.
+        """
+        partial = trainer.limit_train_batches not in (None, 1.0) or trainer.overfit_batches  # type: ignore[attr-defined]
+        if partial or trainer.max_epochs is None:
+            raise InputError(
+                "A base fit must be one that refits can repeat: max_epochs set, and all training batches used; got "
+                f"max_epochs = {trainer.max_epochs}, limit_train_batches = {trainer.limit_train_batches}, "
+                f"overfit_batches = {trainer.overfit_batches}.\n"  # type: ignore[attr-defined]
+                "  Set max_epochs; to train on fewer samples limit the data module."
+            )
         return cls(
-            trainer.max_epochs or 1,
+            trainer.max_epochs,
             trainer.accumulate_grad_batches,
             trainer.gradient_clip_val,
             str(trainer.precision),
+            trainer.max_steps,
+            trainer.gradient_clip_algorithm,
             type(trainer.accelerator).__name__.removesuffix("Accelerator").lower(),
         )
 
     def compared(self) -> dict[str, Any]:
         """The part of it that changes numbers."""
-        names = ("max_epochs", "accumulate_grad_batches", "gradient_clip_val", "precision")
-        return {name: getattr(self, name) for name in names}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "accelerator"}
 
     def trainer(self, finish: NewtonFinish) -> L.Trainer:
         """A fresh Trainer: one that has fitted already would silently train nothing."""
         return L.Trainer(
             max_epochs=self.max_epochs,
+            max_steps=self.max_steps,
+            gradient_clip_algorithm=self.gradient_clip_algorithm,
             accumulate_grad_batches=self.accumulate_grad_batches,
             gradient_clip_val=self.gradient_clip_val,
             precision=self.precision,  # type: ignore[arg-type]
@@ -117,7 +140,7 @@ class Refitter:
             if prepare:
                 prepare(module)
             trainer = self.recipe.trainer(self.finish)
-            trainer.fit(module, self.loader())
+            trainer.fit(module, identified(self.loader()))
         if trainer.received_sigterm:  # Lightning notes the signal during a fit, and would go on to the next
             raise SystemExit(128 + signal.SIGTERM)
         assert self.finish.minimum is not None

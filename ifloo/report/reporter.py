@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
+from ifloo.errors import WorkError
 from ifloo.report.digits import TrainingPicture, digit_grid
 from ifloo.report.figures import influence_distribution, influence_vs_loo, save_figure
 from ifloo.report.verdict import DEFINITIONS, Comparison, compare
@@ -58,13 +59,23 @@ class Reporter:
         return compared
 
     def run(self, test_ids: list[int], k: int) -> dict[int, Comparison]:
-        """Writes the verdict on these tests, their pictures, and both to TensorBoard; errors as those of `verdict`."""
+        """Writes the verdict on these tests, their pictures, and both to TensorBoard; errors as those of `verdict`.
+
+        Raises:
+            WorkError: a file could not be written.
+        """
         compared = self.verdict(test_ids, k)
         figures = {t: self._figures(one, k) for t, one in compared.items()}
         for t, named in figures.items():
             for name, figure in named.items():
                 save_figure(figure, self.layout.figure(name, t))
-        self._to_tensorboard(compared, figures)
+        try:
+            self._to_tensorboard(compared, figures)
+        except OSError as error:
+            raise WorkError(
+                f"TensorBoard's files could not be written to {self.log_dir}: {error.strerror or error}.\n"
+                "  The verdict and the pictures are whole; free space or permissions there and run the report again."
+            ) from error
         return compared
 
     def _figures(self, one: Comparison, k: int) -> dict[str, Figure]:

@@ -12,7 +12,7 @@ from ifloo.agreement import Agreement, agreement
 from ifloo.attribution import predicted_change
 from ifloo.errors import InputError
 from ifloo.objective import Removal
-from ifloo.store import JSON, NULL_ID, Layout, LossFile, LossRow, Manifest, StoredInfluences, influences
+from ifloo.store import JSON, NULL_ID, Layout, LossFile, LossRow, Manifest, StoredInfluences, influences, settings_stamp
 
 DEFINITIONS: dict[str, JSON] = {
     "predicted": "drop: -(s - mean s); zero_weight: -s; nats, s = dL_t/dw_i (see the npz files)",
@@ -24,6 +24,7 @@ DEFINITIONS: dict[str, JSON] = {
     "worst_grad_norm": "largest |grad J| at the end of a refit",
     "worst_residual": "relative residual of the inverse-HVP on the full data",
 }
+UNSURE = 0.05  # a refit is flagged when its error exceeds this share of the change it measures
 FEWEST = 3  # rows below which a group has no statistics
 
 
@@ -41,7 +42,8 @@ class Comparison:
         control: `[r]`, whether it was drawn at random.
         noise_floor: spread of null refits, nats; None with a single null refit.
         worst_grad_norm: over all refits.
-        flagged: refits whose error bound is large beside their change.
+        flagged: refits whose error, by its bound or where there is none by the noise floor, exceeds a twentieth of the
+            change they measured; None where neither is known.
     """
 
     stored: StoredInfluences
@@ -53,7 +55,7 @@ class Comparison:
     control: NDArray[np.bool_]
     noise_floor: float | None
     worst_grad_norm: float | None
-    flagged: int
+    flagged: int | None
 
     @property
     def kinds(self) -> list[str]:
@@ -79,6 +81,7 @@ class Comparison:
             "methods": {},
             "worst_residual": self.stored.residual,
             "undamped_residual": self.stored.undamped_residual,
+            "damping": self.stored.damping,
             "score_error_bound": self.stored.error_bound,
             "worst_grad_norm": self.worst_grad_norm,
             "noise_floor": self.noise_floor,
@@ -93,6 +96,13 @@ def compare(layout: Layout, test_id: int, top_ids: Collection[int]) -> Compariso
         InputError: a file is missing, scores and refits are of different base models, or there are too few refits.
     """
     stored = influences.load(layout.scores(test_id))
+    if stored.settings != settings_stamp(
+        Manifest.at(layout.manifest).sections().get("influence", {}).get("compared", {})
+    ):
+        raise InputError(
+            f"{layout.scores(test_id)} was made with other settings than {layout.manifest} says.\n"
+            "  Run `ifloo influence` for this test again, with --overwrite."
+        )
     removal, random_ids = _of_one_model(layout)
     rows = LossFile(layout.loo_losses(test_id)).rows()
     if NULL_ID not in rows or len(rows) - 1 < FEWEST:
@@ -105,6 +115,7 @@ def compare(layout: Layout, test_id: int, top_ids: Collection[int]) -> Compariso
     actual = np.array([rows[int(i)].loss - rows[NULL_ID].loss for i in ids])
     scores = stored.scores[_positions(stored, ids)].astype(np.float64)
     nulls = [rows[NULL_ID], *LossFile(layout.null_losses(test_id), "draw").rows().values()]
+    noise_floor = _spread(nulls)
     return Comparison(
         stored=stored,
         removal=removal,
@@ -112,11 +123,19 @@ def compare(layout: Layout, test_id: int, top_ids: Collection[int]) -> Compariso
         predicted=np.asarray(predicted_change(scores, stored.score_mean, removal)),  # type: ignore[arg-type]
         actual=actual,
         top=np.isin(ids, list(top_ids)),
-        control=np.isin(ids, random_ids),
-        noise_floor=_spread(nulls),
+        control=np.array([i in random_ids or bool(rows[int(i)].extra.get("control")) for i in ids.tolist()]),
+        noise_floor=noise_floor,
         worst_grad_norm=max((r.grad_norm for r in rows.values() if r.grad_norm is not None), default=None),
-        flagged=sum(bool(r.extra.get("flagged")) for r in rows.values()),
+        flagged=_flagged(rows, actual, noise_floor),
     )
+
+
+def _flagged(rows: dict[int, LossRow], actual: NDArray[np.float64], noise_floor: float | None) -> int | None:
+    refits = [row for i, row in rows.items() if i != NULL_ID]
+    errors = [noise_floor if row.delta_error is None else row.delta_error for row in refits]
+    if any(error is None for error in errors):
+        return None
+    return sum(e > UNSURE * abs(change) for e, change in zip(errors, actual.tolist(), strict=True) if e is not None)
 
 
 def _spread(nulls: list[LossRow]) -> float | None:

@@ -116,6 +116,11 @@ class PreparedLiSSA(Prepared):
                 f"{start}down to {lowest:.4g}, along which the recursion grows.\n"
                 f"  Raise damping by more than {-lowest * MARGIN:.4g}, use curvature GaussNewton, or larger batches."
             )
+        if 2 * self.scale > worst:
+            return (
+                f"{start}up to {worst:.4g} in {BATCHES_FOR_SCALE} sampled ones; rarer ones are larger still.\n"
+                f"  Use scale {2 * self.scale:.4g}, or larger batches."
+            )
         return (
             f"{start}up to {worst:.4g}, and the recursion needs scale > {worst / 2:.4g}.\n"
             f"  Use scale {worst * MARGIN:.4g} (or leave scale out: it is then found), or larger batches."

@@ -27,6 +27,7 @@ from ifloo.store import (
     influences,
     jsonl,
     save_topk,
+    settings_stamp,
     sha256_of_tensors,
     top_k,
     write_npy,
@@ -66,13 +67,29 @@ class InfluenceRun:
         """
         assert self.settings.test_ids != "all"
         wanted = list(self.settings.test_ids)
-        with self._section("influence", wanted, [self.layout.scores(t) for t in wanted]).opened(self.overwrite):
-            missing = [t for t in wanted if not self.layout.scores(t).exists()]
+        replaced = [*self.layout.scores_there(), *(self.layout.scores(t) for t in wanted)]
+        with self._section("influence", wanted, replaced).opened(self.overwrite):
+            missing = [t for t in wanted if not self._there(t)]
             self.score(missing, make_trainer, lambda one: influences.save(self.layout.scores(one.test_id), one))
         stored = [influences.load(self.layout.scores(t)) for t in wanted]
         for one in stored:  # top_k is free to change between runs
             save_topk(self.layout.topk_ids(one.test_id), top_k(one.scores, one.train_ids, self.settings.top_k))
         return stored
+
+    def _there(self, t: int) -> bool:
+        """Whether the scores of a test are there.
+
+        Raises:
+            InputError: they are, and other settings made them.
+        """
+        if not self.layout.scores(t).exists():
+            return False
+        if influences.load(self.layout.scores(t)).settings != settings_stamp(self._compared()):
+            raise InputError(
+                f"{self.layout.scores(t)} was made with other settings than {self.layout.manifest} says.\n"
+                "  Give another --output_dir to keep it, or --overwrite to replace it."
+            )
+        return True
 
     def all_tests(self, make_trainer: MakeTrainer) -> int:
         """One file of scores for every test sample, and the index; returns how many were made in this run.
@@ -82,7 +99,7 @@ class InfluenceRun:
             SolveError: an inverse-HVP that cannot be trusted.
         """
         ids = [int(i) for i in self.datamodule.test_set.ids]
-        with self._section("all_tests", [], [self.layout.all_tests]).opened(self.overwrite):
+        with self._section("all_tests", [], self.layout.all_scores_there()).opened(self.overwrite):
             contents, indexed = self._contents(ids), self._indexed()
             for t, row in indexed.items():
                 if t in ids and row["content"] != contents[str(t)]:
@@ -112,7 +129,10 @@ class InfluenceRun:
             "content": content,
             "score_mean": one.score_mean,
             "residual": one.residual,
+            "undamped_residual": one.undamped_residual,
+            "error_bound": one.error_bound,
             "status": one.status,
+            "method": one.method,
         }
         jsonl.append(self.layout.index, row)
         indexed[one.test_id] = row
@@ -179,7 +199,7 @@ class InfluenceRun:
         def deliver(scores: Scores) -> None:
             method = method_name(predictor.engine.curvature, self.settings.solver)
             for k in range(len(scores.query_ids)):
-                save(_stored(scores, k, self.settings.damping, method))
+                save(_stored(scores, k, self.settings.damping, method, settings_stamp(self._compared())))
 
         block = self.settings.query_block
         single = len(test_ids) <= block
@@ -191,7 +211,7 @@ class InfluenceRun:
                 bar.update(len(now))
 
 
-def _stored(scores: Scores, k: int, damping: float, method: str) -> StoredInfluences:
+def _stored(scores: Scores, k: int, damping: float, method: str, settings: str) -> StoredInfluences:
     certificate, t = scores.certificate, int(scores.query_ids[k])
     if certificate.status[k] is Status.FIXED_STEPS:
         log.warning(_not_certified(t, certificate, k))
@@ -208,6 +228,8 @@ def _stored(scores: Scores, k: int, damping: float, method: str) -> StoredInflue
         damping=damping,
         method=method,
         definitions=DEFINITIONS,
+        settings=settings,
+        repeat_error=None if certificate.repeat_error is None else float(certificate.repeat_error[k]),
     )
 
 

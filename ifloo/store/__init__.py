@@ -11,7 +11,7 @@ from ifloo.store.influences import StoredInfluences
 from ifloo.store.layout import Layout
 from ifloo.store.losses import NULL_ID, LossFile, LossRow
 from ifloo.store.manifest import Manifest, environment
-from ifloo.store.section import Section
+from ifloo.store.section import Section, settings_stamp
 
 __all__ = [
     "JSON",
@@ -28,6 +28,7 @@ __all__ = [
     "read_ids",
     "replacing",
     "save_topk",
+    "settings_stamp",
     "sha256_of_tensors",
     "top_k",
     "write_json",

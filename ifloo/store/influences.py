@@ -13,9 +13,9 @@ from ifloo.errors import InputError, WorkError
 from ifloo.store.atomic import write_npz
 
 _NUMBERS = ("score_mean", "residual", "damping")
-_OPTIONAL_NUMBERS = ("undamped_residual", "error_bound")
+_OPTIONAL_NUMBERS = ("undamped_residual", "error_bound", "repeat_error")
 _INTEGERS = ("test_id", "steps")
-_TEXTS = ("status", "method", "definitions")
+_TEXTS = ("status", "method", "definitions", "settings")
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,9 @@ class StoredInfluences:
 
     `score_mean` is the mean over all n of the scores before they were rounded to float32. `residual` is the relative
     residual of the damped system, `undamped_residual` that of the undamped one, `error_bound` the largest possible
-    error of a score (nats per unit weight); None where it is not known.
+    error of a score (nats per unit weight) to the damped solution, `repeat_error` the standard error between repeats of
+    a stochastic solver relative to its solution; None where not known. `settings` is the stamp of what the scores were
+    made with (`settings_stamp`).
     """
 
     test_id: int
@@ -39,6 +41,8 @@ class StoredInfluences:
     damping: float
     method: str
     definitions: str
+    settings: str
+    repeat_error: float | None = None
 
 
 def save(path: Path | str, stored: StoredInfluences) -> None:

@@ -34,12 +34,25 @@ class Layout:
     def topk_ids(self, t: int) -> Path:
         return self.root / f"topk_ids_test_{t}.txt"
 
+    def scores_there(self) -> list[Path]:
+        """The score files of all tests, whichever they are."""
+        return sorted(self.root.glob("influences_test_*.npz"))
+
+    def losses_there(self) -> list[Path]:
+        """The files of refits and of displaced null refits of all tests, whichever they are."""
+        name = "loo_losses_test_*.jsonl"
+        return [*sorted(self.root.glob(name)), *sorted(self.folder("null").root.glob(name))]
+
     @property
     def all_tests(self) -> Path:
         return self.all_tests_in or self.root / "all_tests"
 
     def all_scores(self, t: int, suffix: str = ".npy") -> Path:
         return self.all_tests / f"if_scores_test_{t}{suffix}"
+
+    def all_scores_there(self) -> list[Path]:
+        """The index and the score files in `all_tests`; nothing else there is ours."""
+        return [self.index, *sorted(self.all_tests.glob("if_scores_test_*.npy"))]
 
     @property
     def index(self) -> Path:

@@ -19,6 +19,7 @@ STORED = StoredInfluences(
     damping=0.25,
     method="Damped(Hessian(), 0.25) + CG(rtol=1e-10)",
     definitions="s[t, i] = ∂L_t(θ̂)/∂w_i, nats per unit weight",
+    settings="0" * 64,
 )
 
 

@@ -1,5 +1,7 @@
 """Opening a section: settings that match are added to, others replaced only once something new is there."""
 
+import re
+
 import pytest
 
 from ifloo.errors import InputError, WorkError
@@ -60,3 +62,29 @@ def test_work_that_fails_after_its_first_result_keeps_that_one_under_its_own_set
     with section(results, 1.0).opened(overwrite=True):
         (results / "scores.npz").write_text("newer")
     assert contents(results).keys() == {"manifest.json", "scores.npz"}
+
+
+def test_results_of_unknown_settings_are_refused(tmp_path):
+    (tmp_path / "scores.npz").write_text("whose?")
+    message = re.escape(
+        f"{tmp_path}/scores.npz is there, and {tmp_path}/manifest.json does not say what it was made with.\n"
+        "  Results of unknown settings are never added to. Move them away, give another --output_dir, or "
+        "--overwrite to replace them."
+    )
+    with pytest.raises(InputError, match=message), section(tmp_path, 0.0).opened(overwrite=False):
+        pytest.fail("the section must not open")
+
+
+def test_a_second_run_in_the_same_folder_is_refused(results):
+    message = re.escape(
+        f"Another run is writing to {results}.\n  Wait for it to end, or give this one another --output_dir."
+    )
+
+    def second():
+        with section(results, 0.0).opened(False):
+            pytest.fail("the section must not open twice")
+
+    with section(results, 0.0).opened(False), pytest.raises(InputError, match=message):
+        second()
+    with section(results, 0.0).opened(False):
+        pass  # free again
