@@ -40,8 +40,8 @@ def inherit(config: Namespace, given: Namespace, base: Base) -> None:
         raise InputError(
             f"The checkpoint {base.path} was fitted with other settings.\n"
             + "\n".join(differing)
-            + "\n  Leave these settings out (they then come from the checkpoint), name another --checkpoint, or fit "
-            "again (`ifloo fit`; in a pipeline --overwrite)."
+            + "\n  Leave these settings out (they then come from the checkpoint), name another --checkpoint, or "
+            "fit again (`ifloo fit` or `ifloo pipeline` with --overwrite)."
         )
 
 
@@ -62,8 +62,10 @@ def _contradictions(given: Namespace, base: Base) -> list[str]:
     said_trainer = given.get("trainer") or Namespace()
     recipe = base.record.get("recipe", {})
     for name in RECIPE:
-        if name in said_trainer and name in recipe and said_trainer[name] != recipe[name]:
-            differing.append(f"  trainer.{name}: fitted with {recipe[name]!r}, asked {said_trainer[name]!r}")
+        asked = said_trainer.get(name)
+        asked = getattr(Recipe, name) if asked is None else asked  # None is Lightning's word for its default
+        if name in said_trainer and name in recipe and asked != recipe[name]:
+            differing.append(f"  trainer.{name}: fitted with {recipe[name]!r}, asked {asked!r}")
     if "seed_everything" in given and given["seed_everything"] != base.record.get("seed"):
         differing.append(f"  seed_everything: fitted with {base.record.get('seed')}, asked {given['seed_everything']}")
     return differing

@@ -102,7 +102,8 @@ class IflooCLI(LightningCLI):
         """
         config = self.config[self.subcommand]
         if self.subcommand in ("fit", "pipeline"):
-            if self.work is not None or config.overwrite or not self.checkpoint.is_file():
+            named_elsewhere = self.work is not None and self.subcommand == "fit"
+            if named_elsewhere or config.overwrite or not self.checkpoint.is_file():
                 return
             self.base = load_base(self.checkpoint)
             inherit(config, config if self.subcommand == "fit" else self.given, self.base)

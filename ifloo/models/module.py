@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, batch_size, sample_ids
-from ifloo.objective.identified import Identified
+from ifloo.objective.loaders import Identified
 from ifloo.objective.weights import SampleWeights
 
 

@@ -13,7 +13,6 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler
 
 from ifloo.errors import InputError
 
@@ -82,40 +81,6 @@ def joined(batches: Sequence[Batch]) -> Batch:
     if isinstance(first, (tuple, list)):
         return type(first)(joined(items) for items in zip(*batches, strict=True))
     return first
-
-
-def _refuse_partial(loader: DataLoader) -> None:
-    if isinstance(loader.dataset, IterableDataset):
-        return
-    if not isinstance(loader.sampler, (SequentialSampler, RandomSampler, DistributedSampler)):
-        raise InputError(
-            f"The training loader draws with {type(loader.sampler).__name__}; J is the mean over every sample once.\n"
-            "  Use shuffle=True or False; for a part of the data wrap the dataset (torch.utils.data.Subset)."
-        )
-    if len(loader.dataset) == 0:  # type: ignore[arg-type]
-        raise InputError("The training data hold no sample.")
-
-
-def sequential(loader: DataLoader, size: int) -> DataLoader:
-    """The loader's dataset in its own order, each sample once, `size` at a time: what scoring and J run over.
-
-    Raises:
-        InputError: an iterable dataset has no order and no length to rely on; a sampler that trains on part of the
-            data, or some of it twice, has another objective; there is no sample.
-    """
-    _refuse_partial(loader)
-    if isinstance(loader.dataset, IterableDataset):
-        raise InputError(
-            f"Attribution needs a map-style dataset (with __len__ and __getitem__); got "
-            f"{type(loader.dataset).__name__}, an IterableDataset.\n  Give each sample a position to be found by."
-        )
-    return DataLoader(
-        loader.dataset,
-        batch_size=min(size, len(loader.dataset)),  # type: ignore[arg-type]
-        shuffle=False,
-        collate_fn=loader.collate_fn,
-        num_workers=loader.num_workers,
-    )
 
 
 @runtime_checkable

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.func import grad, grad_and_value
 from torch.utils.data import DataLoader
 
-from ifloo.objective.batches import Batch, SampleSource, TrainingData, sequential
+from ifloo.objective.batches import Batch, SampleSource, TrainingData
 from ifloo.objective.functional import FunctionalLosses
+from ifloo.objective.loaders import sequential
 from ifloo.objective.weights import SampleWeights
 from ifloo.params import ParamSpace
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from ifloo.errors import InputError
 from ifloo.objective import FunctionalLosses, Objective, TrainingData, scoring, sequential
+from ifloo.objective.loaders import as_given
 from ifloo.params import ParamSpace
 from ifloo.refit.newton import Inner, Minimum, newton_cg
 from ifloo.solvers import Nystrom, Preconditioner
@@ -89,7 +90,7 @@ class NewtonFinish(L.Callback):
     def objective(self, module: Any, loader: DataLoader) -> Objective:
         """J(θ; w) of a module under its own sample weights; the data are read once and kept."""
         space = ParamSpace.of(module)
-        wanted = (loader.dataset, space.device, space.dtype)
+        wanted = (as_given(loader)[0], space.device, space.dtype)
         if self._data is None or self._of != wanted:
             self._inner = None  # it is of these data, and lives where they live
             self._data = TrainingData(sequential(loader, self.batch_size), space.device, space.dtype)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from ifloo.errors import InputError
 from ifloo.objective import SampleWeights
-from ifloo.objective.identified import identified
+from ifloo.objective.loaders import identified
 from ifloo.refit.finish import NewtonFinish
 from ifloo.refit.newton import Minimum
 

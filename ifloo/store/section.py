@@ -66,8 +66,9 @@ class Section:
                         kept.rename(path)
                     write_json(self.manifest.path, before)
                 raise
-            for kept in aside.values():
-                _remove(kept)
+            finally:
+                for kept in aside.values():
+                    _remove(kept)
 
     def _refuse_unknown(self, sections: Mapping[str, Any]) -> None:
         found = [] if self.name in sections else [path for path in self.paths if path.exists()]

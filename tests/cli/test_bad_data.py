@@ -148,7 +148,7 @@ def test_an_unconverged_checkpoint_is_said_with_its_number(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("command", "more", "file"),
     [
-        ("fit", "--model.l2_reg=0.1", "models/mnist_base.pth"),
+        ("fit", "--overwrite", "models/mnist_base.pth"),
         ("influence", "--attribution.top_k=9", "outputs/mnist/manifest.json"),
         ("report", "--refit.top_k=3", "outputs/mnist/verdict.json"),
     ],

@@ -104,7 +104,7 @@ def test_a_missing_config_is_an_error(tmp_path):
 )
 def test_a_value_out_of_range_is_an_error(experiment, command, flag, message):
     before = contents(experiment)
-    said = small(experiment, command, flag)
+    said = small(experiment, command, flag, "--overwrite")  # the value is looked at, not compared
     assert said.code == 2
     assert said.err == f"ifloo: error: {message}\n"
     assert contents(experiment) == before
@@ -145,8 +145,8 @@ def test_settings_that_contradict_the_checkpoint_are_an_error(experiment):
         "  data.train_limit: fitted with 100, asked 90\n"
         "  trainer.max_epochs: fitted with 1, asked 2\n"
         "  seed_everything: fitted with 0, asked 3\n"
-        "  Leave these settings out (they then come from the checkpoint), name another --checkpoint, or fit again "
-        "(`ifloo fit`; in a pipeline --overwrite).\n"
+        "  Leave these settings out (they then come from the checkpoint), name another --checkpoint, or "
+        "fit again (`ifloo fit` or `ifloo pipeline` with --overwrite).\n"
     )
     assert contents(experiment) == before
 

@@ -162,7 +162,7 @@ def test_the_manifest_says_what_everything_was_made_with(experiment):
     assert influence["recorded"]["top_k"] == 6
     assert loo["compared"]["removal"] == "drop"
     assert loo["compared"]["init"] == "warm"
-    assert loo["compared"]["seed"] == 0
+    assert loo["compared"]["seed"] == loo["compared"]["controls_seed"] == 0
     assert loo["recorded"]["test_ids"] == [0, 8]
 
 

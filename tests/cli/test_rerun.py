@@ -35,7 +35,7 @@ def test_other_settings_of_the_refits_are_refused_and_replaced_on_demand(copied)
     refused = small(copied, "loo", "--refit.removal=zero_weight", "--refit.seed=1")
     assert refused.code == 2
     assert refused.err.endswith(
-        refusal("loo", 'removal: stored "drop", asked "zero_weight"', "seed: stored 0, asked 1")
+        refusal("loo", 'removal: stored "drop", asked "zero_weight"', "controls_seed: stored 0, asked 1")
     )
     assert contents(results(copied)) == before
     done(small(copied, "loo", "--refit.removal=zero_weight", "--overwrite", "--refit.random=0", "--refit.top_k=3"))
@@ -97,7 +97,15 @@ def test_top_k_is_free_to_change(copied):
 
 
 def test_another_base_model_is_refused(copied):
-    done(small(copied, "fit", "--model.l2_reg=0.02"))
+    refused = small(copied, "fit", "--model.l2_reg=0.02")
+    assert refused.code == 2
+    assert refused.err == (
+        "ifloo: error: The checkpoint models/mnist_base.pth was fitted with other settings.\n"
+        "  model.l2_reg: fitted with 0.01, asked 0.02\n"
+        "  Leave these settings out (they then come from the checkpoint), name another --checkpoint, or "
+        "fit again (`ifloo fit` or `ifloo pipeline` with --overwrite).\n"
+    )
+    done(small(copied, "fit", "--model.l2_reg=0.02", "--overwrite"))
     weights = {
         name: read_json(results(copied) / "manifest.json")[name]["compared"]["weights"] for name in ("fit", "loo")
     }
@@ -183,3 +191,29 @@ def test_printed_config_is_a_config(experiment, tmp_path, command):
 def test_the_controls_are_drawn_by_their_seed(experiment):
     recorded = read_json(results(experiment) / "manifest.json")["loo"]["recorded"]
     assert recorded["random_ids"] == np.random.default_rng(0).permutation(N)[:4].tolist()
+
+
+def test_scores_of_other_tests_go_when_some_are_replaced(copied):
+    """The manifest speaks of all score files: those of settings that it no longer tells are not left behind."""
+    done(small(copied, "influence", "--attribution.damping=0.5", "--attribution.test_ids=[8]", "--overwrite"))
+    assert sorted(p.name for p in results(copied).glob("influences_test_*")) == ["influences_test_8.npz"]
+
+
+def test_a_score_file_of_other_settings_is_told_by_its_stamp(copied, tmp_path):
+    old = (results(copied) / "influences_test_0.npz").read_bytes()
+    done(small(copied, "influence", "--attribution.damping=0.5", "--overwrite"))
+    (results(copied) / "influences_test_0.npz").write_bytes(old)
+    refused = small(copied, "influence", "--attribution.damping=0.5")
+    assert refused.code == 2
+    assert refused.err.endswith(
+        "ifloo: error: outputs/mnist/influences_test_0.npz was made with other settings than "
+        "outputs/mnist/manifest.json says.\n  Give another --output_dir to keep it, or --overwrite to replace it.\n"
+    )
+
+
+def test_a_solve_that_fails_costs_nobody_the_scores_they_had(copied):
+    before = contents(results(copied))
+    lissa = ("--attribution.solver=ifloo.solvers.LiSSA", "--attribution.solver.scale=0.1", "--overwrite")
+    failed = small(copied, "influence", *lissa, "--attribution.solver.repeats=2")
+    assert failed.code == 1
+    assert contents(results(copied)) == before

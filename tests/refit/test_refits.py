@@ -1,0 +1,124 @@
+"""Refits through a Trainer: whatever form the batches have, and never on other data than the fit's."""
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
+
+from ifloo.errors import InputError
+from ifloo.models import LogisticRegression, SampleLossModule
+from ifloo.objective import Objective, SampleWeights, sequential
+from ifloo.objective.loaders import Identified, identified
+from ifloo.refit import NewtonFinish, Recipe, Refitter
+from ifloo.solvers import Nystrom
+
+N, D, C = 30, 4, 3
+FINISH = {"tolerance": 1e-12, "preconditioner": Nystrom(rank=4)}
+
+
+def dataset(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(N, D, generator=generator, dtype=torch.float64)
+    return TensorDataset(x, torch.randint(C, (N,), generator=generator))
+
+
+def model():
+    return LogisticRegression(num_features=D, num_classes=C, l2_reg=0.1)
+
+
+def refitter(data, shuffle=False, finish=None):
+    return Refitter(
+        start=model,
+        loader=lambda: DataLoader(data, batch_size=N, shuffle=shuffle),
+        recipe=Recipe(accelerator="cpu"),
+        finish=finish or NewtonFinish(**FINISH),
+        seed=0,
+    )
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("removal", ["drop", "zero_weight"])
+def test_a_batch_without_ids_loses_the_sample_at_that_position(shuffle, removal):
+    """`(x, y)` batches: the position in the dataset is the id, in whatever order the loader draws."""
+    data, gone = dataset(), 7
+    weights = SampleWeights.removing([gone], removal, N)
+    refit = refitter(data, shuffle).fit(weights)
+    kept = [i for i in range(N) if i != gone]
+    n = len(kept) if removal == "drop" else N
+
+    def gradient(theta):
+        W = theta.reshape(C, D)
+        x, y = data.tensors[0][kept], data.tensors[1][kept]
+        return torch.nn.functional.cross_entropy(x @ W.T, y, reduction="sum") / n + 0.05 * W.square().sum()
+
+    theta = refit.module.linear.weight.detach().flatten()
+    # An independent J, the row truly left out; ‖∇J‖ is the fit's tolerance and a few roundings.
+    assert float(torch.func.grad(gradient)(theta).norm()) <= 2e-12
+
+
+def test_batches_that_carry_ids_are_left_as_they_are():
+    with_ids = TensorDataset(*dataset().tensors, torch.arange(N))
+    loader = DataLoader(with_ids, batch_size=8)
+    assert identified(loader) is loader
+    batch = next(iter(identified(DataLoader(dataset(), batch_size=8))))
+    assert isinstance(batch, Identified)
+    assert batch.positions.tolist() == list(range(8))
+
+
+def test_one_finish_serves_two_data_sets_and_certifies_each():
+    finish = NewtonFinish(**FINISH)
+    for seed in (0, 1):
+        data = dataset(seed)
+        refit = refitter(data, finish=finish).fit()
+        objective = Objective.of(refit.module, DataLoader(data, batch_size=N))
+        assert float(objective.gradient(objective.losses.theta()).norm()) <= 2e-12
+        assert refit.minimum.grad_norm <= 1e-12
+
+
+def test_a_sampler_of_part_of_the_data_is_refused():
+    loader = DataLoader(dataset(), sampler=SubsetRandomSampler(range(20)))
+    with pytest.raises(InputError) as caught:
+        sequential(loader, 5)
+    assert str(caught.value) == (
+        "The training loader draws with SubsetRandomSampler; J is the mean over every sample once.\n"
+        "  Use shuffle=True or False; for a part of the data wrap the dataset (torch.utils.data.Subset)."
+    )
+
+
+def test_a_trainer_that_refits_cannot_repeat_is_refused():
+    trainer = L.Trainer(limit_train_batches=0.5, max_epochs=1, accelerator="cpu", logger=False)
+    with pytest.raises(InputError) as caught:
+        Recipe.of(trainer)
+    assert str(caught.value) == (
+        "A base fit must be one that refits can repeat: max_epochs set, and all training batches used; got "
+        "max_epochs = 1, limit_train_batches = 0.5, overfit_batches = 0.0.\n"
+        "  Set max_epochs; to train on fewer samples limit the data module."
+    )
+
+
+def test_a_training_step_of_ones_own_is_refused():
+    with pytest.raises(InputError) as caught:
+        type("Mine", (SampleLossModule,), {"training_step": lambda self, batch, _: 0.0})
+    assert str(caught.value) == (
+        "Mine defines training_step, which is final: mean of w * sample_losses + penalty.\n"
+        "  State the loss in sample_losses and penalty; scores and refits are of the function they make up."
+    )
+
+
+class Decaying(LogisticRegression):
+    """The trap of torch's AdamW: weight decay that J does not contain."""
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+
+def test_weight_decay_outside_the_objective_is_refused():
+    faulty = Decaying(num_features=D, num_classes=C)
+    trainer = Recipe(accelerator="cpu").trainer(NewtonFinish(**FINISH))
+    with pytest.raises(InputError) as caught:
+        trainer.fit(faulty, DataLoader(dataset(), batch_size=N))
+    assert str(caught.value) == (
+        "The optimizer decays weights (weight_decay = 0.01), which J does not contain: the curvature would be that of "
+        "another function than the one trained.\n"
+        "  Set weight_decay=0 (torch's AdamW has 0.01 by default) and state the penalty in `penalty`."
+    )
