@@ -103,7 +103,8 @@ def _refuse_for_lbfgs(trainer: L.Trainer) -> None:
     asked: dict[str, Any] = {
         f"{trainer.num_training_batches} batches an epoch (batch_size < n)": trainer.num_training_batches != 1,
         f"accumulate_grad_batches = {trainer.accumulate_grad_batches}": trainer.accumulate_grad_batches != 1,
-        f"gradient_clip_val = {trainer.gradient_clip_val}": bool(trainer.gradient_clip_val),
+        # 1 or 1.0: Lightning takes both
+        f"gradient_clip_val = {trainer.gradient_clip_val or 0:g}": bool(trainer.gradient_clip_val),
         f"precision = {trainer.precision}": str(trainer.precision) not in ("32-true", "64-true"),
     }
     found = [what for what, refused in asked.items() if refused]
