@@ -79,7 +79,7 @@ def test_removal_from_batches_without_ids():
         (
             20,
             {"accumulate_grad_batches": 3, "gradient_clip_val": 1.0},
-            "3 batches an epoch (batch_size < n); accumulate_grad_batches = 3; gradient_clip_val = 1.0",
+            "3 batches an epoch (batch_size < n); accumulate_grad_batches = 3; gradient_clip_val = 1",
         ),
     ],
 )
