@@ -38,6 +38,7 @@ def run(arguments: Sequence[str], work: Callable[[Setup], object] | None = None)
 
     Raises:
         ValueError: none of ours; a fault in the code.
+        SystemExit: of the parser, or of a process told to terminate.
     """
     try:
         with _quiet(), _argv(arguments):
@@ -54,9 +55,17 @@ def run(arguments: Sequence[str], work: Callable[[Setup], object] | None = None)
         print(f"ifloo: failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("ifloo: interrupted; the same command goes on from here.", file=sys.stderr)
-        return 130
+        return _interrupted()
+    except SystemExit as stop:  # a Trainer turns Ctrl-C into this
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            return _interrupted()
+        raise
     return 0
+
+
+def _interrupted() -> int:
+    print("ifloo: interrupted; the same command goes on from here.", file=sys.stderr)
+    return 130
 
 
 def _wrapped(error: BaseException | None) -> InputError | None:

@@ -67,7 +67,8 @@ class InfluenceRun:
         """
         assert self.settings.test_ids != "all"
         wanted = list(self.settings.test_ids)
-        replaced = [*self.layout.scores_there(), *(self.layout.scores(t) for t in wanted)]
+        # A verdict on scores that are replaced is one no more.
+        replaced = [*self.layout.scores_there(), *(self.layout.scores(t) for t in wanted), self.layout.verdict]
         with self._section("influence", wanted, replaced).opened(self.overwrite):
             missing = [t for t in wanted if not self._there(t)]
             self.score(missing, make_trainer, lambda one: influences.save(self.layout.scores(one.test_id), one))
