@@ -150,8 +150,10 @@ def refits(
     }
     recorded: dict[str, JSON] = {"test_ids": list(paths), "top_k": setup.refit.top_k, "random_ids": list(random)}
     named = [path for pair in paths.values() for path in pair]
-    replaced = named if section != "loo" else [*setup.layout.losses_there(), *named, setup.layout.verdict]
-    opening = Section(Manifest.at(setup.layout.manifest), section, compared, recorded, replaced)
+    replaced = named if section != "loo" else [*setup.layout.losses_there(), *named]
+    opening = Section(
+        Manifest.at(setup.layout.manifest), section, compared, recorded, replaced, derived=[setup.layout.verdict]
+    )
     base, kind, hparams = setup.module, type(setup.module), setup.hyper_parameters()
     start = (lambda: copy.deepcopy(base)) if setup.refit.init == "warm" else (lambda: kind(**hparams))
     refitter = Refitter(start, setup.datamodule.train_dataloader, recipe, setup.finish, setup.fit_seed)

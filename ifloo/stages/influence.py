@@ -67,8 +67,7 @@ class InfluenceRun:
         """
         assert self.settings.test_ids != "all"
         wanted = list(self.settings.test_ids)
-        # A verdict on scores that are replaced is one no more.
-        replaced = [*self.layout.scores_there(), *(self.layout.scores(t) for t in wanted), self.layout.verdict]
+        replaced = [*self.layout.scores_there(), *(self.layout.scores(t) for t in wanted)]
         with self._section("influence", wanted, replaced).opened(self.overwrite):
             missing = [t for t in wanted if not self._there(t)]
             self.score(missing, make_trainer, lambda one: influences.save(self.layout.scores(one.test_id), one))
@@ -148,7 +147,7 @@ class InfluenceRun:
         manifest.check(name, again, self.overwrite)
         if stored and set(stored) != {**stored, **queries}.keys():
             manifest.record(name, compared, self._free())
-        return Section(manifest, name, compared, self._free(), paths)
+        return Section(manifest, name, compared, self._free(), paths, derived=[self.layout.verdict])
 
     def record(self, name: str, test_ids: Sequence[int]) -> None:
         """Sets the section of the manifest for results written elsewhere, whatever it said before."""

@@ -32,6 +32,7 @@ class Section:
         compared: settings that change a number.
         recorded: the others worth knowing.
         paths: its files; an overwriting run replaces them all, also those it does not make anew.
+        derived: what was drawn from them and is worth nothing without them; goes with them.
     """
 
     manifest: Manifest
@@ -39,6 +40,7 @@ class Section:
     compared: Mapping[str, JSON]
     recorded: Mapping[str, JSON]
     paths: Sequence[Path]
+    derived: Sequence[Path] = ()
 
     @contextmanager
     def opened(self, overwrite: bool) -> Generator[None, None, None]:
@@ -56,7 +58,7 @@ class Section:
             before = self.manifest.sections()
             if not overwrite:
                 self._refuse_unknown(before)
-            aside = _set_aside(self.paths) if overwrite else {}
+            aside = _set_aside([*self.paths, *self.derived]) if overwrite else {}
             self.manifest.record(self.name, self.compared, self.recorded)
             try:
                 yield

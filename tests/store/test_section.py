@@ -88,3 +88,17 @@ def test_a_second_run_in_the_same_folder_is_refused(results):
         second()
     with section(results, 0.0).opened(False):
         pass  # free again
+
+
+def test_what_is_derived_from_replaced_results_goes_with_them(results):
+    verdict = results / "verdict.json"
+    verdict.write_text("on the old ones")
+    opening = section(results, 1.0)
+    opening = Section(opening.manifest, opening.name, opening.compared, opening.recorded, opening.paths, [verdict])
+    with opening.opened(overwrite=True):
+        (results / "scores.npz").write_text("new")
+    assert not verdict.exists()
+    verdict.write_text("on the new ones")
+    with opening.opened(overwrite=False):
+        pass
+    assert verdict.read_text() == "on the new ones"
