@@ -36,6 +36,31 @@ def data(args: argparse.Namespace) -> list[str]:
     )
 
 
+def add_fit(flags: argparse.ArgumentParser) -> None:
+    """The flags of a fit."""
+    flags.add_argument("--optimizer", choices=["lbfgs", "sgd", "adamw"])
+    flags.add_argument("--l2_reg", type=float)
+    flags.add_argument("--lr", type=float)
+    flags.add_argument("--epochs", type=int, help="with lbfgs: outer steps, each run to convergence")
+    flags.add_argument("--batch_size", type=int)
+
+
+def fit(args: argparse.Namespace) -> list[str]:
+    """The settings of a fit that were given, on top of the experiment's config."""
+    return [
+        f"--config={CONFIG / 'mnist.yaml'}",
+        *data(args),
+        *given(
+            seed_everything=args.seed,
+            model__optimizer=args.optimizer,
+            model__l2_reg=args.l2_reg,
+            model__lr=args.lr,
+            data__batch_size=args.batch_size,
+            trainer__max_epochs=args.epochs,
+        ),
+    ]
+
+
 def as_fitted() -> list[str]:
     """Model and data of the experiment with nothing said about them: all settings come from the checkpoint."""
     return ["--model=ifloo.models.LogisticRegression", "--data=ifloo.data.MNISTDataModule", "--trainer.logger=false"]

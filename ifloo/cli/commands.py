@@ -33,8 +33,7 @@ log = logging.getLogger(__name__)
 
 def fit(setup: Setup) -> Setup:
     """Trains the base model, reports ‖∇J‖, J and accuracy, writes the checkpoint and its section of the manifest."""
-    setup.datamodule.prepare_data()
-    setup.datamodule.setup("fit")
+    setup.load_data()
     setup.hyper_parameters()
     _refuse_other_data(setup)
     recipe = Recipe.of(setup.trainer)
@@ -188,8 +187,7 @@ def pipeline(setup: Setup) -> None:
         InputError: tests are asked for that refits cannot serve; said before any work.
     """
     _ = setup.test_ids
-    setup.datamodule.prepare_data()
-    setup.datamodule.setup("fit")
+    setup.load_data()
     setup.datamodule.test_batch(setup.test_ids)  # an id out of range is said before the fit, not after
     if setup.base is None:
         setup = fit(setup)

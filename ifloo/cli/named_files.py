@@ -60,8 +60,7 @@ def loo_to(topk: Path, jsonl: Path) -> Callable[[Setup], None]:
         (t,) = setup.test_ids
         layout = Layout(jsonl.parent)
         section = "loo" if jsonl == layout.loo_losses(t) else f"loo of {jsonl.name}"
-        setup.datamodule.prepare_data()
-        setup.datamodule.setup("fit")
+        setup.load_data()
         ids = read_ids(topk, setup.datamodule.train_set.ids.numpy()).tolist()
         setup.trainer.fit(setup.module, datamodule=setup.datamodule)
         assert setup.finish.minimum is not None

@@ -108,6 +108,11 @@ class Setup:
         """Seed of the base fit, and so of every refit."""
         return self.seed if self.base is None else self.base.record["seed"]
 
+    def load_data(self) -> None:
+        """Fetches and reads the data; doing it twice costs nothing."""
+        self.datamodule.prepare_data()
+        self.datamodule.setup("fit")
+
     def restore(self) -> None:
         """Loads data and weights, and refuses data that are not those of the fit.
 
@@ -115,8 +120,7 @@ class Setup:
             InputError: the training data differ from those the checkpoint was fitted on.
         """
         assert self.base is not None
-        self.datamodule.prepare_data()
-        self.datamodule.setup("fit")
+        self.load_data()
         found, fitted = self.datamodule.fingerprint(), self.base.record["fingerprint"]
         if found != fitted:
             raise InputError(

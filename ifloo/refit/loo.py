@@ -18,9 +18,7 @@ from ifloo.objective.batches import map_tensors
 from ifloo.params import ParamSpace
 from ifloo.refit.plan import RefitSettings
 from ifloo.refit.recipe import Refit, Refitter
-from ifloo.store import NULL_ID, LossFile, LossRow
-
-UNSURE = 0.05  # a refit is flagged when its error bound exceeds this share of the change it measures
+from ifloo.store import NULL_ID, UNSURE, LossFile, LossRow
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,18 @@ from ifloo.agreement import Agreement, agreement
 from ifloo.attribution import predicted_change
 from ifloo.errors import InputError
 from ifloo.objective import Removal
-from ifloo.store import JSON, NULL_ID, Layout, LossFile, LossRow, Manifest, StoredInfluences, influences, settings_stamp
+from ifloo.store import (
+    JSON,
+    NULL_ID,
+    UNSURE,
+    Layout,
+    LossFile,
+    LossRow,
+    Manifest,
+    StoredInfluences,
+    influences,
+    settings_stamp,
+)
 
 DEFINITIONS: dict[str, JSON] = {
     "predicted": "drop: -(s - mean s); zero_weight: -s; nats, s = dL_t/dw_i (see the npz files)",
@@ -24,7 +35,6 @@ DEFINITIONS: dict[str, JSON] = {
     "worst_grad_norm": "largest |grad J| at the end of a refit",
     "worst_residual": "relative residual of the inverse-HVP on the full data",
 }
-UNSURE = 0.05  # a refit is flagged when its error exceeds this share of the change it measures
 FEWEST = 3  # rows below which a group has no statistics
 
 

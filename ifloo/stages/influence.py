@@ -147,7 +147,8 @@ class InfluenceRun:
         manifest.check(name, again, self.overwrite)
         if stored and set(stored) != {**stored, **queries}.keys():
             manifest.record(name, compared, self._free())
-        return Section(manifest, name, compared, self._free(), paths, derived=[self.layout.verdict])
+        derived = [self.layout.verdict] if name == "influence" else []
+        return Section(manifest, name, compared, self._free(), paths, derived)
 
     def record(self, name: str, test_ids: Sequence[int]) -> None:
         """Sets the section of the manifest for results written elsewhere, whatever it said before."""

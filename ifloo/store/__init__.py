@@ -9,13 +9,14 @@ from ifloo.store.fingerprint import sha256_of_tensors
 from ifloo.store.ids import read_ids, save_topk, top_k
 from ifloo.store.influences import StoredInfluences
 from ifloo.store.layout import Layout
-from ifloo.store.losses import NULL_ID, LossFile, LossRow
+from ifloo.store.losses import NULL_ID, UNSURE, LossFile, LossRow
 from ifloo.store.manifest import Manifest, environment
 from ifloo.store.section import Section, settings_stamp
 
 __all__ = [
     "JSON",
     "NULL_ID",
+    "UNSURE",
     "Layout",
     "LossFile",
     "LossRow",
