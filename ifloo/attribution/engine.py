@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ifloo.attribution.products import Chunk, ForwardProducts, Products
 from ifloo.attribution.scores import Certificate, Scores
 from ifloo.curvature.operator import Damped, LinearOperator
-from ifloo.gradients import gradient_norms, gradient_products, sample_gradients
 from ifloo.objective.batches import Batch, batch_size, rows, sample_ids
 from ifloo.objective.functional import scoring
 from ifloo.objective.objective import Objective
@@ -52,6 +52,7 @@ class InfluenceEngine:
         solver: of (H + δI) x = ∇L_t.
         strong_convexity: a known lower bound on the eigenvalues of the undamped curvature, for error bounds; None:
             unknown.
+        by: how products with the training gradients are formed; None: by forward-mode derivatives.
     """
 
     objective: Objective
@@ -59,6 +60,7 @@ class InfluenceEngine:
     curvature: LinearOperator
     solver: Solver
     strong_convexity: float | None = None
+    by: Products | None = None
 
     def scores(self, queries: Batch) -> Scores:
         """Scores of all n training samples against a batch of m queries.
@@ -67,8 +69,8 @@ class InfluenceEngine:
             SolveError: a query's solve failed, missed its tolerance or diverged.
         """
         directions = self.directions(queries)
-        value = torch.cat([self.products(directions, batch) for _, batch in self.objective.data.with_ids()], dim=1)
-        return Scores(value, self.objective.data.ids, directions.query_ids, directions.certificate)
+        value = torch.cat([self.of(directions, chunk) for chunk in self.products.chunks()], dim=1)
+        return Scores(value, self.products.ids, directions.query_ids, directions.certificate)
 
     def directions(self, queries: Batch) -> Directions:
         """H⁻¹∇L_t of each query.
@@ -80,7 +82,7 @@ class InfluenceEngine:
         starts = range(0, m, QUERY_BLOCK)
         blocks = [rows(queries, slice(i, i + QUERY_BLOCK)) for i in starts]
         with scoring(self.objective.losses.module):
-            gradients = [sample_gradients(self.objective.losses, self.theta, b) for b in blocks]
+            gradients = [self.products.query_gradients(b) for b in blocks]
             solutions = [self.prepared.solve(g).require(i, m) for i, g in zip(starts, gradients, strict=True)]
             parts = [self._certificate(s, g) for s, g in zip(solutions, gradients, strict=True)]
         ids = sample_ids(queries)
@@ -90,14 +92,14 @@ class InfluenceEngine:
             _joined(parts),
         )
 
-    def products(self, directions: Directions, batch: Batch) -> Float[Tensor, "m b"]:
-        """s[t, i] of the samples of one batch, without per-sample gradients."""
-        with scoring(self.objective.losses.module):
-            products = [
-                gradient_products(self.objective.losses, self.theta, batch, block)
-                for block in directions.value.split(QUERY_BLOCK)
-            ]
-        return torch.cat(products) / -self.objective.n
+    def of(self, directions: Directions, chunk: Chunk) -> Float[Tensor, "m b"]:
+        """s[t, i] of the samples of one chunk of `products`."""
+        return self.products.of(chunk, directions.value) / -self.objective.n
+
+    @cached_property
+    def products(self) -> Products:
+        """∇ℓ_i · v of the training samples."""
+        return self.by or ForwardProducts(self.objective, self.theta)
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -108,9 +110,7 @@ class InfluenceEngine:
     @cached_property
     def largest_gradient(self) -> float:
         """max_i ‖∇ℓ_i(θ̂)‖ over the training samples."""
-        losses = self.objective.losses
-        with scoring(losses.module):
-            return max(float(gradient_norms(losses, self.theta, b).max()) for _, b in self.objective.data.with_ids())
+        return self.products.largest_gradient()
 
     def _certificate(self, solution: Solution, gradients: Float[Tensor, "m p"]) -> Certificate:
         damping = self.curvature.damping if isinstance(self.curvature, Damped) else 0.0

@@ -15,6 +15,7 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    Subset,
 )
 
 from ifloo.errors import InputError
@@ -82,8 +83,10 @@ def _refuse_partial(loader: DataLoader) -> None:
         raise InputError("The training data hold no sample.")
 
 
-def sequential(loader: DataLoader, size: int) -> DataLoader:
+def sequential(loader: DataLoader, size: int, shard: slice | None = None) -> DataLoader:
     """The loader's dataset in its own order, each sample once, `size` at a time: what scoring and J run over.
+
+    With `shard` only the samples at these positions: the share of one process among several.
 
     Raises:
         InputError: an iterable dataset has no order and no length to rely on; a sampler that trains on part of the
@@ -96,9 +99,11 @@ def sequential(loader: DataLoader, size: int) -> DataLoader:
             f"{type(loader.dataset).__name__}, an IterableDataset.\n  Give each sample a position to be found by."
         )
     dataset, collate = as_given(loader)
+    if shard is not None:
+        dataset = Subset(dataset, range(*shard.indices(len(dataset))))
     return DataLoader(
         dataset,
-        batch_size=min(size, len(dataset)),
+        batch_size=max(1, min(size, len(dataset))),
         shuffle=False,
         collate_fn=collate,
         num_workers=loader.num_workers,

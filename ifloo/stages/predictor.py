@@ -60,9 +60,7 @@ class InfluencePredictor(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self.directions is not None
-        floating = self.engine.theta.dtype
-        batch = map_tensors(lambda x: x.to(floating) if x.is_floating_point() else x, batch)
-        return self.engine.products(self.directions, batch)
+        return self.engine.of(self.directions, batch)
 
     @property
     def engine(self) -> InfluenceEngine:
