@@ -73,7 +73,7 @@ class Recipe:
         """The part of it that changes numbers."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "accelerator"}
 
-    def trainer(self, finish: NewtonFinish) -> L.Trainer:
+    def trainer(self, ending: L.Callback) -> L.Trainer:
         """A fresh Trainer: one that has fitted already would silently train nothing."""
         return L.Trainer(
             max_epochs=self.max_epochs,
@@ -84,7 +84,7 @@ class Recipe:
             precision=self.precision,  # type: ignore[arg-type]
             accelerator=self.accelerator,
             devices=1,
-            callbacks=[finish],
+            callbacks=[ending],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -133,18 +133,32 @@ class Refitter:
             SystemExit: the process was told to terminate meanwhile.
         """
         begun = time.perf_counter()
-        with quiet_lightning():
-            L.seed_everything(self.seed, workers=True, verbose=False)
+
+        def made() -> Any:
             module = self.start()
             module.sample_weights = weights or SampleWeights()
             if prepare:
                 prepare(module)
-            trainer = self.recipe.trainer(self.finish)
+            return module
+
+        module = self.train(made, self.finish)
+        assert self.finish.minimum is not None
+        return Refit(module, self.finish.minimum, time.perf_counter() - begun)
+
+    def train(self, made: Callable[[], Any], ending: L.Callback) -> Any:
+        """One seeded Trainer fit of the module that `made` gives; the callback sees its end.
+
+        Raises:
+            SystemExit: the process was told to terminate meanwhile.
+        """
+        with quiet_lightning():
+            L.seed_everything(self.seed, workers=True, verbose=False)
+            module = made()
+            trainer = self.recipe.trainer(ending)
             trainer.fit(module, identified(self.loader()))
         if trainer.received_sigterm:  # Lightning notes the signal during a fit, and would go on to the next
             raise SystemExit(128 + signal.SIGTERM)
-        assert self.finish.minimum is not None
-        return Refit(module, self.finish.minimum, time.perf_counter() - begun)
+        return module
 
 
 @contextmanager

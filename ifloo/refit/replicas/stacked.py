@@ -1,0 +1,162 @@
+"""Replicas of any model trained together: weights stacked, vmap over them, the user's own optimizer."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from jaxtyping import Float
+from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+
+from ifloo.objective import Batch, Objective, scoring
+from ifloo.params import ParamSpace
+from ifloo.refit.finish import NewtonFinish
+from ifloo.refit.newton import Minimum
+from ifloo.refit.path import RefitPath, RefitTask
+from ifloo.refit.recipe import Refit, Refitter
+from ifloo.refit.replicas.module import StackedModule
+from ifloo.refit.replicas.separable import Appetite, look
+from ifloo.refit.replicas.weights import ReplicaWeights
+
+logger = logging.getLogger(__name__)
+MOST = 64  # replicas at once; beyond it the gain on a processor is gone (measured), and rows are lost when killed
+BUDGET = 2 << 30  # bytes of main memory at most: it is shared, by workers too
+COPIES = 8  # of the weights: themselves, gradient, two of the optimizer, and what a step holds meanwhile
+
+
+class StackedReplicas(RefitPath):
+    """K replicas of the weights in one Trainer fit: same seed and batches, each with its own samples removed.
+
+    Each ends where a refit of its own would, up to the order of additions. Memory runs out: half as many at once.
+    """
+
+    name: ClassVar[str] = "stacked replicas"
+
+    def __init__(self, refitter: Refitter, at_once: int | None = None) -> None:
+        """Looks at model, recipe and the first batch.
+
+        Args:
+            refitter: whose refits these are.
+            at_once: replicas trained together; None: as many as memory affords, at most 64.
+
+        Raises:
+            PathError: replicas would not end where refits one by one do; the text says why.
+        """
+        self.refitter = refitter
+        appetite = look(refitter)
+        self.at_once = at_once or _affordable(appetite)
+
+    def fit(self, tasks: Sequence[RefitTask]) -> list[Refit]:
+        done: list[Refit] = []
+        while len(done) < len(tasks):
+            done += self._fit_or_halve(tasks[len(done) :])
+        return done
+
+    def _fit_or_halve(self, tasks: Sequence[RefitTask]) -> list[Refit]:
+        """The first of the tasks, as many as memory holds.
+
+        Raises:
+            RuntimeError: of the fit, or memory does not hold even one.
+            MemoryError: memory does not hold even one.
+        """
+        while True:
+            unit = tasks[: self.at_once]
+            try:
+                return self._train(unit)
+            except (RuntimeError, MemoryError) as error:
+                if len(unit) == 1 or not (isinstance(error, MemoryError) or is_oom_error(error)):
+                    raise
+                self.at_once = len(unit) // 2
+            logger.warning("out of memory with %d replicas at once; going on with %d", len(unit), self.at_once)
+            garbage_collection_cuda()  # outside of `except`: the error holds on to what it was raised among
+
+    def _train(self, tasks: Sequence[RefitTask]) -> list[Refit]:
+        begun = time.perf_counter()
+        weights = [task.weights for task in tasks]
+
+        def made() -> StackedModule:
+            module = self.refitter.start()
+            space = ParamSpace.of(module)
+            theta = space.values_of(module)
+            moved = [theta if task.displacement is None else theta + task.displacement for task in tasks]
+            return StackedModule(module, torch.stack(moved), weights)
+
+        ends = _Ends(self.refitter.finish)
+        stacked = self.refitter.train(made, ends)
+        seconds = (time.perf_counter() - begun) / len(tasks)
+        modules = _apart(stacked)
+        return [Refit(module, minimum, seconds) for module, minimum in zip(modules, ends.minima, strict=True)]
+
+
+class _Ends(L.Callback):
+    """Measures J and ‖∇J‖ of each replica after training, as `NewtonFinish` does of one."""
+
+    def __init__(self, finish: NewtonFinish) -> None:
+        self.finish = finish
+        self.minima: list[Minimum] = []
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, StackedModule)
+        objective = self.finish.objective(pl_module.module, trainer.train_dataloader)  # type: ignore[arg-type]
+        # No more activations at once than in training, whose batches may be far smaller.
+        rows = getattr(trainer.train_dataloader.batch_sampler, "batch_size", 1)  # type: ignore[union-attr]
+        chunk = max(1, len(pl_module.weights) * min(rows, objective.n) // min(self.finish.batch_size, objective.n))
+        with scoring(pl_module.module):
+            self.minima = _minima(objective, pl_module.theta(), pl_module.replica_weights(), chunk)
+
+
+def _minima(objective: Objective, theta: Float[Tensor, "k p"], weights: ReplicaWeights, chunk: int) -> list[Minimum]:
+    """Each replica as it is, with J and ‖∇J‖: one pass over the data, `chunk` replicas at a time on each batch."""
+    losses = objective.losses
+
+    def part(one: Tensor, row: Tensor, batch: Batch) -> Tensor:
+        found = losses.sample_losses(one, batch)
+        return (row.to(found.dtype) * found).sum() / objective.n
+
+    gradient, value = vmap(grad_and_value(losses.penalty))(theta)
+    for ids, batch in objective.data.with_ids():
+        each = vmap(grad_and_value(part), in_dims=(0, 0, None), randomness="same", chunk_size=chunk)
+        g, v = each(theta, weights.rows(ids), batch)
+        gradient, value = gradient + g, value + v
+    norms = gradient.norm(dim=1)
+    return [Minimum(t, float(v), float(g), 0, 0) for t, v, g in zip(theta, value, norms, strict=True)]
+
+
+def _apart(stacked: StackedModule) -> list[Any]:
+    """Each replica as a module of its own; what no refit changes (buffers, frozen parameters) they share."""
+    base = stacked.module
+    base.trainer = None  # a copy of it would be a copy of the Trainer
+    shared = [*base.buffers(), *(p for p in base.parameters() if not p.requires_grad)]
+    modules = []
+    for theta, weights in zip(stacked.theta(), stacked.weights, strict=True):
+        module = copy.deepcopy(base, {id(x): x for x in shared})
+        stacked.space.write_to(module, theta)
+        module.sample_weights = weights
+        modules.append(module)
+    return modules
+
+
+def _affordable(appetite: Appetite) -> int:
+    """Replicas that fit into half of the free memory; activations count twice, for those of the backward pass."""
+    each = COPIES * appetite.weights + 2 * appetite.activations
+    return max(1, min(MOST, _free_bytes(appetite.device) // 2 // max(each, 1)))
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Of a GPU's own memory, or of main memory as far as Linux says; never more than twice the budget of that."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 2 * BUDGET
+    free = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return min(2 * BUDGET, *free) if free else 2 * BUDGET

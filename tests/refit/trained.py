@@ -1,0 +1,92 @@
+"""Small networks and refits of them: what stacked replicas are held against one by one on."""
+
+import functools
+
+import torch
+from torch import nn, optim
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from ifloo.models import SampleLossModule
+from ifloo.refit import NewtonFinish, Recipe, Refitter
+from tests.problems import AttentionModel
+
+N, D, C = 24, 6, 3
+SGD = functools.partial(optim.SGD, lr=0.1, momentum=0.9)
+REMOVED = [0, 5, 11, 17, 23]
+
+
+def dataset(ids=False):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(N, D, generator=generator, dtype=torch.float64)
+    tensors = (x, torch.randint(C, (N,), generator=generator))
+    return TensorDataset(*tensors, *([torch.arange(100, 100 + N)] if ids else []))
+
+
+class Trained(SampleLossModule):
+    """A network with an optimizer, and what `schedule` makes of it."""
+
+    def __init__(self, network, optimizer=SGD, schedule=None):
+        super().__init__()
+        self.network, self.optimizer, self.schedule = network, optimizer, schedule
+
+    def sample_losses(self, batch):
+        return F.cross_entropy(self.network(batch[0]), batch[1], reduction="none")
+
+    def penalty(self):
+        return 0.01 * torch.stack([p.square().sum() for p in self.network.parameters()]).sum()
+
+    def configure_optimizers(self):
+        optimizer = self.optimizer(self.parameters())
+        return [optimizer], [self.schedule(self, optimizer)] if self.schedule else []
+
+
+def perceptron(*between):
+    return nn.Sequential(nn.Linear(D, 5), *between, nn.Tanh(), nn.Linear(5, C)).double()
+
+
+class Reading(nn.Module):
+    """Six numbers read as two tokens of three, through embedding, layer_norm and fused attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = AttentionModel(0.0)
+
+    def forward(self, x):
+        return self.model(x.reshape(-1, 2, 3))
+
+
+class Tied(nn.Module):
+    """One weight in two places, one frozen, one buffer, one parameter that nothing uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (nn.Linear(D, D, dtype=torch.float64) for _ in range(2))
+        self.second.weight = self.first.weight
+        self.second.bias.requires_grad_(False)
+        self.unused = nn.Parameter(torch.ones((), dtype=torch.float64))
+        self.register_buffer("scale", torch.linspace(0.5, 1.5, D, dtype=torch.float64))
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x * self.scale)))[:, :C]
+
+
+def refitter(model, shuffle=False, data=None, init="warm", after="lbfgs", **recipe):
+    """Refits of what `model` makes; warm ones start from one such model, cold ones each make their own."""
+    torch.manual_seed(3)
+    state = model().state_dict()
+
+    def start():
+        module = model()
+        if init == "warm":
+            module.load_state_dict(state)
+        return module
+
+    data = data or dataset()
+    return Refitter(
+        start=start,
+        loader=lambda: DataLoader(data, batch_size=7, shuffle=shuffle),
+        recipe=Recipe(**({"max_epochs": 4, "accelerator": "cpu"} | recipe)),
+        finish=NewtonFinish(after),
+        seed=0,
+    )
