@@ -1,6 +1,7 @@
 """Floor 4: from queries to scores."""
 
 from ifloo.attribution.engine import Directions, InfluenceEngine
+from ifloo.attribution.head import HeadProducts
 from ifloo.attribution.products import ForwardProducts, Products
 from ifloo.attribution.scores import DEFINITIONS, Certificate, Scores, predicted_change
 
@@ -9,6 +10,7 @@ __all__ = [
     "Certificate",
     "Directions",
     "ForwardProducts",
+    "HeadProducts",
     "InfluenceEngine",
     "Products",
     "Scores",

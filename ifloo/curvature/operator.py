@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor
 
 from ifloo.errors import InputError
 
+Tick = Callable[[int, int], None]  # (parts done, parts in all)
+
 
 class Definite(Enum):
     """What is known of an operator's eigenvalues before any work."""
@@ -18,6 +22,62 @@ class Definite(Enum):
     POSITIVE = "positive definite"
     SEMI = "positive semi-definite"
     UNKNOWN = "of unknown sign"
+
+
+@dataclass(frozen=True)
+class Core:
+    """A = E M Eᵀ + (I − E Eᵀ) D: dense on a subspace, diagonal on the rest of it, E an isometry.
+
+    Attributes:
+        matrix: M, `[q, q]`.
+        rest: D, `[p]`.
+        reduce: V -> Vᵀ E, `[k, p]` to `[k, q]`.
+        expand: its transpose, `[k, q]` to `[k, p]`.
+    """
+
+    matrix: Float[Tensor, "q q"]
+    rest: Float[Tensor, " p"]
+    reduce: Callable[[Tensor], Tensor]
+    expand: Callable[[Tensor], Tensor]
+
+    def product(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
+        """A v of each row."""
+        inner = self.reduce(V)
+        return self.expand(inner @ self.matrix) + self.rest * (V - self.expand(inner))
+
+
+@dataclass(frozen=True)
+class KroneckerFactors:
+    """S̄ ⊗ Ā + diagonal, close to an operator on matrices `[c, d]`.
+
+    Attributes:
+        inputs: Ā, `[d, d]`.
+        outputs: S̄, `[c, c]`.
+        diagonal: what is added, a mean over the inputs.
+        matrices: `[k, p]` to `[k, c, d]`.
+        flat: the inverse.
+    """
+
+    inputs: Float[Tensor, "d d"]
+    outputs: Float[Tensor, "c c"]
+    diagonal: float
+    matrices: Callable[[Tensor], Tensor]
+    flat: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an operator asks of a machine, for whoever chooses how to solve with it.
+
+    Attributes:
+        product: floating-point operations of one product.
+        core: those of building the core.
+        size: q, of the core.
+    """
+
+    product: float
+    core: float
+    size: int
 
 
 class LinearOperator(ABC):
@@ -31,6 +91,21 @@ class LinearOperator(ABC):
     @abstractmethod
     def matmat(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         """Each row of V multiplied by A."""
+
+    def core(self, tick: Tick = lambda done, total: None) -> Core | None:
+        """The operator's dense core where it knows one that is cheaper than p products; None otherwise."""
+        return None
+
+    @property
+    def cost(self) -> Cost | None:
+        """None where it is not known."""
+        return None
+
+    has_kronecker: bool = False
+
+    def kronecker(self) -> KroneckerFactors | None:
+        """A Kronecker product close to the operator, where its structure gives one; None otherwise."""
+        return None
 
 
 class LockstepDraw(ABC):
@@ -72,11 +147,28 @@ class Damped(StochasticOperator):
         self.base: LinearOperator = inner.base if inner else base
         self.damping: float = damping + (inner.damping if inner else 0.0)
         self.size, self.dtype, self.device = base.size, base.dtype, base.device
+        self.has_kronecker = base.has_kronecker
         semi_and_damped = self.base.definite is Definite.SEMI and self.damping > 0
         self.definite = Definite.POSITIVE if semi_and_damped else self.base.definite
 
     def matmat(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         return self.base.matmat(V) + self.damping * V
+
+    def core(self, tick: Tick = lambda done, total: None) -> Core | None:
+        found = self.base.core(tick)
+        if found is None:
+            return None
+        matrix = found.matrix.clone()
+        matrix.diagonal().add_(self.damping)
+        return replace(found, matrix=matrix, rest=found.rest + self.damping)
+
+    @property
+    def cost(self) -> Cost | None:
+        return self.base.cost
+
+    def kronecker(self) -> KroneckerFactors | None:
+        found = self.base.kronecker()
+        return found and replace(found, diagonal=found.diagonal + self.damping)
 
     def subsampled(self, rows: int, generator: torch.Generator) -> LinearOperator:
         return Damped(stochastic(self.base).subsampled(rows, generator), self.damping)
@@ -116,7 +208,7 @@ def _name(operator: LinearOperator) -> str:
     return _name(operator.base) if isinstance(operator, Damped) else type(operator).__name__
 
 
-def dense(operator: LinearOperator, block: int = 64) -> Float[Tensor, "p p"]:
+def dense(operator: LinearOperator, block: int = 64, tick: Tick = lambda done, total: None) -> Float[Tensor, "p p"]:
     """The matrix of an operator, from products with blocks of unit vectors, made exactly symmetric."""
     p = operator.size
     matrix = torch.empty(p, p, dtype=operator.dtype, device=operator.device)
@@ -125,4 +217,5 @@ def dense(operator: LinearOperator, block: int = 64) -> Float[Tensor, "p p"]:
         unit = torch.zeros(stop - start, p, dtype=operator.dtype, device=operator.device)
         unit[:, start:stop].fill_diagonal_(1)
         matrix[start:stop] = operator.matmat(unit)
+        tick(stop, p)
     return matrix.add_(matrix.T.clone()).mul_(0.5)

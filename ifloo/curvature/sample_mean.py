@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
-from ifloo.curvature.operator import LinearOperator, LockstepDraw, StochasticOperator
+from ifloo.curvature.operator import Cost, LinearOperator, LockstepDraw, StochasticOperator
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, TrainingData, map_tensors
 from ifloo.objective.objective import Objective
@@ -57,6 +57,12 @@ class SampleMeanOperator(StochasticOperator):
             yield product
         if self.keep_graph:
             self._kept = kept
+
+    @property
+    def cost(self) -> Cost:
+        """Counts each parameter once for each sample: a lower bound where weights are shared along a sequence."""
+        product = 8.0 * self.objective.n * self.size
+        return Cost(product, core=self.size * product, size=self.size)
 
     def subsampled(self, rows: int, generator: torch.Generator) -> LinearOperator:
         objective = replace(self.objective, data=self._data().draw(rows, generator))

@@ -1,7 +1,9 @@
 """Floor 3: solvers of A x = b for symmetric operators. They know an operator, never a model."""
 
+from ifloo.solvers.auto import Auto
 from ifloo.solvers.cg import CG
 from ifloo.solvers.cholesky import Cholesky
+from ifloo.solvers.kronecker import Kronecker
 from ifloo.solvers.lissa import LiSSA
 from ifloo.solvers.nystrom import Nystrom
 from ifloo.solvers.solution import (
@@ -13,10 +15,13 @@ from ifloo.solvers.solution import (
     Solver,
     Status,
 )
+from ifloo.solvers.subsampled import Subsampled
 
 __all__ = [
     "CG",
+    "Auto",
     "Cholesky",
+    "Kronecker",
     "LiSSA",
     "Nystrom",
     "Preconditioner",
@@ -26,4 +31,5 @@ __all__ = [
     "SolveError",
     "Solver",
     "Status",
+    "Subsampled",
 ]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ifloo.curvature.operator import LinearOperator
+from ifloo.curvature.operator import LinearOperator, Tick
 from ifloo.errors import InputError
 from ifloo.solvers.solution import (
     NOT_FINITE_ADVICE,
@@ -19,6 +19,7 @@ from ifloo.solvers.solution import (
     Solver,
     Status,
     relative_residual,
+    silent,
 )
 
 
@@ -50,7 +51,7 @@ class CG(Solver):
         if self.max_steps < 1:
             raise InputError(f"CG needs max_steps >= 1, got {self.max_steps}.")
 
-    def prepare(self, A: LinearOperator) -> PreparedCG:
+    def prepare(self, A: LinearOperator, tick: Tick = silent) -> PreparedCG:
         return PreparedCG(self, A, self.preconditioner.prepare(A) if self.preconditioner else None)
 
 

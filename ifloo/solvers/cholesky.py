@@ -1,4 +1,4 @@
-"""Dense Cholesky factorisation: exact, for parameter counts whose square fits in memory."""
+"""Dense Cholesky factorisation: exact, for parameter counts (or cores) whose square fits in memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifloo.curvature.operator import LinearOperator, dense
+from ifloo.curvature.operator import Core, LinearOperator, Tick, dense
 from ifloo.errors import InputError
 from ifloo.solvers.solution import (
     NOT_FINITE_ADVICE,
@@ -18,12 +18,16 @@ from ifloo.solvers.solution import (
     Solver,
     Status,
     relative_residual,
+    silent,
 )
 
 
 @dataclass(frozen=True)
 class Cholesky(Solver):
     """A = L Lᵀ once, two triangular solves for each right-hand side, one step of refinement.
+
+    Of an operator that knows its dense core (`LinearHead`) only the core is factorised; of any other the matrix is
+    built from p products.
 
     Attributes:
         max_bytes: memory allowed for the matrix and its factor together.
@@ -46,41 +50,60 @@ class Cholesky(Solver):
         if min(self.max_bytes, self.block) < 1:
             raise InputError(f"Cholesky needs max_bytes and block >= 1, got {self.max_bytes} and {self.block}.")
 
-    def prepare(self, A: LinearOperator) -> PreparedCholesky:
+    def prepare(self, A: LinearOperator, tick: Tick = silent) -> PreparedCholesky:
         """Builds and factorises the matrix.
 
         Raises:
             InputError: the matrix and its factor would not fit `max_bytes`.
             SolveError: A is not positive definite.
         """
-        need = 2 * A.size**2 * torch.finfo(A.dtype).bits // 8
+        size = A.cost.size if A.cost else A.size
+        need = bytes_needed(size, A.dtype)
         if need > self.max_bytes:
             raise InputError(
-                f"Cholesky of p = {A.size:,} parameters needs {need / 2**30:.1f} GiB (matrix and factor, {A.dtype}); "
+                f"Cholesky of p = {size:,} parameters needs {need / 2**30:.1f} GiB (matrix and factor, {A.dtype}); "
                 f"max_bytes allows {self.max_bytes / 2**30:.1f} GiB.\n"
                 "  Use solver CG, which needs products only, or raise max_bytes if the memory is there."
             )
-        matrix = dense(A, self.block)
-        factor, failed_at = torch.linalg.cholesky_ex(matrix)
+        core = A.core(tick) or _whole(A, self.block, tick)
+        factor, failed_at = torch.linalg.cholesky_ex(core.matrix)
         if int(failed_at) or not torch.isfinite(factor.diagonal()).all():
-            raise SolveError(_not_definite(matrix))
+            raise SolveError(_not_definite(core.matrix))
         rtol = self.rtol or {torch.float64: 1e-10}.get(A.dtype, 1e-4)
-        return PreparedCholesky(A, factor, rtol)
+        return PreparedCholesky(A, core, factor, rtol)
 
 
 class PreparedCholesky(Prepared):
     """A factor, ready for right-hand sides."""
 
-    def __init__(self, A: LinearOperator, factor: Float[Tensor, "p p"], rtol: float) -> None:
-        self.A, self.factor, self.rtol = A, factor, rtol
+    def __init__(self, A: LinearOperator, core: Core, factor: Float[Tensor, "q q"], rtol: float) -> None:
+        self.A, self.core, self.factor, self.rtol = A, core, factor, rtol
 
     def solve(self, B: Float[Tensor, "k p"]) -> Solution:
-        X = self._back(B)
-        X = X + self._back(B - self.A.matmat(X))
+        X = self.back(B)
+        X = X + self.back(B - self.A.matmat(X))
         residual = relative_residual(self.A, X, B)
         judged = [self._judged(r, bool(torch.isfinite(b).all())) for r, b in zip(residual.tolist(), B, strict=True)]
         steps = torch.full((len(B),), 2, dtype=torch.int64)
         return Solution(X, residual, steps, tuple(s for s, _ in judged), tuple(a for _, a in judged))
+
+    def sandwich(self, B: Float[Tensor, "g r p"]) -> Float[Tensor, "g r r"]:
+        """B_i A⁻¹ B_iᵀ by half a solve each; without refinement, so to the accuracy of the factor."""
+        flat = B.flatten(0, 1)
+        inner = self.core.reduce(flat)
+        half = torch.linalg.solve_triangular(self.factor, inner.T, upper=False).T.reshape(*B.shape[:2], -1)
+        outside = (flat - self.core.expand(inner)).view_as(B)
+        return half @ half.mT + (outside * self._inverse_rest()) @ outside.mT
+
+    def back(self, B: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
+        """A⁻¹b of each row by the factor alone: no refinement, no certificate."""
+        inner = self.core.reduce(B)
+        solved = torch.cholesky_solve(inner.T, self.factor).T
+        return self.core.expand(solved) + self._inverse_rest() * (B - self.core.expand(inner))
+
+    def _inverse_rest(self) -> Float[Tensor, " p"]:
+        """1/D; 0 where D is 0: a right-hand side that reaches there has no solution, and its residual says so."""
+        return torch.where(self.core.rest > 0, 1 / self.core.rest, 0.0)
 
     def _judged(self, residual: float, finite: bool) -> tuple[Status, str]:
         if not finite:
@@ -89,8 +112,18 @@ class PreparedCholesky(Prepared):
             return Status.CONVERGED, ""
         return Status.NOT_CONVERGED, _missed(residual, self.rtol, self.A.dtype)
 
-    def _back(self, B: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
-        return torch.cholesky_solve(B.T, self.factor).T
+
+def bytes_needed(size: int, dtype: torch.dtype) -> int:
+    """Memory of a matrix of this size and its factor."""
+    return 2 * size**2 * torch.finfo(dtype).bits // 8
+
+
+def _whole(A: LinearOperator, block: int, tick: Tick) -> Core:
+    return Core(dense(A, block, tick), torch.zeros(A.size, dtype=A.dtype, device=A.device), _same, _same)
+
+
+def _same(V: Tensor) -> Tensor:
+    return V
 
 
 def _missed(residual: float, rtol: float, dtype: torch.dtype) -> str:

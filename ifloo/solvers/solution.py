@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ifloo.curvature.operator import LinearOperator
+from ifloo.curvature.operator import LinearOperator, Tick
 from ifloo.errors import WorkError
 
 
@@ -74,6 +74,10 @@ NOT_FINITE_ADVICE = "the right-hand side holds NaN or infinity; the test loss ha
 Progress = Callable[[int, float], None]  # (steps so far, worst relative residual as the recurrence sees it)
 
 
+def silent(done: int, total: int) -> None:
+    """Tells nobody."""
+
+
 class Prepared(ABC):
     """A solver made ready for one operator (factors held, if it has any).
 
@@ -87,13 +91,26 @@ class Prepared(ABC):
     def solve(self, B: Float[Tensor, "k p"]) -> Solution:
         """Solves A x = b for each row of B."""
 
+    def sandwich(self, B: Float[Tensor, "g r p"]) -> Float[Tensor, "g r r"]:
+        """B_i A⁻¹ B_iᵀ for each of g small blocks of rows.
+
+        Raises:
+            SolveError: a row's solve cannot be used.
+        """
+        X = self.solve(B.flatten(0, 1)).require().value.view_as(B)
+        return B @ X.mT
+
 
 class Solver(ABC):
     """How to solve; knows operators, never a model."""
 
     @abstractmethod
-    def prepare(self, A: LinearOperator) -> Prepared:
-        """Does the work that all right-hand sides share."""
+    def prepare(self, A: LinearOperator, tick: Tick = silent) -> Prepared:
+        """Does the work that all right-hand sides share; `tick` is told how far it is, where there is much of it."""
+
+    def chosen(self, A: LinearOperator, right_hand_sides: int) -> Solver:
+        """The solver that does the work for so many right-hand sides: this one, unless it is one that chooses."""
+        return self
 
 
 class Preconditioner(ABC):

@@ -1,0 +1,112 @@
+"""Products with the training gradients of a linear head: outer products, so that everything is one matrix product."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ifloo.attribution.products import Chunk, Products
+from ifloo.curvature import LinearHead
+from ifloo.objective.batches import Batch
+
+BLOCK_BYTES = 32 << 20  # of gradients, or of their factors, formed at once
+
+
+class Piece(NamedTuple):
+    """Samples `start` to `stop` of one of the head's chunks."""
+
+    chunk: int
+    start: int
+    stop: int
+
+
+class HeadProducts(Products):
+    """∇ℓ_i = Σ_t r_it ⊗ x_it in the coordinates of the head's core, 2 n q m operations for m directions.
+
+    For few directions x·V is contracted with r; for many the gradients of a block are formed and multiplied.
+    """
+
+    name: ClassVar[str] = "matrix products (linear head)"
+
+    def __init__(self, head: LinearHead, dtype: torch.dtype | None = None) -> None:
+        """Of a head.
+
+        Args:
+            head: holds the inputs and residuals of all training samples.
+            dtype: of the products; None: that of the head.
+        """
+        self.head, self.dtype = head, dtype or head.dtype
+        self.inputs = [c.inputs.to(self.dtype) for c in head.chunks]
+        self.residuals = [(c.residuals @ head.basis).to(self.dtype) for c in head.chunks]
+        self._reduced: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def ids(self) -> Int[Tensor, " n"]:  # type: ignore[override]
+        return self.head.objective.data.ids
+
+    def query_gradients(self, queries: Batch) -> Float[Tensor, "m p"]:
+        rows = self.head.rows_of(queries)
+        return self.head.head.flat(rows.residuals.mT @ rows.inputs)
+
+    def chunks(self) -> Iterator[Chunk]:
+        return iter(self._pieces(0, len(self.ids)))
+
+    def loader(self, shard: slice | None = None) -> DataLoader[Chunk]:
+        start, stop, _ = (shard or slice(None)).indices(len(self.ids))
+        return DataLoader(self._pieces(start, stop), batch_size=None, collate_fn=_itself)  # type: ignore[arg-type]
+
+    def of(self, chunk: Chunk, directions: Float[Tensor, "m p"]) -> Float[Tensor, "m b"]:
+        x = self.inputs[chunk[0]][chunk[1] : chunk[2]]
+        r = self.residuals[chunk[0]][chunk[1] : chunk[2]]
+        D = self._in_core(directions)
+        out = D.new_empty(len(D), len(x))
+        many = len(D) >= x.shape[-1]
+        width = D.shape[1] if many else len(D) * r.shape[-1] * r.shape[-2]
+        step = max(1, BLOCK_BYTES // (width * D.element_size()))
+        for start in range(0, len(x), step):
+            rows = slice(start, start + step)
+            out[:, rows] = _by_gradients(D, x[rows], r[rows]) if many else _by_outputs(D, x[rows], r[rows])
+        return out
+
+    def largest_gradient(self) -> float:
+        return max(float(_norms(c.residuals, c.inputs).max()) for c in self.head.chunks)
+
+    def _pieces(self, start: int, stop: int) -> list[Piece]:
+        pieces, first = [], 0
+        for k, x in enumerate(self.inputs):
+            low, high = max(start - first, 0), min(stop - first, len(x))
+            if low < high:
+                pieces.append(Piece(k, low, high))
+            first += len(x)
+        return pieces
+
+    def _in_core(self, directions: Float[Tensor, "m p"]) -> Float[Tensor, "m q"]:
+        """The coordinates of the directions: the same for every chunk, so kept from one to the next."""
+        if self._reduced is None or self._reduced[0] is not directions:
+            self._reduced = (directions, self.head.reduce(directions).to(self.dtype))
+        return self._reduced[1]
+
+
+def _by_gradients(D: Float[Tensor, "m q"], x: Float[Tensor, "b t d"], r: Float[Tensor, "b t r"]) -> Tensor:
+    gradients = r.mT * x if x.shape[1] == 1 else r.mT @ x  # [b, r, d]; a batched product of outer products is slow
+    return D @ gradients.flatten(1).T
+
+
+def _by_outputs(D: Float[Tensor, "m q"], x: Float[Tensor, "b t d"], r: Float[Tensor, "b t r"]) -> Tensor:
+    b, t, d = x.shape
+    u = (x.reshape(b * t, d) @ D.view(-1, d).T).view(b, t, len(D), -1)
+    return (u * r.unsqueeze(2)).sum((1, 3)).T
+
+
+def _norms(r: Float[Tensor, "b t c"], x: Float[Tensor, "b t d"]) -> Float[Tensor, " b"]:
+    """‖Σ_t r_t ⊗ x_t‖ from inner products of positions, so that no gradient is formed."""
+    return ((r @ r.mT) * (x @ x.mT)).sum((1, 2)).clamp_min(0).sqrt()
+
+
+def _itself(piece: Chunk) -> Chunk:
+    return piece

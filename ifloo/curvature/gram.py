@@ -1,0 +1,104 @@
+"""Weighted Gram matrices XᵀDX, and the blocks of a head's curvature from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.linalg import blas
+from torch import Tensor
+
+ROWS = 2048  # scaled rows at once: they stay in cache between the scaling and the product
+NEGLIGIBLE = 64  # rounding errors; a weight below so many of the largest is none
+
+
+class Gram:
+    """Sums of XᵀDX over blocks of rows, for one weighting D after another. Only the lower triangle is computed.
+
+    A weight may be negative: rows of either sign go into a product of their own, so that a weighting costs n d²
+    multiplications, half of what XᵀDX costs as a product of two matrices.
+    """
+
+    def __init__(self, blocks: Sequence[Float[Tensor, "b d"]]) -> None:
+        self.blocks, self.d = blocks, blocks[0].shape[1]
+        first = blocks[0]
+        self._on_cpu = first.device.type == "cpu" and first.dtype in (torch.float32, torch.float64)
+
+    def weighted(self, weights: Sequence[Float[Tensor, " b"]]) -> Float[Tensor, "d d"]:
+        """Σ_i w_i x_i x_iᵀ, symmetric."""
+        total = torch.zeros(self.d, self.d, dtype=self.blocks[0].dtype, device=self.blocks[0].device)
+        for X, w in zip(self.blocks, weights, strict=True):
+            negative = w < 0
+            if not bool(negative.any()):
+                self._add(total, X, w.sqrt(), 1.0)
+                continue
+            for chosen, sign in ((~negative, 1.0), (negative, -1.0)):
+                self._add(total, X[chosen], w[chosen].abs().sqrt(), sign)
+        return total.tril() + total.tril(-1).T
+
+    def _add(self, total: Tensor, X: Float[Tensor, "b d"], scale: Float[Tensor, " b"], sign: float) -> None:
+        if self._on_cpu:
+            _syrk(total.numpy(), X.numpy(), scale.numpy(), sign)
+            return
+        for x, s in zip(X.split(8 * ROWS), scale.split(8 * ROWS), strict=True):
+            scaled = x * s.unsqueeze(1)
+            total.addmm_(scaled.T, scaled, alpha=sign)
+
+
+def _syrk(total: np.ndarray, X: np.ndarray, scale: np.ndarray, sign: float) -> None:
+    """Total += sign · XᵀD²X by BLAS's rank-k update, lower triangle; all in numpy: two BLAS fight for cores."""
+    update = blas.dsyrk if total.dtype == np.float64 else blas.ssyrk
+    buffer = np.empty((min(ROWS, len(X)), X.shape[1]), X.dtype)
+    for start in range(0, len(X), ROWS):
+        rows = slice(start, min(start + ROWS, len(X)))
+        scaled = buffer[: rows.stop - start]
+        np.multiply(X[rows], scale[rows, None], out=scaled)
+        # BLAS counts columns first: what it takes as upper is our lower triangle, and our rows are its columns.
+        update(sign, scaled.T, beta=1.0, c=total.T, trans=0, lower=0, overwrite_c=1)
+
+
+def head_core(
+    gram: Gram,
+    seconds: Sequence[Float[Tensor, "b c c"]],
+    basis: Float[Tensor, "c r"],
+    tick: Callable[[int, int], None],
+) -> Float[Tensor, "rd rd"]:
+    """Σ_i (QᵀS_iQ) ⊗ x_i x_iᵀ for S_i = `seconds` and Q = `basis`, from one Gram matrix for each pair of classes.
+
+    S = Σ_{a<b} (−S_ab) (e_a − e_b)(e_a − e_b)ᵀ + Σ_a (Σ_b S_ab) e_a e_aᵀ. For a softmax the second sum vanishes and
+    every −S_ab = π_a π_b > 0: C(C−1)/2 weightings of one sign instead of C(C+1)/2 of mixed signs.
+    """
+    c, r = basis.shape
+    unit = torch.eye(c, dtype=basis.dtype, device=basis.device)
+    row_sums = [S.sum(-1) for S in seconds]
+    largest = max(float(S.abs().max()) for S in seconds)
+    floor = NEGLIGIBLE * torch.finfo(basis.dtype).eps * largest
+    vectors, weightings = [], []
+    for a, b in combinations(range(c), 2):
+        vectors.append(unit[a] - unit[b])
+        weightings.append([-S[:, a, b] for S in seconds])
+    if max(float(s.abs().max()) for s in row_sums) > floor:
+        vectors.extend(unit)
+        weightings.extend([s[:, a] for s in row_sums] for a in range(c))
+    projected = torch.stack(vectors) @ basis  # [pairs, r]
+    rows, cols = torch.tril_indices(r, r).to(basis.device)
+    shares = projected[:, rows] * projected[:, cols]  # [pairs, blocks]
+    grams = torch.empty(len(weightings), gram.d * gram.d, dtype=basis.dtype, device=basis.device)
+    for k, weighting in enumerate(weightings):
+        grams[k] = gram.weighted(weighting).reshape(-1)
+        tick(k + 1, len(weightings))
+    blocks = (shares.T @ grams).view(-1, gram.d, gram.d)
+    del grams
+    return _placed(blocks, rows, cols, r, gram.d)
+
+
+def _placed(blocks: Float[Tensor, "q d d"], rows: Tensor, cols: Tensor, r: int, d: int) -> Float[Tensor, "rd rd"]:
+    core = torch.empty(r * d, r * d, dtype=blocks.dtype, device=blocks.device).view(r, d, r, d)
+    for block, i, j in zip(blocks, rows.tolist(), cols.tolist(), strict=True):
+        core[i, :, j, :] = block
+        if i != j:
+            core[j, :, i, :] = block.T
+    return core.view(r * d, r * d)

@@ -1,0 +1,97 @@
+"""What a linear head needs of its samples: inputs, and first and second derivatives of the losses in the outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.func import grad, vjp, vmap
+
+from ifloo.curvature.head_layer import ROUNDING, HeadLayer
+from ifloo.errors import InputError
+from ifloo.objective.batches import Batch
+from ifloo.objective.functional import scoring
+
+
+@dataclass(frozen=True)
+class HeadRows:
+    """Some samples as the head sees them, t positions each (1 without a sequence).
+
+    Attributes:
+        ids: `[b]`.
+        inputs: `[b, t, d]`, the constant 1 of a bias included.
+        residuals: `[b, t, c]`, ∂ℓ_i/∂z at θ̂: ∇ℓ_i = Σ_t residual_t ⊗ input_t.
+        positions: shape of the positions in the layer's own output.
+    """
+
+    ids: Int[Tensor, " b"]
+    inputs: Float[Tensor, "b t d"]
+    residuals: Float[Tensor, "b t c"]
+    positions: torch.Size
+
+    @classmethod
+    def of(cls, head: HeadLayer, theta: Float[Tensor, " p"], ids: Tensor, batch: Batch) -> HeadRows:
+        """Runs the samples through the module once."""
+        inputs, positions = head.inputs(theta, batch)
+        residuals = residuals_at(head, theta, head.outputs(theta, inputs), batch, positions)
+        return cls(ids, inputs, residuals, positions)
+
+
+def residuals_at(
+    head: HeadLayer, theta: Float[Tensor, " p"], outputs: Float[Tensor, "b t c"], batch: Batch, positions: torch.Size
+) -> Float[Tensor, "b t c"]:
+    """∂ℓ_i/∂z of each sample at these outputs."""
+    with scoring(head.losses.module):
+        return grad(lambda z: head.losses_of(theta, z, batch, positions).sum())(outputs)
+
+
+def second_derivatives(
+    head: HeadLayer, theta: Float[Tensor, " p"], outputs: Float[Tensor, "b t c"], batch: Batch, positions: torch.Size
+) -> Float[Tensor, "b t c c"]:
+    """∂²ℓ_i/∂z∂z at each position, exactly, from one product for each output.
+
+    Raises:
+        InputError: positions of a sample, or samples, are coupled by the loss.
+    """
+
+    def first(z: Tensor) -> Tensor:
+        return grad(lambda y: head.losses_of(theta, y, batch, positions).sum())(z)
+
+    with scoring(head.losses.module):
+        pull = vjp(first, outputs)[1]
+        unit = torch.eye(head.classes, dtype=outputs.dtype, device=outputs.device)
+        S = vmap(lambda e: pull(e.expand_as(outputs))[0])(unit).movedim(0, -1)
+        # Were positions coupled, the product above would be a sum over them, which a random vector tells apart.
+        draw = torch.Generator().manual_seed(0)
+        v = torch.randn(outputs.shape, generator=draw, dtype=torch.float64).to(outputs)
+        whole, block = pull(v)[0], (S @ v.unsqueeze(-1)).squeeze(-1)
+    if (whole - block).norm() > ROUNDING.get(outputs.dtype, 1e-4) * whole.norm():
+        raise InputError(
+            f"The loss couples the positions of a sample, or samples of a batch: the second derivative in the outputs "
+            f"of layer {head.name!r} is not one {head.classes} x {head.classes} block for each position.\n"
+            "  Use curvature Hessian or GaussNewton, which take any loss."
+        )
+    return S
+
+
+def refuse_other_uses(head: HeadLayer, theta: Float[Tensor, " p"], batch: Batch) -> None:
+    """Compares the losses at other weights with those of the head alone.
+
+    Raises:
+        InputError: they differ: θ enters the losses elsewhere too, in the head's input for one.
+    """
+    draw = torch.Generator().manual_seed(0)
+    moved = theta + theta.std().clamp_min(0.1) * torch.randn(theta.shape, generator=draw, dtype=torch.float64).to(theta)
+    inputs, positions = head.inputs(theta, batch)
+    with torch.no_grad(), scoring(head.losses.module):
+        whole = head.losses.sample_losses(moved, batch)
+        alone = head.losses_of(theta, head.outputs(moved, inputs), batch, positions)
+    difference = (whole - alone).abs().max()
+    if not difference <= ROUNDING.get(theta.dtype, 1e-4) * (1 + whole.abs().max()):
+        raise InputError(
+            f"The losses depend on the parameters of layer {head.name!r} by another way than its output (they differ "
+            f"by {float(difference):.1e} nats at other weights): its input, or a term of the loss, holds them too.\n"
+            "  Use curvature Hessian or GaussNewton, which take any model, or attribute other parameters."
+        )

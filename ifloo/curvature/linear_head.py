@@ -1,0 +1,226 @@
+"""The exact Hessian of a generalised linear head: class blocks of weighted Gram matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import grad, vjp
+
+from ifloo.curvature.gram import Gram, head_core
+from ifloo.curvature.head_layer import ROUNDING, HeadLayer
+from ifloo.curvature.head_rows import HeadRows, refuse_other_uses, second_derivatives
+from ifloo.curvature.operator import (
+    Core,
+    Cost,
+    Definite,
+    KroneckerFactors,
+    LockstepDraw,
+    StochasticOperator,
+    Tick,
+)
+from ifloo.errors import InputError, WorkError
+from ifloo.objective.batches import Batch, TrainingData, batch_size, map_tensors, rows
+from ifloo.objective.objective import Objective
+
+BLOCK_BYTES = 6 << 20  # of inputs between the two passes of a product: they stay in cache
+
+
+class LinearHead(StochasticOperator):
+    """H = (1/n) Σ_i w_i Σ_t S_it ⊗ x_it x_itᵀ + ∇²R for one linear layer z = W x + b on fixed inputs.
+
+    Equal to `Hessian` (and to `GaussNewton`) of the same parameters; p products are not needed to know it
+    whole. Exact for any loss of the layer's outputs that does not couple positions, whatever lies between the two.
+    The penalty must be diagonal and the same for all classes, as ½λ‖θ‖² is, with or without the bias.
+
+    Attributes:
+        head: the layer.
+        chunks: what it needs of the training samples, batch by batch.
+        live: inputs that are not zero in every sample; only these enter the core.
+        basis: `[c, r]`, orthonormal: the classes, or, where S has zero row sums (softmax), what is orthogonal
+            to (1, …, 1).
+        penalties: `[d]`, second derivative of R in the weights of each input.
+    """
+
+    definite = Definite.UNKNOWN
+    has_kronecker = True
+
+    def __init__(self, objective: Objective, theta: Float[Tensor, " p"]) -> None:
+        """Runs all samples through the module once and keeps the inputs of the layer: n x d numbers.
+
+        Raises:
+            InputError: the attributed parameters are not one linear layer on fixed inputs, its loss couples positions,
+                or the penalty is not of the form above.
+        """
+        self.objective, self.theta = objective, theta.detach()
+        self.head = HeadLayer.of(objective.losses)
+        self.size, self.dtype, self.device = theta.numel(), theta.dtype, theta.device
+        self.penalties = _penalties(self.head, self.theta)
+        self.chunks: list[HeadRows] = []
+        self.seconds: list[Tensor] = []  # [b, t, c, c], times the sample's weight
+        for ids, batch in objective.data.with_ids():
+            if not self.chunks:
+                some = rows(batch, slice(0, 64))
+                refuse_other_uses(self.head, self.theta, some)
+            made = HeadRows.of(self.head, self.theta, ids, batch)
+            outputs = self.head.outputs(self.theta, made.inputs)
+            S = second_derivatives(self.head, self.theta, outputs, batch, made.positions)
+            self.seconds.append(objective.weights.of(ids, S.dtype)[:, None, None, None] * S)
+            self.chunks.append(made)
+        used = torch.stack([(c.inputs != 0).flatten(0, 1).any(0) for c in self.chunks]).any(0)
+        self.live = used.nonzero().squeeze(1)
+        if not bool(used.all()):
+            self.chunks = [replace(c, inputs=c.inputs.index_select(-1, self.live)) for c in self.chunks]
+        self.basis = _basis(self.seconds, [c.residuals for c in self.chunks])
+        self._core: Core | None = None
+
+    @property
+    def n(self) -> int:
+        return self.objective.n
+
+    def rows_of(self, batch: Batch) -> HeadRows:
+        """Other samples (queries) as the head sees them, with all inputs."""
+        moved = map_tensors(lambda x: x.to(self.device, self.dtype if x.is_floating_point() else None), batch)
+        return HeadRows.of(self.head, self.theta, torch.arange(batch_size(batch)), moved)
+
+    def matmat(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
+        if self._core is not None:
+            return self._core.product(V)
+        return self.streamed(V)
+
+    def streamed(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
+        """H v of each row in one pass over the samples, a block of rows for both halves of the product."""
+        M = self.head.matrices(V)
+        k, c = M.shape[:2]
+        live = M.index_select(-1, self.live).flatten(0, 1)  # [kc, d]
+        total = torch.zeros_like(live)
+        for x, S in self._blocks():
+            u = (x @ live.T).view(-1, k, c)
+            total.addmm_((u @ S).reshape(-1, k * c).T, x)
+        out = self.penalties * M
+        return self.head.flat(out.index_add_(-1, self.live, total.view(k, c, -1) / self.n))
+
+    def core(self, tick: Tick = lambda done, total: None) -> Core:
+        """The dense core over live inputs and `basis`, made once and held against a product over the samples.
+
+        Raises:
+            WorkError: it is not the matrix of those products.
+        """
+        if self._core is None:
+            inputs = [c.inputs.flatten(0, 1) for c in self.chunks]
+            seconds = [S.flatten(0, 1) for S in self.seconds]
+            matrix = head_core(Gram(inputs), seconds, self.basis, tick).div_(self.n)
+            matrix.diagonal().add_(self.penalties[self.live].repeat(self.basis.shape[1]))
+            rest = self.head.flat(self.penalties.expand(1, self.head.classes, -1))[0]
+            made = Core(matrix, rest, self.reduce, self.expand)
+            self._refuse_other_matrix(made)
+            self._core = made
+        return self._core
+
+    def reduce(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k q"]:
+        """Coordinates of each row in the core."""
+        M = self.head.matrices(V).index_select(-1, self.live)
+        return (self.basis.T @ M).flatten(1)
+
+    def expand(self, U: Float[Tensor, "k q"]) -> Float[Tensor, "k p"]:
+        """The vectors with these coordinates."""
+        M = self.basis @ U.view(len(U), self.basis.shape[1], len(self.live))
+        full = M.new_zeros(len(U), self.head.classes, self.head.columns)
+        return self.head.flat(full.index_copy_(-1, self.live, M))
+
+    @cached_property
+    def core_size(self) -> int:
+        """Q."""
+        return self.basis.shape[1] * len(self.live)
+
+    @property
+    def cost(self) -> Cost:
+        c, d, r = self.head.classes, len(self.live), self.basis.shape[1]
+        samples = sum(x.inputs.shape[0] * x.inputs.shape[1] for x in self.chunks)
+        grams = c * (c - 1) / 2 + (c if r == c else 0)
+        return Cost(product=4.0 * samples * d * c, core=samples * d**2 * grams, size=self.core_size)
+
+    def kronecker(self) -> KroneckerFactors:
+        samples = sum(c.inputs.shape[0] * c.inputs.shape[1] for c in self.chunks)
+        columns = self.head.columns
+        moment = torch.zeros(columns, columns, dtype=self.dtype, device=self.device)
+        gram = Gram([c.inputs.flatten(0, 1) for c in self.chunks])
+        ones = [c.inputs.new_ones(c.inputs.shape[:2].numel()) for c in self.chunks]
+        moment[self.live.unsqueeze(1), self.live] = gram.weighted(ones) / samples
+        curvature = torch.stack([S.sum((0, 1)) for S in self.seconds]).sum(0) / self.n
+        diagonal = float(self.penalties[self.live].mean())
+        return KroneckerFactors(moment, curvature, diagonal, self.head.matrices, self.head.flat)
+
+    def subsampled(self, rows: int, generator: torch.Generator) -> LinearHead:
+        if not isinstance(self.objective.data, TrainingData):
+            raise InputError("Samples can be drawn from the whole training data only, not from a sample of them.")
+        drawn = self.objective.data.draw(rows, generator)
+        return LinearHead(replace(self.objective, data=drawn), self.theta)
+
+    def draw(self, repeats: int, batch: int, generator: torch.Generator) -> LockstepDraw:
+        """Never needed where the whole is cheaper.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            "LiSSA draws single batches of samples, which a linear head has no use for: its curvature is known whole.\n"
+            "  Use solver Auto, Cholesky or CG; or curvature Hessian with LiSSA."
+        )
+
+    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for chunk, S in zip(self.chunks, self.seconds, strict=True):
+            x, s = chunk.inputs.flatten(0, 1), S.flatten(0, 1)
+            step = max(1, BLOCK_BYTES // (x.shape[1] * x.element_size())) if x.device.type == "cpu" else len(x)
+            yield from zip(x.split(step), s.split(step), strict=True)
+
+    def _refuse_other_matrix(self, core: Core) -> None:
+        draw = torch.Generator().manual_seed(0)
+        v = torch.randn(1, self.size, generator=draw, dtype=torch.float64).to(self.device, self.dtype)
+        whole, dense = self.streamed(v), core.product(v)
+        apart = float((whole - dense).norm() / whole.norm())
+        if not apart <= ROUNDING.get(self.dtype, 1e-4):
+            raise WorkError(
+                f"The dense curvature of layer {self.head.name!r} differs from its products over the samples by "
+                f"{apart:.1e} of them: a fault of memory, or of the code.\n  Use curvature Hessian, and report this."
+            )
+
+
+def _penalties(head: HeadLayer, theta: Tensor) -> Float[Tensor, " d"]:
+    pull = vjp(grad(head.losses.penalty), theta)[1]
+    diagonal = head.matrices(pull(torch.ones_like(theta))[0].unsqueeze(0))[0]
+    draw = torch.Generator().manual_seed(0)
+    v = torch.randn(theta.shape, generator=draw, dtype=torch.float64).to(theta)
+    expected = diagonal[0] * head.matrices(v.unsqueeze(0))
+    found = head.matrices(pull(v)[0].unsqueeze(0))
+    if (found - expected).norm() > ROUNDING.get(theta.dtype, 1e-4) * (1 + expected.norm()):
+        raise InputError(
+            f"The penalty on layer {head.name!r} is not diagonal with one strength for each input, the same for all "
+            "classes, as ½λ‖θ‖² is.\n  Use curvature Hessian or GaussNewton, which take any penalty."
+        )
+    return diagonal[0]
+
+
+def _basis(seconds: list[Tensor], residuals: list[Tensor]) -> Float[Tensor, "c r"]:
+    """Orthonormal: without (1, …, 1) where no S and no residual has a part along it, the identity elsewhere."""
+    c, like = seconds[0].shape[-1], seconds[0]
+    largest = max(float(S.abs().max()) for S in seconds)
+    sums = max(float(S.sum(-1).abs().max()) for S in seconds)
+    unit = torch.eye(c, dtype=torch.float64)
+    slopes = max(float(r.sum(-1).abs().max()) for r in residuals)
+    steepest = max(float(r.abs().max()) for r in residuals)
+    eps = 64 * torch.finfo(like.dtype).eps
+    if c > 1 and sums <= eps * largest and slopes <= eps * steepest:
+        return torch.linalg.qr(torch.cat([torch.ones(c, 1, dtype=torch.float64), unit[:, 1:]], 1)).Q[:, 1:].to(like)
+    return unit.to(like)
+
+
+def as_head(operator: Any) -> LinearHead | None:
+    """The linear head behind an operator, damped or not."""
+    base = getattr(operator, "base", operator)
+    return base if isinstance(base, LinearHead) else None

@@ -1,0 +1,59 @@
+"""Preconditioner from the exact factor of the same curvature on fewer samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ifloo.curvature.operator import LinearOperator, stochastic
+from ifloo.errors import InputError
+from ifloo.solvers.cholesky import Cholesky, PreparedCholesky
+from ifloo.solvers.solution import Preconditioner, PreparedPreconditioner
+
+
+@dataclass(frozen=True)
+class Subsampled(Preconditioner):
+    """P = A_S⁻¹, A_S the operator over a sample S of the data, by Cholesky: few steps, for operators with a small core.
+
+    With m samples and an effective dimension well below m the eigenvalues of P A lie close to 1 (Tropp 2015,
+    arXiv:1501.01571, thm 1.6.2), whatever the condition of A.
+
+    Attributes:
+        rows: samples in S, drawn with replacement.
+        seed: of the draw.
+    """
+
+    rows: int = 4096
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the settings.
+
+        Raises:
+            InputError: rows below 1.
+        """
+        if self.rows < 1:
+            raise InputError(f"Subsampled needs rows >= 1, got {self.rows}.")
+
+    def prepare(self, A: LinearOperator) -> PreparedSubsampled:
+        """Draws and factorises.
+
+        Raises:
+            InputError: the operator cannot be sampled.
+            SolveError: its sample is not positive definite.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        return PreparedSubsampled(Cholesky().prepare(stochastic(A).subsampled(self.rows, generator)))
+
+
+class PreparedSubsampled(PreparedPreconditioner):
+    """The factor."""
+
+    def __init__(self, factor: PreparedCholesky) -> None:
+        self.factor = factor
+
+    def apply(self, R: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
+        return self.factor.back(R)
