@@ -235,8 +235,8 @@ def test_other_failures_are_passed_on(monkeypatch):
         path.fit(removing(REMOVED))
 
 
-@pytest.mark.parametrize(("free", "least", "most"), [(0, 1, 1), (200_000, 15, 25), (1 << 40, 64, 64)])
-def test_as_many_as_memory_affords(free, least, most, monkeypatch):
-    """Half of memory; 53 weights are 8 copies of 424 bytes, and 7 samples keep about 1,000 bytes, taken twice."""
-    monkeypatch.setattr(stacked, "_free_bytes", lambda device: free)
+@pytest.mark.parametrize(("budget", "least", "most"), [(0, 1, 1), (100_000, 15, 25), (1 << 40, 64, 64)])
+def test_as_many_as_memory_affords(budget, least, most, monkeypatch):
+    """53 weights are 8 copies of 424 bytes, and 7 samples keep about 1,000 bytes, taken twice."""
+    monkeypatch.setattr(stacked, "_budget", lambda device: budget)
     assert least <= StackedReplicas(refitter(lambda: Trained(perceptron()))).at_once <= most

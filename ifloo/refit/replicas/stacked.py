@@ -6,7 +6,6 @@ import copy
 import logging
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
@@ -27,8 +26,8 @@ from ifloo.refit.replicas.separable import Appetite, look
 from ifloo.refit.replicas.weights import ReplicaWeights
 
 logger = logging.getLogger(__name__)
-MOST = 64  # replicas at once; beyond it the gain on a processor is gone (measured), and rows are lost when killed
-BUDGET = 2 << 30  # bytes of main memory at most: it is shared, by workers too
+MOST = 64  # replicas at once: most of the gain, and a killed run loses no more refits than this
+CACHES = 32 << 20  # bytes: beyond them a processor waits for memory, and replicas gain nothing (measured)
 COPIES = 8  # of the weights: themselves, gradient, two of the optimizer, and what a step holds meanwhile
 
 
@@ -45,7 +44,7 @@ class StackedReplicas(RefitPath):
 
         Args:
             refitter: whose refits these are.
-            at_once: replicas trained together; None: as many as memory affords, at most 64.
+            at_once: replicas trained together; None: as many as pay, at most 64.
 
         Raises:
             PathError: replicas would not end where refits one by one do; the text says why.
@@ -145,18 +144,11 @@ def _apart(stacked: StackedModule) -> list[Any]:
 
 
 def _affordable(appetite: Appetite) -> int:
-    """Replicas that fit into half of the free memory; activations count twice, for those of the backward pass."""
+    """Replicas that fit; activations count twice, for those of the backward pass."""
     each = COPIES * appetite.weights + 2 * appetite.activations
-    return max(1, min(MOST, _free_bytes(appetite.device) // 2 // max(each, 1)))
+    return max(1, min(MOST, _budget(appetite.device) // max(each, 1)))
 
 
-def _free_bytes(device: torch.device) -> int:
-    """Of a GPU's own memory, or of main memory as far as Linux says; never more than twice the budget of that."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 2 * BUDGET
-    free = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return min(2 * BUDGET, *free) if free else 2 * BUDGET
+def _budget(device: torch.device) -> int:
+    """Bytes for all replicas together: half of a GPU's free memory, the caches of a processor."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else CACHES

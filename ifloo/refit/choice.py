@@ -1,0 +1,61 @@
+"""Which path refits take: the fastest of those that give what one by one gives."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from ifloo.refit.path import OneByOne, RefitPath
+from ifloo.refit.recipe import Refitter
+from ifloo.refit.replicas import PathError, StackedReplicas
+
+logger = logging.getLogger(__name__)
+Kind = Callable[[Refitter, int | None], RefitPath]  # takes the number at once; raises PathError where it does not serve
+
+# Many at once, fastest first.
+KINDS: Sequence[Kind] = (StackedReplicas,)
+
+
+def chosen(refitter: Refitter, replicas: int | None, kinds: Sequence[Kind] = KINDS) -> RefitPath:
+    """The path of refits; one log line says which and why.
+
+    Args:
+        refitter: whose refits they are.
+        replicas: 1: one by one; more: that many at once; None: the fastest that serves.
+        kinds: of paths that train many at once, in order of preference.
+
+    Raises:
+        PathError: more than one at once was asked for, and no path serves.
+    """
+    if replicas == 1:
+        return _said(OneByOne(refitter), "refit.replicas = 1")
+    reasons = []
+    for kind in kinds:
+        try:
+            path = kind(refitter, replicas)
+        except PathError as error:
+            reasons.append(f"{_name(kind)}: {error}")
+            continue
+        if path.at_once > 1:
+            return _said(path, *reasons)
+        reasons.append(f"{_name(kind)}: more than one at once would not pay")
+    if replicas is not None:
+        raise PathError(_none_serves(replicas, reasons))
+    return _said(OneByOne(refitter), *reasons)
+
+
+def _said(path: RefitPath, *reasons: str) -> RefitPath:
+    what = path.name if path.at_once == 1 else f"{path.name}, {path.at_once} at once"
+    logger.info("refits: %s%s", what, f" ({'; '.join(reasons)})" if reasons else "")
+    return path
+
+
+def _name(kind: Kind) -> str:
+    return getattr(kind, "name", "many at once")
+
+
+def _none_serves(replicas: int, reasons: Sequence[str]) -> str:
+    return (
+        f"refit.replicas = {replicas} asks for {replicas} refits in one fit, which would not give what refits one by "
+        "one give:\n" + "".join(f"  {reason}\n" for reason in reasons) + "  Leave refit.replicas out, or set it to 1."
+    )

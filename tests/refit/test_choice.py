@@ -1,0 +1,84 @@
+"""Which path is taken, and what is said of it."""
+
+import logging
+from typing import ClassVar
+
+import pytest
+from torch import optim
+
+from ifloo.errors import InputError
+from ifloo.refit.choice import chosen
+from ifloo.refit.path import OneByOne, RefitPath
+from ifloo.refit.replicas import PathError, StackedReplicas
+from tests.refit.trained import Trained, perceptron, refitter
+
+
+def sgd():
+    return refitter(lambda: Trained(perceptron()))
+
+
+def lbfgs():
+    return refitter(lambda: Trained(perceptron(), optim.LBFGS))
+
+
+class Never(RefitPath):
+    """Serves nobody."""
+
+    name: ClassVar[str] = "chord"
+
+    def __init__(self, how, at_once=None):
+        raise PathError("its head is not linear")
+
+    def fit(self, tasks):
+        raise NotImplementedError
+
+
+class Single(Never):
+    """Serves, but one at a time."""
+
+    def __init__(self, how, at_once=None):
+        self.at_once = 1
+
+
+LBFGS = "stacked replicas: optimizer LBFGS does not step each weight by its own gradients alone"
+PICKS = {
+    "asked one by one": (sgd, 1, None, OneByOne, 1, "refits: one by one (refit.replicas = 1)"),
+    "by kind": (sgd, None, None, StackedReplicas, 64, "refits: stacked replicas, 64 at once"),
+    "as many as asked": (sgd, 5, None, StackedReplicas, 5, "refits: stacked replicas, 5 at once"),
+    "none serves": (lbfgs, None, None, OneByOne, 1, f"refits: one by one ({LBFGS})"),
+    "the next serves": (
+        sgd,
+        None,
+        (Never, StackedReplicas),
+        StackedReplicas,
+        64,
+        "refits: stacked replicas, 64 at once (chord: its head is not linear)",
+    ),
+    "none would pay": (
+        sgd,
+        None,
+        (Never, Single),
+        OneByOne,
+        1,
+        "refits: one by one (chord: its head is not linear; chord: more than one at once would not pay)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("how", "replicas", "kinds", "kind", "at_once", "line"), PICKS.values(), ids=PICKS)
+def test_the_path_and_its_line(how, replicas, kinds, kind, at_once, line, caplog):
+    with caplog.at_level(logging.INFO, "ifloo"):
+        path = chosen(how(), replicas, *([kinds] if kinds else []))
+    assert type(path) is kind
+    assert path.at_once == at_once
+    assert caplog.messages == [line]
+
+
+def test_what_was_asked_for_and_cannot_be_had_is_an_error():
+    with pytest.raises(InputError) as caught:
+        chosen(lbfgs(), 8)
+    assert str(caught.value) == (
+        "refit.replicas = 8 asks for 8 refits in one fit, which would not give what refits one by one give:\n"
+        f"  {LBFGS}\n"
+        "  Leave refit.replicas out, or set it to 1."
+    )
