@@ -26,6 +26,8 @@ class RefitSettings:
         random: refits of samples drawn at random from all n: top-k alone flatters a correlation.
         null_refits: refits with nothing removed from displaced weights; their spread is the noise floor.
         seed: of the controls and of the displacements; every refit has the seed of the base fit.
+        replicas: refits trained together in one fit; 1: one by one; null: by model and optimizer, the fastest that
+            gives the same.
     """
 
     removal: Removal = "drop"
@@ -34,16 +36,19 @@ class RefitSettings:
     random: int = 20
     null_refits: int = 5
     seed: int = 0
+    replicas: int | None = None
 
     def __post_init__(self) -> None:
         """Checks the counts.
 
         Raises:
-            InputError: a negative count.
+            InputError: a negative count, or no refit at once.
         """
         for name in ("top_k", "random", "null_refits"):
             if getattr(self, name) < 0:
                 raise InputError(f"refit.{name} must be >= 0, got {getattr(self, name)}.")
+        if self.replicas is not None and self.replicas < 1:
+            raise InputError(f"refit.replicas must be >= 1, or null to have it chosen, got {self.replicas}.")
 
 
 def controls(train_ids: NDArray[np.int64], count: int, seed: int) -> list[int]:

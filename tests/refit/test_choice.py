@@ -7,6 +7,7 @@ import pytest
 from torch import optim
 
 from ifloo.errors import InputError
+from ifloo.refit import RefitSettings
 from ifloo.refit.choice import chosen
 from ifloo.refit.path import OneByOne, RefitPath
 from ifloo.refit.replicas import PathError, StackedReplicas
@@ -82,3 +83,9 @@ def test_what_was_asked_for_and_cannot_be_had_is_an_error():
         f"  {LBFGS}\n"
         "  Leave refit.replicas out, or set it to 1."
     )
+
+
+def test_no_refit_at_once_is_refused():
+    with pytest.raises(InputError) as caught:
+        RefitSettings(replicas=0)
+    assert str(caught.value) == "refit.replicas must be >= 1, or null to have it chosen, got 0."
