@@ -1,0 +1,57 @@
+"""The table of methods: which works each does, in which precision, and whether a plain run includes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SCORES, REFITS = ("T1", "T100", "T10000"), ("R500",)
+WORKS = (*SCORES, *REFITS)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of the comparison.
+
+    Attributes:
+        name: of it.
+        call: `module:function`; by work where it differs.
+        works: that it can do.
+        dtype: precision of data and model.
+        options: of the function.
+        units: of a work done, the rest scaled; works not named are done whole.
+        peer: of another library, which may not be installed.
+        usual: whether a run without `--methods` includes it.
+        note: said in its rows.
+    """
+
+    name: str
+    call: str
+    works: tuple[str, ...]
+    dtype: str = "float64"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    units: Mapping[str, int] = field(default_factory=dict)
+    peer: bool = False
+    usual: bool = True
+    note: str | None = None
+
+
+FEW = {"T100": 3, "T10000": 3}
+COLD, WARM = {"iterations": None}, {"iterations": None, "warm": True}
+METHODS = (
+    Method("ifloo float32", "bench.ours:listed", ("T1",), "float32"),
+    Method("ifloo", "bench.ours:listed", ("T1", "T100")),
+    Method("ifloo", "bench.ours:all_tests", ("T10000",), options={"matrix": True}),
+    Method("ifloo", "bench.ours:refits", REFITS),
+    Method("LiSSA loop", "bench.loops:lissa", SCORES, "float32", units=FEW, note="depth 1,000 x 10, scale 75"),
+    Method("L-BFGS 20", "bench.loops:lbfgs", REFITS, "float32", {"iterations": 20}, {"R500": 5}),
+    Method("L-BFGS 100", "bench.loops:lbfgs", REFITS, "float32", {"iterations": 100}, {"R500": 5}),
+    Method("L-BFGS floor", "bench.loops:lbfgs", REFITS, "float64", COLD, {"R500": 5}, note="from zero"),
+    Method("L-BFGS floor warm", "bench.loops:lbfgs", REFITS, "float64", WARM, {"R500": 5}, note="from the base"),
+)
+
+
+def chosen(names: list[str] | None, work: str) -> list[Method]:
+    """The methods of a work: those named, else the usual ones."""
+    return [m for m in METHODS if work in m.works and (m.name in names if names else m.usual)]

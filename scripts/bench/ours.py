@@ -1,0 +1,140 @@
+"""ifloo as a user runs it from Python: through `InfluenceRun` and `LeaveOneOut`, files and certificates included."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+
+from bench.clock import Clock, Spent
+from bench.exact import exact_file
+from bench.problem import QUERY, Outcome, Part, Problem, Refits
+from bench.task import Task
+from ifloo.refit import LeaveOneOut, NewtonFinish, Recipe, RefitSettings, Refitter, weights_sha256
+from ifloo.stages import AttributionSettings, InfluenceRun, InfluenceWriter
+from ifloo.store import JSON, NULL_ID, Layout, LossFile, jsonl
+
+
+def listed(problem: Problem, task: Task) -> Outcome:
+    """T1 and T100: one file of scores for each test asked for."""
+    tests = problem.tests(task.work)
+    stored = _run(problem, task, test_ids=tests).listed(_trainer(task))
+    assert [one.test_id for one in stored] == tests
+    return Outcome(
+        np.stack([one.scores for one in stored]),
+        tests,
+        residual=max(_undamped(one.residual, one.undamped_residual) for one in stored),
+    )
+
+
+def all_tests(problem: Problem, task: Task) -> Outcome:
+    """T10000: every test there is, scores on disk.
+
+    Raises:
+        AssertionError: some were there already, so that the time is not that of the work.
+    """
+    run = _run(problem, task, test_ids="all")
+    made = run.all_tests(_trainer(task))
+    index = {row["test_id"]: row for row in jsonl.read(run.layout.index)}
+    tests = problem.tests(task.work)
+    if made != len(tests):
+        raise AssertionError(f"{made} of {len(tests)} tests were scored: is {run.layout.root} a folder used before?")
+    return Outcome(
+        _Written(run.layout, [index[t] for t in tests]),  # type: ignore[arg-type]  # rows by number are all it is asked for
+        tests,
+        residual=max(_undamped(row["residual"], row.get("undamped_residual")) for row in index.values()),
+    )
+
+
+class _Written:
+    """Rows of scores on disk, read one at a time: in memory they would be the peak that is measured."""
+
+    def __init__(self, layout: Layout, index: list[dict[str, Any]]) -> None:
+        self.folder, self.index = layout.all_tests, index
+
+    def __getitem__(self, k: int) -> Any:
+        row = self.index[k]
+        content = np.load(self.folder / row["path"], mmap_mode="r")
+        return np.array(content[row["row"]] if "row" in row else content)
+
+
+def _undamped(residual: float, undamped: float | None) -> float:
+    return residual if undamped is None else undamped
+
+
+def _run(problem: Problem, task: Task, **settings: Any) -> InfluenceRun:
+    origin: dict[str, JSON] = {"weights": weights_sha256(problem.module), "data": problem.data.fingerprint()}
+    chosen = AttributionSettings(**{"dtype": task.dtype, **task.options, **settings})
+    return InfluenceRun(problem.module, problem.data, chosen, _layout(task), origin, overwrite=True)
+
+
+def _layout(task: Task) -> Layout:
+    return Layout(Path(task.folder) / "outputs" / f"{task.work}_{task.method}".replace(" ", "_"))
+
+
+def _trainer(task: Task) -> Any:
+    def make(writer: InfluenceWriter, bar: bool) -> L.Trainer:
+        return L.Trainer(
+            accelerator=task.accelerator,
+            devices=task.devices,
+            strategy="ddp" if task.devices > 1 else "auto",
+            callbacks=[writer],
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            inference_mode=False,
+        )
+
+    return make
+
+
+def refits(problem: Problem, task: Task) -> Outcome:
+    """R500: warm refits without the samples of largest |score|, each to ‖∇J‖ <= 1e-10; `units` of them where set."""
+    with np.load(exact_file(task)) as file:
+        ids = [int(i) for i in file["removed"]]
+    count = min(task.options.get("units", len(ids)), len(ids))
+    losses = LossFile(_layout(task).loo_losses(QUERY))
+    _fresh(losses)
+    clock = Clock()
+    _leave_one_out(problem, task, losses).run(ids[:count], [])
+    spent = clock.read()
+    rows = losses.rows()
+    null = rows.pop(NULL_ID)
+    assert null.grad_norm is not None
+    norms = [null.grad_norm, *(float(row.grad_norm or 0) for row in rows.values())]
+    change = np.array([rows[i].loss - null.loss for i in ids[:count]])
+    part = None
+    if count < len(ids):
+        wall = sum(float(row.seconds or 0) for row in rows.values())  # of the refits, without what they share
+        part = Part(Spent(wall, spent.cpu * wall / spent.wall), count, len(ids), "refits")
+    return Outcome(refits=Refits(np.array(ids[:count]), change, np.array(norms)), part=part)
+
+
+def _fresh(losses: LossFile) -> None:
+    losses.path.parent.mkdir(parents=True, exist_ok=True)
+    losses.path.unlink(missing_ok=True)
+
+
+def _leave_one_out(problem: Problem, task: Task, losses: LossFile) -> LeaveOneOut:
+    base = problem.module
+    recipe = Recipe(**problem.base.record["recipe"], accelerator=task.accelerator)
+    refitter = Refitter(
+        start=lambda: copy.deepcopy(base),
+        loader=problem.data.train_dataloader,
+        recipe=recipe,
+        finish=NewtonFinish(tolerance=1e-10, inner_dtype="float32"),
+        seed=problem.base.record["seed"],
+    )
+    return LeaveOneOut(
+        base=base,
+        refitter=refitter,
+        queries=problem.data.test_batch([QUERY]),
+        files=[losses],
+        null_files=[LossFile(_layout(task).null_losses(QUERY), "draw")],
+        n=problem.n,
+        settings=RefitSettings(removal="drop", random=0, null_refits=0),
+    )
