@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 from torch import nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -31,6 +32,17 @@ class Hooked(Trained):
 class TwoOptimizers(Trained):
     def configure_optimizers(self):
         return [SGD(self.network[0].parameters()), optim.Adam(self.network[2].parameters())]
+
+
+class Looking(nn.Module):
+    """A table with sparse gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(2, 3, sparse=True, dtype=torch.float64)
+
+    def forward(self, x):
+        return self.table((x[:, 0] > 0).long())
 
 
 class Branching(Trained):
@@ -91,6 +103,11 @@ REFUSALS = {
         lambda: Plateau(perceptron()),
         {},
         "ReduceLROnPlateau follows a metric, and each replica has its own",
+    ),
+    "sparse gradients": (
+        lambda: Trained(Looking()),
+        {},
+        "a parameter has sparse gradients, by which optimizers step some entries only",
     ),
     "buffers": (
         lambda: Trained(perceptron(nn.BatchNorm1d(5))),

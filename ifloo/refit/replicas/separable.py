@@ -160,8 +160,15 @@ class _Look(L.Callback):
     def _gradient(
         self, loss: Callable[[], Tensor], parameters: list[Tensor], batch_dims: int = 0
     ) -> Float[Tensor, "*k p"]:
-        L.seed_everything(self.seed, verbose=False)  # both draw the same random numbers
+        """∇ of a loss, flat.
+
+        Raises:
+            PathError: it is sparse.
+        """
+        L.seed_everything(self.seed, verbose=False)  # each draws the same random numbers
         gradients = torch.autograd.grad(loss(), parameters, materialize_grads=True)
+        if any(g.is_sparse for g in gradients):
+            raise PathError("a parameter has sparse gradients, by which optimizers step some entries only")
         return torch.cat([g.reshape(*g.shape[:batch_dims], -1) for g in gradients], dim=-1)
 
 
