@@ -1,0 +1,175 @@
+"""Refits of a linear head by the factor of its Hessian: certified, many at once, a few gradients each."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from typing import ClassVar
+
+import lightning as L
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import grad
+
+from ifloo.attribution.leverage import SampleBlocks
+from ifloo.curvature import LinearHead
+from ifloo.errors import InputError
+from ifloo.objective import Objective, scoring
+from ifloo.params import ParamSpace
+from ifloo.refit.finish import REACHABLE
+from ifloo.refit.newton import Minimum
+from ifloo.refit.path import OneByOne, RefitPath, RefitTask
+from ifloo.refit.recipe import Refit, Refitter, quiet_lightning
+from ifloo.refit.replicas.chord_module import ChordModule
+from ifloo.refit.replicas.refusal import PathError
+from ifloo.refit.replicas.weights import ReplicaWeights
+from ifloo.solvers import Cholesky
+from ifloo.solvers.cholesky import PreparedCholesky, bytes_needed
+
+log = logging.getLogger(__name__)
+AT_ONCE = 64  # replicas: a product of [b, d] with [d, 64 c] runs at the speed of large ones
+PASSES = 20
+FACTOR_BYTES = 4 << 30
+
+
+class ChordReplicas(RefitPath):
+    """Chord Newton from the base minimum: the factor of the base Hessian serves every replica and every pass.
+
+    The Hessian of the removed sample is taken out by Woodbury, so that a step misses only by how the curvature changes
+    on the way. A replica whose ‖∇J‖ does not fall is fitted one by one.
+    """
+
+    name: ClassVar[str] = "chord Newton with one factor"
+
+    def __init__(self, refitter: Refitter, at_once: int | None = None) -> None:
+        """Looks at the model and where it starts.
+
+        Args:
+            refitter: whose refits these are.
+            at_once: replicas trained together; None: 64.
+
+        Raises:
+            PathError: the model is not a linear head alone, at a minimum that refits are to reach again.
+        """
+        self.refitter, self.at_once = refitter, at_once or AT_ONCE
+        self.base = refitter.start()
+        self.tolerance = refitter.finish.tolerance or REACHABLE.get(ParamSpace.of(self.base).dtype, 3e-6)
+        _refuse_unfinished(refitter, self.base)
+        objective = Objective.of(self.base, refitter.loader(), batch_size=refitter.finish.batch_size)
+        self.theta = objective.losses.theta()
+        with scoring(self.base):
+            self.gradient = objective.gradient(self.theta)
+            self.penalty = grad(objective.losses.penalty)(self.theta)
+        if not float(self.gradient.norm()) <= 10 * self.tolerance:
+            raise PathError(
+                f"refits start at |grad J| = {float(self.gradient.norm()):.1e}, not at the minimum of the base model"
+            )
+        try:
+            self.head = LinearHead(objective, self.theta)
+        except InputError as error:
+            raise PathError(str(error).splitlines()[0]) from error
+        if (need := bytes_needed(self.head.core_size, self.theta.dtype)) > FACTOR_BYTES:
+            raise PathError(f"a factor of q = {self.head.core_size:,} would take {need / 2**30:.1f} GiB")
+
+    @cached_property
+    def factor(self) -> PreparedCholesky:
+        """Of the base Hessian, made once."""
+        return Cholesky(max_bytes=FACTOR_BYTES).prepare(self.head)
+
+    def fit(self, tasks: Sequence[RefitTask]) -> list[Refit]:
+        begun = time.perf_counter()
+        woodbury = _Woodbury(self.head, self.factor, tasks)
+        theta = torch.stack([self._start(k, task, woodbury) for k, task in enumerate(tasks)])
+        weights = ReplicaWeights.of([task.weights for task in tasks], theta.device)
+        module = ChordModule(self.head, theta, weights, woodbury.step, self.tolerance)
+        with quiet_lightning():
+            _trainer(self.refitter.recipe.accelerator).fit(module)
+        seconds = (time.perf_counter() - begun) / len(tasks)
+        return [self._refit(minimum, task, seconds) for minimum, task in zip(module.minima, tasks, strict=True)]
+
+    def _start(self, k: int, task: RefitTask, woodbury: _Woodbury) -> Float[Tensor, " p"]:
+        """θ̂ less the first step, whose gradient is known without a pass over the data; displaced tasks have none."""
+        if task.displacement is not None:
+            return self.theta + task.displacement.to(self.theta)
+        if k not in woodbury.slopes and len(task.weights.ids):
+            return self.theta
+        default = task.weights.default
+        gradient = default * (self.gradient - self.penalty) + self.penalty
+        if k in woodbury.slopes:
+            gradient = gradient + (float(task.weights.values[0]) - default) / self.head.n * woodbury.slopes[k]
+        return self.theta - woodbury.step(gradient.unsqueeze(0), torch.tensor([k]))[0]
+
+    def _refit(self, minimum: Minimum | None, task: RefitTask, seconds: float) -> Refit:
+        if minimum is None:
+            log.info(
+                "chord Newton does not converge for ids %s; they are fitted one by one.", task.weights.ids.tolist()
+            )
+            return OneByOne(self.refitter).fit([task])[0]
+        module = self.refitter.start()
+        module.sample_weights = task.weights
+        ParamSpace.of(module).write_to(module, minimum.theta)
+        return Refit(module, minimum, seconds)
+
+
+class _Woodbury:
+    """H_k⁻¹ of each task that differs from the base in one sample: (H + δ BᵀSB/n)⁻¹, δ the change of its weight.
+
+    Attributes:
+        slopes: ∇ℓ_i of that sample, by task.
+    """
+
+    def __init__(self, head: LinearHead, factor: PreparedCholesky, tasks: Sequence[RefitTask]) -> None:
+        self.factor = factor
+        single = [k for k, task in enumerate(tasks) if len(task.weights.ids) == 1]
+        self.place = {k: row for row, k in enumerate(single)}
+        self.slopes: dict[int, Tensor] = {}
+        if not single:
+            return
+        blocks = SampleBlocks.of(head, [int(tasks[k].weights.ids[0]) for k in single])
+        change = blocks.slopes.new_tensor(
+            [float(tasks[k].weights.values[0]) - tasks[k].weights.default for k in single]
+        )
+        self.Y = factor.back(blocks.rows.flatten(0, 1)).view_as(blocks.rows)
+        scaled = change[:, None, None] / head.n * blocks.second
+        identity = torch.eye(scaled.shape[1], dtype=scaled.dtype, device=scaled.device)
+        self.inner = torch.linalg.solve(identity + scaled @ (blocks.rows @ self.Y.mT), scaled)
+        gradients = torch.einsum("gs,gsp->gp", blocks.slopes, blocks.rows)
+        self.slopes = {k: gradients[row] for k, row in self.place.items()}
+
+    def step(self, gradient: Float[Tensor, "k p"], tasks: Tensor) -> Float[Tensor, "k p"]:
+        """H_k⁻¹∇J of these tasks."""
+        X = self.factor.back(gradient)
+        mine = [(row, self.place[k]) for row, k in enumerate(tasks.tolist()) if k in self.place]
+        if mine:
+            rows, places = (torch.tensor(x, device=gradient.device) for x in zip(*mine, strict=True))
+            Y = self.Y[places]
+            small = self.inner[places] @ (Y @ gradient[rows].unsqueeze(-1))
+            X[rows] -= (Y.mT @ small).squeeze(-1)
+        return X
+
+
+def _refuse_unfinished(refitter: Refitter, base: object) -> None:
+    """Only a fit that ends at the minimum may be replaced by another way to the minimum.
+
+    Raises:
+        PathError: it is not one.
+    """
+    after = refitter.finish.after
+    optimizer = base.configure_optimizers()  # type: ignore[attr-defined]
+    if after == "never" or (after == "lbfgs" and not isinstance(optimizer, torch.optim.LBFGS)):
+        raise PathError(f"{type(optimizer).__name__} fits are not finished to the minimum (finish.after = {after})")
+
+
+def _trainer(accelerator: str) -> L.Trainer:
+    return L.Trainer(
+        max_epochs=PASSES,
+        accelerator=accelerator,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
