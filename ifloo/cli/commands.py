@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,6 +20,7 @@ from ifloo.refit import (
     LeaveOneOut,
     Recipe,
     Refitter,
+    TrainingLoader,
     controls,
     fit_base,
     load_base,
@@ -154,8 +156,8 @@ def refits(
         Manifest.at(setup.layout.manifest), section, compared, recorded, replaced, derived=[setup.layout.verdict]
     )
     base, kind, hparams = setup.module, type(setup.module), setup.hyper_parameters()
-    start = (lambda: copy.deepcopy(base)) if setup.refit.init == "warm" else (lambda: kind(**hparams))
-    refitter = Refitter(start, setup.datamodule.train_dataloader, recipe, setup.finish, setup.fit_seed)
+    start = functools.partial(copy.deepcopy, base) if setup.refit.init == "warm" else functools.partial(kind, **hparams)
+    refitter = Refitter(start, TrainingLoader(setup.datamodule), recipe, setup.finish, setup.fit_seed)
     with opening.opened(setup.overwrite):
         LeaveOneOut(
             base=base,

@@ -6,6 +6,7 @@ from ifloo.refit.loo import LeaveOneOut
 from ifloo.refit.newton import Minimum, newton_cg
 from ifloo.refit.plan import RefitSettings, controls, removals
 from ifloo.refit.recipe import Recipe, Refit, Refitter, quiet_lightning
+from ifloo.refit.work import RefitWork, TrainingLoader
 
 __all__ = [
     "Base",
@@ -15,7 +16,9 @@ __all__ = [
     "Recipe",
     "Refit",
     "RefitSettings",
+    "RefitWork",
     "Refitter",
+    "TrainingLoader",
     "controls",
     "fit_base",
     "load_base",

@@ -65,6 +65,10 @@ class NewtonFinish(L.Callback):
         self._of: tuple[Any, ...] = ()
         self._inner: Inner | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The settings alone: another process reads its own data."""
+        return {**vars(self), "minimum": None, "_data": None, "_of": (), "_inner": None}
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.minimum = None  # a fit that does not reach its end has none
 

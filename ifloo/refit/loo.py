@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
 from tqdm import tqdm
 
+from ifloo.errors import WorkError
 from ifloo.gradients import sample_gradients
-from ifloo.objective import Batch, FunctionalLosses, SampleWeights, scoring
-from ifloo.objective.batches import map_tensors
+from ifloo.objective import Batch, FunctionalLosses, scoring
 from ifloo.params import ParamSpace
 from ifloo.refit.plan import RefitSettings
-from ifloo.refit.recipe import Refit, Refitter
-from ifloo.store import NULL_ID, UNSURE, LossFile, LossRow
+from ifloo.refit.recipe import Refitter
+from ifloo.refit.runner import GivenUp, runner_of
+from ifloo.refit.work import Outcome, RefitWork, Wanted
+from ifloo.store import JSON, NULL_ID, UNSURE, LossFile, LossRow
+
+Rows = list[dict[int, LossRow]]  # of each test sample
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class LeaveOneOut:
         files: one file of losses for each of them.
         null_files: one file each for the displaced null refits.
         n: training samples.
-        settings: of removal and noise floor.
+        settings: of removal and noise floor, and of who works.
     """
 
     base: Any
@@ -43,90 +45,103 @@ class LeaveOneOut:
     n: int
     settings: RefitSettings
 
+    @cached_property
+    def work(self) -> RefitWork:
+        """What each process that refits is given."""
+        return RefitWork(self.base, self.refitter, self.queries, self.n, self.settings)
+
     def run(self, ids: Sequence[int], control_ids: Sequence[int]) -> None:
         """Null refit, displaced null refits, then each id not yet in every file.
 
         Raises:
             WorkError: a refit that did not converge; everything finished before it is in the files.
         """
-        done = [file.done() for file in self.files]
-        draws = [file.done() for file in self.null_files]
-        missing = [i for i in ids if any(i not in rows for rows in done)]
-        draw = [k for k in range(1, self.settings.null_refits + 1) if any(k not in rows for rows in draws)]
-        null_missing = any(NULL_ID not in rows for rows in done)
-        if (missing or draw or null_missing) and self.refitter.finish.after != "never":
-            self.refitter.finish.prepare(self.base, self.refitter.loader())
-        with tqdm(total=len(missing) + len(draw) + null_missing, desc="refits", unit="refit") as bar:
-            if null_missing:
-                self._record(NULL_ID, self.refitter.fit(), done, {})
-                bar.update()
-            if draw:
-                self._displaced(draw, draws, bar.update)
-            for i in missing:
-                weights = SampleWeights.removing([i], self.settings.removal, self.n)
-                self._record(i, self.refitter.fit(weights), done, {"control": i in set(control_ids)})
-                bar.update()
+        done, draws = [file.done() for file in self.files], [file.done() for file in self.null_files]
+        wanted = [
+            *([Wanted(NULL_ID)] if any(NULL_ID not in rows for rows in done) else []),
+            *(Wanted(NULL_ID, k) for k in self._draws() if any(k not in rows for rows in draws)),
+            *(Wanted(i) for i in ids if any(i not in rows for rows in done)),
+        ]
+        given_up: list[GivenUp] = []
+        waiting: list[Outcome] = []  # for the null refit
+        with tqdm(total=len(wanted), desc="refits", unit="refit") as bar:
+            for result in self._results(wanted):
+                if isinstance(result, GivenUp):
+                    given_up.append(result)
+                    if Wanted(NULL_ID) in result.unit:
+                        break  # nothing can be held against it
+                    continue
+                waiting = self._recorded([*waiting, *result], done, draws, set(control_ids))
+                bar.update(len(result))
+        if given_up:
+            raise WorkError(_given_up(given_up))
 
-    def _record(self, i: int, refit: Refit, done: list[dict[int, LossRow]], extra: dict[str, Any]) -> None:
-        losses = self._losses(refit.module)
+    def _draws(self) -> range:
+        return range(1, self.settings.null_refits + 1)
+
+    def _results(self, wanted: Sequence[Wanted]) -> Any:
+        if not wanted:
+            return
+        with closing(runner_of(self.work).run(wanted)) as results:
+            yield from results
+
+    def _recorded(self, outcomes: list[Outcome], done: Rows, draws: Rows, controls: set[int]) -> list[Outcome]:
+        """Adds outcomes to the files; returns those that must wait until the null refit is there."""
+        waiting = []
+        for outcome in sorted(outcomes, key=lambda x: x.wanted != Wanted(NULL_ID)):
+            if outcome.wanted.draw:
+                self._record_draw(outcome, draws)
+            elif outcome.wanted.id == NULL_ID:
+                self._record(outcome, done, {})
+            elif all(NULL_ID in rows for rows in done):
+                self._record(outcome, done, {"control": outcome.wanted.id in controls})
+            else:
+                waiting.append(outcome)
+        return waiting
+
+    def _record(self, outcome: Outcome, done: Rows, extra: dict[str, JSON]) -> None:
+        i, norm = outcome.wanted.id, outcome.grad_norm
         mu, norms = self._bound
         for k, (file, rows) in enumerate(zip(self.files, done, strict=True)):
             if i in rows:
                 continue
-            extras = {"steps": refit.minimum.steps, "objective": refit.minimum.value, **extra}
+            extras: dict[str, JSON] = {"steps": outcome.steps, "objective": outcome.objective, **extra}
             bound = None
             if i != NULL_ID and mu is not None:
                 null = rows[NULL_ID]
-                bound = float(norms[k]) * (refit.minimum.grad_norm + (null.grad_norm or 0.0)) / mu
-                extras["flagged"] = bound > UNSURE * abs(losses[k] - null.loss)
-            rows[i] = LossRow(i, losses[k], refit.minimum.grad_norm, refit.seconds, bound, extras)
+                bound = norms[k] * (norm + (null.grad_norm or 0.0)) / mu
+                extras["flagged"] = bound > UNSURE * abs(outcome.losses[k] - null.loss)
+            rows[i] = LossRow(i, outcome.losses[k], norm, outcome.seconds, bound, extras)
             file.add(rows[i])
 
-    def _displaced(self, wanted: list[int], done: list[dict[int, LossRow]], tick: Callable[[], Any]) -> None:
-        """Null refits that really move: from where the removal of a random sample would have put the weights."""
-        steps = self._removal_steps(max(wanted))
-        for k in wanted:
-            refit = self.refitter.fit(prepare=lambda module, k=k: _displace(module, steps[k - 1]))  # type: ignore[misc]
-            losses = self._losses(refit.module)
-            for file, rows, loss in zip(self.null_files, done, losses, strict=True):
-                if k not in rows:
-                    extra = {
-                        "draw": k,
-                        "displacement": float(steps[k - 1].norm()),
-                        "steps": refit.minimum.steps,  # none taken: a null refit that could not have failed
-                    }
-                    file.add(LossRow(NULL_ID, loss, refit.minimum.grad_norm, refit.seconds, None, extra))
-            tick()
-
-    def _removal_steps(self, count: int) -> Float[Tensor, "k p"]:
-        """(1/n) H⁻¹∇ℓ_j of random samples j, to three digits: only its size matters."""
-        objective, theta = self.refitter.finish.objective(self.base, self.refitter.loader()), _theta(self.base)
-        generator = torch.Generator().manual_seed(self.settings.seed)
-        with scoring(self.base):
-            drawn = objective.data.draw(count, generator)  # type: ignore[attr-defined]
-            gradients = sample_gradients(objective.losses, theta, drawn.batch)
-            return self.refitter.finish.solve(objective, gradients, rtol=1e-3) / self.n
-
-    def _losses(self, module: Any) -> list[float]:
-        device = next(module.parameters()).device
-        queries = map_tensors(lambda x: x.to(device), self.queries)
-        with torch.no_grad(), scoring(module):
-            return [float(x) for x in module.sample_losses(queries)]
+    def _record_draw(self, outcome: Outcome, draws: Rows) -> None:
+        draw = outcome.wanted.draw
+        for file, rows, loss in zip(self.null_files, draws, outcome.losses, strict=True):
+            if draw not in rows:
+                extra: dict[str, JSON] = {
+                    "draw": draw,
+                    "displacement": outcome.displacement,
+                    "steps": outcome.steps,  # none taken: a null refit that could not have failed
+                }
+                rows[draw] = LossRow(NULL_ID, loss, outcome.grad_norm, outcome.seconds, None, extra)
+                file.add(rows[draw])
 
     @cached_property
     def _bound(self) -> tuple[float | None, list[float]]:
         """Known μ of the objective, and ‖∇L_t‖ of each test at the base weights."""
         mu = getattr(self.base, "strong_convexity", lambda: None)()
+        space = ParamSpace.of(self.base)
         with scoring(self.base):
-            gradients = sample_gradients(
-                FunctionalLosses(self.base, ParamSpace.of(self.base)), _theta(self.base), self.queries
-            )
+            theta = space.values_of(self.base)
+            gradients = sample_gradients(FunctionalLosses(self.base, space), theta, self.queries)
         return mu, [float(x) for x in gradients.norm(dim=1)]
 
 
-def _theta(module: Any) -> Float[Tensor, " p"]:
-    return ParamSpace.of(module).values_of(module)
-
-
-def _displace(module: Any, step: Float[Tensor, " p"]) -> None:
-    ParamSpace.of(module).write_to(module, _theta(module) + step)
+def _given_up(failed: Sequence[GivenUp]) -> str:
+    ids = [one.id for unit in failed for one in unit.unit if not one.draw]
+    draws = [one.draw for unit in failed for one in unit.unit if one.draw]
+    named = [f"ids {ids}"] * bool(ids) + [f"displaced null refits {draws}"] * bool(draws)
+    return (
+        f"Given up after three tries each: refits with {' and '.join(named)}.\n  The last error: {failed[-1].reason}\n"
+        "  What is finished is kept; the same command tries these again."
+    )

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifloo.objective import SampleWeights
+from ifloo.gradients import sample_gradients
+from ifloo.objective import SampleWeights, scoring
 from ifloo.params import ParamSpace
 from ifloo.refit.recipe import Refit, Refitter
 
@@ -31,11 +33,16 @@ class RefitTask:
 class RefitPath(ABC):
     """How refits are trained.
 
+    `fit` is what a path must have. What refits share is made in `prepare`, once in each process that refits; a path
+    with a factor of its own overrides `prepare` and `removal_steps`, and needs no preconditioner then.
+
     Attributes:
+        refitter: whose refits they are.
         at_once: tasks that one call of `fit` trains together.
         name: of the path, for logs and manifests.
     """
 
+    refitter: Refitter
     at_once: int
     name: ClassVar[str]
 
@@ -46,6 +53,25 @@ class RefitPath(ABC):
         Raises:
             WorkError: a refit that did not converge.
         """
+
+    def prepare(self, base: Any) -> None:
+        """What all refits share, made at the base module: here the preconditioner of the Newton finish."""
+        if self.refitter.finish.after != "never":
+            self.refitter.finish.prepare(base, self.refitter.loader())
+
+    def removal_steps(self, base: Any, count: int, seed: int) -> Float[Tensor, "k p"]:
+        """(1/n) H⁻¹∇ℓ_j of `count` random samples j, to three digits: only its size matters.
+
+        Raises:
+            SolveError: the Hessian at the base module is not positive definite.
+        """
+        finish = self.refitter.finish
+        objective, theta = finish.objective(base, self.refitter.loader()), ParamSpace.of(base).values_of(base)
+        generator = torch.Generator().manual_seed(seed)
+        with scoring(base):
+            drawn = objective.data.draw(count, generator)  # type: ignore[attr-defined]
+            gradients = sample_gradients(objective.losses, theta, drawn.batch)
+            return finish.solve(objective, gradients, rtol=1e-3) / objective.data.n
 
 
 class OneByOne(RefitPath):
