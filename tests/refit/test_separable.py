@@ -91,7 +91,7 @@ REFUSALS = {
     "mixed precision": (
         lambda: Trained(perceptron()),
         {"precision": "bf16-mixed"},
-        "precision bf16-mixed scales or casts the loss of all replicas together",
+        "precision bf16-mixed is too coarse to compare replicas with one model (use 32-true or 64-true)",
     ),
     "by hand": (lambda: ByHand(perceptron()), {}, "ByHand optimizes by hand (automatic_optimization = False)"),
     "hooks": (

@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 from torch import nn, optim
+from torch.utils.data import TensorDataset
 
 from ifloo.objective import SampleWeights
 from ifloo.refit.path import OneByOne, RefitTask
@@ -143,6 +144,14 @@ class Logging(Trained):
 
 def test_losses_that_log_and_ask_the_trainer():
     check(refitter(lambda: Logging(perceptron())))
+
+
+def test_32_bits_agree_to_their_rounding():
+    data = TensorDataset(dataset().tensors[0].float(), dataset().tensors[1])
+    how = refitter(lambda: Trained(perceptron().float()), True, data)
+    ours, theirs = (path.fit(removing(REMOVED)) for path in (StackedReplicas(how, 8), OneByOne(how)))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.minimum.theta, b.minimum.theta, rtol=0, atol=2e-6)
 
 
 def test_displaced_starts_and_groups_of_samples():

@@ -83,8 +83,8 @@ def _of_settings(refitter: Refitter) -> str | None:
     recipe: Recipe = refitter.recipe
     if refitter.finish.after == "always":
         return "finish.after = always asks for Newton steps at the end of each refit"
-    if not recipe.precision.endswith("-true"):
-        return f"precision {recipe.precision} scales or casts the loss of all replicas together"
+    if recipe.precision not in ("32-true", "64-true"):
+        return f"precision {recipe.precision} is too coarse to compare replicas with one model (use 32-true or 64-true)"
     if recipe.gradient_clip_val and recipe.gradient_clip_algorithm != "value":
         return (
             f"gradient_clip_val = {recipe.gradient_clip_val:g} clips by the norm over all replicas "

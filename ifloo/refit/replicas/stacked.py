@@ -53,6 +53,9 @@ class StackedReplicas(RefitPath):
         appetite = look(refitter)
         self.at_once = at_once or _affordable(appetite)
 
+    def prepare(self, base: Any) -> None:
+        """Nothing: no Newton steps follow, and displaced starts make their preconditioner when there are any."""
+
     def fit(self, tasks: Sequence[RefitTask]) -> list[Refit]:
         done: list[Refit] = []
         while len(done) < len(tasks):
