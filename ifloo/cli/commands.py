@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 def fit(setup: Setup) -> Setup:
     """Trains the base model, reports ‖∇J‖, J and accuracy, writes the checkpoint and its section of the manifest."""
+    setup.one_process("fit")
     setup.load_data()
     setup.hyper_parameters()
     _refuse_other_data(setup)
@@ -80,8 +82,13 @@ def _refuse_other_data(setup: Setup) -> None:
 
 def influence(setup: Setup) -> None:
     """Scores, top-k ids, and the table of the most helpful and harmful training samples."""
+    if setup.rank > 0:
+        _silence()
     setup.restore()
     run = InfluenceRun(setup.module, setup.datamodule, setup.attribution, setup.layout, setup.origin(), setup.overwrite)
+    if setup.rank > 0:
+        run.take_part(setup.predict_trainer)
+        return
     if setup.attribution.test_ids == "all":
         made = run.all_tests(setup.predict_trainer)
         print(f"{made} tests scored now, {len(setup.datamodule.test_set)} in all: {setup.layout.index}")
@@ -89,6 +96,13 @@ def influence(setup: Setup) -> None:
     stored = run.listed(setup.predict_trainer)
     for one in stored:
         tables.influence(one, setup.datamodule)
+
+
+def _silence() -> None:
+    """One process speaks for all of them; another has a word only where it fails before they have met."""
+    logging.getLogger().setLevel(logging.ERROR)
+    logging.getLogger("ifloo").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
 
 
 def loo(setup: Setup) -> None:
@@ -149,25 +163,29 @@ def refits(
         "finish": {"after": setup.finish.after, "tolerance": setup.finish.tolerance},
         "controls_seed": setup.refit.seed,
     }
-    recorded: dict[str, JSON] = {"test_ids": list(paths), "top_k": setup.refit.top_k, "random_ids": list(random)}
+    base, hparams = setup.module, setup.hyper_parameters()
+    kind: Any = type(base)
+    start = functools.partial(copy.deepcopy, base) if setup.refit.init == "warm" else functools.partial(kind, **hparams)
+    leaving = LeaveOneOut(
+        base=base,
+        refitter=Refitter(start, TrainingLoader(setup.datamodule), recipe, setup.finish, setup.fit_seed),
+        queries=setup.datamodule.test_batch(list(paths)),
+        files=[LossFile(pair.losses) for pair in paths.values()],
+        null_files=[LossFile(pair.nulls, "draw") for pair in paths.values()],
+        n=len(setup.datamodule.train_set),
+        settings=setup.refit,
+    )
+    recorded: dict[str, JSON] = {
+        **{"test_ids": list(paths), "top_k": setup.refit.top_k, "random_ids": list(random)},
+        **leaving.recorded(),
+    }
     named = [path for pair in paths.values() for path in pair]
     replaced = named if section != "loo" else [*setup.layout.losses_there(), *named]
     opening = Section(
         Manifest.at(setup.layout.manifest), section, compared, recorded, replaced, derived=[setup.layout.verdict]
     )
-    base, kind, hparams = setup.module, type(setup.module), setup.hyper_parameters()
-    start = functools.partial(copy.deepcopy, base) if setup.refit.init == "warm" else functools.partial(kind, **hparams)
-    refitter = Refitter(start, TrainingLoader(setup.datamodule), recipe, setup.finish, setup.fit_seed)
     with opening.opened(setup.overwrite):
-        LeaveOneOut(
-            base=base,
-            refitter=refitter,
-            queries=setup.datamodule.test_batch(list(paths)),
-            files=[LossFile(pair.losses) for pair in paths.values()],
-            null_files=[LossFile(pair.nulls, "draw") for pair in paths.values()],
-            n=len(setup.datamodule.train_set),
-            settings=setup.refit,
-        ).run(removals(top, random), random)
+        leaving.run(removals(top, random), random)
 
 
 def report(setup: Setup) -> None:
@@ -186,9 +204,10 @@ def pipeline(setup: Setup) -> None:
     """Everything in turn; a base model and results that are already there and match are kept.
 
     Raises:
-        InputError: tests are asked for that refits cannot serve; said before any work.
+        InputError: tests or devices are asked for that refits cannot serve; said before any work.
     """
     _ = setup.test_ids
+    setup.one_process("pipeline")
     setup.load_data()
     setup.datamodule.test_batch(setup.test_ids)  # an id out of range is said before the fit, not after
     if setup.base is None:

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from ifloo.cli import commands
 from ifloo.cli.inherit import inherit
-from ifloo.cli.setup import Setup
+from ifloo.cli.setup import Processes, Setup
 from ifloo.cli.summary import COMMANDS
 from ifloo.refit import Base, NewtonFinish, RefitSettings, load_base
 from ifloo.stages import AttributionSettings
@@ -84,11 +84,8 @@ class IflooCLI(LightningCLI):
         parser.add_class_arguments(RefitSettings, "refit")
         parser.add_class_arguments(NewtonFinish, "finish")
         nystrom = {"class_path": "ifloo.solvers.Nystrom"}
-        cg = {"class_path": "ifloo.solvers.CG", "init_args": {"preconditioner": nystrom}}
-        hessian = {"class_path": "ifloo.curvature.Hessian"}
-        parser.set_defaults(
-            {"attribution.solver": cg, "attribution.curvature": hessian, "finish.preconditioner": nystrom}
-        )
+        auto = {"class_path": "ifloo.solvers.Auto"}
+        parser.set_defaults({"attribution.solver": auto, "finish.preconditioner": nystrom})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         super().parse_arguments(parser, args)
@@ -117,6 +114,11 @@ class IflooCLI(LightningCLI):
         return Path(config.checkpoint) if config.checkpoint else Layout.checkpoint(config.experiment)
 
     @property
+    def processes(self) -> Processes:
+        said = self.config[self.subcommand].trainer
+        return Processes(said.strategy, said.devices, said.num_nodes)
+
+    @property
     def setup(self) -> Setup:
         """Everything the commands need, as made from the config."""
         config, made = self.config[self.subcommand], self.config_init[self.subcommand]
@@ -135,12 +137,15 @@ class IflooCLI(LightningCLI):
             seed=config.seed_everything,
             overwrite=config.overwrite,
             base=self.base,
+            processes=self.processes,
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The Trainer of the config, with the callback that finishes a fit."""
         finish = self.config_init[self.subcommand].finish
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        if self.processes.unsaid:
+            config["devices"] = 1
         return self._instantiate_trainer(config, [finish])
 
     def _run_subcommand(self, subcommand: str) -> None:

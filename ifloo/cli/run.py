@@ -78,7 +78,8 @@ def _wrapped(error: BaseException | None) -> InputError | None:
 @contextmanager
 def _argv(arguments: Sequence[str]) -> Generator[None, None, None]:
     """LightningCLI reads `sys.argv`; given arguments of its own it warns."""
-    before, sys.argv = sys.argv, ["ifloo", *arguments]
+    before = sys.argv  # its first word stays: a ddp strategy starts its other processes by it
+    sys.argv = [*before[:1], *arguments]
     try:
         yield
     finally:

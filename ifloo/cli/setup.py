@@ -16,6 +16,41 @@ from ifloo.store import JSON, Layout
 
 
 @dataclass(frozen=True)
+class Processes:
+    """On how many devices scores are made, as the settings of the Trainer say it; `auto`: on one.
+
+    Attributes:
+        strategy: `auto` or `ddp`: one process per device, each with the whole model.
+        devices: how many, or which, on each machine.
+        num_nodes: machines.
+    """
+
+    strategy: Any = "auto"
+    devices: Any = "auto"
+    num_nodes: int = 1
+
+    @property
+    def unsaid(self) -> bool:
+        """Lightning would take all devices of the machine, and a fit on many is another fit."""
+        return (self.strategy, self.devices, self.num_nodes) == ("auto", "auto", 1)
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments for a Trainer.
+
+        Raises:
+            InputError: a strategy under which a process has not the whole model, or is no process of its own.
+        """
+        if self.strategy not in ("auto", "ddp"):
+            raise InputError(
+                f"Scores are made under --trainer.strategy auto or ddp, got {self.strategy}.\n"
+                "  Each process needs the whole model and is started by the command line (no spawn, fork, FSDP, ...)."
+            )
+        if self.unsaid:
+            return {"devices": 1}
+        return {"strategy": self.strategy, "devices": self.devices, "num_nodes": self.num_nodes}
+
+
+@dataclass(frozen=True)
 class Setup:
     """What a command works with, made from flags and config.
 
@@ -33,6 +68,7 @@ class Setup:
         seed: of the fit.
         overwrite: replace results of other settings.
         base: the checkpoint, if it was there.
+        processes: for the scores; everything else runs in one.
     """
 
     experiment: str
@@ -48,6 +84,26 @@ class Setup:
     seed: int
     overwrite: bool
     base: Base | None
+    processes: Processes = Processes()
+
+    @property
+    def rank(self) -> int:
+        """Of this process among those of a distributed run; 0 writes the files."""
+        return self.trainer.global_rank
+
+    def one_process(self, command: str) -> None:
+        """Refuses a command to run in many.
+
+        Raises:
+            InputError: more than one device was asked for.
+        """
+        if self.trainer.world_size > 1:
+            raise InputError(
+                f"`ifloo {command}` fits in one process, got --trainer.strategy {self.processes.strategy}, "
+                f"--trainer.devices {self.processes.devices}, --trainer.num_nodes {self.processes.num_nodes}: a fit "
+                "dealt out to several has another objective (shares of unequal size, samples twice).\n"
+                "  Use --trainer.devices 1 here; `ifloo influence` takes as many devices as there are."
+            )
 
     @property
     def test_ids(self) -> list[int]:
@@ -66,7 +122,8 @@ class Setup:
         """A Trainer for one pass over the training data; torch.func needs no inference mode."""
         return L.Trainer(
             accelerator=self.accelerator,
-            devices=1,
+            **self.processes.settings(),
+            use_distributed_sampler=False,  # a process is given its share; Lightning's would repeat a sample
             callbacks=[writer],
             logger=False,
             enable_checkpointing=False,

@@ -1,7 +1,7 @@
 """Floor 6: the engine run through a Trainer."""
 
 from ifloo.stages.influence import InfluenceRun
-from ifloo.stages.predictor import InfluencePredictor, InfluenceWriter
+from ifloo.stages.predictor import InfluencePredictor, InfluenceWriter, ScoredBlock
 from ifloo.stages.settings import AttributionSettings, described
 
-__all__ = ["AttributionSettings", "InfluencePredictor", "InfluenceRun", "InfluenceWriter", "described"]
+__all__ = ["AttributionSettings", "InfluencePredictor", "InfluenceRun", "InfluenceWriter", "ScoredBlock", "described"]

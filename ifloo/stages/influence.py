@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from tqdm import tqdm
 
-from ifloo.attribution import DEFINITIONS, Scores
 from ifloo.errors import InputError
-from ifloo.objective import Batch, sequential
-from ifloo.objective.batches import rows, tensors_of
-from ifloo.solvers import Status
-from ifloo.stages.predictor import InfluencePredictor, InfluenceWriter
+from ifloo.objective import sequential
+from ifloo.objective.batches import rows
+from ifloo.params import ParamSpace
+from ifloo.stages.certified import content_of, scored_tests, stored
+from ifloo.stages.memory import in_blocks, queries_at_once
+from ifloo.stages.predictor import InfluencePredictor, InfluenceWriter, ScoredBlock
 from ifloo.stages.settings import AttributionSettings, described, method_name
+from ifloo.stages.world import World
 from ifloo.store import (
     JSON,
+    AllTests,
     Layout,
     Manifest,
+    ScoreFiles,
+    ScoreMatrix,
+    ScoreTopK,
     Section,
     StoredInfluences,
     influences,
-    jsonl,
     save_topk,
     settings_stamp,
-    sha256_of_tensors,
     top_k,
-    write_npy,
 )
 
-log = logging.getLogger(__name__)
 HASHED_AT_ONCE = 256  # test samples in memory while their content is read
 MakeTrainer = Callable[[InfluenceWriter, bool], L.Trainer]  # (writer, whether to show its progress bar)
 
@@ -71,10 +74,10 @@ class InfluenceRun:
         with self._section("influence", wanted, replaced).opened(self.overwrite):
             missing = [t for t in wanted if not self._there(t)]
             self.score(missing, make_trainer, lambda one: influences.save(self.layout.scores(one.test_id), one))
-        stored = [influences.load(self.layout.scores(t)) for t in wanted]
-        for one in stored:  # top_k is free to change between runs
+        found = [influences.load(self.layout.scores(t)) for t in wanted]
+        for one in found:  # top_k is free to change between runs
             save_topk(self.layout.topk_ids(one.test_id), top_k(one.scores, one.train_ids, self.settings.top_k))
-        return stored
+        return found
 
     def _there(self, t: int) -> bool:
         """Whether the scores of a test are there.
@@ -92,50 +95,40 @@ class InfluenceRun:
         return True
 
     def all_tests(self, make_trainer: MakeTrainer) -> int:
-        """One file of scores for every test sample, and the index; returns how many were made in this run.
+        """Scores of every test sample in the form asked for, and the index; returns how many were made in this run.
 
         Raises:
-            InputError: results of other settings in the folder.
+            InputError: results of other settings or in another form in the folder.
             SolveError: an inverse-HVP that cannot be trusted.
         """
         ids = [int(i) for i in self.datamodule.test_set.ids]
         with self._section("all_tests", [], self.layout.all_scores_there()).opened(self.overwrite):
-            contents, indexed = self._contents(ids), self._indexed()
-            for t, row in indexed.items():
-                if t in ids and row["content"] != contents[str(t)]:
+            contents, folder = self._contents(ids), self._folder(ids)
+            for t, row in folder.rows.items():
+                if str(t) in contents and row["content"] != contents[str(t)]:
                     raise InputError(
                         f"{self.layout.index}: the scores of test {t} are of another sample: its content has SHA-256 "
                         f"{str(contents[str(t)])[:16]}..., theirs {str(row['content'])[:16]}....\n"
                         "  Give another --output_dir to keep both, or --overwrite to replace the stored ones."
                     )
-            missing = [t for t in ids if t not in indexed or not self.layout.all_scores(t).exists()]
-            self.score(missing, make_trainer, lambda one: self._save_indexed(one, indexed, contents[str(one.test_id)]))
+
+            def deliver(block: ScoredBlock) -> None:
+                folder.add(scored_tests(block, self._method(), contents), block.scores.value.numpy())
+
+            missing = folder.missing
+            self._blocks(missing, make_trainer, deliver)
+            folder.finish()
         return len(missing)
 
-    def _indexed(self) -> dict[int, dict[str, JSON]]:
-        if not self.layout.index.exists():
-            return {}
-        jsonl.repair(self.layout.index)
-        return {row["test_id"]: row for row in jsonl.read(self.layout.index)}
+    def take_part(self, make_trainer: MakeTrainer) -> None:
+        """The share of a process that is not the first: it is told what to score, and writes nothing."""
+        self._blocks(None, make_trainer, lambda block: None)
 
-    def _save_indexed(self, one: StoredInfluences, indexed: dict[int, dict[str, JSON]], content: JSON) -> None:
-        path = self.layout.all_scores(one.test_id)
-        write_npy(path, one.scores)
-        if one.test_id in indexed:
-            return
-        row: dict[str, JSON] = {
-            "test_id": one.test_id,
-            "path": path.name,
-            "content": content,
-            "score_mean": one.score_mean,
-            "residual": one.residual,
-            "undamped_residual": one.undamped_residual,
-            "error_bound": one.error_bound,
-            "status": one.status,
-            "method": one.method,
-        }
-        jsonl.append(self.layout.index, row)
-        indexed[one.test_id] = row
+    def _folder(self, ids: Sequence[int]) -> AllTests:
+        train_ids = self.datamodule.train_set.ids.numpy()
+        if self.settings.topk_only:
+            return ScoreTopK(self.layout, ids, train_ids, self.settings.top_k)
+        return (ScoreMatrix if self.settings.matrix else ScoreFiles)(self.layout, ids, train_ids)
 
     def _section(self, name: str, test_ids: Sequence[int], paths: Sequence[Path]) -> Section:
         """The section of the manifest: test samples already scored must be the same, others may join."""
@@ -172,6 +165,8 @@ class InfluenceRun:
             "solver": described(settings.solver),
             "parameters": list(settings.parameters),
             "dtype": settings.dtype,
+            # Left out where nothing is said: results of before there was such a setting are the same.
+            **({"scores_dtype": settings.scores_dtype} if settings.scores_dtype else {}),
         }
 
     def _contents(self, test_ids: Sequence[int]) -> dict[str, JSON]:
@@ -180,7 +175,7 @@ class InfluenceRun:
         for start in range(0, len(test_ids), HASHED_AT_ONCE):
             now = test_ids[start : start + HASHED_AT_ONCE]
             batch = self.datamodule.test_batch(now)
-            contents |= {str(t): _content(rows(batch, slice(k, k + 1))) for k, t in enumerate(now)}
+            contents |= {str(t): content_of(rows(batch, slice(k, k + 1))) for k, t in enumerate(now)}
         return contents
 
     def score(
@@ -192,57 +187,61 @@ class InfluenceRun:
             InputError: a test id out of range, or training data that no score can come from.
             SolveError: an inverse-HVP that cannot be trusted.
         """
-        if not test_ids:
-            return
+
+        def deliver(block: ScoredBlock) -> None:
+            for one in stored(block, self.settings.damping, self._method(), settings_stamp(self._compared())):
+                save(one)
+
+        self._blocks(test_ids, make_trainer, deliver)
+
+    def _method(self) -> str:
+        engine = self._predictor.engine
+        return method_name(engine.curvature, engine.solver, self.module)
+
+    @cached_property
+    def _predictor(self) -> InfluencePredictor:
         loader = sequential(self.datamodule.train_dataloader(), self.settings.batch_size)
-        predictor = InfluencePredictor(self.module, loader, self.settings)
+        return InfluencePredictor(self.module, loader, self.settings)
 
-        def deliver(scores: Scores) -> None:
-            method = method_name(predictor.engine.curvature, self.settings.solver)
-            for k in range(len(scores.query_ids)):
-                save(_stored(scores, k, self.settings.damping, method, settings_stamp(self._compared())))
+    def _blocks(
+        self, test_ids: Sequence[int] | None, make_trainer: MakeTrainer, deliver: Callable[[ScoredBlock], None]
+    ) -> None:
+        """Prepares the solver once, then solves, scores and delivers block by block, in all processes of the Trainer.
 
-        block = self.settings.query_block
-        single = len(test_ids) <= block
-        with tqdm(total=len(test_ids), desc="tests", unit="test", disable=single) as bar:
-            for start in range(0, len(test_ids), block):
-                now = test_ids[start : start + block]
+        Args:
+            test_ids: None in a process that is not the first.
+            make_trainer: of the passes over the training data.
+            deliver: called in the first process.
+        """
+        if test_ids is not None and not test_ids:
+            return
+        predictor, dtype = self._predictor, torch.float32 if self.settings.test_ids == "all" else None
+        size, n = self._block_size(8 if dtype is None else 4), len(predictor.loader.dataset)  # type: ignore[arg-type]
+        single = test_ids is not None and len(test_ids) <= size and self.settings.test_ids != "all"
+        with tqdm(
+            total=len(test_ids or ()) * n,
+            desc="tests x training samples",
+            unit="pair",
+            unit_scale=True,
+            disable=single or test_ids is None,
+        ) as bar:
+            writer = InfluenceWriter(deliver, dtype, bar.update)
+            trainer = make_trainer(writer, single)
+            predictor.world = World.met(trainer)
+            wanted = predictor.world.broadcast(test_ids) or ()
+            predictor.right_hand_sides = len(wanted)
+
+            def work(now: Sequence[int]) -> None:
+                bar.n = wanted.index(now[0]) * n  # what a failed block had counted is counted again
                 predictor.queries = self.datamodule.test_batch(now)
-                make_trainer(InfluenceWriter(deliver), single).predict(predictor, loader, return_predictions=False)
-                bar.update(len(now))
+                make_trainer(writer, single).predict(predictor, return_predictions=False)
 
+            in_blocks(wanted, size, work)
 
-def _stored(scores: Scores, k: int, damping: float, method: str, settings: str) -> StoredInfluences:
-    certificate, t = scores.certificate, int(scores.query_ids[k])
-    if certificate.status[k] is Status.FIXED_STEPS:
-        log.warning(_not_certified(t, certificate, k))
-    return StoredInfluences(
-        test_id=t,
-        scores=scores.value[k].float().cpu().numpy(),
-        train_ids=scores.train_ids.cpu().numpy(),
-        score_mean=float(scores.mean[k]),
-        residual=float(certificate.residual[k]),
-        undamped_residual=float(certificate.undamped_residual[k]),
-        error_bound=None if certificate.error_bound is None else float(certificate.error_bound[k]),
-        steps=int(certificate.steps[k]),
-        status=certificate.status[k].name,
-        damping=damping,
-        method=method,
-        definitions=DEFINITIONS,
-        settings=settings,
-        repeat_error=None if certificate.repeat_error is None else float(certificate.repeat_error[k]),
-    )
-
-
-def _content(query: Batch) -> str:
-    return sha256_of_tensors({str(i): x for i, x in enumerate(tensors_of(query))})
-
-
-def _not_certified(t: int, certificate: Any, k: int) -> str:
-    repeat = certificate.repeat_error
-    spread = "" if repeat is None else f", standard error between repeats {float(repeat[k]):.1%} of the solution"
-    return (
-        f"test {t}: the solver took its fixed {int(certificate.steps[k])} steps; its true relative residual is "
-        f"{float(certificate.residual[k]):.2g} (damped system), {float(certificate.undamped_residual[k]):.2g} "
-        f"(undamped){spread}. Judge the scores by it; solver CG reaches 1e-10."
-    )
+    def _block_size(self, score_bytes: int) -> int:
+        if self.settings.query_block is not None:
+            return self.settings.query_block
+        predictor = self._predictor
+        space = ParamSpace.of(predictor.module, self.settings.parameters)
+        n = len(predictor.loader.dataset)  # type: ignore[arg-type]
+        return queries_at_once(n, space.size, score_bytes, space.dtype.itemsize)

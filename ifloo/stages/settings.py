@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ifloo.curvature import Damped, Hessian, LinearOperator
+from ifloo.curvature import Damped, Hessian, LinearOperator, as_head
 from ifloo.errors import InputError
 from ifloo.objective import Objective
-from ifloo.solvers import CG, Nystrom, Solver
+from ifloo.solvers import Auto, Solver
 from ifloo.store import JSON
 
 Curvature = Callable[[Objective, Tensor], LinearOperator]
@@ -27,34 +27,46 @@ class AttributionSettings:
     Attributes:
         test_ids: test samples to explain, or `all`.
         top_k: ids of largest |score| written for each test sample.
-        curvature: H in the score; `ifloo.curvature.Hessian` or `GaussNewton`.
+        curvature: H in the score; `ifloo.curvature.Hessian`, `LinearHead` or `GaussNewton`; null: the Hessian, in the
+            form of a `LinearHead` where the parameters are one linear layer.
         damping: δ >= 0 added to it, in nats per squared parameter.
-        solver: of (H + δI) x = ∇L_t.
+        solver: of (H + δI) x = ∇L_t; `Auto` picks CG or Cholesky by cost.
         parameters: shell-style patterns of the parameters attributed.
         dtype: precision of the scoring; null: as trained.
+        scores_dtype: precision of the products ∇ℓ_i · v alone, for a linear head; null: float32 for `all`, else
+            `dtype`.
         batch_size: training samples at once.
-        query_block: test samples solved at once.
+        query_block: test samples solved and scored at once; null: as many as fit into memory.
+        matrix: scores of all tests as one matrix (`if_scores.npy`), not one file per test.
+        topk_only: of all tests keep only the `top_k` scores of each and their mean (`topk.npz`).
     """
 
     test_ids: list[int] | Literal["all"] = field(default_factory=lambda: [0])
     top_k: int = 500
-    curvature: Curvature = Hessian
+    curvature: Curvature | None = None
     damping: float = 0.0
-    solver: Solver = field(default_factory=lambda: CG(preconditioner=Nystrom()))
+    solver: Solver = field(default_factory=Auto)
     parameters: list[str] = field(default_factory=lambda: ["*"])
     dtype: Literal["float64", "float32"] | None = None
+    scores_dtype: Literal["float64", "float32"] | None = None
     batch_size: int = 5000
-    query_block: int = 16
+    query_block: int | None = None
+    matrix: bool = False
+    topk_only: bool = False
 
     def __post_init__(self) -> None:
         """Checks what no constructor further down would.
 
         Raises:
-            InputError: a count below 1, negative damping, no test id, a test id given twice.
+            InputError: a count below 1, negative damping, no test id, a test id given twice, two forms of output.
         """
         for name in ("top_k", "batch_size", "query_block"):
-            if getattr(self, name) < 1:
-                raise InputError(f"attribution.{name} must be >= 1, got {getattr(self, name)}.")
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise InputError(f"attribution.{name} must be >= 1, got {count}.")
+        if self.matrix and self.topk_only:
+            raise InputError(
+                "attribution.matrix and attribution.topk_only are two forms of the same output; give one of them."
+            )
         if not 0 <= self.damping < float("inf"):
             raise InputError(
                 f"attribution.damping must be a finite number >= 0, got {self.damping}.\n"
@@ -67,15 +79,10 @@ class AttributionSettings:
         if self.test_ids != "all" and len(set(self.test_ids)) != len(self.test_ids):
             raise InputError(f"attribution.test_ids holds an id twice: {self.test_ids}.")
 
-    def curvature_at(self, objective: Objective, theta: Tensor) -> LinearOperator:
-        """The curvature at θ, damped where damping is asked for."""
-        operator = self.curvature(objective, theta)
-        return Damped(operator, self.damping) if self.damping else operator
-
     @property
     def curvature_name(self) -> str:
         """The class of the curvature, also where the command line has wrapped it into a partial of its settings."""
-        made = self.curvature
+        made = self.curvature or Hessian
         classes = [a for a in made.args if isinstance(a, type)] if isinstance(made, functools.partial) else [made]
         return getattr(classes[-1], "__name__", str(made)) if classes else str(made)
 
@@ -98,8 +105,16 @@ def described(value: Any) -> JSON:
     return str(value)
 
 
-def method_name(operator: LinearOperator, solver: Solver) -> str:
-    """How scores came about, in one line."""
+def method_name(operator: LinearOperator, solver: Solver, module: Any = None) -> str:
+    """How scores came about, in one line; says so where they are those of the last layer alone."""
+    base = operator.base if isinstance(operator, Damped) else operator
+    name = type(base).__name__
     if isinstance(operator, Damped):
-        return f"Damped({type(operator.base).__name__}, {operator.damping:g}) / {solver}"
-    return f"{type(operator).__name__} / {solver}"
+        name = f"Damped({name}, {operator.damping:g})"
+    head = as_head(operator)
+    others = head is not None and module is not None and _trained(module) > head.size
+    return f"{name} / {solver}" + (f", last layer only ({head.head.name})" if head and others else "")
+
+
+def _trained(module: Any) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

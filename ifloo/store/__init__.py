@@ -4,6 +4,9 @@
 """
 
 from ifloo.store import influences, jsonl
+from ifloo.store.all_tests import AllTests, ScoredTest, ScoreFiles
+from ifloo.store.all_tests_matrix import ScoreMatrix
+from ifloo.store.all_tests_topk import ScoreTopK
 from ifloo.store.atomic import JSON, replacing, write_json, write_npy, write_npz, write_text
 from ifloo.store.fingerprint import sha256_of_tensors
 from ifloo.store.ids import read_ids, save_topk, top_k
@@ -17,10 +20,15 @@ __all__ = [
     "JSON",
     "NULL_ID",
     "UNSURE",
+    "AllTests",
     "Layout",
     "LossFile",
     "LossRow",
     "Manifest",
+    "ScoreFiles",
+    "ScoreMatrix",
+    "ScoreTopK",
+    "ScoredTest",
     "Section",
     "StoredInfluences",
     "environment",

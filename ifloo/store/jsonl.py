@@ -4,7 +4,7 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,12 +21,24 @@ def append(path: Path | str, row: Mapping[str, JSON]) -> None:
     Raises:
         WorkError: the row holds NaN or infinity, or the disk is full; the file is then as it was.
     """
+    extend(path, [row])
+
+
+def extend(path: Path | str, rows: Sequence[Mapping[str, JSON]]) -> None:
+    """Add rows as one write of one line each, all on disk when this returns; none of them is there after an error.
+
+    A kill within the write may leave the first of them, and a torn line.
+
+    Raises:
+        WorkError: a row holds NaN or infinity, or the disk is full; the file is then as it was.
+    """
     path = Path(path)
-    line = encode_json(row, path) + b"\n"
+    lines = b"".join(encode_json(row, path) + b"\n" for row in rows)
     try:
-        _append_line(path, line)
+        _append_lines(path, lines)
     except OSError as error:
-        raise WorkError(not_written(path, error, "The row was not added; the earlier rows are unchanged.")) from error
+        kept = "The row was" if len(rows) == 1 else f"{len(rows)} rows were"
+        raise WorkError(not_written(path, error, f"{kept} not added; the earlier rows are unchanged.")) from error
 
 
 def read(path: Path | str) -> list[dict[str, Any]]:
@@ -62,7 +74,7 @@ def repair(path: Path | str) -> bool:
     return True
 
 
-def _append_line(path: Path, line: bytes) -> None:
+def _append_lines(path: Path, lines: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not _ends_with_newline(path):
         repair(path)  # else the new row would be glued to the torn one and both be lost
@@ -71,7 +83,7 @@ def _append_line(path: Path, line: bytes) -> None:
     try:
         size = os.fstat(descriptor).st_size
         try:
-            if os.write(descriptor, line) != len(line):  # a disk that fills up takes the first part of a line
+            if os.write(descriptor, lines) != len(lines):  # a disk that fills up takes the first part of a line
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(descriptor)
         except OSError:

@@ -51,8 +51,9 @@ class Layout:
         return self.all_tests / f"if_scores_test_{t}{suffix}"
 
     def all_scores_there(self) -> list[Path]:
-        """The index and the score files in `all_tests`; nothing else there is ours."""
-        return [self.index, *sorted(self.all_tests.glob("if_scores_test_*.npy"))]
+        """The index and the score files in `all_tests`, of whichever form; nothing else there is ours."""
+        others = [self.index, self.all_scores_matrix, self.all_scores_begun, self.all_topk]
+        return [*others, *sorted(self.all_tests.glob("if_scores_test_*.npy"))]
 
     @property
     def index(self) -> Path:
@@ -62,6 +63,11 @@ class Layout:
     @property
     def all_scores_matrix(self) -> Path:
         return self.all_tests / "if_scores.npy"
+
+    @property
+    def all_scores_begun(self) -> Path:
+        """The matrix until its last row is in."""
+        return self.all_tests / "if_scores.npy.part"
 
     @property
     def all_topk(self) -> Path:

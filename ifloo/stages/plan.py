@@ -1,0 +1,67 @@
+"""From settings to an engine: which form the curvature takes, how products are formed, and one line that says so."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from ifloo.attribution import ForwardProducts, HeadProducts, InfluenceEngine, Products
+from ifloo.curvature import Damped, Hessian, LinearHead, LinearOperator, as_head
+from ifloo.errors import InputError
+from ifloo.objective import Objective
+from ifloo.solvers import Auto
+from ifloo.stages.settings import AttributionSettings
+
+log = logging.getLogger(__name__)
+HEAD_BYTES = 4 << 30  # of inputs and output curvatures kept: beyond it the general path, unless LinearHead is asked for
+
+
+def curvature_at(settings: AttributionSettings, objective: Objective, theta: Tensor) -> LinearOperator:
+    """The curvature at θ, damped where damping is asked for.
+
+    Where the solver is left to `Auto` and none is named, H takes the form of a `LinearHead` if it can: the same matrix.
+
+    Raises:
+        InputError: the curvature asked for does not serve this model.
+    """
+    operator = _undamped(settings, objective, theta)
+    return Damped(operator, settings.damping) if settings.damping else operator
+
+
+def _undamped(settings: AttributionSettings, objective: Objective, theta: Tensor) -> LinearOperator:
+    if settings.curvature is not None:
+        return settings.curvature(objective, theta)
+    if isinstance(settings.solver, Auto) and LinearHead.bytes_kept(objective) <= HEAD_BYTES:
+        try:
+            return LinearHead(objective, theta)
+        except InputError as error:
+            log.debug("no linear head: %s", error)
+    return Hessian(objective, theta)
+
+
+def products_of(
+    settings: AttributionSettings, objective: Objective, theta: Tensor, curvature: LinearOperator
+) -> Products:
+    """How ∇ℓ_i · v are formed."""
+    head = as_head(curvature)
+    if head is None:
+        return ForwardProducts(objective, theta, settings.batch_size)
+    wanted = settings.scores_dtype or ("float32" if settings.test_ids == "all" else None)
+    return HeadProducts(head, getattr(torch, wanted) if wanted else None)
+
+
+def engine_for(
+    objective: Objective, theta: Tensor, settings: AttributionSettings, right_hand_sides: int, mu: float | None
+) -> InfluenceEngine:
+    """The engine for so many right-hand sides; `mu` is a known lower bound on the eigenvalues of H.
+
+    Raises:
+        InputError: the curvature asked for does not serve this model.
+    """
+    curvature = curvature_at(settings, objective, theta)
+    by = products_of(settings, objective, theta, curvature)
+    log.info("scores: %s, curvature %s.", by.name, type(as_head(curvature) or curvature).__name__)
+    solver = settings.solver.chosen(curvature, right_hand_sides)
+    return InfluenceEngine(objective, theta, curvature, solver, mu, by)

@@ -1,0 +1,123 @@
+"""Scores of all test samples as one matrix on disk, larger than memory if it must be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ifloo.errors import InputError
+from ifloo.store.all_tests import AllTests, ScoredTest, write_header
+from ifloo.store.atomic import JSON, replacing, sync_folder
+
+
+class ScoreMatrix(AllTests):
+    """`if_scores.npy`, float32 `[m, n]`, for `np.load(path, mmap_mode="r")`; a line of the index gains its `row`.
+
+    Until the last row is in, the file is `if_scores.npy.part`, of full size from the first block on, with zeros where
+    rows are missing; a row counts once its line is in the index, and the next run goes on in that file. It gets its
+    name when it is whole. Rows are written by `pwrite`, not through a memory map, whose pages would count as memory of
+    the process.
+    """
+
+    form = "matrix"
+
+    @property
+    def missing(self) -> list[int]:
+        """Tests still to be scored, in order.
+
+        Raises:
+            InputError: the matrix that is there has other rows or columns, and some of those asked for are missing.
+        """
+        if (there := self._there) is None:
+            return self.test_ids
+        missing = [t for t in self.test_ids if t not in self.rows]
+        if missing:
+            self._refuse_other_shape(there)
+        return missing
+
+    def finish(self) -> None:
+        if self.layout.all_scores_begun.exists() and not self.missing:
+            os.replace(self.layout.all_scores_begun, self.layout.all_scores_matrix)
+            sync_folder(self.layout.all_tests)
+
+    @property
+    def _there(self) -> Path | None:
+        both = (self.layout.all_scores_begun, self.layout.all_scores_matrix)
+        return next((path for path in both if path.exists()), None)
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return len(self.test_ids), len(self.train_ids)
+
+    def _store(self, block: Sequence[ScoredTest], scores: NDArray[np.float32]) -> None:
+        self._begin()
+        row_of = self._row_of
+        places = [row_of[one.test_id] for one in block]
+        with open(self.layout.all_scores_begun, "r+b", buffering=0) as file:
+            shape, start = _head(file)
+            for run in _consecutive(places):
+                content = np.ascontiguousarray(scores[run], dtype="<f4").data.cast("B")
+                _write_at(file.fileno(), content, start + places[run.start] * shape[1] * 4)
+            os.fsync(file.fileno())
+
+    def _begin(self) -> None:
+        """Makes the file, or takes back the name of one whose index has lost a line."""
+        begun = self.layout.all_scores_begun
+        if begun.exists():
+            return
+        if self.layout.all_scores_matrix.exists():
+            os.replace(self.layout.all_scores_matrix, begun)
+            return
+        if self.rows:  # lines about a matrix that is gone
+            self.rows = {}
+            self.layout.index.unlink()
+        with replacing(begun) as file:
+            write_header(file, self._shape)
+            file.truncate(file.tell() + 4 * self._shape[0] * self._shape[1])
+
+    def _place(self, test_id: int) -> dict[str, JSON]:
+        return {"path": self.layout.all_scores_matrix.name, "row": self._row_of[test_id]}
+
+    @property
+    def _row_of(self) -> dict[int, int]:
+        return {t: row for row, t in enumerate(self.test_ids)}
+
+    def _refuse_other_shape(self, there: Path) -> None:
+        with open(there, "rb") as file:
+            shape = _head(file)[0]
+        row_of = self._row_of
+        if shape == self._shape and all(row["row"] == row_of.get(t) for t, row in self.rows.items()):
+            return
+        raise InputError(
+            f"{there} is a matrix of {shape[0]} tests x {shape[1]} training samples for {len(self.rows)} tests; asked "
+            f"for {self._shape[0]} x {self._shape[1]}, other tests or another order.\n"
+            "  A matrix does not grow. Ask for the same tests, give another --output_dir, or --overwrite to replace it."
+        )
+
+
+def _head(file: object) -> tuple[tuple[int, ...], int]:
+    """Shape of an npy, and where its numbers begin."""
+    np.lib.format.read_magic(file)  # type: ignore[arg-type]
+    shape, _, _ = np.lib.format.read_array_header_1_0(file)  # type: ignore[arg-type]
+    return shape, file.tell()  # type: ignore[attr-defined]
+
+
+def _consecutive(places: Sequence[int]) -> list[slice]:
+    """Runs of rows that follow each other in the file, as slices of the block."""
+    runs = []
+    for _, group in groupby(range(len(places)), key=lambda k: places[k] - k):
+        members = list(group)
+        runs.append(slice(members[0], members[-1] + 1))
+    return runs
+
+
+def _write_at(descriptor: int, content: memoryview, offset: int) -> None:
+    """All of it: one call takes 2 GiB at most, and a full disk takes a part before it says so."""
+    while content:
+        written = os.pwrite(descriptor, content, offset)
+        content, offset = content[written:], offset + written

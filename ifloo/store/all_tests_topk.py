@@ -1,0 +1,87 @@
+"""The most influential training samples of every test, where all scores would be too many to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64
+from numpy.typing import NDArray
+
+from ifloo.errors import InputError
+from ifloo.store.all_tests import AllTests, ScoredTest
+from ifloo.store.atomic import JSON, write_npz
+from ifloo.store.layout import Layout
+
+
+class ScoreTopK(AllTests):
+    """`topk.npz`: test_ids `[m]`, ids int64 `[m, k]`, scores float32 `[m, k]`, mean `[m]`; larger |score| first.
+
+    Equal ones are ordered by id. The file is replaced whole after each block, then the index gets its lines.
+    """
+
+    form = "topk"
+
+    def __init__(self, layout: Layout, test_ids: Sequence[int], train_ids: NDArray[np.int64], k: int) -> None:
+        """Reads what is there.
+
+        Raises:
+            InputError: the folder holds scores in another form, or another number of ids.
+        """
+        super().__init__(layout, test_ids, train_ids)
+        self.k = min(k, len(self.train_ids))
+        self._kept: dict[int, tuple[NDArray[np.int64], NDArray[np.float32], float]] = {}
+        if layout.all_topk.exists():
+            self._kept = self._read(layout.all_topk)
+
+    @property
+    def missing(self) -> list[int]:
+        return [t for t in self.test_ids if t not in self.rows or t not in self._kept]
+
+    def _store(self, block: Sequence[ScoredTest], scores: NDArray[np.float32]) -> None:
+        for one, row in zip(block, scores, strict=True):
+            places = largest(row, self.train_ids, self.k)
+            self._kept[one.test_id] = (self.train_ids[places], row[places], one.score_mean)
+        tests = sorted(self._kept)
+        ids, values, means = zip(*(self._kept[t] for t in tests), strict=True)
+        write_npz(
+            self.layout.all_topk,
+            {
+                "test_ids": np.asarray(tests, dtype=np.int64),
+                "ids": np.stack(ids),
+                "scores": np.stack(values),
+                "mean": np.asarray(means, dtype=np.float64),
+            },
+        )
+
+    def _place(self, test_id: int) -> dict[str, JSON]:
+        return {"path": self.layout.all_topk.name}
+
+    def _read(self, path: Path) -> dict[int, tuple[NDArray[np.int64], NDArray[np.float32], float]]:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                tests, ids, scores, mean = (file[name] for name in ("test_ids", "ids", "scores", "mean"))
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"{path} holds no top-k scores of ifloo: {error}.\n  Delete it and run the same command again."
+            ) from error
+        if ids.shape[1] != self.k:
+            raise InputError(
+                f"{path} holds {ids.shape[1]} ids of each test; attribution.top_k asks for {self.k}.\n"
+                "  Ask for as many, give another --output_dir, or --overwrite to replace the file."
+            )
+        rows: tuple[Int64[np.ndarray, "m k"], Float32[np.ndarray, "m k"], Float64[np.ndarray, " m"]] = (
+            ids,
+            scores,
+            mean,
+        )
+        return {int(t): (i, s, float(x)) for t, i, s, x in zip(tests, *rows, strict=True)}
+
+
+def largest(scores: Float32[np.ndarray, " n"], ids: Int64[np.ndarray, " n"], k: int) -> Int64[np.ndarray, " k"]:
+    """Positions of the k largest |score|, largest first, equal ones by id, without sorting all n."""
+    size = np.abs(scores)
+    least = np.partition(size, len(size) - k)[len(size) - k]
+    found = np.flatnonzero(size >= least)
+    return found[np.lexsort((ids[found], -size[found]))[:k]]
