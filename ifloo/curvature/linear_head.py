@@ -79,6 +79,18 @@ class LinearHead(StochasticOperator):
         self.basis = _basis(self.seconds, [c.residuals for c in self.chunks])
         self._core: Core | None = None
 
+    @staticmethod
+    def bytes_kept(objective: Objective) -> int:
+        """Memory for the inputs and output curvatures of all samples, one position each; 0 where there is no head.
+
+        Never raises: what is not a head says so when it is made.
+        """
+        try:
+            head = HeadLayer.of(objective.losses)
+        except InputError:
+            return 0
+        return objective.n * (head.columns + head.classes**2) * objective.losses.space.dtype.itemsize
+
     @property
     def n(self) -> int:
         return self.objective.n

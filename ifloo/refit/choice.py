@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 
 from ifloo.refit.path import OneByOne, RefitPath
 from ifloo.refit.recipe import Refitter
-from ifloo.refit.replicas import PathError, StackedReplicas
+from ifloo.refit.replicas import ChordReplicas, PathError, StackedReplicas
 
 logger = logging.getLogger(__name__)
 Kind = Callable[[Refitter, int | None], RefitPath]  # takes the number at once; raises PathError where it does not serve
 
 # Many at once, fastest first.
-KINDS: Sequence[Kind] = (StackedReplicas,)
+KINDS: Sequence[Kind] = (ChordReplicas, StackedReplicas)
 
 
 def chosen(refitter: Refitter, replicas: int | None, kinds: Sequence[Kind] = KINDS) -> RefitPath:

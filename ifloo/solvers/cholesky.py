@@ -98,7 +98,9 @@ class PreparedCholesky(Prepared):
     def back(self, B: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         """A⁻¹b of each row by the factor alone: no refinement, no certificate."""
         inner = self.core.reduce(B)
-        solved = torch.cholesky_solve(inner.T, self.factor).T
+        # cholesky_solve would copy the factor, hundreds of megabytes, at each call.
+        half = torch.linalg.solve_triangular(self.factor, inner.T, upper=False)
+        solved = torch.linalg.solve_triangular(self.factor.T, half, upper=True).T
         return self.core.expand(solved) + self._inverse_rest() * (B - self.core.expand(inner))
 
     def _inverse_rest(self) -> Float[Tensor, " p"]:

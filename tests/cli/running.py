@@ -18,7 +18,6 @@ N, TESTS = 100, 20
 LIGHT = (
     "--trainer.accelerator=cpu",
     "--finish.preconditioner.rank=10",
-    "--attribution.solver.preconditioner.rank=10",
 )
 SMALL = (
     f"--config={CONFIG}",

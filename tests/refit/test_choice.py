@@ -1,6 +1,7 @@
 """Which path is taken, and what is said of it."""
 
 import logging
+import re
 from typing import ClassVar
 
 import pytest
@@ -41,12 +42,13 @@ class Single(Never):
         self.at_once = 1
 
 
+CHORD_SGD = "chord Newton with one factor: SGD fits are not finished to the minimum (finish.after = lbfgs)"
+CHORD_LBFGS = r"chord Newton with one factor: refits start at \|grad J\| = \S+, not at the minimum of the base model"
 LBFGS = "stacked replicas: optimizer LBFGS does not step each weight by its own gradients alone"
 PICKS = {
     "asked one by one": (sgd, 1, None, OneByOne, 1, "refits: one by one (refit.replicas = 1)"),
-    "by kind": (sgd, None, None, StackedReplicas, 64, "refits: stacked replicas, 64 at once"),
-    "as many as asked": (sgd, 5, None, StackedReplicas, 5, "refits: stacked replicas, 5 at once"),
-    "none serves": (lbfgs, None, None, OneByOne, 1, f"refits: one by one ({LBFGS})"),
+    "by kind": (sgd, None, None, StackedReplicas, 64, f"refits: stacked replicas, 64 at once ({CHORD_SGD})"),
+    "as many as asked": (sgd, 5, None, StackedReplicas, 5, f"refits: stacked replicas, 5 at once ({CHORD_SGD})"),
     "the next serves": (
         sgd,
         None,
@@ -75,13 +77,22 @@ def test_the_path_and_its_line(how, replicas, kinds, kind, at_once, line, caplog
     assert caplog.messages == [line]
 
 
+def test_where_no_path_serves_each_says_why(caplog):
+    with caplog.at_level(logging.INFO, "ifloo"):
+        path = chosen(lbfgs(), None)
+    assert type(path) is OneByOne
+    assert re.fullmatch(rf"refits: one by one \({CHORD_LBFGS}; {LBFGS}\)", caplog.messages[0])
+
+
 def test_what_was_asked_for_and_cannot_be_had_is_an_error():
     with pytest.raises(InputError) as caught:
         chosen(lbfgs(), 8)
-    assert str(caught.value) == (
+    assert re.fullmatch(
         "refit.replicas = 8 asks for 8 refits in one fit, which would not give what refits one by one give:\n"
+        f"  {CHORD_LBFGS}\n"
         f"  {LBFGS}\n"
-        "  Leave refit.replicas out, or set it to 1."
+        "  Leave refit.replicas out, or set it to 1.",
+        str(caught.value),
     )
 
 

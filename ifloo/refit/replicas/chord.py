@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 AT_ONCE = 64  # replicas: a product of [b, d] with [d, 64 c] runs at the speed of large ones
 PASSES = 20
 FACTOR_BYTES = 4 << 30
+PRODUCTS = 130  # of a refit one by one: 33 with the Hessian, at a quarter of the speed of large ones
+WORTH = 30  # refits one by one: a factor that costs more than so many is made when it is asked for only
 
 
 class ChordReplicas(RefitPath):
@@ -71,13 +73,23 @@ class ChordReplicas(RefitPath):
             self.head = LinearHead(objective, self.theta)
         except InputError as error:
             raise PathError(str(error).splitlines()[0]) from error
-        if (need := bytes_needed(self.head.core_size, self.theta.dtype)) > FACTOR_BYTES:
-            raise PathError(f"a factor of q = {self.head.core_size:,} would take {need / 2**30:.1f} GiB")
+        _refuse_costly(self.head, asked=at_once is not None)
 
     @cached_property
     def factor(self) -> PreparedCholesky:
         """Of the base Hessian, made once."""
         return Cholesky(max_bytes=FACTOR_BYTES).prepare(self.head)
+
+    def prepare(self, base: Any) -> None:
+        """The factor; no preconditioner is needed."""
+        _ = self.factor
+
+    def removal_steps(self, base: Any, count: int, seed: int) -> Float[Tensor, "k p"]:
+        """(1/n) H⁻¹∇ℓ_j of `count` random samples j."""
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randint(self.head.n, (count,), generator=generator)
+        blocks = SampleBlocks.of(self.head, self.head.objective.data.ids[drawn].tolist())
+        return self.factor.back(torch.einsum("gs,gsp->gp", blocks.slopes, blocks.rows)) / self.head.n
 
     def fit(self, tasks: Sequence[RefitTask]) -> list[Refit]:
         begun = time.perf_counter()
@@ -151,6 +163,20 @@ class _Woodbury:
         return X
 
 
+def _refuse_costly(head: LinearHead, asked: bool) -> None:
+    """A factor that does not fit, or that would cost more than it saves.
+
+    Raises:
+        PathError: it is one.
+    """
+    cost, q = head.cost, head.core_size
+    if (need := bytes_needed(q, head.dtype)) > FACTOR_BYTES:
+        raise PathError(f"a factor of q = {q:,} would take {need / 2**30:.1f} GiB")
+    worth = (cost.core + q**3 / 3) / (PRODUCTS * cost.product)
+    if worth > WORTH and not asked:
+        raise PathError(f"a factor of q = {q:,} costs as much as {worth:.0f} refits one by one")
+
+
 def _refuse_unfinished(refitter: Refitter, base: object) -> None:
     """Only a fit that ends at the minimum may be replaced by another way to the minimum.
 
@@ -158,9 +184,21 @@ def _refuse_unfinished(refitter: Refitter, base: object) -> None:
         PathError: it is not one.
     """
     after = refitter.finish.after
-    optimizer = base.configure_optimizers()  # type: ignore[attr-defined]
-    if after == "never" or (after == "lbfgs" and not isinstance(optimizer, torch.optim.LBFGS)):
-        raise PathError(f"{type(optimizer).__name__} fits are not finished to the minimum (finish.after = {after})")
+    if after == "always":
+        return
+    found = _optimizers(base.configure_optimizers())  # type: ignore[attr-defined]
+    if after == "never" or not any(isinstance(one, torch.optim.LBFGS) for one in found):
+        names = ", ".join(type(one).__name__ for one in found) or "other"
+        raise PathError(f"{names} fits are not finished to the minimum (finish.after = {after})")
+
+
+def _optimizers(configured: Any) -> list[torch.optim.Optimizer]:
+    """The optimizers in whatever form Lightning takes them."""
+    if isinstance(configured, torch.optim.Optimizer):
+        return [configured]
+    if isinstance(configured, dict):
+        return _optimizers(configured.get("optimizer"))
+    return [one for part in configured for one in _optimizers(part)] if isinstance(configured, (list, tuple)) else []
 
 
 def _trainer(accelerator: str) -> L.Trainer:
