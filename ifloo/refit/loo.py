@@ -50,6 +50,11 @@ class LeaveOneOut:
         """What each process that refits is given."""
         return RefitWork(self.base, self.refitter, self.queries, self.n, self.settings)
 
+    def recorded(self) -> dict[str, JSON]:
+        """How and where the refits are made, which changes no number."""
+        path, settings = self.work.path, self.settings
+        return {"devices": settings.devices, "cluster": settings.cluster, "path": path.name, "unit": path.at_once}
+
     def run(self, ids: Sequence[int], control_ids: Sequence[int]) -> None:
         """Null refit, displaced null refits, then each id not yet in every file.
 
@@ -62,10 +67,13 @@ class LeaveOneOut:
             *(Wanted(NULL_ID, k) for k in self._draws() if any(k not in rows for rows in draws)),
             *(Wanted(i) for i in ids if any(i not in rows for rows in done)),
         ]
+        if not wanted:
+            return
         given_up: list[GivenUp] = []
         waiting: list[Outcome] = []  # for the null refit
-        with tqdm(total=len(wanted), desc="refits", unit="refit") as bar:
-            for result in self._results(wanted):
+        results = runner_of(self.work).run(wanted)
+        with closing(results), tqdm(total=len(wanted), desc="refits", unit="refit") as bar:
+            for result in results:
                 if isinstance(result, GivenUp):
                     given_up.append(result)
                     if Wanted(NULL_ID) in result.unit:
@@ -78,12 +86,6 @@ class LeaveOneOut:
 
     def _draws(self) -> range:
         return range(1, self.settings.null_refits + 1)
-
-    def _results(self, wanted: Sequence[Wanted]) -> Any:
-        if not wanted:
-            return
-        with closing(runner_of(self.work).run(wanted)) as results:
-            yield from results
 
     def _recorded(self, outcomes: list[Outcome], done: Rows, draws: Rows, controls: set[int]) -> list[Outcome]:
         """Adds outcomes to the files; returns those that must wait until the null refit is there."""

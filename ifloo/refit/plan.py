@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -28,6 +29,9 @@ class RefitSettings:
         seed: of the controls and of the displacements; every refit has the seed of the base fit.
         replicas: refits trained together in one fit; 1: one by one; null: by model and optimizer, the fastest that
             gives the same.
+        devices: of this machine to refit on, each with a worker process of its own; more than 1 needs ifloo[cluster].
+        cluster: `local`: worker processes even for one device; `tcp://host:port`: the workers of a running dask
+            cluster; null: as `devices` says.
     """
 
     removal: Removal = "drop"
@@ -37,18 +41,45 @@ class RefitSettings:
     null_refits: int = 5
     seed: int = 0
     replicas: int | None = None
+    devices: int = 1
+    cluster: str | None = None
+
+    @property
+    def address(self) -> str | None:
+        """Of the scheduler of a running cluster."""
+        return None if self.cluster == "local" else self.cluster
+
+    @property
+    def in_process(self) -> bool:
+        return self.cluster is None and self.devices == 1
 
     def __post_init__(self) -> None:
-        """Checks the counts.
+        """Checks the counts and who is to work.
 
         Raises:
-            InputError: a negative count, or no refit at once.
+            InputError: a negative count, no refit at once, no device, or no address of a cluster.
         """
         for name in ("top_k", "random", "null_refits"):
             if getattr(self, name) < 0:
                 raise InputError(f"refit.{name} must be >= 0, got {getattr(self, name)}.")
         if self.replicas is not None and self.replicas < 1:
             raise InputError(f"refit.replicas must be >= 1, or null to have it chosen, got {self.replicas}.")
+        if self.devices < 1:
+            raise InputError(f"refit.devices must be >= 1, got {self.devices}.")
+        if self.address is not None:
+            self._check_address(self.address)
+
+    def _check_address(self, address: str) -> None:
+        if not re.fullmatch(r"\w+://\S+:\d+", address):
+            raise InputError(
+                f"refit.cluster must be local, tcp://host:port or null, got {address!r}.\n"
+                "  The address is the one that `dask scheduler` prints."
+            )
+        if self.devices > 1:
+            raise InputError(
+                f"refit.devices = {self.devices} starts workers on this machine, and refit.cluster = {address} has its "
+                "own.\n  Leave one of them out."
+            )
 
 
 def controls(train_ids: NDArray[np.int64], count: int, seed: int) -> list[int]:

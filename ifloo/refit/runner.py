@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
+from ifloo.errors import InputError
 from ifloo.refit.work import Outcome, RefitWork, Unit, Wanted
 from ifloo.store import NULL_ID
 
@@ -60,4 +61,13 @@ def runner_of(work: RefitWork) -> Runner:
     Raises:
         InputError: a cluster is asked for, and `dask.distributed` is not installed.
     """
-    return InProcess(work)
+    if work.settings.in_process:
+        return InProcess(work)
+    try:
+        from ifloo.refit.cluster import OnCluster  # dask only for those who asked for it
+    except ImportError as error:
+        raise InputError(
+            f"refit.devices > 1 and refit.cluster need dask.distributed, which cannot be imported: {error}.\n"
+            "  Install it: pip install 'ifloo[cluster]'"
+        ) from error
+    return OnCluster(work)
