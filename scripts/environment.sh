@@ -13,8 +13,9 @@ _ifloo_extras=""
 for _extra in "$@"; do
     _ifloo_extras="${_ifloo_extras:+$_ifloo_extras,}$_extra"
     case "$_extra" in
-        test) _ifloo_wanted+=(pytest beartype) ;;
-        dev) _ifloo_wanted+=(pytest beartype ruff mypy) ;;
+        cluster) _ifloo_wanted+=(distributed cloudpickle) ;;
+        test) _ifloo_wanted+=(pytest beartype distributed cloudpickle) ;;
+        dev) _ifloo_wanted+=(pytest beartype distributed cloudpickle ruff mypy) ;;
     esac
 done
 PYTHON=""

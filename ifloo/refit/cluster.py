@@ -51,7 +51,7 @@ class OnCluster(Runner):
         payload = _packed(self.work)
         at_once = self.work.path.at_once
         with sigterm_unwinds(), quiet_dask(), _connected(self.work, len(wanted)) as client:
-            scheduler = client.scheduler_info(n_workers=1)["address"]
+            scheduler = client.scheduler_info()["address"]
             size = min(at_once, math.ceil(len(wanted) / max(1, len(client.nthreads()))))
             patience = math.inf if self.work.settings.address else PATIENCE
             try:
@@ -223,15 +223,22 @@ def _client_of(address: str) -> Client:
     """
     try:
         asyncio.run(_answer(address))  # a client that got no answer would go on asking
-    except Exception as error:  # refused, unknown host, silence; or whatever dask meets in the words of another server
-        raise InputError(
-            f"No dask scheduler answers at {address} (refit.cluster): {_words(error).partition(' (')[0]}.\n"
-            "  Start one (`dask scheduler`, and `dask worker ADDRESS` on each machine) and give the address it prints, "
-            "or use refit.cluster: local."
-        ) from error
+    except OSError as error:
+        raise InputError(_no_scheduler(address, f"no answer in {CONNECT:.0f} seconds")) from error
+    except Exception as error:  # whatever dask meets in the words of another kind of server
+        what = f"what answers there is another kind of server ({type(error).__name__})"
+        raise InputError(_no_scheduler(address, what)) from error
     return Client(address, timeout=CONNECT, set_as_default=False)
 
 
 async def _answer(address: str) -> None:
     async with rpc(address, timeout=CONNECT) as scheduler:
-        await asyncio.wait_for(scheduler.identity(n_workers=0), CONNECT)
+        await asyncio.wait_for(scheduler.identity(), CONNECT)
+
+
+def _no_scheduler(address: str, found: str) -> str:
+    return (
+        f"There is no dask scheduler at {address} (refit.cluster): {found}.\n"
+        "  Start one (`dask scheduler`, and `dask worker ADDRESS` on each machine) and give the address it prints, or "
+        "use refit.cluster: local."
+    )
