@@ -15,6 +15,7 @@ from scipy.linalg.blas import dsyrk
 
 from bench.problem import QUERY, Array, Outcome, Problem, exact_file, numbers
 from bench.task import Row, Task
+from ifloo.refit import weights_sha256
 
 RESIDUAL = 1e-10
 SPREAD = 50  # further tests of T10000, over the whole range
@@ -122,7 +123,11 @@ def make(problem: Problem, task: Task) -> Outcome:
     Raises:
         ArithmeticError: a solution misses the residual that makes it the truth.
     """
-    truth, tests = Textbook.at(problem), wanted(problem, task.options["works"])
+    tests = wanted(problem, task.options["works"])
+    key = f"{problem.data.fingerprint()} {weights_sha256(problem.module)} {task.refits}"
+    if (there := _kept(task, key, tests)) is not None:
+        return there
+    truth = Textbook.at(problem)
     factor = cho_factor(truth.hessian(), lower=True, overwrite_a=True, check_finite=False)
     b = query_gradients(problem, tests)
     v = cho_solve(factor, b.T).T
@@ -140,8 +145,31 @@ def make(problem: Problem, task: Task) -> Outcome:
     if "R500" in task.options["works"]:
         corrected = removal_effects(truth, factor, b[tests.index(QUERY)], removed) + of_query.mean()
     predicted = -(of_query[removed] - of_query.mean())
-    np.savez(exact_file(task), tests=tests, scores=scores, removed=removed, predicted=predicted, corrected=corrected)
+    np.savez(
+        exact_file(task),
+        key=key,
+        residual=residual.max(),
+        tests=tests,
+        scores=scores,
+        removed=removed,
+        predicted=predicted,
+        corrected=corrected,
+    )
     return Outcome(residual=float(residual.max()))
+
+
+def _kept(task: Task, key: str, tests: list[int]) -> Outcome | None:
+    """What an earlier run in this folder found for the same images and weights, if it is all these works need."""
+    if not exact_file(task).is_file():
+        return None
+    with np.load(exact_file(task)) as file:
+        enough = set(tests) <= set(file["tests"].tolist()) and (
+            len(file["corrected"]) or "R500" not in task.options["works"]
+        )
+        if str(file["key"]) != key or not enough:
+            return None
+        again = {"wall_s": None, "cpu_s": None, "peak_rss_gb": None, "note": f"taken from {exact_file(task)}"}
+        return Outcome(residual=float(file["residual"]), extra=again)
 
 
 def removal_effects(truth: Textbook, factor: tuple[Array, bool], b: Array, removed: Array) -> Array:

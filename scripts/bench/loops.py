@@ -91,6 +91,7 @@ def _refit(problem: Problem, task: Task, removed: int | None) -> tuple[float, fl
     start = problem.weights if task.options.get("warm") else torch.zeros_like(problem.weights)
     W = start.clone().requires_grad_()
     _minimise(W, x, y, problem.l2, task.options["iterations"])
+    W = W.detach()
     loss = cross_entropy((problem.test_x[QUERY] @ W.T).double(), problem.test_labels[QUERY])
     return float(loss), _gradient_norm(W, x, y, problem.l2)
 
@@ -125,7 +126,7 @@ def _minimise(W: Tensor, x: Tensor, y: Tensor, l2: float, iterations: int | None
 
 def _gradient_norm(W: Tensor, x: Tensor, y: Tensor, l2: float) -> float:
     """In float64 whatever the fit was in, in slices: a float32 gradient knows its own norm to 1e-6 only."""
-    W = W.detach().double()
+    W = W.double()
     total = l2 * W
     for xs, ys in zip(x.split(5000), y.split(5000), strict=True):
         r = torch.softmax(xs.double() @ W.T, 1)

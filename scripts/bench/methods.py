@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SCORES, REFITS = ("T1", "T100", "T10000"), ("R500",)
-WORKS = (*SCORES, *REFITS)
+WORKS = ("GEMM", *SCORES, *REFITS)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ class Method:
 
 FEW = {"T100": 3, "T10000": 3}
 COLD, WARM = {"iterations": None}, {"iterations": None, "warm": True}
-METHODS = (
+FEW_TESTS = ("T1", "T100")
+BLOCK = {"solve_simultaneously": True, "rtol": 1e-6, "atol": 0.0, "maxiter": 200}
+METHODS: tuple[Method, ...] = (
     Method("ifloo float32", "bench.ours:listed", ("T1",), "float32"),
     Method("ifloo", "bench.ours:listed", ("T1", "T100")),
     Method("ifloo", "bench.ours:all_tests", ("T10000",), options={"matrix": True}),
@@ -49,6 +51,24 @@ METHODS = (
     Method("L-BFGS 100", "bench.loops:lbfgs", REFITS, "float32", {"iterations": 100}, {"R500": 5}),
     Method("L-BFGS floor", "bench.loops:lbfgs", REFITS, "float64", COLD, {"R500": 5}, note="from zero"),
     Method("L-BFGS floor warm", "bench.loops:lbfgs", REFITS, "float64", WARM, {"R500": 5}, note="from the base"),
+    *(
+        Method(name, f"bench.peers.with_{call}", works, "float32", options, peer=True, note=note)
+        for name, call, works, options, note in (
+            ("pyDVL CG", "pydvl:conjugate_gradients", ("T1",), {}, "its default tolerance, full batch"),
+            (
+                "pyDVL block CG",
+                "pydvl:conjugate_gradients",
+                FEW_TESTS,
+                BLOCK,
+                "rtol 1e-6, full batch",
+            ),
+            ("pyDVL Nystroem", "pydvl:nystroem", ("T1",), {}, "rank 500"),
+            ("pyDVL EK-FAC", "pydvl:ekfac", ("T1",), {}, None),
+            ("dattri CG", "dattri:conjugate_gradients", FEW_TESTS, {}, "100 steps, full batch"),
+            ("captum Arnoldi", "captum:arnoldi", ("T1",), {}, "its default rank, 50"),
+            ("kronfluence EK-FAC", "kronfluence:ekfac", FEW_TESTS, {}, None),
+        )
+    ),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from bench.clock import Clock, Spent
 from bench.exact import exact_file
 from bench.problem import QUERY, Outcome, Part, Problem, Refits
 from bench.task import Task
-from ifloo.refit import LeaveOneOut, NewtonFinish, Recipe, RefitSettings, Refitter, weights_sha256
+from ifloo.refit import LeaveOneOut, NewtonFinish, Recipe, RefitSettings, Refitter, TrainingLoader, weights_sha256
 from ifloo.stages import AttributionSettings, InfluenceRun, InfluenceWriter
 from ifloo.store import JSON, NULL_ID, Layout, LossFile, jsonl
 
@@ -123,8 +124,8 @@ def _leave_one_out(problem: Problem, task: Task, losses: LossFile) -> LeaveOneOu
     base = problem.module
     recipe = Recipe(**problem.base.record["recipe"], accelerator=task.accelerator)
     refitter = Refitter(
-        start=lambda: copy.deepcopy(base),
-        loader=problem.data.train_dataloader,
+        start=functools.partial(copy.deepcopy, base),
+        loader=TrainingLoader(problem.data),
         recipe=recipe,
         finish=NewtonFinish(tolerance=1e-10, inner_dtype="float32"),
         seed=problem.base.record["seed"],
@@ -136,5 +137,5 @@ def _leave_one_out(problem: Problem, task: Task, losses: LossFile) -> LeaveOneOu
         files=[losses],
         null_files=[LossFile(_layout(task).null_losses(QUERY), "draw")],
         n=problem.n,
-        settings=RefitSettings(removal="drop", random=0, null_refits=0),
+        settings=RefitSettings(removal="drop", random=0, null_refits=0, replicas=task.options.get("replicas")),
     )

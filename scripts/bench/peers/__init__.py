@@ -1,0 +1,1 @@
+"""Other libraries through their public interface, one file each; a library that is not installed is skipped."""
