@@ -94,6 +94,10 @@ def influence(setup: Setup) -> None:
         print(f"{made} tests scored now, {len(setup.datamodule.test_set)} in all: {setup.layout.index}")
         return
     stored = run.listed(setup.predict_trainer)
+    if setup.attribution.corrected:
+        top = {t: read_ids(setup.layout.topk_ids(t), setup.datamodule.train_set.ids.numpy()) for t in setup.test_ids}
+        random = controls(setup.datamodule.train_set.ids.numpy(), setup.refit.random, setup.refit.seed)
+        run.correct(stored, removals({t: found.tolist() for t, found in top.items()}, random))
     for one in stored:
         tables.influence(one, setup.datamodule)
 

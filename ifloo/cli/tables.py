@@ -11,7 +11,7 @@ import numpy as np
 from ifloo.agreement import Agreement
 from ifloo.refit import Minimum
 from ifloo.report import Comparison
-from ifloo.store import StoredInfluences
+from ifloo.store import CORRECTED, StoredInfluences
 
 ROWS = 8
 
@@ -60,6 +60,9 @@ def verdict(compared: Mapping[int, Comparison]) -> None:
         for name, found in groups.items():
             if found is not None:
                 print(f"  {name:<16}{found.n:>4}  {_row(found)}")
+        for name, found in one.methods().get(CORRECTED, {}).items():
+            if found is not None:
+                print(f"  {'corrected ' + name.replace('_', '-'):<16}{found.n:>4}  {_row(found)}")
         floor = "unknown (one null refit)" if one.noise_floor is None else f"{one.noise_floor:.1e} nats"
         worst = "unknown" if one.worst_grad_norm is None else f"{one.worst_grad_norm:.1e}"
         flagged = "unknown how many" if one.flagged is None else one.flagged

@@ -13,6 +13,7 @@ from ifloo.attribution import predicted_change
 from ifloo.errors import InputError
 from ifloo.objective import Removal
 from ifloo.store import (
+    CORRECTED,
     JSON,
     NULL_ID,
     UNSURE,
@@ -22,6 +23,7 @@ from ifloo.store import (
     Manifest,
     StoredInfluences,
     influences,
+    removals,
     settings_stamp,
 )
 
@@ -54,6 +56,7 @@ class Comparison:
         worst_grad_norm: over all refits.
         flagged: refits whose error, by its bound or where there is none by the noise floor, exceeds a twentieth of the
             change they measured; None where neither is known.
+        corrected: `[r]`, nats, predicted with the leverage of the sample counted in; NaN for rows without; None: none.
     """
 
     stored: StoredInfluences
@@ -66,18 +69,32 @@ class Comparison:
     noise_floor: float | None
     worst_grad_norm: float | None
     flagged: int | None
+    corrected: NDArray[np.float64] | None = None
 
     @property
     def kinds(self) -> list[str]:
         """Why each sample was removed: `top` of this test, `random`, or `other` (the top of another test)."""
         return np.where(self.top, "top", np.where(self.control, "random", "other")).tolist()
 
-    def agreement(self, chosen: NDArray[np.bool_] | None = None) -> Agreement | None:
-        """Statistics of all rows, or of some; None where there are fewer than three."""
-        rows = np.ones(len(self.ids), dtype=bool) if chosen is None else chosen
+    def agreement(
+        self, chosen: NDArray[np.bool_] | None = None, predicted: NDArray[np.float64] | None = None
+    ) -> Agreement | None:
+        """Statistics of all rows, or of some; of the scores, or of another prediction (NaN: none for that row).
+
+        None where there are fewer than three.
+        """
+        by = self.predicted if predicted is None else predicted
+        rows = np.isfinite(by) & (True if chosen is None else chosen)
         if rows.sum() < FEWEST:
             return None
-        return agreement(self.predicted[rows], self.actual[rows], noise_floor=self.noise_floor or 0.0)
+        return agreement(by[rows], self.actual[rows], noise_floor=self.noise_floor or 0.0)
+
+    def methods(self) -> dict[str, dict[str, Agreement | None]]:
+        """Statistics of further predictions, by name: of all rows, of the top-k and of the controls."""
+        if self.corrected is None:
+            return {}
+        groups = {"all": None, "top_k": self.top, "random": self.control}
+        return {CORRECTED: {name: self.agreement(rows, self.corrected) for name, rows in groups.items()}}
 
     def to_json(self) -> dict[str, JSON]:
         """One entry of verdict.json."""
@@ -88,7 +105,7 @@ class Comparison:
             "removal": self.removal,
             **(together.to_json() if together else {"n_refits": len(self.ids)}),
             **{name: found.to_json() if found else None for name, found in groups.items()},
-            "methods": {},
+            "methods": {name: _to_json(groups) for name, groups in self.methods().items()},
             "worst_residual": self.stored.residual,
             "undamped_residual": self.stored.undamped_residual,
             "damping": self.stored.damping,
@@ -97,6 +114,12 @@ class Comparison:
             "noise_floor": self.noise_floor,
             "flagged": self.flagged,
         }
+
+
+def _to_json(groups: dict[str, Agreement | None]) -> dict[str, JSON]:
+    together = groups["all"]
+    rest = {name: found.to_json() if found else None for name, found in groups.items() if name != "all"}
+    return {**(together.to_json() if together else {}), **rest}
 
 
 def compare(layout: Layout, test_id: int, top_ids: Collection[int]) -> Comparison:
@@ -137,7 +160,19 @@ def compare(layout: Layout, test_id: int, top_ids: Collection[int]) -> Compariso
         noise_floor=noise_floor,
         worst_grad_norm=max((r.grad_norm for r in rows.values() if r.grad_norm is not None), default=None),
         flagged=_flagged(rows, actual, noise_floor),
+        corrected=_corrected(layout, stored, ids, removal),
     )
+
+
+def _corrected(
+    layout: Layout, stored: StoredInfluences, ids: NDArray[np.int64], removal: Removal
+) -> NDArray[np.float64] | None:
+    path = layout.removals(stored.test_id)
+    if not path.exists() or (found := removals.load(path)).settings != stored.settings:
+        return None
+    effects = dict(zip(found.ids.tolist(), found.effects.tolist(), strict=True))
+    predicted = np.array([effects.get(i, np.nan) for i in ids.tolist()])
+    return predicted + (stored.score_mean if removal == "drop" else 0.0)
 
 
 def _flagged(rows: dict[int, LossRow], actual: NDArray[np.float64], noise_floor: float | None) -> int | None:

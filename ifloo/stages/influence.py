@@ -17,6 +17,7 @@ from ifloo.objective import sequential
 from ifloo.objective.batches import rows
 from ifloo.params import ParamSpace
 from ifloo.stages.certified import content_of, scored_tests, stored
+from ifloo.stages.corrected import correct_removals
 from ifloo.stages.memory import in_blocks, queries_at_once
 from ifloo.stages.predictor import InfluencePredictor, InfluenceWriter, ScoredBlock
 from ifloo.stages.settings import AttributionSettings, described, method_name
@@ -119,6 +120,11 @@ class InfluenceRun:
             self._blocks(missing, make_trainer, deliver)
             folder.finish()
         return len(missing)
+
+    def correct(self, scored: Sequence[StoredInfluences], ids: Sequence[int]) -> None:
+        """Predicts the removals of these ids with their leverage counted in; errors as those of `correct_removals`."""
+        queries = self.datamodule.test_batch([one.test_id for one in scored])
+        correct_removals(self._predictor.engine, queries, scored, ids, self.layout)
 
     def take_part(self, make_trainer: MakeTrainer) -> None:
         """The share of a process that is not the first: it is told what to score, and writes nothing."""
@@ -229,12 +235,13 @@ class InfluenceRun:
             trainer = make_trainer(writer, single)
             predictor.world = World.met(trainer)
             wanted = predictor.world.broadcast(test_ids) or ()
-            predictor.right_hand_sides = len(wanted)
+            predictor.right_hand_sides = len(wanted) * (1 + self.settings.corrected * self.settings.top_k)
 
             def work(now: Sequence[int]) -> None:
                 bar.n = wanted.index(now[0]) * n  # what a failed block had counted is counted again
                 predictor.queries = self.datamodule.test_batch(now)
-                make_trainer(writer, single).predict(predictor, return_predictions=False)
+                with predictor.world.kept():
+                    make_trainer(writer, single).predict(predictor, return_predictions=False)
 
             in_blocks(wanted, size, work)
 

@@ -39,6 +39,7 @@ class AttributionSettings:
         query_block: test samples solved and scored at once; null: as many as fit into memory.
         matrix: scores of all tests as one matrix (`if_scores.npy`), not one file per test.
         topk_only: of all tests keep only the `top_k` scores of each and their mean (`topk.npz`).
+        corrected: for the samples to be refitted, also predict removals with their leverage counted in (linear heads).
     """
 
     test_ids: list[int] | Literal["all"] = field(default_factory=lambda: [0])
@@ -53,6 +54,7 @@ class AttributionSettings:
     query_block: int | None = None
     matrix: bool = False
     topk_only: bool = False
+    corrected: bool = False
 
     def __post_init__(self) -> None:
         """Checks what no constructor further down would.

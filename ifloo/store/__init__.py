@@ -1,9 +1,9 @@
 """Files on disk: atomic writes, results that refuse to mix settings, runs that resume.
 
-`influences` and `jsonl` are used as modules: `influences.load(path)`, `jsonl.append(path, row)`.
+`influences`, `removals` and `jsonl` are used as modules: `influences.load(path)`, `jsonl.append(path, row)`.
 """
 
-from ifloo.store import influences, jsonl
+from ifloo.store import influences, jsonl, removals
 from ifloo.store.all_tests import AllTests, ScoredTest, ScoreFiles
 from ifloo.store.all_tests_matrix import ScoreMatrix
 from ifloo.store.all_tests_topk import ScoreTopK
@@ -11,12 +11,14 @@ from ifloo.store.atomic import JSON, replacing, write_json, write_npy, write_npz
 from ifloo.store.fingerprint import sha256_of_tensors
 from ifloo.store.ids import read_ids, save_topk, top_k
 from ifloo.store.influences import StoredInfluences
-from ifloo.store.layout import Layout
+from ifloo.store.layout import CORRECTED, Layout
 from ifloo.store.losses import NULL_ID, UNSURE, LossFile, LossRow
 from ifloo.store.manifest import Manifest, environment
+from ifloo.store.removals import StoredRemovals
 from ifloo.store.section import Section, settings_stamp
 
 __all__ = [
+    "CORRECTED",
     "JSON",
     "NULL_ID",
     "UNSURE",
@@ -31,10 +33,12 @@ __all__ = [
     "ScoredTest",
     "Section",
     "StoredInfluences",
+    "StoredRemovals",
     "environment",
     "influences",
     "jsonl",
     "read_ids",
+    "removals",
     "replacing",
     "save_topk",
     "settings_stamp",

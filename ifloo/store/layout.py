@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+CORRECTED = "leverage_corrected"
+"""Name of the method, in files and verdicts, that counts in the leverage of the removed sample."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -90,6 +93,10 @@ class Layout:
     def method_scores(self, name: str, t: int) -> Path:
         """Scores of a further attribution method."""
         return Layout(self.root / "methods" / name).scores(t)
+
+    def removals(self, t: int) -> Path:
+        """Removals predicted with the leverage of the removed sample counted in."""
+        return self.root / "methods" / CORRECTED / f"removals_test_{t}.npz"
 
     def figure(self, name: str, t: int) -> Path:
         return self.root / "figs" / f"{name}_test_{t}.png"

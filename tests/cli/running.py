@@ -18,6 +18,7 @@ N, TESTS = 100, 20
 LIGHT = (
     "--trainer.accelerator=cpu",
     "--finish.preconditioner.rank=10",
+    "--attribution.corrected=false",
 )
 SMALL = (
     f"--config={CONFIG}",
