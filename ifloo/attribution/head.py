@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -58,7 +58,8 @@ class HeadProducts(Products):
 
     def loader(self, shard: slice | None = None) -> DataLoader[Chunk]:
         start, stop, _ = (shard or slice(None)).indices(len(self.ids))
-        return DataLoader(self._pieces(start, stop), batch_size=None, collate_fn=_itself)  # type: ignore[arg-type]
+        pieces: Any = self._pieces(start, stop)
+        return DataLoader(pieces, batch_size=None, collate_fn=_itself, generator=torch.Generator())
 
     def of(self, chunk: Chunk, directions: Float[Tensor, "m p"]) -> Float[Tensor, "m b"]:
         x = self.inputs[chunk[0]][chunk[1] : chunk[2]]

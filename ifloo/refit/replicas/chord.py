@@ -24,6 +24,7 @@ from ifloo.refit.newton import Minimum
 from ifloo.refit.path import OneByOne, RefitPath, RefitTask
 from ifloo.refit.recipe import Refit, Refitter, quiet_lightning
 from ifloo.refit.replicas.chord_module import ChordModule
+from ifloo.refit.replicas.parts import in_parts
 from ifloo.refit.replicas.refusal import PathError
 from ifloo.refit.replicas.weights import ReplicaWeights
 from ifloo.solvers import Cholesky
@@ -92,6 +93,10 @@ class ChordReplicas(RefitPath):
         return self.factor.back(torch.einsum("gs,gsp->gp", blocks.slopes, blocks.rows)) / self.head.n
 
     def fit(self, tasks: Sequence[RefitTask]) -> list[Refit]:
+        refits, self.at_once = in_parts(tasks, self.at_once, self._train)
+        return refits
+
+    def _train(self, tasks: Sequence[RefitTask]) -> list[Refit]:
         begun = time.perf_counter()
         woodbury = _Woodbury(self.head, self.factor, tasks)
         theta = torch.stack([self._start(k, task, woodbury) for k, task in enumerate(tasks)])

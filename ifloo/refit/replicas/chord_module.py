@@ -51,7 +51,8 @@ class ChordModule(L.LightningModule):
         """None: the step is a linear solve."""
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(_Chunks(self.head), batch_size=None)
+        # A generator of its own: an iterator draws a seed for workers, from everybody's random state if it has none.
+        return DataLoader(_Chunks(self.head), batch_size=None, generator=torch.Generator())
 
     def on_train_epoch_start(self) -> None:
         head = self.head

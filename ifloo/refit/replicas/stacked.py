@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import time
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -11,7 +10,6 @@ from typing import Any, ClassVar
 import lightning as L
 import torch
 from jaxtyping import Float
-from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
@@ -22,10 +20,10 @@ from ifloo.refit.newton import Minimum
 from ifloo.refit.path import RefitPath, RefitTask
 from ifloo.refit.recipe import Refit, Refitter
 from ifloo.refit.replicas.module import StackedModule
+from ifloo.refit.replicas.parts import in_parts
 from ifloo.refit.replicas.separable import Appetite, look
 from ifloo.refit.replicas.weights import ReplicaWeights
 
-logger = logging.getLogger(__name__)
 MOST = 64  # replicas at once: most of the gain, and a killed run loses no more refits than this
 CACHES = 32 << 20  # bytes: beyond them a processor waits for memory, and replicas gain nothing (measured)
 COPIES = 8  # of the weights: themselves, gradient, two of the optimizer, and what a step holds meanwhile
@@ -57,28 +55,8 @@ class StackedReplicas(RefitPath):
         """Nothing: no Newton steps follow, and displaced starts make their preconditioner when there are any."""
 
     def fit(self, tasks: Sequence[RefitTask]) -> list[Refit]:
-        done: list[Refit] = []
-        while len(done) < len(tasks):
-            done += self._fit_or_halve(tasks[len(done) :])
-        return done
-
-    def _fit_or_halve(self, tasks: Sequence[RefitTask]) -> list[Refit]:
-        """The first of the tasks, as many as memory holds.
-
-        Raises:
-            RuntimeError: of the fit, or memory does not hold even one.
-            MemoryError: memory does not hold even one.
-        """
-        while True:
-            unit = tasks[: self.at_once]
-            try:
-                return self._train(unit)
-            except (RuntimeError, MemoryError) as error:
-                if len(unit) == 1 or not (isinstance(error, MemoryError) or is_oom_error(error)):
-                    raise
-                self.at_once = len(unit) // 2
-            logger.warning("out of memory with %d replicas at once; going on with %d", len(unit), self.at_once)
-            garbage_collection_cuda()  # outside of `except`: the error holds on to what it was raised among
+        refits, self.at_once = in_parts(tasks, self.at_once, self._train)
+        return refits
 
     def _train(self, tasks: Sequence[RefitTask]) -> list[Refit]:
         begun = time.perf_counter()
