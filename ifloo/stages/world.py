@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import lightning as L
 import torch
@@ -16,6 +17,7 @@ from ifloo.stages.memory import is_out_of_memory
 from ifloo.stages.watch import watch_children, watch_parent
 
 T = TypeVar("T")
+_TRANSPORT = re.compile(r"gloo|nccl|connection (closed|reset)", re.IGNORECASE)  # what torch's own errors name
 MOVED_AT_ONCE = 16 << 20  # bytes of scores on their way between two processes
 
 
@@ -85,6 +87,22 @@ class World:
             failure = error
         if self.size > 1:
             self._agree(failure)
+
+    @contextmanager
+    def kept(self) -> Generator[None, None, None]:
+        """Work in which a Trainer exchanges something by itself, where it would find that another process is gone.
+
+        Raises:
+            WorkError: in the first process, when one was lost.
+            RuntimeError: any other of the work.
+            SystemExit: in the others, when one was lost.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size > 1 and not isinstance(error, WorkError) and _TRANSPORT.search(str(error)):
+                self._end(error)
+            raise
 
     def broadcast(self, value: T) -> T:
         """What the first process has, for all of them."""
@@ -163,12 +181,15 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            if not self.first:
-                raise SystemExit(1) from error
-            raise WorkError(
-                f"One of the {self.size} processes was lost ({str(error).splitlines()[0]}).\n"
-                "  Finished tests are kept. Look for its message above, and run the same command again."
-            ) from error
+            self._end(error)
+
+    def _end(self, error: RuntimeError) -> NoReturn:
+        if not self.first:
+            raise SystemExit(1) from error
+        raise WorkError(
+            f"One of the {self.size} processes was lost ({str(error).splitlines()[0]}).\n"
+            "  Finished tests are kept. Look for its message above, and run the same command again."
+        ) from error
 
 
 class _Failure(NamedTuple):

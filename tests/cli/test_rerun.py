@@ -165,7 +165,7 @@ def test_every_test_at_once_and_its_resume(copied):
         assert row["residual"] <= 1e-10
     # Queries solved in blocks with others, and multiplied in float32, in which they are stored.
     alone = np.load(results(copied) / "influences_test_8.npz")["scores"]
-    np.testing.assert_allclose(np.load(folder / "if_scores_test_8.npy"), alone, rtol=0, atol=1e-6 * abs(alone).max())
+    np.testing.assert_allclose(np.load(folder / "if_scores_test_8.npy"), alone, rtol=0, atol=1e-5 * abs(alone).max())
 
     (folder / "if_scores_test_5.npy").unlink()
     with open(folder / "index.jsonl", "r+b") as file:
