@@ -102,6 +102,8 @@ def _bars(panel: Any, work: str, rows: list[Row]) -> None:
     for bar, row in zip(bars, rows, strict=True):
         bar.set_alpha(0.45 if row["scaled_from"] else 1.0)
         error = "" if row["max_rel_err"] is None else f"   error {row['max_rel_err']:.0e}"
+        if row["work"] == "R500":
+            error = f"   |grad J| {row['residual']:.0e}"
         label = f" {row['wall_s']:,.3g} s{error}" if row["wall_s"] < 1000 else f" {row['wall_s']:,.0f} s{error}"
         panel.text(bar.get_width(), bar.get_y() + bar.get_height() / 2, label, va="center", fontsize=9)
     panel.set_xscale("log")
