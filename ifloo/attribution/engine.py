@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ifloo.attribution.products import Chunk, ForwardProducts, Products
 from ifloo.attribution.scores import Certificate, Scores
-from ifloo.curvature.operator import Damped, LinearOperator
+from ifloo.curvature.operator import Damped, LinearOperator, Tick
 from ifloo.objective.batches import Batch, batch_size, rows, sample_ids
 from ifloo.objective.functional import scoring
 from ifloo.objective.objective import Objective
-from ifloo.solvers.solution import Prepared, Solution, Solver, relative_residual
+from ifloo.solvers.solution import Prepared, Solution, Solver, relative_residual, silent
 
 QUERY_BLOCK = 16  # queries solved together: [16, p] a handful of times
 
@@ -53,6 +53,7 @@ class InfluenceEngine:
         strong_convexity: a known lower bound on the eigenvalues of the undamped curvature, for error bounds; None:
             unknown.
         by: how products with the training gradients are formed; None: by forward-mode derivatives.
+        tick: told how far the solver's preparation is.
     """
 
     objective: Objective
@@ -61,6 +62,7 @@ class InfluenceEngine:
     solver: Solver
     strong_convexity: float | None = None
     by: Products | None = None
+    tick: Tick = silent
 
     def scores(self, queries: Batch) -> Scores:
         """Scores of all n training samples against a batch of m queries.
@@ -105,7 +107,7 @@ class InfluenceEngine:
     def prepared(self) -> Prepared:
         """The solver made ready for the curvature: its work is shared by all queries."""
         with scoring(self.objective.losses.module):
-            return self.solver.prepare(self.curvature)
+            return self.solver.prepare(self.curvature, self.tick)
 
     @cached_property
     def largest_gradient(self) -> float:

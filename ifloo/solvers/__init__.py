@@ -6,6 +6,7 @@ from ifloo.solvers.cholesky import Cholesky
 from ifloo.solvers.kronecker import Kronecker
 from ifloo.solvers.lissa import LiSSA
 from ifloo.solvers.nystrom import Nystrom
+from ifloo.solvers.progress import bar
 from ifloo.solvers.solution import (
     Preconditioner,
     Prepared,
@@ -32,4 +33,5 @@ __all__ = [
     "Solver",
     "Status",
     "Subsampled",
+    "bar",
 ]

@@ -11,7 +11,7 @@ from ifloo.attribution import ForwardProducts, HeadProducts, InfluenceEngine, Pr
 from ifloo.curvature import Damped, Hessian, LinearHead, LinearOperator, as_head
 from ifloo.errors import InputError
 from ifloo.objective import Objective
-from ifloo.solvers import Auto
+from ifloo.solvers import Auto, bar
 from ifloo.stages.settings import AttributionSettings
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,12 @@ def products_of(
 
 
 def engine_for(
-    objective: Objective, theta: Tensor, settings: AttributionSettings, right_hand_sides: int, mu: float | None
+    objective: Objective,
+    theta: Tensor,
+    settings: AttributionSettings,
+    right_hand_sides: int,
+    mu: float | None,
+    shown: bool = True,
 ) -> InfluenceEngine:
     """The engine for so many right-hand sides; `mu` is a known lower bound on the eigenvalues of H.
 
@@ -64,4 +69,4 @@ def engine_for(
     by = products_of(settings, objective, theta, curvature)
     log.info("scores: %s, curvature %s.", by.name, type(as_head(curvature) or curvature).__name__)
     solver = settings.solver.chosen(curvature, right_hand_sides)
-    return InfluenceEngine(objective, theta, curvature, solver, mu, by)
+    return InfluenceEngine(objective, theta, curvature, solver, mu, by, bar("factor", shown))

@@ -142,7 +142,7 @@ class InfluencePredictor(L.LightningModule):
             if self.stationarity.warning:
                 log.warning(self.stationarity.warning)
             known = getattr(self.module, "strong_convexity", lambda: None)()
-            self._engine = engine_for(objective, theta, settings, self.right_hand_sides, known)
+            self._engine = engine_for(objective, theta, settings, self.right_hand_sides, known, self.world.first)
         return self._engine
 
 

@@ -27,7 +27,7 @@ from ifloo.refit.replicas.chord_module import ChordModule
 from ifloo.refit.replicas.parts import in_parts
 from ifloo.refit.replicas.refusal import PathError
 from ifloo.refit.replicas.weights import ReplicaWeights
-from ifloo.solvers import Cholesky
+from ifloo.solvers import Cholesky, bar
 from ifloo.solvers.cholesky import PreparedCholesky, bytes_needed
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class ChordReplicas(RefitPath):
     @cached_property
     def factor(self) -> PreparedCholesky:
         """Of the base Hessian, made once."""
-        return Cholesky(max_bytes=FACTOR_BYTES).prepare(self.head)
+        return Cholesky(max_bytes=FACTOR_BYTES).prepare(self.head, bar("factor"))
 
     def prepare(self, base: Any) -> None:
         """The factor; no preconditioner is needed."""
