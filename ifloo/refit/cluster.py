@@ -27,6 +27,7 @@ from ifloo.refit.work import Outcome, RefitWork, Unit, Wanted
 log = logging.getLogger(__name__)
 TRIES = 3
 CONNECT = 4.0  # seconds for a scheduler to answer
+FETCH = 5.0  # seconds for an outcome, a few numbers, to come from its worker
 LOOK = 0.5  # seconds between looks at which workers are there
 NOTICE = 10.0  # seconds without any worker, before it is said
 PATIENCE = 60.0  # seconds without any worker on this machine, before it is a failure
@@ -109,7 +110,7 @@ class _Dispatch:
 
     def _settled(self, future: Future) -> Iterator[list[Outcome] | GivenUp]:
         try:
-            result = future.result(timeout=NOTICE)
+            result = future.result(timeout=FETCH)
         except TimeoutError:  # its worker died with the result
             result = Failure(DIED, wrong_input=False)
         except Exception as error:  # of dask, or of unpickling what a unit is made of

@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 import dask.config
@@ -18,7 +19,7 @@ from distributed import Nanny, Scheduler, SpecCluster, Status, Worker
 
 from ifloo.errors import InputError, WorkError
 
-LOGGERS = ("distributed", "distributed.client", "distributed.gc", "tornado", "tornado.application")
+LOGGERS = ("distributed", "distributed.client", "distributed.gc", "tornado", "tornado.application", "asyncio")
 LEAVE = 1.0  # seconds for a worker to leave by itself
 CONFIG = {
     "distributed.worker.daemon": False,  # a daemon may have no processes that load data
@@ -65,11 +66,14 @@ class DeviceNanny(Nanny):
         _ignore_ctrl_c()
         async with self._spawning:
             before = {name: os.environ.get(name) for name in self.pre_spawn_env}
+            starting = asyncio.ensure_future(super().instantiate())
             try:
-                return await super().instantiate()
+                while not (starting.done() or self.pid):
+                    await asyncio.sleep(0.01)
             finally:
                 for name, value in before.items():
                     os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+        return await starting
 
     async def close(self, timeout: float | None = None, reason: str = "nanny-close") -> Any:
         """A unit in work is not waited for: it has no row yet."""
@@ -91,6 +95,8 @@ def local_workers(devices: int, workers: int, accelerator: str) -> Generator[Spe
         WorkError: the workers cannot be started.
     """
     environments = _environments(devices, accelerator)[:workers]
+    if os.name == "posix":
+        resource_tracker.ensure_running()  # else it starts in a nanny's thread, and lets Ctrl-C through to the worker
     spawning = asyncio.Lock()
     with tempfile.TemporaryDirectory(prefix="ifloo-refits-", ignore_cleanup_errors=True) as folder:
         common = {"nthreads": 1, "memory_limit": 0, "local_directory": folder, "silence_logs": logging.CRITICAL}
