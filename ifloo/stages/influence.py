@@ -219,8 +219,6 @@ class InfluenceRun:
             make_trainer: of the passes over the training data.
             deliver: called in the first process.
         """
-        if test_ids is not None and not test_ids:
-            return
         predictor, dtype = self._predictor, torch.float32 if self.settings.test_ids == "all" else None
         size, n = self._block_size(8 if dtype is None else 4), len(predictor.loader.dataset)  # type: ignore[arg-type]
         single = test_ids is not None and len(test_ids) <= size and self.settings.test_ids != "all"
@@ -229,13 +227,16 @@ class InfluenceRun:
             desc="tests x training samples",
             unit="pair",
             unit_scale=True,
-            disable=single or test_ids is None,
+            disable=single or not test_ids,
         ) as bar:
             writer = InfluenceWriter(deliver, dtype, bar.update)
             trainer = make_trainer(writer, single)
+            if test_ids is not None and not test_ids and not World.waiting(trainer):
+                return
             predictor.world = World.met(trainer)
             wanted = predictor.world.broadcast(test_ids) or ()
-            predictor.right_hand_sides = len(wanted) * (1 + self.settings.corrected * self.settings.top_k)
+            corrected = self.settings.top_k if self.settings.corrected and self.settings.test_ids != "all" else 0
+            predictor.right_hand_sides = len(wanted) * (1 + corrected)
 
             def work(now: Sequence[int]) -> None:
                 bar.n = wanted.index(now[0]) * n  # what a failed block had counted is counted again
@@ -243,7 +244,10 @@ class InfluenceRun:
                 with predictor.world.kept():
                     make_trainer(writer, single).predict(predictor, return_predictions=False)
 
-            in_blocks(wanted, size, work)
+            try:
+                in_blocks(wanted, size, work)
+            finally:
+                predictor.world.part()
 
     def _block_size(self, score_bytes: int) -> int:
         if self.settings.query_block is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
@@ -47,14 +47,28 @@ class World:
         launcher: Any = strategy.launcher
 
         def meet() -> None:
-            if trainer.is_global_zero:
-                watch_children(launcher.procs)
-            elif not strategy.cluster_environment.creates_processes_externally or trainer.local_rank > 0:  # type: ignore[attr-defined]
+            watch_children(launcher.procs)  # none where another program has started the processes
+            if trainer.local_rank > 0:
                 watch_parent()
             strategy.setup_environment()
 
         launcher.launch(meet, trainer=trainer)
         return cls(trainer.global_rank, trainer.world_size, dist.new_group(backend="gloo"))
+
+    def part(self) -> None:
+        """Ends the talk: a process that leaves with it open may abort on its way out."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            with suppress(RuntimeError):  # another process may be gone
+                dist.destroy_process_group(self.group)
+
+    @staticmethod
+    def waiting(trainer: L.Trainer) -> bool:
+        """Whether the others are there already (torchrun, Slurm), and want to be told even that there is no work."""
+        if trainer.world_size == 1:
+            return False
+        return trainer.strategy.cluster_environment.creates_processes_externally  # type: ignore[attr-defined]
 
     @property
     def first(self) -> bool:

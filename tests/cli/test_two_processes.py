@@ -102,6 +102,16 @@ def test_all_tests_as_a_matrix_and_its_resume(fitted, tmp_path):
     assert (code, out) == (0, f"0 tests scored now, {TESTS} in all: {two / 'all_tests' / 'index.jsonl'}\n"), err
 
 
+def test_processes_started_by_torchrun(fitted, tmp_path):
+    """They are there at once, also where there is nothing left to do."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "ifloo"]
+    command = [*torchrun, "influence", *ASKED, *TWO, *MATRIX, f"--output_dir={tmp_path}"]
+    for made in (TESTS, 0):
+        ran = subprocess.run(command, cwd=fitted, env=ENV, capture_output=True, text=True, timeout=180, check=False)
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout == f"{made} tests scored now, {TESTS} in all: {tmp_path / 'all_tests' / 'index.jsonl'}\n"
+
+
 def test_wrong_input_ends_all_with_2(fitted, tmp_path):
     code, out, err = on_two(fitted, "--attribution.test_ids=[99]", f"--output_dir={tmp_path / 'x'}")
     assert (code, out) == (2, "")
