@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import dask.config
 import psutil
 import pytest
 import torch
@@ -105,11 +106,11 @@ def in_process(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def running():
+def running(tmp_path_factory):
     """Address of a cluster of two worker processes, as its owner would start it."""
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
-    ) as cluster:
+    folder = str(tmp_path_factory.mktemp("dask"))
+    how = {"local_directory": folder, "dashboard_address": None, "silence_logs": logging.CRITICAL}
+    with dask.config.set({"temporary-directory": folder}), LocalCluster(2, threads_per_worker=1, **how) as cluster:
         yield cluster.scheduler_address
 
 
