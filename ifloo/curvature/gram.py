@@ -16,10 +16,10 @@ NEGLIGIBLE = 64  # rounding errors; a weight below so many of the largest is non
 
 
 class Gram:
-    """Sums of XᵀDX over blocks of rows, for one weighting D after another. Only the lower triangle is computed.
+    """Sums of XᵀDX over blocks of rows, for one weighting D after another.
 
-    A weight may be negative: rows of either sign go into a product of their own, so that a weighting costs n d²
-    multiplications, half of what XᵀDX costs as a product of two matrices.
+    On a CPU a weighting costs n d² operations, half of what XᵀDX costs as a product of two matrices; rows of negative
+    weight go into an update of their own.
     """
 
     def __init__(self, blocks: Sequence[Float[Tensor, "b d"]]) -> None:
@@ -29,27 +29,32 @@ class Gram:
 
     def weighted(self, weights: Sequence[Float[Tensor, " b"]]) -> Float[Tensor, "d d"]:
         """Σ_i w_i x_i x_iᵀ, symmetric."""
+        if self._on_cpu:
+            return torch.from_numpy(_by_rank_k([X.numpy() for X in self.blocks], [w.numpy() for w in weights]))
         total = torch.zeros(self.d, self.d, dtype=self.blocks[0].dtype, device=self.blocks[0].device)
         for X, w in zip(self.blocks, weights, strict=True):
-            negative = w < 0
-            if not bool(negative.any()):
-                self._add(total, X, w.sqrt(), 1.0)
-                continue
-            for chosen, sign in ((~negative, 1.0), (negative, -1.0)):
-                self._add(total, X[chosen], w[chosen].abs().sqrt(), sign)
-        return total.tril() + total.tril(-1).T
-
-    def _add(self, total: Tensor, X: Float[Tensor, "b d"], scale: Float[Tensor, " b"], sign: float) -> None:
-        if self._on_cpu:
-            _syrk(total.numpy(), X.numpy(), scale.numpy(), sign)
-            return
-        for x, s in zip(X.split(8 * ROWS), scale.split(8 * ROWS), strict=True):
-            scaled = x * s.unsqueeze(1)
-            total.addmm_(scaled.T, scaled, alpha=sign)
+            for x, part in zip(X.split(8 * ROWS), w.split(8 * ROWS), strict=True):
+                total.addmm_((x * part.unsqueeze(1)).T, x)
+        return total
 
 
-def _syrk(total: np.ndarray, X: np.ndarray, scale: np.ndarray, sign: float) -> None:
-    """Total += sign · XᵀD²X by BLAS's rank-k update, lower triangle; all in numpy: two BLAS fight for cores."""
+def _by_rank_k(blocks: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> np.ndarray:
+    """By BLAS's symmetric update. All in numpy: the threads of torch and of scipy's BLAS would wait for each other."""
+    d, dtype = blocks[0].shape[1], blocks[0].dtype
+    total = np.zeros((d, d), dtype)
+    for X, w in zip(blocks, weights, strict=True):
+        negative = w < 0
+        if not negative.any():
+            _update(total, X, np.sqrt(w), 1.0)
+            continue
+        _update(total, X[~negative], np.sqrt(w[~negative]), 1.0)
+        _update(total, X[negative], np.sqrt(-w[negative]), -1.0)
+    lower = np.tril(total, -1)
+    return lower + lower.T + np.diag(np.diagonal(total))
+
+
+def _update(total: np.ndarray, X: np.ndarray, scale: np.ndarray, sign: float) -> None:
+    """The lower triangle of total += sign · (DX)ᵀ(DX), D = `scale`."""
     update = blas.dsyrk if total.dtype == np.float64 else blas.ssyrk
     buffer = np.empty((min(ROWS, len(X)), X.shape[1]), X.dtype)
     for start in range(0, len(X), ROWS):
@@ -79,10 +84,10 @@ def head_core(
     vectors, weightings = [], []
     for a, b in combinations(range(c), 2):
         vectors.append(unit[a] - unit[b])
-        weightings.append([-S[:, a, b] for S in seconds])
+        weightings.append([(-S[:, a, b]).contiguous() for S in seconds])
     if max(float(s.abs().max()) for s in row_sums) > floor:
         vectors.extend(unit)
-        weightings.extend([s[:, a] for s in row_sums] for a in range(c))
+        weightings.extend([s[:, a].contiguous() for s in row_sums] for a in range(c))
     projected = torch.stack(vectors) @ basis  # [pairs, r]
     rows, cols = torch.tril_indices(r, r).to(basis.device)
     shares = projected[:, rows] * projected[:, cols]  # [pairs, blocks]
