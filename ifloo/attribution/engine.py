@@ -81,8 +81,9 @@ class InfluenceEngine:
             SolveError: a query's solve failed, missed its tolerance or diverged.
         """
         m = batch_size(queries)
-        starts = range(0, m, QUERY_BLOCK)
-        blocks = [rows(queries, slice(i, i + QUERY_BLOCK)) for i in starts]
+        size = max(QUERY_BLOCK, self.prepared.at_once)
+        starts = range(0, m, size)
+        blocks = [rows(queries, slice(i, i + size)) for i in starts]
         with scoring(self.objective.losses.module):
             gradients = [self.products.query_gradients(b) for b in blocks]
             solutions = [self.prepared.solve(g).require(i, m) for i, g in zip(starts, gradients, strict=True)]

@@ -70,7 +70,7 @@ class HeadLayer:
     def flat(self, M: Float[Tensor, "k c d"]) -> Float[Tensor, "k p"]:
         """The inverse of `matrices`."""
         if not self.with_bias:
-            return self.losses.space.flatten({self._name("weight"): M}, 1)
+            return M.flatten(1)
         return self.losses.space.flatten({self._name("weight"): M[..., :-1], self._name("bias"): M[..., -1]}, 1)
 
     def inputs(self, theta: Float[Tensor, " p"], batch: Batch) -> tuple[Float[Tensor, "b t d"], torch.Size]:

@@ -127,9 +127,10 @@ class LinearHead(StochasticOperator):
             inputs = [c.inputs.flatten(0, 1) for c in self.chunks]
             seconds = [S.flatten(0, 1) for S in self.seconds]
             matrix = head_core(Gram(inputs), seconds, self.basis, tick).div_(self.n)
-            matrix.diagonal().add_(self.penalties[self.live].repeat(self.basis.shape[1]))
-            rest = self.head.flat(self.penalties.expand(1, self.head.classes, -1))[0]
-            made = Core(matrix, rest, self.reduce, self.expand)
+            inside = self.penalties[self.live].repeat(self.basis.shape[1])
+            matrix.diagonal().add_(inside)
+            rest = self.head.flat(self.penalties.expand(1, self.head.classes, -1))[0].clone()
+            made = Core(matrix, rest, inside, self.reduce, self.expand)
             self._refuse_other_matrix(made)
             self._core = made
         return self._core

@@ -26,24 +26,26 @@ class Definite(Enum):
 
 @dataclass(frozen=True)
 class Core:
-    """A = E M Eᵀ + (I − E Eᵀ) D: dense on a subspace, diagonal on the rest of it, E an isometry.
+    """A = E M Eᵀ + (I − E Eᵀ) D: dense on a subspace, diagonal on the rest of it, E an isometry with E d = D E.
 
     Attributes:
         matrix: M, `[q, q]`.
         rest: D, `[p]`.
+        inside: d, `[q]`, what D is within the subspace.
         reduce: V -> Vᵀ E, `[k, p]` to `[k, q]`.
         expand: its transpose, `[k, q]` to `[k, p]`.
     """
 
     matrix: Float[Tensor, "q q"]
     rest: Float[Tensor, " p"]
+    inside: Float[Tensor, " q"]
     reduce: Callable[[Tensor], Tensor]
     expand: Callable[[Tensor], Tensor]
 
     def product(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         """A v of each row."""
         inner = self.reduce(V)
-        return self.expand(inner @ self.matrix) + self.rest * (V - self.expand(inner))
+        return self.expand(inner @ self.matrix - self.inside * inner).addcmul_(self.rest, V)
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ class Damped(StochasticOperator):
             return None
         matrix = found.matrix.clone()
         matrix.diagonal().add_(self.damping)
-        return replace(found, matrix=matrix, rest=found.rest + self.damping)
+        return replace(found, matrix=matrix, rest=found.rest + self.damping, inside=found.inside + self.damping)
 
     @property
     def cost(self) -> Cost | None:

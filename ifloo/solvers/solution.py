@@ -83,9 +83,11 @@ class Prepared(ABC):
 
     Attributes:
         progress: called after every step of an iterative solve, if set.
+        at_once: right-hand sides to solve for together, at least; a factor that is read from memory serves many.
     """
 
     progress: Progress | None = None
+    at_once: int = 1
 
     @abstractmethod
     def solve(self, B: Float[Tensor, "k p"]) -> Solution:

@@ -60,7 +60,7 @@ class ChordModule(L.LightningModule):
         self._live = live.flatten(0, 1)
         self._sum, self._value = torch.zeros_like(self._live), self._live.new_zeros(len(live))
 
-    def training_step(self, piece: tuple[int, Tensor, Batch], _: int) -> None:
+    def training_step(self, piece: Any, _: int) -> None:
         number, ids, batch = piece
         chunk, k = self.head.chunks[number], len(self._active)
         of_ids = self.weights.rows(ids)[self._active.to(self.weights.default.device)].to(self._live.dtype)
