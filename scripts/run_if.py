@@ -17,7 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the script; returns its exit code."""
     flags = parser(__doc__)
     flags.add_argument("--ckpt_path", required=True)
-    flags.add_argument("--solver", choices=["exact", "cg", "lissa"], help="default cg; the LiSSA flags select lissa")
+    flags.add_argument(
+        "--solver", choices=["exact", "cg", "lissa"], help="default: by cost; the LiSSA flags select lissa"
+    )
     flags.add_argument("--recursion_depth", type=int, help="LiSSA steps")
     flags.add_argument(
         "--damp", type=float, help="LiSSA: h <- v + (1 - damp) h - H h / scale, that is δ = damp * scale"
@@ -50,7 +52,7 @@ def solver(args: argparse.Namespace, flags: argparse.ArgumentParser) -> list[str
     said = [name for name, value in lissa.items() if value is not None]
     if said and args.solver not in (None, "lissa"):
         flags.error(f"{', '.join(said)} belong to LiSSA; leave them out with --solver {args.solver}")
-    kind = "lissa" if said else (args.solver or "cg")
+    kind = "lissa" if said else (args.solver or "auto")
     if kind == "lissa":
         if args.damp and args.scale is None:
             flags.error(f"--damp {args.damp} is in units of the scale (δ = damp * scale): give --scale too")
@@ -68,8 +70,8 @@ def solver(args: argparse.Namespace, flags: argparse.ArgumentParser) -> list[str
                 attribution__damping=delta,
             ),
         ]
-    exact = ["--attribution.solver=ifloo.solvers.Cholesky"] if kind == "exact" else []
-    return [*exact, "--attribution.curvature.keep_graph=true", *given(attribution__damping=args.damping)]
+    named = {"exact": ["--attribution.solver=ifloo.solvers.Cholesky"], "cg": ["--attribution.solver=ifloo.solvers.CG"]}
+    return [*named.get(kind, []), *given(attribution__damping=args.damping)]
 
 
 if __name__ == "__main__":

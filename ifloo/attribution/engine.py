@@ -124,6 +124,9 @@ class InfluenceEngine:
         if self.strong_convexity is not None and self.strong_convexity + damping > 0:
             absolute = solution.residual * gradients.norm(dim=1)
             bound = self.largest_gradient * absolute / (self.objective.n * (self.strong_convexity + damping))
+            if self.products.rounding:
+                lengths = solution.value.norm(dim=1)
+                bound = bound + self.products.rounding * self.largest_gradient * lengths / self.objective.n
         repeat, length = solution.standard_error, solution.value.norm(dim=1)
         return Certificate(
             solution.residual,

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ifloo.curvature import LinearHead
 from ifloo.errors import InputError
-from ifloo.solvers import Prepared
+from ifloo.solvers import Prepared, SolveError
 
-SAMPLES_AT_ONCE = 64
+BLOCK_BYTES = 256 << 20  # of the rows B of samples taken together
+MARGIN = 1e-6  # of the leverage below 1: closer to it no digit is left
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,19 @@ class SampleBlocks:
         """Predicted ΔL_t, nats, when w_i → 0: (1/n) ∇L_tᵀ (H − ∇²ℓ_i/n)⁻¹ ∇ℓ_i by Woodbury, `directions` = H⁻¹∇L_t.
 
         Exact for a quadratic J, and for any J up to the change of the curvature on the way.
+
+        Raises:
+            SolveError: without one of the samples there is no minimum.
         """
         identity = torch.eye(self.second.shape[1], dtype=self.second.dtype, device=self.second.device)
-        moved = torch.linalg.solve(identity - self.second @ sandwiches / self.n, self.slopes)
+        share = self.second @ sandwiches / self.n
+        largest = float(torch.linalg.eigvals(share).real.max())
+        if not largest < 1 - MARGIN:
+            raise SolveError(
+                f"Without one of these samples the curvature has no minimum left: it carries {largest:.3g} of it in "
+                "some direction.\n  Raise the penalty or attribution.damping, or leave attribution.corrected out."
+            )
+        moved = torch.linalg.solve(identity - share, self.slopes)
         return torch.einsum("mp,gsp,gs->mg", directions, self.rows, moved) / self.n
 
 
@@ -95,8 +106,10 @@ def removal_effects(
         SolveError: a solve that cannot be used.
     """
     effects, leverages = [], []
-    for start in range(0, len(ids), SAMPLES_AT_ONCE):
-        blocks = SampleBlocks.of(head, ids[start : start + SAMPLES_AT_ONCE])
+    positions = head.chunks[0].inputs.shape[1]
+    size = max(1, BLOCK_BYTES // (positions * head.basis.shape[1] * head.size * head.dtype.itemsize))
+    for start in range(0, len(ids), size):
+        blocks = SampleBlocks.of(head, ids[start : start + size])
         sandwiches = blocks.sandwiches(prepared)
         effects.append(blocks.corrected(sandwiches, directions))
         leverages.append(blocks.leverages(sandwiches))

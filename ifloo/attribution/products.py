@@ -28,9 +28,11 @@ class Products(ABC):
     Attributes:
         name: how they are formed, for the line that says what was picked.
         ids: `[n]`, training ids in order.
+        rounding: error of a product made in less precision than the solve, relative to ‖∇ℓ_i‖ ‖v‖.
     """
 
     name: ClassVar[str]
+    rounding: float = 0.0
     ids: Int[Tensor, " n"]
 
     @abstractmethod

@@ -85,7 +85,7 @@ def head_core(
     for a, b in combinations(range(c), 2):
         vectors.append(unit[a] - unit[b])
         weightings.append([(-S[:, a, b]).contiguous() for S in seconds])
-    if max(float(s.abs().max()) for s in row_sums) > floor:
+    if not vectors or max(float(s.abs().max()) for s in row_sums) > floor:
         vectors.extend(unit)
         weightings.extend([s[:, a].contiguous() for s in row_sums] for a in range(c))
     projected = torch.stack(vectors) @ basis  # [pairs, r]

@@ -56,6 +56,7 @@ class LinearHead(StochasticOperator):
         Raises:
             InputError: the attributed parameters are not one linear layer on fixed inputs, its loss couples positions,
                 or the penalty is not of the form above.
+            WorkError: the loss has no finite second derivative.
         """
         self.objective, self.theta = objective, theta.detach()
         self.head = HeadLayer.of(objective.losses)
@@ -70,6 +71,8 @@ class LinearHead(StochasticOperator):
             made = HeadRows.of(self.head, self.theta, ids, batch)
             outputs = self.head.outputs(self.theta, made.inputs)
             S = second_derivatives(self.head, self.theta, outputs, batch, made.positions)
+            if not bool(torch.isfinite(S).all()):
+                raise WorkError(_not_finite(ids[~torch.isfinite(S).flatten(1).all(1)]))
             self.seconds.append(objective.weights.of(ids, S.dtype)[:, None, None, None] * S)
             self.chunks.append(made)
         used = torch.stack([(c.inputs != 0).flatten(0, 1).any(0) for c in self.chunks]).any(0)
@@ -81,15 +84,17 @@ class LinearHead(StochasticOperator):
 
     @staticmethod
     def bytes_kept(objective: Objective) -> int:
-        """Memory for the inputs and output curvatures of all samples, one position each; 0 where there is no head.
+        """Memory for the inputs and output curvatures of all samples, as long as the first; 0 where there is no head.
 
         Never raises: what is not a head says so when it is made.
         """
         try:
             head = HeadLayer.of(objective.losses)
+            first = rows(next(objective.data.with_ids())[1], slice(0, 1))
+            positions = head.inputs(objective.losses.theta(), first)[0].shape[1]
         except InputError:
             return 0
-        return objective.n * (head.columns + head.classes**2) * objective.losses.space.dtype.itemsize
+        return objective.n * positions * (head.columns + head.classes**2) * objective.losses.space.dtype.itemsize
 
     @property
     def n(self) -> int:
@@ -134,6 +139,10 @@ class LinearHead(StochasticOperator):
             self._refuse_other_matrix(made)
             self._core = made
         return self._core
+
+    @property
+    def is_dense(self) -> bool:
+        return self._core is not None
 
     def reduce(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k q"]:
         """Coordinates of each row in the core."""
@@ -204,6 +213,13 @@ class LinearHead(StochasticOperator):
             )
 
 
+def _not_finite(ids: Tensor) -> str:
+    return (
+        f"The loss has no finite second derivative at this checkpoint for {len(ids)} samples, ids {ids.tolist()[:5]}.\n"
+        "  Look at these samples, and score in float64: attribution.dtype."
+    )
+
+
 def _penalties(head: HeadLayer, theta: Tensor) -> Float[Tensor, " d"]:
     pull = vjp(grad(head.losses.penalty), theta)[1]
     diagonal = head.matrices(pull(torch.ones_like(theta))[0].unsqueeze(0))[0]
@@ -211,7 +227,8 @@ def _penalties(head: HeadLayer, theta: Tensor) -> Float[Tensor, " d"]:
     v = torch.randn(theta.shape, generator=draw, dtype=torch.float64).to(theta)
     expected = diagonal[0] * head.matrices(v.unsqueeze(0))
     found = head.matrices(pull(v)[0].unsqueeze(0))
-    if (found - expected).norm() > ROUNDING.get(theta.dtype, 1e-4) * (1 + expected.norm()):
+    scale = torch.maximum(found.norm(), expected.norm())
+    if not (found - expected).norm() <= ROUNDING.get(theta.dtype, 1e-4) * scale:
         raise InputError(
             f"The penalty on layer {head.name!r} is not diagonal with one strength for each input, the same for all "
             "classes, as ½λ‖θ‖² is.\n  Use curvature Hessian or GaussNewton, which take any penalty."

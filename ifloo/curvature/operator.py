@@ -94,6 +94,10 @@ class LinearOperator(ABC):
     def matmat(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         """Each row of V multiplied by A."""
 
+    def streamed(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
+        """The same product from the data themselves, whatever dense form `matmat` may use by now."""
+        return self.matmat(V)
+
     def core(self, tick: Tick = lambda done, total: None) -> Core | None:
         """The operator's dense core where it knows one that is cheaper than p products; None otherwise."""
         return None
@@ -104,6 +108,11 @@ class LinearOperator(ABC):
         return None
 
     has_kronecker: bool = False
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether `matmat` is by a dense form by now, and not from the data."""
+        return False
 
     def kronecker(self) -> KroneckerFactors | None:
         """A Kronecker product close to the operator, where its structure gives one; None otherwise."""
@@ -156,6 +165,9 @@ class Damped(StochasticOperator):
     def matmat(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         return self.base.matmat(V) + self.damping * V
 
+    def streamed(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
+        return self.base.streamed(V) + self.damping * V
+
     def core(self, tick: Tick = lambda done, total: None) -> Core | None:
         found = self.base.core(tick)
         if found is None:
@@ -167,6 +179,10 @@ class Damped(StochasticOperator):
     @property
     def cost(self) -> Cost | None:
         return self.base.cost
+
+    @property
+    def is_dense(self) -> bool:
+        return self.base.is_dense
 
     def kronecker(self) -> KroneckerFactors | None:
         found = self.base.kronecker()

@@ -94,6 +94,7 @@ def _displaced(task: RefitTask) -> Callable[[Any], None] | None:
 
     def move(module: Any) -> None:
         space = ParamSpace.of(module)
-        space.write_to(module, space.values_of(module) + step)
+        values = space.values_of(module)
+        space.write_to(module, values + step.to(values))
 
     return move

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -37,6 +38,7 @@ DEFINITIONS: dict[str, JSON] = {
     "worst_grad_norm": "largest |grad J| at the end of a refit",
     "worst_residual": "relative residual of the inverse-HVP on the full data",
 }
+log = logging.getLogger(__name__)
 FEWEST = 3  # rows below which a group has no statistics
 
 
@@ -168,7 +170,10 @@ def _corrected(
     layout: Layout, stored: StoredInfluences, ids: NDArray[np.int64], removal: Removal
 ) -> NDArray[np.float64] | None:
     path = layout.removals(stored.test_id)
-    if not path.exists() or (found := removals.load(path)).settings != stored.settings:
+    if not path.exists():
+        return None
+    if (found := removals.load(path)).settings != stored.settings or found.test_id != stored.test_id:
+        log.warning("%s belongs to other scores and is left out; run `ifloo influence` again.", path)
         return None
     effects = dict(zip(found.ids.tolist(), found.effects.tolist(), strict=True))
     predicted = np.array([effects.get(i, np.nan) for i in ids.tolist()])

@@ -17,6 +17,7 @@ from ifloo.solvers.solution import Prepared, Solver, silent
 
 log = logging.getLogger(__name__)
 STEPS = {torch.float64: 55, torch.float32: 30}  # of preconditioned CG to its default tolerance, as measured on MNIST
+RTOL = {torch.float64: 1e-10, torch.float32: 1e-5}
 LONE_RATE, BLOCK_RATE, BLOCK = (
     0.25,
     0.9,
@@ -29,7 +30,7 @@ class Auto(Solver):
     """CG or Cholesky, whichever asks for fewer operations for the right-hand sides at hand and fits the memory.
 
     Attributes:
-        rtol: relative residual asked for; None: that of the solver picked.
+        rtol: relative residual asked for, whichever is picked; None: 1e-10 in float64, 1e-5 in float32.
         max_bytes: memory a matrix and its factor may take.
     """
 
@@ -50,8 +51,9 @@ class Auto(Solver):
 
     def chosen(self, A: LinearOperator, right_hand_sides: int) -> Solver:
         """The solver for so many right-hand sides; says which and why in one line of the log."""
-        iterative = CG(self.rtol, preconditioner=Kronecker() if A.has_kronecker else Nystrom())
-        direct = Cholesky(self.max_bytes, self.rtol)
+        rtol = self.rtol or RTOL.get(A.dtype, 1e-5)
+        iterative = CG(rtol, preconditioner=Kronecker() if A.has_kronecker else Nystrom())
+        direct = Cholesky(self.max_bytes, rtol)
         k, cost = right_hand_sides, A.cost
         if cost is None:
             log.info("solver: CG, since the cost of this curvature is not known.")

@@ -140,7 +140,8 @@ def _same(V: Tensor) -> Tensor:
 def _missed(residual: float, rtol: float, dtype: torch.dtype) -> str:
     return (
         f"Cholesky left a relative residual of {residual:.1e}, {rtol:.1e} was asked for: the matrix is too "
-        f"ill-conditioned for {dtype}; use float64 or damping."
+        f"ill-conditioned for {dtype}, or the test gradient reaches weights that no training sample and no penalty "
+        "touch; use float64, a penalty or damping."
     )
 
 
@@ -148,16 +149,20 @@ def _not_definite(matrix: Float[Tensor, "p p"]) -> str:
     if not torch.isfinite(matrix).all():
         return "The curvature holds NaN or infinity: the loss has no finite second derivative at this checkpoint."
     lowest = _smallest_eigenvalue(matrix)
+    rounding = torch.finfo(matrix.dtype).eps * float(matrix.diagonal().max()) * len(matrix)
     return (
         f"The curvature is not positive definite: its smallest eigenvalue is {lowest:.1e}.\n"
-        f"  Raise damping by more than {max(-lowest, 0):.1e}, train to a minimum, or use curvature GaussNewton with "
-        "damping."
+        f"  Raise damping by more than {max(-lowest, rounding):.1e}, train to a minimum, or use curvature GaussNewton "
+        "with damping."
     )
 
 
 def _smallest_eigenvalue(matrix: Float[Tensor, "p p"]) -> float:
     if len(matrix) <= 2000:
         return float(torch.linalg.eigvalsh(matrix)[0])
-    from scipy.sparse.linalg import eigsh
+    from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
-    return float(eigsh(matrix.cpu().numpy(), k=1, which="SA", tol=1e-2, return_eigenvectors=False)[0])
+    try:
+        return float(eigsh(matrix.cpu().numpy(), k=1, which="SA", tol=1e-2, return_eigenvectors=False)[0])
+    except ArpackNoConvergence:  # it hangs on to many small ones; the slow way then
+        return float(torch.linalg.eigvalsh(matrix)[0])

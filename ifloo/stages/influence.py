@@ -71,7 +71,11 @@ class InfluenceRun:
         """
         assert self.settings.test_ids != "all"
         wanted = list(self.settings.test_ids)
-        replaced = [*self.layout.scores_there(), *(self.layout.scores(t) for t in wanted)]
+        replaced = [
+            *self.layout.scores_there(),
+            *self.layout.removals_there(),
+            *(self.layout.scores(t) for t in wanted),
+        ]
         with self._section("influence", wanted, replaced).opened(self.overwrite):
             missing = [t for t in wanted if not self._there(t)]
             self.score(missing, make_trainer, lambda one: influences.save(self.layout.scores(one.test_id), one))
@@ -124,6 +128,8 @@ class InfluenceRun:
     def correct(self, scored: Sequence[StoredInfluences], ids: Sequence[int]) -> None:
         """Predicts the removals of these ids with their leverage counted in; errors as those of `correct_removals`."""
         queries = self.datamodule.test_batch([one.test_id for one in scored])
+        solves = len(scored) * (1 + self.settings.top_k)
+        self._predictor.right_hand_sides = max(self._predictor.right_hand_sides, solves)
         correct_removals(self._predictor.engine, queries, scored, ids, self.layout)
 
     def take_part(self, make_trainer: MakeTrainer) -> None:
@@ -171,8 +177,8 @@ class InfluenceRun:
             "solver": described(settings.solver),
             "parameters": list(settings.parameters),
             "dtype": settings.dtype,
-            # Left out where nothing is said: results of before there was such a setting are the same.
-            **({"scores_dtype": settings.scores_dtype} if settings.scores_dtype else {}),
+            # Left out where it is that of the solve: results of before there was such a setting are the same.
+            **({"scores_dtype": settings.products_dtype} if settings.products_dtype else {}),
         }
 
     def _contents(self, test_ids: Sequence[int]) -> dict[str, JSON]:

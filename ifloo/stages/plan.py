@@ -12,6 +12,7 @@ from ifloo.curvature import Damped, Hessian, LinearHead, LinearOperator, as_head
 from ifloo.errors import InputError
 from ifloo.objective import Objective
 from ifloo.solvers import Auto, bar
+from ifloo.stages.corrected import head_of
 from ifloo.stages.settings import AttributionSettings
 
 log = logging.getLogger(__name__)
@@ -33,12 +34,16 @@ def curvature_at(settings: AttributionSettings, objective: Objective, theta: Ten
 def _undamped(settings: AttributionSettings, objective: Objective, theta: Tensor) -> LinearOperator:
     if settings.curvature is not None:
         return settings.curvature(objective, theta)
-    if isinstance(settings.solver, Auto) and LinearHead.bytes_kept(objective) <= HEAD_BYTES:
-        try:
-            return LinearHead(objective, theta)
-        except InputError as error:
-            log.debug("no linear head: %s", error)
-    return Hessian(objective, theta)
+    if not isinstance(settings.solver, Auto):
+        return Hessian(objective, theta)
+    if (need := LinearHead.bytes_kept(objective)) > HEAD_BYTES:
+        log.info("curvature: Hessian, since a linear head would keep %.1f GiB.", need / 2**30)
+        return Hessian(objective, theta)
+    try:
+        return LinearHead(objective, theta)
+    except InputError as error:
+        log.info("curvature: Hessian, by products. %s", str(error).splitlines()[0])
+        return Hessian(objective, theta)
 
 
 def products_of(
@@ -48,7 +53,7 @@ def products_of(
     head = as_head(curvature)
     if head is None:
         return ForwardProducts(objective, theta, settings.batch_size)
-    wanted = settings.scores_dtype or ("float32" if settings.test_ids == "all" else None)
+    wanted = settings.products_dtype
     return HeadProducts(head, getattr(torch, wanted) if wanted else None)
 
 
@@ -66,6 +71,8 @@ def engine_for(
         InputError: the curvature asked for does not serve this model.
     """
     curvature = curvature_at(settings, objective, theta)
+    if settings.corrected and settings.test_ids != "all":
+        head_of(curvature)  # before any work
     by = products_of(settings, objective, theta, curvature)
     log.info("scores: %s, curvature %s.", by.name, type(as_head(curvature) or curvature).__name__)
     solver = settings.solver.chosen(curvature, right_hand_sides)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ifloo.curvature import Damped, Hessian, LinearOperator, as_head
 from ifloo.errors import InputError
@@ -69,6 +69,11 @@ class AttributionSettings:
             raise InputError(
                 "attribution.matrix and attribution.topk_only are two forms of the same output; give one of them."
             )
+        if (self.matrix or self.topk_only) and self.test_ids != "all":
+            raise InputError(
+                "attribution.matrix and attribution.topk_only are forms for the scores of all tests; give "
+                "--attribution.test_ids all with them."
+            )
         if not 0 <= self.damping < float("inf"):
             raise InputError(
                 f"attribution.damping must be a finite number >= 0, got {self.damping}.\n"
@@ -87,6 +92,11 @@ class AttributionSettings:
         made = self.curvature or Hessian
         classes = [a for a in made.args if isinstance(a, type)] if isinstance(made, functools.partial) else [made]
         return getattr(classes[-1], "__name__", str(made)) if classes else str(made)
+
+    @property
+    def products_dtype(self) -> Literal["float64", "float32"] | None:
+        """Precision of the products alone; None: that of the solve."""
+        return self.scores_dtype or ("float32" if self.test_ids == "all" else None)
 
     @property
     def torch_dtype(self) -> torch.dtype | None:
@@ -114,9 +124,8 @@ def method_name(operator: LinearOperator, solver: Solver, module: Any = None) ->
     if isinstance(operator, Damped):
         name = f"Damped({name}, {operator.damping:g})"
     head = as_head(operator)
-    others = head is not None and module is not None and _trained(module) > head.size
-    return f"{name} / {solver}" + (f", last layer only ({head.head.name})" if head and others else "")
-
-
-def _trained(module: Any) -> int:
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+    if head is None or module is None or sum(p.numel() for p in module.parameters()) == head.size:
+        return f"{name} / {solver}"
+    last = [n for n, m in module.named_modules() if isinstance(m, nn.Linear)][-1]
+    which = "last layer" if head.head.name == last else "one layer"
+    return f"{name} / {solver}, {which} only ({head.head.name}), its inputs fixed"

@@ -98,5 +98,9 @@ class Layout:
         """Removals predicted with the leverage of the removed sample counted in."""
         return self.root / "methods" / CORRECTED / f"removals_test_{t}.npz"
 
+    def removals_there(self) -> list[Path]:
+        """Those of all tests, whichever they are."""
+        return sorted(self.removals(0).parent.glob("removals_test_*.npz"))
+
     def figure(self, name: str, t: int) -> Path:
         return self.root / "figs" / f"{name}_test_{t}.png"

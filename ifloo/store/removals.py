@@ -16,15 +16,17 @@ from ifloo.store.atomic import write_npz
 class StoredRemovals:
     """Predicted change of one test loss, nats, when the weight of each of some training samples goes to zero.
 
-    `effects` is that of a removal with n kept; where the row is deleted, `score_mean` is added to it. `leverages` are
-    those of the samples (dimensionless). `settings` is the stamp of the scores they belong to (`settings_stamp`).
+    `effects` is that of a removal with n kept; where the row is deleted, the mean of the test's scores is added.
+    `leverages` are those of the samples (dimensionless), `residual` and `damping` those of the solve behind `effects`.
+    `settings` is the stamp of the scores they belong to (`settings_stamp`).
     """
 
     test_id: int
     ids: NDArray[np.int64]
     effects: NDArray[np.float64]
     leverages: NDArray[np.float64]
-    score_mean: float
+    residual: float
+    damping: float
     definitions: str
     settings: str
 
@@ -52,17 +54,27 @@ def load(path: Path) -> StoredRemovals:
     """
     try:
         with np.load(path, allow_pickle=False) as content:
-            return StoredRemovals(
+            stored = StoredRemovals(
                 test_id=int(content["test_id"]),
                 ids=content["ids"].astype(np.int64),
                 effects=content["effects"].astype(np.float64),
                 leverages=content["leverages"].astype(np.float64),
-                score_mean=float(content["score_mean"]),
+                residual=float(content["residual"]),
+                damping=float(content["damping"]),
                 definitions=str(content["definitions"]),
                 settings=str(content["settings"]),
             )
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"{path} holds no predicted removals of ifloo: {str(error) or type(error).__name__}.\n"
-            "  Delete it and run `ifloo influence` with --attribution.corrected true again."
-        ) from error
+        raise InputError(_no_removals(path, str(error) or type(error).__name__)) from error
+    if not stored.ids.shape == stored.effects.shape == stored.leverages.shape:
+        raise InputError(_no_removals(path, "not one effect and one leverage for each id"))
+    if not (np.isfinite(stored.effects).all() and np.isfinite(stored.leverages).all()):
+        raise InputError(_no_removals(path, "an effect is not finite"))
+    return stored
+
+
+def _no_removals(path: Path, reason: str) -> str:
+    return (
+        f"{path} holds no predicted removals of ifloo: {reason}.\n"
+        "  Delete it and run `ifloo influence` with --attribution.corrected true again."
+    )

@@ -165,7 +165,7 @@ def test_the_solver_flags_name_the_solver(tmp_path, monkeypatch):
     solvers = [[flag for flag in c if "solver" in flag or "damping" in flag] for c in commands]
     assert solvers == [
         ["--attribution.solver=ifloo.solvers.Cholesky"],
-        ["--attribution.damping=0.5"],
+        ["--attribution.solver=ifloo.solvers.CG", "--attribution.damping=0.5"],
         ["--attribution.solver=ifloo.solvers.LiSSA", "--attribution.damping=0.0"],
         [],
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Sequence
 from functools import cached_property
@@ -58,7 +59,7 @@ class ChordReplicas(RefitPath):
             PathError: the model is not a linear head alone, at a minimum that refits are to reach again.
         """
         self.refitter, self.at_once = refitter, at_once or AT_ONCE
-        self.base = refitter.start()
+        self.base = refitter.start().to(_trainer(refitter.recipe.accelerator).strategy.root_device)
         self.tolerance = refitter.finish.tolerance or REACHABLE.get(ParamSpace.of(self.base).dtype, 3e-6)
         _refuse_unfinished(refitter, self.base)
         objective = Objective.of(self.base, refitter.loader(), batch_size=refitter.finish.batch_size)
@@ -70,6 +71,8 @@ class ChordReplicas(RefitPath):
             raise PathError(
                 f"refits start at |grad J| = {float(self.gradient.norm()):.1e}, not at the minimum of the base model"
             )
+        if (need := LinearHead.bytes_kept(objective)) > FACTOR_BYTES:
+            raise PathError(f"the head's inputs and output curvatures would take {need / 2**30:.1f} GiB")
         try:
             self.head = LinearHead(objective, self.theta)
         except InputError as error:
@@ -103,7 +106,10 @@ class ChordReplicas(RefitPath):
         weights = ReplicaWeights.of([task.weights for task in tasks], theta.device)
         module = ChordModule(self.head, theta, weights, woodbury.step, self.tolerance)
         with quiet_lightning():
-            _trainer(self.refitter.recipe.accelerator).fit(module)
+            trainer = _trainer(self.refitter.recipe.accelerator)
+            trainer.fit(module)
+        if trainer.received_sigterm:  # Lightning notes the signal during a fit, and would go on to the next
+            raise SystemExit(128 + signal.SIGTERM)
         seconds = (time.perf_counter() - begun) / len(tasks)
         return [self._refit(minimum, task, seconds) for minimum, task in zip(module.minima, tasks, strict=True)]
 

@@ -54,6 +54,10 @@ class ChordModule(L.LightningModule):
         # A generator of its own: an iterator draws a seed for workers, from everybody's random state if it has none.
         return DataLoader(_Chunks(self.head), batch_size=None, generator=torch.Generator())
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Samples stay where the head is."""
+        return batch
+
     def on_train_epoch_start(self) -> None:
         head = self.head
         live = head.head.matrices(self.theta[self._active]).index_select(-1, head.live)  # [k, c, d]
