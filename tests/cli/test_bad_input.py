@@ -81,7 +81,7 @@ def test_a_missing_config_is_an_error(tmp_path):
             "--attribution.test_ids=[]",
             "attribution.test_ids is empty; give the test samples to explain, such as '[0, 8]', or all.",
         ),
-        ("influence", "--attribution.solver.rtol=-0.1", "CG needs a tolerance 0 < rtol < 1, got -0.1."),
+        ("influence", "--attribution.solver.rtol=-0.1", "Auto needs a tolerance 0 < rtol < 1 (or null), got -0.1."),
         ("loo", "--refit.random=-1", "refit.random must be >= 0, got -1."),
         (
             "loo",

@@ -45,8 +45,8 @@ def test_a_curvature_without_leverages_is_refused_before_any_work(copied):
     assert refused.code == 2
     assert refused.err.endswith(
         "ifloo: error: attribution.corrected counts in the leverage of the removed sample, which a linear head has; "
-        "this curvature is Hessian.\n  Leave it out, or attribute one linear layer (attribution.parameters) with solver "
-        "Auto or curvature LinearHead.\n"
+        "this curvature is Hessian.\n  Leave it out, or attribute one linear layer (attribution.parameters) with "
+        "solver Auto or curvature LinearHead.\n"
     )
     assert contents(results(copied)) == before
 

@@ -61,6 +61,7 @@ def test_replicas_of_what_cannot_be_stacked_are_an_error(fitted):
     assert failed.err.endswith(
         "ifloo: error: refit.replicas = 4 asks for 4 refits in one fit, which would not give what refits one by one "
         "give:\n"
+        "  chord Newton with one factor: SGD fits are not finished to the minimum (finish.after = lbfgs)\n"
         "  stacked replicas: gradient_clip_val = 0.5 clips by the norm over all replicas "
         "(gradient_clip_algorithm value would not)\n"
         "  Leave refit.replicas out, or set it to 1.\n"

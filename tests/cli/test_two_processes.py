@@ -22,6 +22,7 @@ ASKED = (
     f"--data.test_limit={TESTS}",
     "--trainer.accelerator=cpu",
     "--finish.preconditioner.rank=10",
+    "--attribution.corrected=false",
 )
 GENERAL = (
     "--attribution.corrected=false",

@@ -59,9 +59,11 @@ class ChordReplicas(RefitPath):
             PathError: the model is not a linear head alone, at a minimum that refits are to reach again.
         """
         self.refitter, self.at_once = refitter, at_once or AT_ONCE
-        self.base = refitter.start().to(_trainer(refitter.recipe.accelerator).strategy.root_device)
+        self.base = refitter.start()
         self.tolerance = refitter.finish.tolerance or REACHABLE.get(ParamSpace.of(self.base).dtype, 3e-6)
         _refuse_unfinished(refitter, self.base)
+        with quiet_lightning():
+            self.base.to(_trainer(refitter.recipe.accelerator).strategy.root_device)
         objective = Objective.of(self.base, refitter.loader(), batch_size=refitter.finish.batch_size)
         self.theta = objective.losses.theta()
         with scoring(self.base):
