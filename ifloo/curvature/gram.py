@@ -22,12 +22,12 @@ class Gram:
     weight go into an update of their own.
     """
 
-    def __init__(self, blocks: Sequence[Float[Tensor, "b d"]]) -> None:
+    def __init__(self, blocks: Sequence[Float[Tensor, "_b d"]]) -> None:
         self.blocks, self.d = blocks, blocks[0].shape[1]
         first = blocks[0]
         self._on_cpu = first.device.type == "cpu" and first.dtype in (torch.float32, torch.float64)
 
-    def weighted(self, weights: Sequence[Float[Tensor, " b"]]) -> Float[Tensor, "d d"]:
+    def weighted(self, weights: Sequence[Float[Tensor, " _b"]]) -> Float[Tensor, "d d"]:
         """Σ_i w_i x_i x_iᵀ, symmetric."""
         if self._on_cpu:
             return torch.from_numpy(_by_rank_k([X.numpy() for X in self.blocks], [w.numpy() for w in weights]))
@@ -67,7 +67,7 @@ def _update(total: np.ndarray, X: np.ndarray, scale: np.ndarray, sign: float) ->
 
 def head_core(
     gram: Gram,
-    seconds: Sequence[Float[Tensor, "b c c"]],
+    seconds: Sequence[Float[Tensor, "_b c c"]],
     basis: Float[Tensor, "c r"],
     tick: Callable[[int, int], None],
 ) -> Float[Tensor, "rd rd"]:
