@@ -43,8 +43,9 @@ class PreparedKronecker(PreparedPreconditioner):
 
     def __init__(self, factors: KroneckerFactors) -> None:
         self.factors = factors
-        a, self.U = torch.linalg.eigh(factors.inputs)
-        s, self.V = torch.linalg.eigh(factors.outputs)
+        # In 64 bits: LAPACK may not converge on 32-bit moments of few samples, whose rank is low.
+        a, self.U = (x.to(factors.inputs.dtype) for x in torch.linalg.eigh(factors.inputs.double()))
+        s, self.V = (x.to(factors.outputs.dtype) for x in torch.linalg.eigh(factors.outputs.double()))
         products = torch.outer(s, a).clamp_min(0)
         lowest = torch.finfo(products.dtype).eps * products.max()  # a preconditioner must not be singular
         self.inverse = 1 / (products + factors.diagonal).clamp_min(lowest)

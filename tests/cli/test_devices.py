@@ -108,7 +108,7 @@ def test_ctrl_c_ends_it_and_one_process_goes_on_from_there(scored, alone, tmp_pa
         crew = workers(process)
         assert len(crew) == 2
         os.killpg(process.pid, signal.SIGINT)  # reaches all processes of a terminal
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=60)
         assert process.returncode == 130
         assert said.endswith("ifloo: interrupted; the same command goes on from here.\n")
         assert "Traceback" not in said
