@@ -1,18 +1,38 @@
 """Floor 4: from queries to scores."""
 
+from ifloo.attribution.curvature_route import CurvatureRoute
 from ifloo.attribution.engine import Directions, InfluenceEngine
+from ifloo.attribution.gradient_cosine import GradientCosine
+from ifloo.attribution.gradient_dot import GradientDot
 from ifloo.attribution.head import HeadProducts
+from ifloo.attribution.method import Method, MethodScores, Trained
+from ifloo.attribution.one_step import OneStep
 from ifloo.attribution.products import ForwardProducts, Products
+from ifloo.attribution.random_scores import RandomScores
 from ifloo.attribution.scores import DEFINITIONS, Certificate, Scores, predicted_change
+from ifloo.attribution.self_influence import last_layer_self, loss_ranking, tracin_self
+from ifloo.attribution.tracin import TracIn
 
 __all__ = [
     "DEFINITIONS",
     "Certificate",
+    "CurvatureRoute",
     "Directions",
     "ForwardProducts",
+    "GradientCosine",
+    "GradientDot",
     "HeadProducts",
     "InfluenceEngine",
+    "Method",
+    "MethodScores",
+    "OneStep",
     "Products",
+    "RandomScores",
     "Scores",
+    "TracIn",
+    "Trained",
+    "last_layer_self",
+    "loss_ranking",
     "predicted_change",
+    "tracin_self",
 ]

@@ -2,5 +2,14 @@
 
 from ifloo.data.digits import DigitSet
 from ifloo.data.mnist import MNISTDataModule
+from ifloo.data.multimodal import ByteTokenizer, HuggingFaceTokenizer, MultimodalDataModule, MultimodalSet, Tokenizer
 
-__all__ = ["DigitSet", "MNISTDataModule"]
+__all__ = [
+    "ByteTokenizer",
+    "DigitSet",
+    "HuggingFaceTokenizer",
+    "MNISTDataModule",
+    "MultimodalDataModule",
+    "MultimodalSet",
+    "Tokenizer",
+]

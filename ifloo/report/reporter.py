@@ -12,12 +12,15 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from ifloo.errors import WorkError
+from ifloo.report.comparison import methods_comparison
 from ifloo.report.digits import TrainingPicture, digit_grid
 from ifloo.report.figures import influence_distribution, influence_vs_loo, save_figure
+from ifloo.report.gallery import ConversationSet, gallery, row_of
 from ifloo.report.verdict import DEFINITIONS, Comparison, compare
-from ifloo.store import JSON, Layout, StoredInfluences, influences, top_k, write_json
+from ifloo.store import CORRECTED, JSON, Layout, StoredInfluences, influences, top_k, write_json
 
 SUFFIX = ".report"  # of our event file, so that a new report replaces the old one
+MAIN = "influence scores"  # as pictures of several methods call ours
 SHOWN = 8  # training samples of each kind in the picture
 
 
@@ -27,9 +30,10 @@ class Reporter:
 
     Attributes:
         layout: where they are.
-        datamodule: gives `train_set` and `test_set` with `picture(id)` and `caption(id)`.
+        datamodule: gives `train_set` and `test_set`, with `picture(id)` and `caption(id)` or as a `ConversationSet`.
         log_dir: TensorBoard folder of the experiment.
-        outcomes: what the model made of a test sample, such as "predicted 6"; shown beside its label.
+        outcomes: what the model made of a test sample, such as "predicted 6", shown beside its label; of a
+            `ConversationSet`, what it answered.
     """
 
     layout: Layout
@@ -83,7 +87,7 @@ class Reporter:
         top = top_k(stored.scores, stored.train_ids, k)
         together = one.agreement()
         assert together is not None  # compare() refuses fewer rows than a statistic needs
-        return {
+        figures = {
             "influence_distribution": influence_distribution(stored.scores, stored.train_ids, top, title=title),
             "influence_vs_loo": influence_vs_loo(
                 one.predicted,
@@ -94,27 +98,39 @@ class Reporter:
                 ids=one.ids.tolist(),
                 noise_floor=one.noise_floor,
             ),
-            "most_influential": self._grid(stored, title),
         }
+        if set(one.further) - {CORRECTED}:
+            figures["methods_comparison"] = methods_comparison(
+                {MAIN: one.predicted, **one.further},
+                one.actual,
+                one.kinds,
+                {MAIN: together, **{name: groups["all"] for name, groups in one.methods().items()}},
+                title=title,
+                noise_floor=one.noise_floor,
+            )
+        name, figure = self._rows(stored, title)
+        return {**figures, name: figure}
 
-    def _grid(self, stored: StoredInfluences, title: str) -> Figure:
+    def _rows(self, stored: StoredInfluences, title: str) -> tuple[str, Figure]:
+        """The picture of the test sample beside the training samples that matter most, with its name."""
         order = np.argsort(stored.scores, kind="stable")
-        helpful = [int(i) for i in order[:SHOWN] if stored.scores[i] < 0]
-        harmful = [int(i) for i in order[::-1][:SHOWN] if stored.scores[i] > 0]
-        test, t = self.datamodule.test_set, stored.test_id
-        return digit_grid(
-            test.picture(t),
-            test.caption(t),
-            [self._picture(stored, i) for i in helpful],
-            [self._picture(stored, i) for i in harmful],
-            title=title,
+        by_id = dict(zip(stored.train_ids.tolist(), stored.scores.tolist(), strict=True))
+        helpful = [i for i in stored.train_ids[order[:SHOWN]].tolist() if by_id[i] < 0]
+        harmful = [i for i in stored.train_ids[order[::-1][:SHOWN]].tolist() if by_id[i] > 0]
+        train, test, t = self.datamodule.train_set, self.datamodule.test_set, stored.test_id
+        if isinstance(test, ConversationSet):
+            low, high = ([row_of(train, i, by_id[i]) for i in ids] for ids in (helpful, harmful))
+            asked = row_of(test, t, answered=self.outcomes.get(t, ""))
+            return "gallery", gallery(asked, low, high, title=title)
+        first, last = (
+            [TrainingPicture(i, train.picture(i), train.caption(i), by_id[i]) for i in ids]
+            for ids in (helpful, harmful)
         )
-
-    def _picture(self, stored: StoredInfluences, position: int) -> TrainingPicture:
-        train, i = self.datamodule.train_set, int(stored.train_ids[position])
-        return TrainingPicture(i, train.picture(i), train.caption(i), float(stored.scores[position]))
+        return "most_influential", digit_grid(test.picture(t), test.caption(t), first, last, title=title)
 
     def _title(self, t: int) -> str:
+        if isinstance(self.datamodule.test_set, ConversationSet):
+            return f"test {t}"
         outcome = f", {self.outcomes[t]}" if t in self.outcomes else ""
         return f"test {t}, label {self.datamodule.test_set.caption(t)}{outcome}"
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ifloo.agreement import Agreement, agreement
-from ifloo.attribution import predicted_change
 from ifloo.errors import InputError
 from ifloo.objective import Removal
+from ifloo.report.methods import BASE, predicted, predictions
 from ifloo.store import (
-    CORRECTED,
     JSON,
     NULL_ID,
     UNSURE,
@@ -24,7 +23,6 @@ from ifloo.store import (
     Manifest,
     StoredInfluences,
     influences,
-    removals,
     settings_stamp,
 )
 
@@ -33,12 +31,12 @@ DEFINITIONS: dict[str, JSON] = {
     "actual": "L_t(refit without i) - L_t(null refit), nats",
     "slope": "least squares, actual = slope * predicted + intercept",
     "median_rel_err": "median of |predicted - actual| / |actual| over rows with |actual| above the noise floor",
+    "methods": "the same statistics of what further methods predicted for the same refits; none where nothing varies",
     "ci": "95 % percentile bootstrap over removals, 2000 draws, seed 0",
     "noise_floor": "largest minus smallest L_t over the null refits, displaced ones included, nats",
     "worst_grad_norm": "largest |grad J| at the end of a refit",
     "worst_residual": "relative residual of the inverse-HVP on the full data",
 }
-log = logging.getLogger(__name__)
 FEWEST = 3  # rows below which a group has no statistics
 
 
@@ -58,7 +56,7 @@ class Comparison:
         worst_grad_norm: over all refits.
         flagged: refits whose error, by its bound or where there is none by the noise floor, exceeds a twentieth of the
             change they measured; None where neither is known.
-        corrected: `[r]`, nats, predicted with the leverage of the sample counted in; NaN for rows without; None: none.
+        further: `[r]`, nats, what further methods predicted, by name; NaN for rows without.
     """
 
     stored: StoredInfluences
@@ -71,7 +69,7 @@ class Comparison:
     noise_floor: float | None
     worst_grad_norm: float | None
     flagged: int | None
-    corrected: NDArray[np.float64] | None = None
+    further: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def kinds(self) -> list[str]:
@@ -83,20 +81,25 @@ class Comparison:
     ) -> Agreement | None:
         """Statistics of all rows, or of some; of the scores, or of another prediction (NaN: none for that row).
 
-        None where there are fewer than three.
+        None where there are fewer than three, or where another prediction is the same for all of them.
         """
         by = self.predicted if predicted is None else predicted
         rows = np.isfinite(by) & (True if chosen is None else chosen)
-        if rows.sum() < FEWEST:
+        if rows.sum() < FEWEST or (predicted is not None and np.ptp(by[rows]) == 0):
             return None
         return agreement(by[rows], self.actual[rows], noise_floor=self.noise_floor or 0.0)
 
     def methods(self) -> dict[str, dict[str, Agreement | None]]:
-        """Statistics of further predictions, by name: of all rows, of the top-k and of the controls."""
-        if self.corrected is None:
-            return {}
+        """Statistics of further predictions, by method: of all rows, of the top-k and of the controls."""
+        return self._methods
+
+    @cached_property
+    def _methods(self) -> dict[str, dict[str, Agreement | None]]:
         groups = {"all": None, "top_k": self.top, "random": self.control}
-        return {CORRECTED: {name: self.agreement(rows, self.corrected) for name, rows in groups.items()}}
+        return {
+            method: {name: self.agreement(rows, by) for name, rows in groups.items()}
+            for method, by in self.further.items()
+        }
 
     def to_json(self) -> dict[str, JSON]:
         """One entry of verdict.json."""
@@ -107,7 +110,7 @@ class Comparison:
             "removal": self.removal,
             **(together.to_json() if together else {"n_refits": len(self.ids)}),
             **{name: found.to_json() if found else None for name, found in groups.items()},
-            "methods": {name: _to_json(groups) for name, groups in self.methods().items()},
+            "methods": {name: _to_json(groups, len(self.ids)) for name, groups in self.methods().items()},
             "worst_residual": self.stored.residual,
             "undamped_residual": self.stored.undamped_residual,
             "damping": self.stored.damping,
@@ -118,10 +121,10 @@ class Comparison:
         }
 
 
-def _to_json(groups: dict[str, Agreement | None]) -> dict[str, JSON]:
+def _to_json(groups: dict[str, Agreement | None], n: int) -> dict[str, JSON]:
     together = groups["all"]
     rest = {name: found.to_json() if found else None for name, found in groups.items() if name != "all"}
-    return {**(together.to_json() if together else {}), **rest}
+    return {**(together.to_json() if together else {"n_refits": n}), **rest}
 
 
 def compare(layout: Layout, test_id: int, top_ids: Collection[int]) -> Comparison:
@@ -148,36 +151,21 @@ def compare(layout: Layout, test_id: int, top_ids: Collection[int]) -> Compariso
         )
     ids = np.array([i for i in rows if i != NULL_ID], dtype=np.int64)
     actual = np.array([rows[int(i)].loss - rows[NULL_ID].loss for i in ids])
-    scores = stored.scores[_positions(stored, ids)].astype(np.float64)
     nulls = [rows[NULL_ID], *LossFile(layout.null_losses(test_id), "draw").rows().values()]
     noise_floor = _spread(nulls)
     return Comparison(
         stored=stored,
         removal=removal,
         ids=ids,
-        predicted=np.asarray(predicted_change(scores, stored.score_mean, removal)),  # type: ignore[arg-type]
+        predicted=predicted(stored, ids, removal),
         actual=actual,
         top=np.isin(ids, list(top_ids)),
         control=np.array([i in random_ids or bool(rows[int(i)].extra.get("control")) for i in ids.tolist()]),
         noise_floor=noise_floor,
         worst_grad_norm=max((r.grad_norm for r in rows.values() if r.grad_norm is not None), default=None),
         flagged=_flagged(rows, actual, noise_floor),
-        corrected=_corrected(layout, stored, ids, removal),
+        further=predictions(layout, stored, ids, removal),
     )
-
-
-def _corrected(
-    layout: Layout, stored: StoredInfluences, ids: NDArray[np.int64], removal: Removal
-) -> NDArray[np.float64] | None:
-    path = layout.removals(stored.test_id)
-    if not path.exists():
-        return None
-    if (found := removals.load(path)).settings != stored.settings or found.test_id != stored.test_id:
-        log.warning("%s belongs to other scores and is left out; run `ifloo influence` again.", path)
-        return None
-    effects = dict(zip(found.ids.tolist(), found.effects.tolist(), strict=True))
-    predicted = np.array([effects.get(i, np.nan) for i in ids.tolist()])
-    return predicted + (stored.score_mean if removal == "drop" else 0.0)
 
 
 def _flagged(rows: dict[int, LossRow], actual: NDArray[np.float64], noise_floor: float | None) -> int | None:
@@ -193,25 +181,13 @@ def _spread(nulls: list[LossRow]) -> float | None:
     return max(losses) - min(losses) if len(losses) > 1 else None
 
 
-def _positions(stored: StoredInfluences, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    order = np.argsort(stored.train_ids)
-    place = np.searchsorted(stored.train_ids, ids, sorter=order).clip(max=len(order) - 1)
-    found = order[place]
-    if (unknown := ids[stored.train_ids[found] != ids]).size:
-        raise InputError(
-            f"Test {stored.test_id}: refits of ids {unknown[:5].tolist()} have no score: they are of other data.\n"
-            "  Run `ifloo influence` and `ifloo loo` on the same data."
-        )
-    return found
-
-
 def _of_one_model(layout: Layout) -> tuple[Removal, list[int]]:
     sections = Manifest.at(layout.manifest).sections()
     for name in ("influence", "loo"):
         if name not in sections:
             raise InputError(f"{layout.manifest} has no section {name!r}. Run `ifloo {name}` before the report.")
     scores, refits = sections["influence"]["compared"], sections["loo"]["compared"]
-    for name in ("weights", "data", "objective"):
+    for name in BASE:
         if name in scores and name in refits and scores[name] != refits[name]:
             raise InputError(
                 f"{layout.root}: scores and refits are of different base models ({name}: {scores[name]} and "

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from ifloo.errors import InputError, WorkError
 from ifloo.store.atomic import write_npz
 
-_NUMBERS = ("score_mean", "residual", "damping")
-_OPTIONAL_NUMBERS = ("undamped_residual", "error_bound", "repeat_error")
+_NUMBERS = ("score_mean", "damping")
+_OPTIONAL_NUMBERS = ("residual", "undamped_residual", "error_bound", "repeat_error")
 _INTEGERS = ("test_id", "steps")
 _TEXTS = ("status", "method", "definitions", "settings")
 
@@ -23,17 +23,17 @@ class StoredInfluences:
     """Scores `s[t, i]` of all n training samples on one test loss, in nats per unit weight; negative = helpful.
 
     `score_mean` is the mean over all n of the scores before they were rounded to float32. `residual` is the relative
-    residual of the damped system, `undamped_residual` that of the undamped one, `error_bound` the largest possible
-    error of a score (nats per unit weight) to the damped solution, `repeat_error` the standard error between repeats of
-    a stochastic solver relative to its solution; None where not known. `settings` is the stamp of what the scores were
-    made with (`settings_stamp`).
+    residual of the damped system (None where the method solved nothing), `undamped_residual` that of the undamped one,
+    `error_bound` the largest possible error of a score (nats per unit weight) to the damped solution, `repeat_error`
+    the standard error between repeats of a stochastic solver relative to its solution; None where not known. `settings`
+    is the stamp of what the scores were made with (`settings_stamp`).
     """
 
     test_id: int
     scores: NDArray[np.float32]
     train_ids: NDArray[np.int64]
     score_mean: float
-    residual: float
+    residual: float | None
     undamped_residual: float | None
     error_bound: float | None
     steps: int

@@ -94,6 +94,11 @@ class Layout:
         """Scores of a further attribution method."""
         return Layout(self.root / "methods" / name).scores(t)
 
+    def methods_there(self, t: int) -> dict[str, Path]:
+        """Score files of further methods on one test, by the name of the method."""
+        found = sorted((self.root / "methods").glob(f"*/{self.scores(t).name}"))
+        return {path.parent.name: path for path in found}
+
     def removals(self, t: int) -> Path:
         """Removals predicted with the leverage of the removed sample counted in."""
         return self.root / "methods" / CORRECTED / f"removals_test_{t}.npz"

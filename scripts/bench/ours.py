@@ -62,7 +62,8 @@ class _Written:
         return np.array(content[row["row"]] if "row" in row else content)
 
 
-def _undamped(residual: float, undamped: float | None) -> float:
+def _undamped(residual: float | None, undamped: float | None) -> float:
+    assert residual is not None  # every score of these runs comes from a solve
     return residual if undamped is None else undamped
 
 

@@ -1,6 +1,5 @@
 import errno
 import os
-from itertools import combinations
 
 import matplotlib
 import numpy as np
@@ -13,6 +12,7 @@ from ifloo.report.digits import TrainingPicture, digit_grid
 from ifloo.report.figures import influence_distribution, influence_vs_loo, save_figure
 from ifloo.report.style import CONTROL, HARMFUL, HELPFUL, QUIET, STYLE
 from ifloo.store import top_k
+from tests.report.drawn import check_readable
 
 RNG = np.random.default_rng(0)
 SCORES = np.concatenate([RNG.standard_t(3, 5000) * 1e-4, np.zeros(7)])
@@ -37,10 +37,6 @@ def grid(helpful=5, harmful=5):
         return [TrainingPicture(i, DIGIT, f"label {i % 10}", sign * 0.0123 / (i + 1)) for i in range(count)]
 
     return digit_grid(DIGIT, "test image 8: a 5\npredicted 6", pictures(helpful, -1), pictures(harmful, 1), title="8")
-
-
-def texts_of(figure):
-    return [text for text in figure.findobj(matplotlib.text.Text) if text.get_text() and text.get_visible()]
 
 
 def labels_of(legend):
@@ -135,17 +131,7 @@ def test_grid_shows_every_digit_with_label_id_and_score(helpful, harmful):
 
 @pytest.mark.parametrize("draw", [distribution, comparison, grid, lambda: grid(11, 3)])
 def test_no_text_covers_another_or_leaves_the_picture(draw):
-    figure = draw()
-    figure.canvas.draw()
-    renderer = figure.canvas.get_renderer()
-    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts_of(figure)]
-    boxes = [(text, box.padded(-1)) for text, box in boxes if box.width > 2]
-    for text, box in boxes:
-        inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
-        # matplotlib keeps tick labels beyond the limits and does not draw them.
-        assert inside or any(text == label.get_text() for a in figure.axes for label in a.get_xticklabels()), text
-    for (one, a), (other, b) in combinations(boxes, 2):
-        assert not a.overlaps(b), (one, other)
+    check_readable(draw())
 
 
 def test_the_style_does_not_leak():

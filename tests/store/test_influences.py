@@ -40,6 +40,13 @@ def test_all_fields_come_back(path):
         assert "undamped_residual" not in raw
 
 
+def test_a_method_that_solved_nothing_has_no_residual(path):
+    influences.save(path, replace(STORED, residual=None))
+    assert influences.load(path).residual is None
+    with np.load(path) as raw:
+        assert "residual" not in raw
+
+
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
@@ -90,7 +97,7 @@ def test_missing_or_misshapen_settings(path):
     with np.load(path) as raw:
         arrays = dict(raw)
     cases = {
-        "it lacks residual, method": {k: v for k, v in arrays.items() if k not in ("residual", "method")},
+        "it lacks damping, method": {k: v for k, v in arrays.items() if k not in ("damping", "method")},
         "scores are int64, train_ids int64, not float32 and int64": {**arrays, "scores": np.zeros(3, dtype=np.int64)},
         "a setting is not a single value (only 0-dimensional arrays can be converted to Python scalars)": {
             **arrays,

@@ -1,0 +1,131 @@
+"""Influence functions as they are used where J has no minimum at hand: another curvature, damped, or few parameters."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ifloo.attribution.engine import InfluenceEngine
+from ifloo.attribution.head import HeadProducts
+from ifloo.attribution.method import Method, MethodScores, Trained
+from ifloo.attribution.one_step import training_time
+from ifloo.attribution.recorded import RecordedRun
+from ifloo.attribution.tracin import HOW_TO_RECORD
+from ifloo.curvature import Damped, GaussNewton, LinearOperator, as_head
+from ifloo.curvature.operator import Tick
+from ifloo.errors import InputError
+from ifloo.objective.batches import Batch, batch_size
+from ifloo.objective.functional import FunctionalLosses, scoring
+from ifloo.objective.objective import Objective
+from ifloo.params import ParamSpace
+from ifloo.solvers import CG, Solver, Status
+from ifloo.solvers.solution import silent
+
+log = logging.getLogger(__name__)
+WORST = tuple(Status)  # from well to worst
+
+
+@dataclass(frozen=True)
+class CurvatureRoute(Method):
+    """−(1/n) ∇L_tᵀ (C + δI)⁻¹ ∇ℓ_i at θ̂, nats per unit weight, C a curvature of J with its penalty.
+
+    The residual is that of the damped system, on the full data.
+
+    Source: Koh & Liang 2017, arXiv:1703.04730, eq. (2); Gauss-Newton in place of the Hessian: Martens 2014,
+    arXiv:1412.1193. δ = 1/Σ rates: training for a time τ = Σ rates fits a direction of curvature h by 1 − exp(−τh),
+    and a ridge of 1/τ by h/(h + 1/τ) (Ali, Kolter & Tibshirani 2019, arXiv:1810.10082).
+
+    Attributes:
+        label: `name` of these settings, such as `gauss_newton`, `last_layer`, `lissa`.
+        curvature: C of an objective at θ: `GaussNewton`, `Hessian`, `LinearHead`.
+        damping: δ, nats per squared parameter; None: 1 − momentum over the sum of the recorded run's learning rates.
+            Rates of Adam and its kin are not in these units: give it.
+        solver: of (C + δI) x = ∇L_t.
+        parameters: shell-style patterns of the parameters θ consists of; the others stay at θ̂. `*`: those of the
+            objective.
+    """
+
+    label: str
+    curvature: Callable[[Objective, Tensor], LinearOperator] = GaussNewton
+    damping: float | None = None
+    solver: Solver = field(default_factory=CG)
+    parameters: tuple[str, ...] = ("*",)
+
+    @property
+    def name(self) -> str:
+        return self.label
+
+    def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
+        module = trained.objective.losses.module
+        _refuse_decoupled(module, self.label)
+        damping = self._damping(trained.run)
+        with attributed(trained.objective, trained.theta, self.parameters) as (objective, theta), scoring(module):
+            operator = self.curvature(objective, theta)
+            curvature = Damped(operator, damping) if damping else operator
+            head = as_head(curvature)
+            solver = self.solver.chosen(curvature, batch_size(queries))
+            by = HeadProducts(head) if head else None
+            engine = InfluenceEngine(objective, theta, curvature, solver, None, by)
+            directions, parts, done = engine.directions(queries), [], 0
+            for chunk in engine.products.chunks():
+                parts.append(engine.of(directions, chunk))
+                done += parts[-1].shape[1]
+                tick(done, objective.n)
+        certificate = directions.certificate
+        status = max(certificate.status, key=WORST.index)
+        steps = int(certificate.steps.max())
+        return MethodScores(torch.cat(parts, 1), objective.data.ids, certificate.residual, steps, status.value)
+
+    def _damping(self, run: RecordedRun | None) -> float:
+        if self.damping is not None:
+            return self.damping
+        if run is None:
+            raise InputError(
+                f"{self.label} takes its damping from the learning rates of the training run, and this model comes "
+                f"without one.\n  Give damping, in nats per squared parameter (0 at a minimum of J). {HOW_TO_RECORD}, "
+                "and it is found."
+            )
+        found = 1 / training_time(run)
+        log.info("%s: damping %.3g, one over the sum of the learning rates of %d steps.", self.label, found, run.steps)
+        return found
+
+
+@contextmanager
+def attributed(
+    objective: Objective, theta: Float[Tensor, " p"], patterns: Sequence[str]
+) -> Generator[tuple[Objective, Float[Tensor, " q"]], None, None]:
+    """J and θ̂ with only the parameters that match as θ, those of the objective for `*`.
+
+    The module holds θ̂ meanwhile, so that the parameters left out stay there; its own values come back on leaving.
+
+    Raises:
+        InputError: no parameter matches.
+    """
+    if tuple(patterns) == ("*",):
+        yield objective, theta
+        return
+    losses = objective.losses
+    before = losses.theta()
+    losses.space.write_to(losses.module, theta)
+    try:
+        part = FunctionalLosses(losses.module, ParamSpace.of(losses.module, patterns))
+        yield replace(objective, losses=part), part.theta()
+    finally:
+        losses.space.write_to(losses.module, before)
+
+
+def _refuse_decoupled(module: nn.Module, label: str) -> None:
+    decay = float(getattr(module, "decoupled_decay", 0.0))
+    if decay > 0:
+        raise InputError(
+            f"{label} inverts the curvature of J, and this model was trained with a decoupled weight decay of "
+            f"{decay:g}: the decay is part of the optimizer's step and not of J, so that the curvature would be that "
+            "of another function.\n"
+            "  Use the unrolled method, which differentiates the steps themselves, or put the decay into `penalty`."
+        )

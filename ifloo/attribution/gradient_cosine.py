@@ -1,0 +1,54 @@
+"""Cosines of gradients: alike in direction, whatever their length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ifloo.attribution.gradient_dot import query_gradients
+from ifloo.attribution.method import Method, MethodScores, Trained
+from ifloo.curvature.operator import Tick
+from ifloo.gradients import sample_gradients
+from ifloo.objective.batches import Batch, batch_size, rows
+from ifloo.objective.functional import scoring
+from ifloo.solvers.solution import silent
+
+BYTES_AT_ONCE = 64 << 20  # of training gradients
+
+
+@dataclass(frozen=True)
+class GradientCosine(Method):
+    """−cos(∇L_t(θ̂), ∇ℓ_i(θ̂)), 0 where either gradient is 0.
+
+    Dimensionless, between −1 and 1: a ranking, not an effect in nats. Samples of large loss do not outweigh the others.
+    Lengths need the gradients themselves, which are formed a few at a time and not kept.
+
+    Source: Charpiat et al. 2019 (Input similarity from the neural network perspective), the normalised kernel of
+    gradients, here of the losses.
+    """
+
+    name: ClassVar[str] = "gradient_cosine"
+
+    def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
+        objective, theta = trained.objective, trained.theta
+        size = max(1, BYTES_AT_ONCE // (theta.numel() * theta.element_size()))
+        parts, done = [], 0
+        with scoring(objective.losses.module):
+            directions = _unit(query_gradients(objective, theta, queries))
+            for _, batch in objective.data.with_ids():
+                for start in range(0, batch_size(batch), size):
+                    gradients = sample_gradients(objective.losses, theta, rows(batch, slice(start, start + size)))
+                    parts.append(-directions @ _unit(gradients).T)
+                    done += len(gradients)
+                    tick(done, objective.n)
+        return MethodScores(torch.cat(parts, 1), objective.data.ids)
+
+
+def _unit(gradients: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
+    """Each row divided by its length; a row of zeros stays."""
+    lengths = gradients.norm(dim=1, keepdim=True)
+    return gradients / torch.where(lengths > 0, lengths, 1.0)

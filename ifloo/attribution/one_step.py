@@ -1,0 +1,117 @@
+"""One-step training: each sample takes a step of its own, and the test losses are looked at again."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import vmap
+
+from ifloo.attribution.method import Method, MethodScores, Trained
+from ifloo.attribution.recorded import RecordedRun
+from ifloo.attribution.tracin import HOW_TO_RECORD
+from ifloo.curvature.operator import Tick
+from ifloo.errors import InputError
+from ifloo.gradients import sample_gradients
+from ifloo.objective.batches import Batch, batch_size, map_tensors, rows
+from ifloo.objective.functional import FunctionalLosses, scoring
+from ifloo.solvers.solution import silent
+
+log = logging.getLogger(__name__)
+MOST_AT_ONCE = 256  # weights side by side: beyond it they save nothing
+PAIRS_AT_ONCE = 4096  # of weights and queries, each a forward pass
+
+
+@dataclass(frozen=True)
+class OneStep(Method):
+    """L_t(θ̂ − η ∇ℓ_i(θ̂)/n) − L_t(θ̂): what one more unit of weight on sample i does in one step of gradient descent.
+
+    Nats per unit weight, for a training of that one step; to first order η times `GradientDot`, and beyond it exact.
+    A difference of losses: in float32 changes below 1e-7 L_t are rounding.
+
+    Attributes:
+        rate: η; None: the sum of the learning rates of the recorded run, divided by 1 − momentum. A sample's share in
+            all steps of the run comes to that over n, so that the one step is as long as what the run spent on it.
+            Rates of Adam and its kin are not in these units: give one.
+        max_bytes: memory for the weights of samples side by side, and their gradients.
+    """
+
+    rate: float | None = None
+    max_bytes: int = 64 << 20
+
+    name: ClassVar[str] = "one_step"
+
+    def __post_init__(self) -> None:
+        """Checks the settings.
+
+        Raises:
+            InputError: a rate that is not positive, or max_bytes below 1.
+        """
+        if self.rate is not None and not 0 < self.rate < float("inf"):
+            raise InputError(f"OneStep needs a finite rate > 0 (or null), got {self.rate}.")
+        if self.max_bytes < 1:
+            raise InputError(f"OneStep needs max_bytes >= 1, got {self.max_bytes}.")
+
+    def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
+        objective, theta = trained.objective, trained.theta
+        losses, step = objective.losses, self._rate(trained.run) / objective.n
+        at_once = min(MOST_AT_ONCE, max(1, self.max_bytes // (2 * theta.numel() * theta.element_size())))
+        queries = map_tensors(lambda x: x.to(theta.device, theta.dtype if x.is_floating_point() else None), queries)
+        parts, done = [], 0
+        with torch.no_grad(), scoring(losses.module):
+            before = _losses_at(losses, theta.unsqueeze(0), queries)
+            for _, batch in objective.data.with_ids():
+                for start in range(0, batch_size(batch), at_once):
+                    gradients = sample_gradients(losses, theta, rows(batch, slice(start, start + at_once)))
+                    parts.append((_losses_at(losses, theta - step * gradients, queries) - before).T)
+                    done += len(gradients)
+                    tick(done, objective.n)
+        return MethodScores(torch.cat(parts, 1), objective.data.ids)
+
+    def _rate(self, run: RecordedRun | None) -> float:
+        if self.rate is not None:
+            return self.rate
+        if run is None:
+            raise InputError(
+                "OneStep takes its step from the learning rates of the training run, and this model comes without one."
+                "\n  Give rate, such as the learning rate times the number of steps. "
+                f"{HOW_TO_RECORD}, and it is found."
+            )
+        return training_time(run)
+
+
+def training_time(run: RecordedRun) -> float:
+    """How far a run went: Σ of its learning rates over 1 − momentum, squared parameters per nat.
+
+    Heavy-ball momentum μ adds up to steps 1/(1 − μ) times as long (Polyak 1964). Of a rule that knows no momentum, as
+    Adam's, the rates are taken as they are, with a warning: its steps are not in these units.
+
+    Raises:
+        InputError: it went nowhere.
+    """
+    momentum = getattr(run.update, "momentum", None)
+    if momentum is None:
+        log.warning(
+            "the learning rates of %s are not those of gradient descent: a step or a damping made from their sum is a "
+            "guess; better give it.",
+            type(run.update).__name__,
+        )
+    total = float(run.rates.double().sum()) / (1 - (momentum or 0.0))
+    if not 0 < total < math.inf:
+        raise InputError(
+            f"The learning rates of the recorded run's {run.steps} steps come to {total:g} in all: nothing was trained."
+            "\n  Give the rate or the damping itself, or record a run that trains."
+        )
+    return total
+
+
+def _losses_at(losses: FunctionalLosses, thetas: Float[Tensor, "g p"], queries: Batch) -> Float[Tensor, "g m"]:
+    """L_t at each of several weights."""
+    size = max(1, PAIRS_AT_ONCE // len(thetas))
+    blocks = [rows(queries, slice(i, i + size)) for i in range(0, batch_size(queries), size)]
+    return torch.cat([vmap(lambda theta, b=block: losses.sample_losses(theta, b))(thetas) for block in blocks], 1)

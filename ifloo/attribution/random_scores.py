@@ -1,0 +1,48 @@
+"""Scores by lot: the control that every method must beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ifloo.attribution.method import Method, MethodScores, Trained
+from ifloo.curvature.operator import Tick
+from ifloo.objective.batches import Batch, batch_size, sample_ids
+from ifloo.solvers.solution import silent
+
+
+@dataclass(frozen=True)
+class RandomScores(Method):
+    """Standard normal numbers, dimensionless, that belong to (seed, train id, test id) and to nothing else.
+
+    Neither the order of the data nor how queries are batched shows, as long as the queries carry ids; where they do
+    not, their place in the batch is their id.
+
+    Attributes:
+        seed: another one gives another lot.
+    """
+
+    seed: int = 0
+
+    name: ClassVar[str] = "random"
+
+    def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
+        given, ids = sample_ids(queries), trained.objective.data.ids
+        tests = np.arange(batch_size(queries)) if given is None else given.cpu().numpy()
+        drawn = _mixed(_mixed(_mixed(np.array([self.seed])) ^ _mixed(tests)[:, None]) ^ ids.cpu().numpy().astype("u8"))
+        uniform = ((drawn >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # in (0, 1), never at an end
+        value = torch.special.ndtri(torch.from_numpy(uniform))
+        tick(len(ids), len(ids))
+        return MethodScores(value.to(trained.theta), ids)
+
+
+def _mixed(numbers: NDArray[np.integer]) -> NDArray[np.uint64]:
+    """64-bit integers scattered, one to one (SplitMix64: Steele, Lea & Flood 2014)."""
+    x = numbers.astype("u8") + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,7 @@
+"""Image-text data: jsonl conversations with image files, tokens for a small multimodal language model, ids as ever."""
+
+from ifloo.data.multimodal.dataset import MultimodalSet
+from ifloo.data.multimodal.module import MultimodalDataModule
+from ifloo.data.multimodal.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer
+
+__all__ = ["ByteTokenizer", "HuggingFaceTokenizer", "MultimodalDataModule", "MultimodalSet", "Tokenizer"]

@@ -1,0 +1,271 @@
+"""Image-text rows for Lightning: jsonl files of one's own, or a small set made from the digits that come with ifloo."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ifloo.data.multimodal.dataset import Dtype, MultimodalSet
+from ifloo.data.multimodal.embedded import EmbeddedSet, make_embedded
+from ifloo.data.multimodal.form import Channels, Form
+from ifloo.data.multimodal.row import field_names
+from ifloo.data.multimodal.scan import OnBadRow
+from ifloo.data.multimodal.settings import canvas, check_settings
+from ifloo.data.multimodal.tokenizer import ByteTokenizer, Tokenizer
+from ifloo.errors import InputError, WorkError
+
+_log = logging.getLogger(__name__)
+Taken = Literal["embedded", "jsonl"]
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What `setup` found."""
+
+    train: MultimodalSet
+    test: MultimodalSet
+    taken: Taken
+    reason: str
+    corrupted_ids: tuple[int, ...]
+
+
+class MultimodalDataModule(L.LightningDataModule):
+    """Conversations about images as dict batches (see `MultimodalSet`); an id is the position of a row's line.
+
+    Args:
+        train_jsonl: rows to train on; None for the set made from the digits that come with ifloo.
+        test_jsonl: rows to validate on and to explain; needed with `train_jsonl`.
+        image_root: what the image paths in the rows start from, and may not leave; None for the folder of each file.
+        root: where the set that comes with ifloo is written.
+        corrupt: share of its training answers that are made wrong on purpose, 0 to below 1.
+        train_limit: use only the first so many usable training rows; None for all.
+        test_limit: the same for the test rows.
+        on_bad_row: "error" refuses a file at its first bad row, "skip" leaves bad rows out and lists them.
+        fields: other names for image, conversations, from, value, messages, role, content, such as {"image": "img"}.
+        tokenizer: of the text; None for `ByteTokenizer`. A checkpoint does not hold it.
+        image_size: of the canvas images are put on, pixels: a side, or [height, width].
+        channels: 1 for grey, 3 for RGB.
+        num_image_tokens: tokens that stand for one image, as many as the model makes of it.
+        max_seq_len: tokens of a row at most; longer rows lose text, questions first.
+        dtype: of pixel_values.
+        batch_size: of all loaders; as large as the training set or larger means full batch, in file order.
+        shuffle: draw the training batches in random order (mini-batches only; a full batch has no order).
+        num_workers: processes that load; 0 is fastest while everything fits in memory.
+
+    Raises:
+        InputError: a setting out of range; from `setup`, files or rows that cannot be used.
+    """
+
+    # Settings that change no number: results made under other values of these are the same results. The training rows
+    # that paths and `on_bad_row` lead to are what `fingerprint` tells apart.
+    free_settings: ClassVar[frozenset[str]] = frozenset(
+        {"train_jsonl", "test_jsonl", "image_root", "root", "test_limit", "on_bad_row", "num_workers"}
+    )
+
+    def __init__(
+        self,
+        train_jsonl: str | None = None,
+        test_jsonl: str | None = None,
+        image_root: str | None = None,
+        root: str = "./data/multimodal",
+        corrupt: float = 0.0,
+        train_limit: int | None = None,
+        test_limit: int | None = None,
+        on_bad_row: OnBadRow = "error",
+        fields: dict[str, str] | None = None,
+        tokenizer: Tokenizer | None = None,
+        image_size: int | list[int] = [28, 56],  # ruff: ignore[mutable-argument-default]  # never changed
+        channels: Channels = 1,
+        num_image_tokens: int = 16,
+        max_seq_len: int = 64,
+        dtype: Dtype = "float64",
+        batch_size: int = 64,
+        shuffle: bool = True,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["tokenizer"])  # plain values: checkpoints stay readable with weights_only
+        check_settings(self.hparams)
+        height, width = canvas(image_size)
+        self._any_form = Form(
+            field_names(fields),
+            tokenizer or ByteTokenizer(),
+            Path(image_root or "."),
+            height,
+            width,
+            channels,
+            num_image_tokens,
+            max_seq_len,
+        )
+        self._embedded: EmbeddedSet | None = None
+        self._content: _Content | None = None
+        self._fingerprint: str | None = None
+
+    def prepare_data(self) -> None:
+        """Writes what is missing of the set that comes with ifloo (Lightning calls this in one process per node)."""
+        if self.hparams["train_jsonl"] is None and self._embedded is None:
+            self._embedded = make_embedded(Path(self.hparams["root"]), self.hparams["corrupt"])
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads and checks the rows, once however often it is called."""
+        if self._content is not None:
+            return
+        self.prepare_data()  # the processes that did not prepare find everything written
+        train, test = self._paths()
+        made = self._embedded
+        self._content = _Content(
+            train=self._set("train", train),
+            test=self._set("test", test),
+            taken="embedded" if made else "jsonl",
+            reason=f"no train_jsonl is given; made in {self.hparams['root']}" if made else "train_jsonl is given",
+            corrupted_ids=made.corrupted_ids if made else (),
+        )
+        self._report()
+
+    @property
+    def train_set(self) -> MultimodalSet:
+        return self._loaded().train
+
+    @property
+    def test_set(self) -> MultimodalSet:
+        return self._loaded().test
+
+    @property
+    def source_taken(self) -> Taken:
+        return self._loaded().taken
+
+    @property
+    def source_reason(self) -> str:
+        return self._loaded().reason
+
+    @property
+    def corrupted_ids(self) -> tuple[int, ...]:
+        """Training ids whose answer was made wrong on purpose, among the rows in use."""
+        used = set(self.train_set.ids.tolist())
+        return tuple(i for i in self._loaded().corrupted_ids if i in used)
+
+    @property
+    def skipped(self) -> list[dict[str, Any]]:
+        """The bad rows left out of both files: {"file", "line", "reason"}; lines count from 1."""
+        return [asdict(row) for part in (self.train_set, self.test_set) for row in part.skipped]
+
+    @property
+    def rows_cut(self) -> int:
+        """How many rows of both files were longer than max_seq_len and lost text."""
+        return self.train_set.rows_cut + self.test_set.rows_cut
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._any_form.tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        mini_batches = self.hparams["batch_size"] < len(self.train_set)
+        return self._loader(self.train_set, shuffle=self.hparams["shuffle"] and mini_batches)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        return self._loader(self.test_set)
+
+    def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        return self._loader(self.test_set)
+
+    def test_batch(self, ids: Sequence[int]) -> dict[str, Tensor]:
+        """The test rows with these ids, in this order.
+
+        Raises:
+            InputError: an id that no test row in use has.
+        """
+        try:
+            return self.test_set.__getitems__(self.test_set.rows(ids))
+        except KeyError as error:
+            raise InputError(self._no_such_test_id(error.args[0])) from error
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the training data as the model is given them, but for dtype: tokens, image files, ids."""
+        if self._fingerprint is None:
+            self._fingerprint = self.train_set.content_sha256()
+        return self._fingerprint
+
+    def _paths(self) -> tuple[Path, Path]:
+        if self._embedded:
+            return self._embedded.train_jsonl, self._embedded.test_jsonl
+        return Path(self.hparams["train_jsonl"]), Path(self.hparams["test_jsonl"])
+
+    def _set(self, part: Literal["train", "test"], path: Path) -> MultimodalSet:
+        image_root = self._embedded.image_root if self._embedded else Path(self.hparams["image_root"] or path.parent)
+        return MultimodalSet(
+            path,
+            self._any_form.below(image_root),
+            limit=self.hparams[f"{part}_limit"],
+            on_bad_row=self.hparams["on_bad_row"],
+            dtype=self.hparams["dtype"],
+            setting=f"{part}_jsonl",
+        )
+
+    def _loader(self, rows: MultimodalSet, shuffle: bool = False) -> DataLoader[dict[str, Tensor]]:
+        workers = self.hparams["num_workers"]
+        return DataLoader(
+            rows,
+            batch_size=min(self.hparams["batch_size"], len(rows)),
+            shuffle=shuffle,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            persistent_workers=workers > 0,
+        )
+
+    def _loaded(self) -> _Content:
+        if self._content is None:
+            raise WorkError("MultimodalDataModule holds no data yet.\n  Call its setup() first (a Trainer does).")
+        return self._content
+
+    def _report(self) -> None:
+        """One line for what was read, and one for each thing a user would want to know."""
+        for part, rows in (("train", self.train_set), ("test", self.test_set)):
+            limit = self.hparams[f"{part}_limit"]
+            if limit is not None and limit > len(rows):
+                said = f"{part}_limit is {limit}, the usable {part} rows are {len(rows)}: all of them are used"
+                _say(logging.WARNING, said)
+            if rows.skipped:
+                first = rows.skipped[0]
+                bad, good = len(rows.skipped), len(rows)
+                where = f"{first.file}: {bad} of {bad + good} rows are bad and left out"
+                _say(logging.WARNING, f"{where}, the first at line {first.line}: {first.reason}")
+        if self.rows_cut:
+            limit = self.hparams["max_seq_len"]
+            _say(logging.WARNING, f"{self.rows_cut} rows are longer than max_seq_len {limit} and lost text")
+        counts = f"{len(self.train_set)} training and {len(self.test_set)} test rows"
+        _say(logging.INFO, f"Image-text data: {counts} ({self.source_taken}: {self.source_reason})")
+
+    def _no_such_test_id(self, id_: int) -> str:
+        known, limit = self.test_set.ids, self.hparams["test_limit"]
+        steps = ["Choose another id"]
+        left_out = next((bad for bad in self.test_set.skipped if bad.line == id_ + 1), None)
+        if left_out:
+            steps.append(f"correct line {left_out.line} of {left_out.file} ({left_out.reason})")
+        elif limit is not None and id_ > int(known[-1]):
+            steps.append(f"raise test_limit (it is {limit})")
+        return (
+            f"test id {id_} is not there: the {len(known)} test rows in use have ids within "
+            f"{int(known[0])}..{int(known[-1])}.\n  {', or '.join(steps)}."
+        )
+
+
+def _as_it_is(batch: Any) -> Any:
+    """`MultimodalSet.__getitems__` has made the batch; a named function, so that worker processes can receive it."""
+    return batch
+
+
+@rank_zero_only
+def _say(level: int, line: str) -> None:
+    _log.log(level, line)

@@ -1,0 +1,112 @@
+"""The one pass over a file before it is used: every row checked, and only small numbers about each kept."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+from tqdm import tqdm
+
+from ifloo.data.multimodal.form import Form
+from ifloo.data.multimodal.jsonl_file import JsonlFile, Line
+from ifloo.data.multimodal.row import BadRowError
+from ifloo.errors import InputError
+
+OnBadRow = Literal["error", "skip"]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A row that was left out: the line counts from 1, as editors do."""
+
+    file: str
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """The usable rows of a file.
+
+    Attributes:
+        ids: positions of their lines in the file, from 0; ascending.
+        offsets: where each line begins, bytes.
+        lengths: tokens of each.
+        answers: tokens the loss counts of each.
+        images: number of images of each.
+        rows_cut: how many were too long and lost text.
+        skipped: the rows left out.
+    """
+
+    ids: Int64[Tensor, " n"]
+    offsets: Int64[np.ndarray, " n"]
+    lengths: Int64[np.ndarray, " n"]
+    answers: Int64[np.ndarray, " n"]
+    images: Int64[np.ndarray, " n"]
+    rows_cut: int
+    skipped: tuple[Skipped, ...]
+
+
+def scan(file: JsonlFile, form: Form, limit: int | None, on_bad_row: OnBadRow) -> Index:
+    """Checks the rows of a file, up to `limit` usable ones.
+
+    With "error" the first bad row ends it; images must exist and are decoded later. With "skip" bad rows are listed and
+    left out; images are decoded here, so that it is known how many rows there are.
+
+    Raises:
+        InputError: a bad row, or no usable row.
+    """
+    columns = [array("q") for _ in ("ids", "offsets", "lengths", "answers", "images")]
+    skipped: list[Skipped] = []
+    rows_cut = 0
+    # disable=None: no bar where nobody watches (a log file, a CI job).
+    with tqdm(desc=file.path.name, total=file.size, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        for line in file.lines():
+            try:
+                numbers, cut = _check(line, form, decode=on_bad_row == "skip")
+            except BadRowError as bad:
+                if on_bad_row == "error":
+                    raise InputError(refusal(file, line.position, bad)) from bad
+                skipped.append(Skipped(str(file.path), line.position + 1, bad.reason))
+                continue
+            for column, value in zip(columns, (line.position, line.offset, *numbers), strict=True):
+                column.append(value)
+            rows_cut += cut
+            bar.update(line.offset - bar.n)
+            if len(columns[0]) == limit:
+                break
+    if not columns[0]:
+        raise InputError(_no_row(file, skipped))
+    ids, *numbers_of_each = (np.array(column, np.int64) for column in columns)
+    return Index(torch.from_numpy(ids), *numbers_of_each, rows_cut, tuple(skipped))
+
+
+def refusal(file: JsonlFile, position: int, bad: BadRowError) -> str:
+    where = f"{file.path}, line {position + 1}"
+    return f"{where}: {bad.reason}.\n  {bad.step}, or leave bad rows out with on_bad_row: skip."
+
+
+def _check(line: Line, form: Form, decode: bool) -> tuple[tuple[int, int, int], bool]:
+    """Tokens, answer tokens and images of a row, and whether it was cut."""
+    row = form.row(line.content)
+    laid = form.tokens(row)
+    if decode:
+        for _ in form.pixels(row):
+            pass
+    else:
+        form.find_images(row)
+    return (len(laid.input_ids), len(laid.answer_positions), len(row.images)), laid.cut
+
+
+def _no_row(file: JsonlFile, skipped: list[Skipped]) -> str:
+    if not skipped:
+        return f"{file.path}: expected a row in each line, found no row at all.\n  Give a file with rows."
+    return (
+        f"{file.path}: all {len(skipped)} rows are bad, the first at line {skipped[0].line}: {skipped[0].reason}.\n"
+        "  Check fields and image_root: they may not be those of this file."
+    )

@@ -1,0 +1,108 @@
+"""The rows behind the scores of an image-text model: a test row beside the training rows that matter most to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from ifloo.report.card import Card, GalleryRow
+from ifloo.report.lettering import Lettering
+from ifloo.report.page import Page
+from ifloo.report.style import HARMFUL, HELPFUL, INK, QUIET, styled
+
+_PER_ROW = 4
+
+# Inches.
+_MARGIN, _GAP, _APART = 0.22, 0.16, 0.3
+_HEAD = 0.34
+_WIDTH, _PICTURE = 2.3, 1.55
+_TEST_WIDTH, _TEST_PICTURE = 3.5, 2.7
+
+_TITLE, _HEADING, _NOTE = Lettering(12, bold=True), Lettering(10, bold=True), Lettering(8.5)
+
+
+@runtime_checkable
+class ConversationSet(Protocol):
+    """A data set whose samples are a question, its answer and the images they are about."""
+
+    def question(self, id_: int, /) -> str: ...
+    def answer(self, id_: int, /) -> str: ...
+    def pictures(self, id_: int, /) -> Sequence[NDArray[np.uint8]]: ...
+
+
+def row_of(data: ConversationSet, id_: int, score: float | None = None, answered: str = "") -> GalleryRow:
+    """A sample of such a set as a row of the gallery."""
+    return GalleryRow(id_, data.pictures(id_), data.question(id_), data.answer(id_), score, answered)
+
+
+def gallery(test: GalleryRow, helpful: Sequence[GalleryRow], harmful: Sequence[GalleryRow], *, title: str) -> Figure:
+    """Draw the test row beside the most helpful and the most harmful training rows, in the order given.
+
+    Raises:
+        InputError: a picture is not a uint8 image, [height, width] or [height, width, 3], or empty.
+    """
+    test.check("test row")
+    for row in (*helpful, *harmful):
+        row.check("training row")
+    tested = Card(test, _TEST_WIDTH, _TEST_PICTURE, Lettering(10), 9, INK)
+    groups = [
+        _Group(text, colour, [Card(row, _WIDTH, _PICTURE, Lettering(8.5), 4, colour) for row in rows])
+        for text, colour, rows in (
+            ("most helpful: without them the test loss rises", HELPFUL, helpful),
+            ("most harmful: without them the test loss falls", HARMFUL, harmful),
+        )
+        if rows
+    ]
+    width = 2 * _MARGIN + _TEST_WIDTH + max((_APART + one.width for one in groups), default=0.0)
+    below = max(_HEAD + tested.height, sum(one.height for one in groups) + _APART * (len(groups) - 1))
+    height = 2 * _MARGIN + _HEAD + below + (_NOTE.step + _GAP if groups else 0)
+    with styled(width, height) as figure:
+        figure.set_layout_engine("none")
+        page = Page(figure, width, height)
+        page.lines(_MARGIN, _MARGIN, _TITLE.lines(title, width - 2 * _MARGIN, 1), _TITLE)
+        top = _MARGIN + _HEAD
+        page.lines(_MARGIN, top, ["test row"], _HEADING)
+        tested.draw(page, _MARGIN, top + _HEAD, tested.height)
+        for one in groups:
+            top = one.draw(page, _MARGIN + _TEST_WIDTH + _APART, top) + _APART
+        if groups:
+            note = "score s[t, i], nats per unit weight"
+            page.lines(width - _MARGIN, height - _MARGIN - _NOTE.step, [note], _NOTE, QUIET, align="right")
+    return figure
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Cards under one heading, a few to a line."""
+
+    text: str
+    colour: str
+    cards: Sequence[Card]
+
+    @property
+    def width(self) -> float:
+        columns = min(len(self.cards), _PER_ROW)
+        return max(columns * (_WIDTH + _GAP) - _GAP, _HEADING.width(self.text))
+
+    @property
+    def height(self) -> float:
+        return _HEAD + sum(max(card.height for card in line) + _GAP for line in self._lines()) - _GAP
+
+    def draw(self, page: Page, x: float, y: float) -> float:
+        """Draw it; gives where it ends."""
+        page.lines(x, y, [self.text], _HEADING, self.colour)
+        y += _HEAD
+        for line in self._lines():
+            height = max(card.height for card in line)
+            for place, card in enumerate(line):
+                card.draw(page, x + place * (_WIDTH + _GAP), y, height)
+            y += height + _GAP
+        return y - _GAP
+
+    def _lines(self) -> list[Sequence[Card]]:
+        return [self.cards[at : at + _PER_ROW] for at in range(0, len(self.cards), _PER_ROW)]

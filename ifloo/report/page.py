@@ -1,0 +1,83 @@
+"""A sheet of pictures and text placed by the inch, from its upper left corner: what is measured cannot overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.transforms import Affine2D, Transform
+from numpy.typing import NDArray
+
+from ifloo.report.lettering import POINTS, Lettering
+from ifloo.report.style import FAINT, INK
+
+_ASCENT = 0.98  # of a line's first letters above its base, in sizes of the font
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle on the page, inches; y from the top."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+    def inset(self, margin: float) -> Box:
+        """The rectangle with a margin taken off each side."""
+        return Box(self.x + margin, self.y + margin, self.width - 2 * margin, self.height - 2 * margin)
+
+
+@dataclass(frozen=True, eq=False)
+class Page:
+    """Draws on a figure of `width` and `height` inches; text is drawn as it stands, never as mathematics."""
+
+    figure: Figure
+    width: float
+    height: float
+
+    @property
+    def _inches(self) -> Transform:
+        return Affine2D().scale(1, -1).translate(0, self.height) + self.figure.dpi_scale_trans
+
+    def rectangle(self, box: Box, **look: Any) -> None:
+        """A filled or outlined rectangle behind all images and text; `look` as matplotlib's patches."""
+        look = {"linewidth": 0, "zorder": -1, **look}
+        self.figure.add_artist(Rectangle((box.x, box.y), box.width, box.height, transform=self._inches, **look))
+
+    def lines(
+        self, x: float, y: float, lines: Sequence[str], lettering: Lettering, colour: str = INK, align: str = "left"
+    ) -> float:
+        """Lines of text, readable and measured by the caller, the first with its top at y; gives where they end."""
+        for number, line in enumerate(lines):
+            self.figure.text(
+                x,
+                y + number * lettering.step + _ASCENT * lettering.size / POINTS,
+                line,
+                transform=self._inches,
+                fontproperties=lettering.font,
+                color=colour,
+                ha=align,
+                va="baseline",
+                parse_math=False,
+            )
+        return y + len(lines) * lettering.step
+
+    def picture(self, box: Box, picture: NDArray[np.uint8]) -> None:
+        """An image, as large as it can be in the middle of the box."""
+        height, width = picture.shape[:2]
+        scale = min(box.width / width, box.height / height)
+        wide, high = width * scale, height * scale
+        left, top = box.x + (box.width - wide) / 2, box.y + (box.height - high) / 2
+        place = (left / self.width, 1 - (top + high) / self.height, wide / self.width, high / self.height)
+        axes = self.figure.add_axes(place)
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255, aspect="auto")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.grid(False)
+        for spine in axes.spines.values():
+            spine.set(visible=True, color=FAINT, linewidth=0.6)

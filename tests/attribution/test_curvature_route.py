@@ -1,0 +1,94 @@
+"""What belongs to curvature routes alone: damping from the run, certificates, some of the parameters, refusals."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ifloo.attribution import CurvatureRoute, Trained
+from ifloo.attribution.updates import Adam
+from ifloo.curvature import GaussNewton, Hessian, LinearHead
+from ifloo.errors import InputError
+from ifloo.solvers import CG, Cholesky, LiSSA, SolveError
+from tests.attribution.descents import CLOSE, RATES, gradients, made, trained
+from tests.problems import Attention, Logistic, Ridge
+
+HEAD = ("head.*",)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_damping_from_the_run(momentum, caplog):
+    """1 / Σ rates = 0.833; momentum makes the run 1/(1 − momentum) times as long."""
+    given, queries = trained(Logistic, momentum=momentum), made(Logistic).queries
+    damping = (1 - momentum) / float(RATES.sum())
+    with caplog.at_level(logging.INFO, "ifloo.attribution.curvature_route"):
+        found = CurvatureRoute("gauss_newton", solver=Cholesky()).scores(given, queries)
+    expected = CurvatureRoute("gauss_newton", damping=damping, solver=Cholesky()).scores(given, queries)
+    torch.testing.assert_close(found.value, expected.value, rtol=1e-12, atol=0)
+    said = f"gauss_newton: damping {damping:.3g}, one over the sum of the learning rates of 6 steps."
+    assert [r.message for r in caplog.records if "damping" in r.message] == [said]
+
+
+def test_rates_of_a_rule_that_is_not_gradient_descent(caplog):
+    given = trained(Logistic)
+    given = replace(given, run=replace(given.run, update=Adam()))
+    CurvatureRoute("gauss_newton", solver=Cholesky()).scores(given, made(Logistic).queries)
+    assert [r.message for r in caplog.records if r.levelno == logging.WARNING] == [
+        "the learning rates of Adam are not those of gradient descent: a step or a damping made from their sum is a "
+        "guess; better give it."
+    ]
+
+
+def test_the_certificate_is_that_of_the_damped_solve():
+    scores = CurvatureRoute("gauss_newton", damping=0.1).scores(trained(Attention), made(Attention).queries)
+    assert scores.residual.shape == (2,)
+    assert 0 < scores.residual.max() <= 1e-10
+    assert scores.steps > 1
+    assert scores.status == "converged"
+
+
+def test_lissa_within_the_bound_of_its_own_residual():
+    """No score is further from the dense one than ‖∇ℓ_i‖ ‖r‖ / (n (λ + δ))."""
+    problem, damping = made(Logistic), 0.1
+    solver = LiSSA(depth=300, repeats=4, batch=25)
+    method = CurvatureRoute("lissa", GaussNewton, damping, solver)
+    scores = method.scores(trained(Logistic), problem.queries)
+    assert (method.name, scores.status, scores.steps) == ("lissa", "fixed steps", 300)
+    Q, G = gradients(problem, problem.theta)
+    H = problem.dense_hessian() + damping * torch.eye(len(problem.theta), dtype=torch.float64)
+    truth = -Q @ torch.linalg.solve(H, G.T) / problem.n
+    bound = (scores.residual * Q.norm(dim=1))[:, None] * G.norm(dim=1) / (problem.n * (problem.penalty + damping))
+    assert ((scores.value - truth).abs() <= bound).all()
+    assert 1e-6 < scores.residual.max() < 0.3
+
+
+def test_the_parameters_left_out_stay_at_the_minimum_and_not_where_the_module_is():
+    problem = Attention.make()
+    given, method = Trained(problem.objective(), problem.theta), CurvatureRoute("h", LinearHead, 0.1, Cholesky(), HEAD)
+    expected = method.scores(given, problem.queries).value
+    problem.space.write_to(problem.module, torch.ones_like(problem.theta))
+    torch.testing.assert_close(method.scores(given, problem.queries).value, expected, **CLOSE)
+    assert (problem.space.values_of(problem.module) == 1).all()
+    with pytest.raises(InputError):
+        replace(method, parameters=("none",)).scores(given, problem.queries)
+    assert (problem.space.values_of(problem.module) == 1).all()
+
+
+def test_an_indefinite_curvature():
+    problem = made(Attention)
+    with pytest.raises(SolveError, match="CG met non-positive curvature"):
+        CurvatureRoute("hessian", Hessian, 0.0, CG()).scores(trained(Attention), problem.queries)
+
+
+def test_a_weight_decay_outside_of_the_objective():
+    problem = Ridge.make()
+    problem.module.decoupled_decay = 0.01
+    with pytest.raises(InputError) as caught:
+        CurvatureRoute("gauss_newton").scores(Trained(problem.objective(), problem.theta), problem.queries)
+    assert str(caught.value) == (
+        "gauss_newton inverts the curvature of J, and this model was trained with a decoupled weight decay of 0.01: "
+        "the decay is part of the optimizer's step and not of J, so that the curvature would be that of another "
+        "function.\n"
+        "  Use the unrolled method, which differentiates the steps themselves, or put the decay into `penalty`."
+    )
