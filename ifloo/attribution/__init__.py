@@ -12,6 +12,7 @@ from ifloo.attribution.random_scores import RandomScores
 from ifloo.attribution.scores import DEFINITIONS, Certificate, Scores, predicted_change
 from ifloo.attribution.self_influence import last_layer_self, loss_ranking, tracin_self
 from ifloo.attribution.tracin import TracIn
+from ifloo.attribution.unrolled import Reverse, Unrolled
 
 __all__ = [
     "DEFINITIONS",
@@ -28,9 +29,11 @@ __all__ = [
     "OneStep",
     "Products",
     "RandomScores",
+    "Reverse",
     "Scores",
     "TracIn",
     "Trained",
+    "Unrolled",
     "last_layer_self",
     "loss_ranking",
     "predicted_change",

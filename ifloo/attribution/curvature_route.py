@@ -61,6 +61,10 @@ class CurvatureRoute(Method):
     def name(self) -> str:
         return self.label
 
+    @property
+    def needs_run(self) -> bool:
+        return self.damping is None
+
     def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
         module = trained.objective.losses.module
         _refuse_decoupled(module, self.label)
@@ -80,7 +84,7 @@ class CurvatureRoute(Method):
         certificate = directions.certificate
         status = max(certificate.status, key=WORST.index)
         steps = int(certificate.steps.max())
-        return MethodScores(torch.cat(parts, 1), objective.data.ids, certificate.residual, steps, status.value)
+        return MethodScores(torch.cat(parts, 1), objective.data.ids, certificate.residual, steps, status.value, damping)
 
     def _damping(self, run: RecordedRun | None) -> float:
         if self.damping is not None:

@@ -40,6 +40,7 @@ class MethodScores:
         residual: `[m]`, relative, of what the method solved or replayed; None where it did neither.
         steps: of the solve or the replay; 0 where there was none.
         status: how it ended, in a word or two.
+        damping: δ added to a curvature, where there was one.
     """
 
     value: Float[Tensor, "m n"]
@@ -47,6 +48,7 @@ class MethodScores:
     residual: Float[Tensor, " m"] | None = None
     steps: int = 0
     status: str = "no solve"
+    damping: float = 0.0
 
 
 class Method(ABC):
@@ -56,6 +58,11 @@ class Method(ABC):
     @abstractmethod
     def name(self) -> str:
         """Of the folder of its results, and in verdicts; most classes give it as a class variable."""
+
+    @property
+    def needs_run(self) -> bool:
+        """Whether the training run must have been recorded."""
+        return False
 
     @abstractmethod
     def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:

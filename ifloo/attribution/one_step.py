@@ -57,6 +57,10 @@ class OneStep(Method):
         if self.max_bytes < 1:
             raise InputError(f"OneStep needs max_bytes >= 1, got {self.max_bytes}.")
 
+    @property
+    def needs_run(self) -> bool:
+        return self.rate is None
+
     def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
         objective, theta = trained.objective, trained.theta
         losses, step = objective.losses, self._rate(trained.run) / objective.n

@@ -49,6 +49,10 @@ class TracIn(Method):
         """
         _refuse_none(self.checkpoints)
 
+    @property
+    def needs_run(self) -> bool:
+        return True
+
     def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
         run, objective = recorded(trained, "TracIn"), trained.objective
         ids, parts = objective.data.ids, segments(run, self.checkpoints)

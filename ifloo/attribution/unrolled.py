@@ -84,6 +84,10 @@ class Unrolled(Method):
     tolerance: float | None = None
     name: ClassVar[str] = "unrolled"
 
+    @property
+    def needs_run(self) -> bool:
+        return True
+
     def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
         return self.resumed(trained, queries, Nowhere(), tick)
 
@@ -108,7 +112,9 @@ class Unrolled(Method):
     def _start(self, trained: Trained, queries: Batch, fold: Fold) -> Reverse:
         end = fold.run.state(fold.run.steps)
         distance = _distance(end.theta, trained.theta)
-        self._check(distance, fold.run.steps, "the recorded run ends elsewhere than the checkpoint", trained.theta.dtype)
+        self._check(
+            distance, fold.run.steps, "the recorded run ends elsewhere than the checkpoint", trained.theta.dtype
+        )
         adjoint = sample_gradients(trained.objective.losses, trained.theta, fold.moved(queries))
         moments = tuple(torch.zeros_like(adjoint) for _ in end.moments)
         return Reverse(fold.run.steps, adjoint, moments, adjoint.new_zeros(len(adjoint), trained.objective.n), distance)
@@ -221,7 +227,7 @@ class Fold:
             return after.theta, after.moments
 
         pull: Callable[..., tuple[Tensor, tuple[Tensor, ...], Tensor]]
-        _, pull = vjp(forward, state.theta, state.moments, self.ones(batch))
+        pull = vjp(forward, state.theta, state.moments, self.ones(batch))[1]
         if len(adjoint[0]) == 1:  # a vmap of one costs more than it saves
             theta, moments, weights = pull((adjoint[0][0], tuple(x[0] for x in adjoint[1])))
             return (theta[None], tuple(x[None] for x in moments)), weights[None]

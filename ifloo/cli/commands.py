@@ -28,7 +28,6 @@ from ifloo.refit import (
     removals,
 )
 from ifloo.report import Reporter
-from ifloo.stages import InfluenceRun
 from ifloo.store import JSON, LossFile, Manifest, Section, read_ids
 
 log = logging.getLogger(__name__)
@@ -85,7 +84,7 @@ def influence(setup: Setup) -> None:
     if setup.rank > 0:
         _silence()
     setup.restore()
-    run = InfluenceRun(setup.module, setup.datamodule, setup.attribution, setup.layout, setup.origin(), setup.overwrite)
+    run = setup.influence_run(setup.layout, setup.overwrite)
     if setup.rank > 0:
         run.take_part(setup.predict_trainer)
         return
@@ -98,6 +97,7 @@ def influence(setup: Setup) -> None:
         top = {t: read_ids(setup.layout.topk_ids(t), setup.datamodule.train_set.ids.numpy()) for t in setup.test_ids}
         random = controls(setup.datamodule.train_set.ids.numpy(), setup.refit.random, setup.refit.seed)
         run.correct(stored, removals({t: found.tolist() for t, found in top.items()}, random))
+    run.further(setup.test_ids, setup.predict_trainer)
     for one in stored:
         tables.influence(one, setup.datamodule)
 

@@ -15,8 +15,8 @@ from ifloo.cli.inherit import inherit
 from ifloo.cli.setup import Processes, Setup
 from ifloo.cli.summary import COMMANDS
 from ifloo.refit import Base, NewtonFinish, RefitSettings, load_base
-from ifloo.stages import AttributionSettings
-from ifloo.store import Layout
+from ifloo.stages import AttributionSettings, RunRecorder
+from ifloo.store import Layout, RunFolder
 
 
 class IflooTrainer(L.Trainer):
@@ -141,12 +141,15 @@ class IflooCLI(LightningCLI):
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """The Trainer of the config, with the callback that finishes a fit."""
-        finish = self.config_init[self.subcommand].finish
+        """The Trainer of the config, with the callbacks that finish a fit and record it."""
+        made = self.config_init[self.subcommand]
+        callbacks: list[L.Callback] = [made.finish]
+        if self.subcommand in ("fit", "pipeline") and made.attribution.needs_run:
+            callbacks.append(RunRecorder(RunFolder.of(self.checkpoint)))
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         if self.processes.unsaid:
             config["devices"] = 1
-        return self._instantiate_trainer(config, [finish])
+        return self._instantiate_trainer(config, callbacks)
 
     def _run_subcommand(self, subcommand: str) -> None:
         (self.work or commands.COMMANDS[subcommand])(self.setup)

@@ -11,7 +11,6 @@ from ifloo.cli.commands import LossFiles, refits
 from ifloo.cli.commands import influence as influence_command
 from ifloo.cli.setup import Setup
 from ifloo.refit import Recipe
-from ifloo.stages import InfluenceRun
 from ifloo.store import Layout, StoredInfluences, influences, read_ids, save_topk, top_k, write_npy
 
 
@@ -25,7 +24,7 @@ def influence_to(npy: Path | None, topk: Path | None) -> Callable[[Setup], None]
         setup.restore()
         (t,) = setup.test_ids
         layout = Layout(npy.parent) if npy else setup.layout
-        run = InfluenceRun(setup.module, setup.datamodule, setup.attribution, layout, setup.origin(), overwrite=True)
+        run = setup.influence_run(layout, overwrite=True)
         found: list[StoredInfluences] = []
         run.score([t], setup.predict_trainer, found.append)
         (one,) = found

@@ -11,8 +11,8 @@ import lightning as L
 
 from ifloo.errors import InputError
 from ifloo.refit import Base, NewtonFinish, RefitSettings, weights_sha256
-from ifloo.stages import AttributionSettings, InfluenceWriter, described
-from ifloo.store import JSON, Layout
+from ifloo.stages import AttributionSettings, InfluenceRun, InfluenceWriter, described
+from ifloo.store import JSON, Layout, RunFolder
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,11 @@ class Setup:
             enable_progress_bar=bar,
             inference_mode=False,
         )
+
+    def influence_run(self, layout: Layout, overwrite: bool) -> InfluenceRun:
+        """The stage that scores, with the run behind the checkpoint."""
+        recorded = RunFolder.of(self.checkpoint)
+        return InfluenceRun(self.module, self.datamodule, self.attribution, layout, self.origin(), overwrite, recorded)
 
     def origin(self) -> dict[str, JSON]:
         """What the base model is: the settings behind every number of the later commands."""

@@ -2,5 +2,6 @@
 
 from ifloo.models.logistic import LogisticRegression
 from ifloo.models.module import SampleLossModule
+from ifloo.models.multimodal import MultimodalLM
 
-__all__ = ["LogisticRegression", "SampleLossModule"]
+__all__ = ["LogisticRegression", "MultimodalLM", "SampleLossModule"]

@@ -73,11 +73,17 @@ class SampleLossModule(L.LightningModule, ABC):
 
         Raises:
             InputError: L-BFGS with mini-batches, accumulation, clipping or reduced precision; any optimizer with weight
-                decay.
+                decay, unless it is decoupled (AdamW) and the steps are recorded, of which it is then a part.
         """
         if any(isinstance(o, torch.optim.LBFGS) for o in self.trainer.optimizers):
             _refuse_for_lbfgs(self.trainer)
-        decays = [g["weight_decay"] for o in self.trainer.optimizers for g in o.param_groups if g.get("weight_decay")]
+        recorded = any(getattr(callback, "records_steps", False) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        decays = [
+            g["weight_decay"]
+            for o in self.trainer.optimizers
+            for g in o.param_groups
+            if g.get("weight_decay") and not (recorded and isinstance(o, torch.optim.AdamW))
+        ]
         if decays:
             raise InputError(
                 f"The optimizer decays weights (weight_decay = {decays[0]}), which J does not contain: the curvature "

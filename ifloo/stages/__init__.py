@@ -2,6 +2,15 @@
 
 from ifloo.stages.influence import InfluenceRun
 from ifloo.stages.predictor import InfluencePredictor, InfluenceWriter, ScoredBlock
+from ifloo.stages.recorder import RunRecorder
 from ifloo.stages.settings import AttributionSettings, described
 
-__all__ = ["AttributionSettings", "InfluencePredictor", "InfluenceRun", "InfluenceWriter", "ScoredBlock", "described"]
+__all__ = [
+    "AttributionSettings",
+    "InfluencePredictor",
+    "InfluenceRun",
+    "InfluenceWriter",
+    "RunRecorder",
+    "ScoredBlock",
+    "described",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from ifloo.params import ParamSpace
 from ifloo.stages.certified import content_of, scored_tests, stored
 from ifloo.stages.corrected import correct_removals
 from ifloo.stages.memory import in_blocks, queries_at_once
+from ifloo.stages.methods import MethodRun
 from ifloo.stages.predictor import InfluencePredictor, InfluenceWriter, ScoredBlock
 from ifloo.stages.settings import AttributionSettings, described, method_name
 from ifloo.stages.world import World
@@ -27,6 +29,7 @@ from ifloo.store import (
     AllTests,
     Layout,
     Manifest,
+    RunFolder,
     ScoreFiles,
     ScoreMatrix,
     ScoreTopK,
@@ -53,6 +56,7 @@ class InfluenceRun:
         layout: where files go.
         origin: what the checkpoint was made from: settings that change a number (compared), by name.
         overwrite: replace results of other settings.
+        recorded: the training run, for methods that follow it.
     """
 
     module: Any
@@ -61,6 +65,7 @@ class InfluenceRun:
     layout: Layout
     origin: dict[str, JSON]
     overwrite: bool = False
+    recorded: RunFolder | None = None
 
     def listed(self, make_trainer: MakeTrainer) -> list[StoredInfluences]:
         """Scores and top-k ids of the test ids listed; those already there are read, not made again.
@@ -132,6 +137,19 @@ class InfluenceRun:
         self._predictor.right_hand_sides = max(self._predictor.right_hand_sides, solves)
         correct_removals(self._predictor.engine, queries, scored, ids, self.layout)
 
+    def further(self, test_ids: Sequence[int], make_trainer: MakeTrainer) -> None:
+        """Scores of the further methods asked for; errors as those of `MethodRun.further`."""
+        if self.settings.further:
+            without = dataclasses.replace(self.settings, method=None, further=[])
+            compared = dataclasses.replace(self, settings=without)._compared()
+            own = {name: compared[name] for name in (*self.origin, "parameters", "dtype")}
+            self._methods(make_trainer).further(test_ids, own, self.overwrite)
+
+    def _methods(self, make_trainer: MakeTrainer) -> MethodRun:
+        trainer = make_trainer(InfluenceWriter(lambda block: None), False)
+        device = trainer.strategy.root_device
+        return MethodRun(self.module, self.datamodule, self.settings, self.layout, device, self.recorded)
+
     def take_part(self, make_trainer: MakeTrainer) -> None:
         """The share of a process that is not the first: it is told what to score, and writes nothing."""
         self._blocks(None, make_trainer, lambda block: None)
@@ -172,9 +190,15 @@ class InfluenceRun:
         settings = self.settings
         return {
             **self.origin,
-            "curvature": settings.curvature_name,
-            "damping": settings.damping,
-            "solver": described(settings.solver),
+            **(
+                {"method": described(settings.method)}
+                if settings.method
+                else {
+                    "curvature": settings.curvature_name,
+                    "damping": settings.damping,
+                    "solver": described(settings.solver),
+                }
+            ),
             "parameters": list(settings.parameters),
             "dtype": settings.dtype,
             # Left out where it is that of the solve: results of before there was such a setting are the same.
@@ -199,6 +223,11 @@ class InfluenceRun:
             InputError: a test id out of range, or training data that no score can come from.
             SolveError: an inverse-HVP that cannot be trusted.
         """
+
+        if self.settings.method is not None:
+            by = self._methods(make_trainer)
+            by.score(self.settings.method, test_ids, settings_stamp(self._compared()), save)
+            return
 
         def deliver(block: ScoredBlock) -> None:
             for one in stored(block, self.settings.damping, self._method(), settings_stamp(self._compared())):

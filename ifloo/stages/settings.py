@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ifloo.attribution import Method
 from ifloo.curvature import Damped, Hessian, LinearOperator, as_head
 from ifloo.errors import InputError
 from ifloo.objective import Objective
@@ -39,6 +40,9 @@ class AttributionSettings:
         query_block: test samples solved and scored at once; null: as many as fit into memory.
         matrix: scores of all tests as one matrix (`if_scores.npy`), not one file per test.
         topk_only: of all tests keep only the `top_k` scores of each and their mean (`topk.npz`).
+        method: another way to the scores than the curvature at a minimum, such as `ifloo.attribution.Unrolled`; null:
+            by `curvature`, `damping` and `solver`.
+        further: methods to hold against the refits beside it; their scores go to `methods/<name>/`.
         corrected: for the samples to be refitted, also predict removals with their leverage counted in (linear heads).
     """
 
@@ -55,6 +59,8 @@ class AttributionSettings:
     matrix: bool = False
     topk_only: bool = False
     corrected: bool = False
+    method: Method | None = None
+    further: list[Method] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Checks what no constructor further down would.
@@ -86,12 +92,33 @@ class AttributionSettings:
         if self.test_ids != "all" and len(set(self.test_ids)) != len(self.test_ids):
             raise InputError(f"attribution.test_ids holds an id twice: {self.test_ids}.")
 
+        if self.method is not None and (self.test_ids == "all" or self.corrected):
+            raise InputError(
+                f"attribution.method {self.method.name} scores listed tests, without a correction for leverage; got "
+                f"test_ids {self.test_ids}, corrected {self.corrected}.\n"
+                "  Give --attribution.test_ids '[0, 8]', or leave attribution.method out."
+            )
+        names = [one.name for one in self.methods]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise InputError(
+                f"attribution.method and attribution.further hold {twice[0]} twice.\n"
+                "  Each needs a name of its own: leave one out, or give another label."
+            )
+
+    @property
+    def methods(self) -> list[Method]:
+        """All that are not the curvature at a minimum."""
+        return [*([self.method] if self.method else []), *self.further]
+
+    @property
+    def needs_run(self) -> bool:
+        """Whether the fit must be recorded."""
+        return any(method.needs_run for method in self.methods)
+
     @property
     def curvature_name(self) -> str:
         """The class of the curvature, also where the command line has wrapped it into a partial of its settings."""
-        made = self.curvature or Hessian
-        classes = [a for a in made.args if isinstance(a, type)] if isinstance(made, functools.partial) else [made]
-        return getattr(classes[-1], "__name__", str(made)) if classes else str(made)
+        return _name_of(self.curvature or Hessian)
 
     @property
     def products_dtype(self) -> Literal["float64", "float32"] | None:
@@ -112,9 +139,17 @@ def described(value: Any) -> JSON:
         return value
     if isinstance(value, (list, tuple)):
         return [described(v) for v in value]
+    if callable(value):
+        return _name_of(value)
     if isinstance(value, dict):
         return {str(k): described(v) for k, v in value.items()}
     return str(value)
+
+
+def _name_of(made: Callable[..., Any]) -> str:
+    """The class behind a constructor, also where the command line has wrapped it into a partial of its settings."""
+    classes = [a for a in made.args if isinstance(a, type)] if isinstance(made, functools.partial) else [made]
+    return getattr(classes[-1], "__name__", str(made)) if classes else str(made)
 
 
 def method_name(operator: LinearOperator, solver: Solver, module: Any = None) -> str:

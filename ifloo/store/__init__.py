@@ -14,6 +14,7 @@ from ifloo.store.influences import StoredInfluences
 from ifloo.store.layout import CORRECTED, Layout
 from ifloo.store.losses import NULL_ID, UNSURE, LossFile, LossRow
 from ifloo.store.manifest import Manifest, environment
+from ifloo.store.recorded_runs import RunFolder
 from ifloo.store.removals import StoredRemovals
 from ifloo.store.section import Section, settings_stamp
 
@@ -27,6 +28,7 @@ __all__ = [
     "LossFile",
     "LossRow",
     "Manifest",
+    "RunFolder",
     "ScoreFiles",
     "ScoreMatrix",
     "ScoreTopK",

@@ -107,5 +107,10 @@ class Layout:
         """Those of all tests, whichever they are."""
         return sorted(self.removals(0).parent.glob("removals_test_*.npz"))
 
+    @property
+    def reverse(self) -> Path:
+        """A reverse pass over a training run, while it is under way."""
+        return self.root / "reverse.npz.part"
+
     def figure(self, name: str, t: int) -> Path:
         return self.root / "figs" / f"{name}_test_{t}.png"

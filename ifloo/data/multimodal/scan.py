@@ -82,8 +82,8 @@ def scan(file: JsonlFile, form: Form, limit: int | None, on_bad_row: OnBadRow) -
                 break
     if not columns[0]:
         raise InputError(_no_row(file, skipped))
-    ids, *numbers_of_each = (np.array(column, np.int64) for column in columns)
-    return Index(torch.from_numpy(ids), *numbers_of_each, rows_cut, tuple(skipped))
+    ids, offsets, lengths, answers, images = (np.array(column, np.int64) for column in columns)
+    return Index(torch.from_numpy(ids), offsets, lengths, answers, images, rows_cut, tuple(skipped))
 
 
 def refusal(file: JsonlFile, position: int, bad: BadRowError) -> str:

@@ -1,0 +1,146 @@
+"""Scores by any method of attribution, into files: the way of those that are not the curvature at a minimum."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ifloo.attribution import Method, MethodScores, Trained, Unrolled
+from ifloo.objective import Objective
+from ifloo.stages.reverse import KeptReverse
+from ifloo.stages.settings import AttributionSettings, described
+from ifloo.store import (
+    JSON,
+    Layout,
+    Manifest,
+    RunFolder,
+    Section,
+    StoredInfluences,
+    influences,
+    settings_stamp,
+)
+
+log = logging.getLogger(__name__)
+
+DEFINITIONS = (
+    "scores[i] estimates dL_t/dw_i, the derivative of test loss L_t in the weight of training sample i, by the method "
+    "named; negative = helpful, positive = harmful; setting w_i to 0 while n stays is predicted to change L_t by "
+    "-scores[i]. Nats per unit weight, except for methods without a unit (cosine, random). residual: of the solve, or "
+    "the relative distance between replayed and recorded weights; left out where there was neither."
+)
+
+
+@dataclass(frozen=True)
+class MethodRun:
+    """Runs methods on one trained module.
+
+    Attributes:
+        module: the trained model.
+        datamodule: set up; gives `train_dataloader` and `test_batch(ids)`.
+        settings: of the attribution: parameters, precision, batch size.
+        layout: where files go.
+        device: to work on.
+        recorded: the training run, if it was recorded.
+    """
+
+    module: Any
+    datamodule: Any
+    settings: AttributionSettings
+    layout: Layout
+    device: torch.device
+    recorded: RunFolder | None
+
+    def score(
+        self, method: Method, test_ids: Sequence[int], stamp: str, save: Callable[[StoredInfluences], None]
+    ) -> None:
+        """Scores test samples in one pass and hands each over.
+
+        Raises:
+            InputError: the method needs what this model or run does not have.
+            WorkError: a number that cannot be trusted.
+        """
+        if not test_ids:
+            return
+        log.info("scores: %s, %d tests in one pass.", method.name, len(test_ids))
+        with tqdm(desc=method.name, unit="part", leave=False, mininterval=0.5) as bar:
+
+            def tick(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            found = self._scores(method, test_ids, stamp, tick)
+        for k, t in enumerate(test_ids):
+            save(_stored(method, found, k, t, stamp))
+
+    def further(self, test_ids: Sequence[int], compared: dict[str, JSON], overwrite: bool) -> None:
+        """Scores of the further methods, each into a folder of its own; what is there is kept.
+
+        Raises:
+            InputError: a method's folder holds scores of other settings.
+        """
+        for method in self.settings.further:
+            settings = {**compared, "method": described(method)}
+            stamp = settings_stamp(settings)
+            paths = {t: self.layout.method_scores(method.name, t) for t in test_ids}
+            section = Section(
+                Manifest.at(self.layout.manifest),
+                f"methods/{method.name}",
+                settings,
+                {"test_ids": list(test_ids)},
+                list(paths.values()),
+                [self.layout.verdict],
+            )
+            with section.opened(overwrite):
+                missing = [t for t, path in paths.items() if not path.exists()]
+                self.score(method, missing, stamp, lambda one, to=paths: influences.save(to[one.test_id], one))  # type: ignore[misc]
+
+    def _scores(
+        self, method: Method, test_ids: Sequence[int], stamp: str, tick: Callable[[int, int], None]
+    ) -> MethodScores:
+        queries = self.datamodule.test_batch(test_ids)
+        if not isinstance(method, Unrolled):
+            return method.scores(self.trained, queries, tick)
+        kept = KeptReverse(self.layout.reverse, f"{stamp} {list(test_ids)}", self.device)
+        found = method.resumed(self.trained, queries, kept, tick)
+        kept.forget()
+        return found
+
+    @cached_property
+    def trained(self) -> Trained:
+        """The model where it is scored, with its run where that was recorded.
+
+        Raises:
+            InputError: a method needs the run, and there is none of this checkpoint.
+        """
+        module = self.module.to(self.device, self.settings.torch_dtype)
+        loader = self.datamodule.train_dataloader()
+        objective = Objective.of(module, loader, self.settings.parameters, self.settings.batch_size)
+        theta = objective.losses.theta()
+        run = self.recorded.read(theta) if self.recorded is not None and self.settings.needs_run else None
+        return Trained(objective, theta, run)
+
+
+def _stored(method: Method, found: MethodScores, k: int, t: int, stamp: str) -> StoredInfluences:
+    value = found.value[k]
+    return StoredInfluences(
+        test_id=t,
+        scores=value.float().cpu().numpy(),
+        train_ids=found.train_ids.cpu().numpy().astype(np.int64),
+        score_mean=float(value.double().mean()),
+        residual=None if found.residual is None else float(found.residual[k]),
+        undamped_residual=None,
+        error_bound=None,
+        steps=found.steps,
+        status=found.status.upper().replace(" ", "_"),
+        damping=found.damping,
+        method=method.name,
+        definitions=DEFINITIONS,
+        settings=stamp,
+    )

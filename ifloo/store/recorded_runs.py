@@ -1,0 +1,129 @@
+"""A recorded training run on disk: what each step saw, and a state now and then."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ifloo.attribution.recorded import RecordedRun, State, Update
+from ifloo.attribution.updates import SGD, Adam
+from ifloo.errors import InputError
+from ifloo.store.atomic import write_json, write_npz
+from ifloo.store.fingerprint import sha256_of_tensors
+
+UPDATES: dict[str, type[Update]] = {"SGD": SGD, "Adam": Adam}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one recorded run.
+
+    While a fit goes on they lie in `<path>.part`; `finish` puts the whole run in the place of an old one. The run says
+    which weights it ended at, so that it is never taken for the run of another checkpoint.
+    """
+
+    path: Path
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> RunFolder:
+        """Beside the checkpoint that the run ended in."""
+        return cls(checkpoint.with_suffix(".run"))
+
+    @property
+    def part(self) -> Path:
+        return self.path.with_name(self.path.name + ".part")
+
+    def begin(self) -> None:
+        """Forgets what an interrupted fit left."""
+        shutil.rmtree(self.part, ignore_errors=True)
+
+    def keep(self, step: int, state: State) -> None:
+        """Writes one state.
+
+        Raises:
+            WorkError: the disk is full or not writable.
+        """
+        arrays = {"theta": _array(state.theta)} | {f"moment_{k}": _array(x) for k, x in enumerate(state.moments)}
+        write_npz(_state_file(self.part, step), arrays)
+
+    def finish(self, update: Update, batch_ids: Sequence[Tensor], rates: Sequence[float], saved: Sequence[int]) -> None:
+        """Writes what each step saw, and makes this the run of the checkpoint.
+
+        Raises:
+            WorkError: the disk is full or not writable.
+        """
+        flat = torch.cat(list(batch_ids)).numpy() if batch_ids else np.empty(0, np.int64)
+        lengths = np.array([len(ids) for ids in batch_ids], np.int64)
+        write_npz(self.part / "steps.npz", {"ids": flat, "lengths": lengths, "rates": np.array(rates, np.float64)})
+        end = _read_state(_state_file(self.part, saved[-1]))
+        rule = {"class": type(update).__name__, **asdict(update)}  # type: ignore[call-overload]
+        end_of_it = sha256_of_tensors({"theta": end.theta})
+        write_json(self.part / "run.json", {"update": rule, "saved": list(saved), "end": end_of_it})
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.replace(self.part, self.path)
+
+    def read(self, theta: Tensor) -> RecordedRun:
+        """The run that ended at these weights; states are read when asked for, to where the weights are.
+
+        Raises:
+            InputError: there is no run, it is damaged, or it ended elsewhere.
+        """
+        if not (self.path / "run.json").is_file():
+            raise InputError(
+                f"There is no recorded run at {self.path}: the fit of this checkpoint was not recorded.\n"
+                "  Fit again with a config whose attribution.method (or one of attribution.further) needs the run: "
+                "`ifloo fit --overwrite`."
+            )
+        try:
+            content: dict[str, Any] = json.loads((self.path / "run.json").read_text())
+            rule = dict(content["update"])
+            update = UPDATES[rule.pop("class")](**rule)
+            with np.load(self.path / "steps.npz", allow_pickle=False) as steps:
+                ids, lengths, rates = (torch.from_numpy(steps[name]) for name in ("ids", "lengths", "rates"))
+            saved, end = [int(k) for k in content["saved"]], str(content["end"])
+            batch_ids = list(ids.split(lengths.tolist()))
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"The recorded run at {self.path} cannot be read: {error or type(error).__name__}.\n"
+                "  It is damaged. Fit again (`ifloo fit --overwrite`)."
+            ) from error
+        if end != sha256_of_tensors({"theta": theta.cpu()}):
+            raise InputError(
+                f"The recorded run at {self.path} ended at other weights than those of the checkpoint.\n"
+                "  One of the two was replaced. Fit again (`ifloo fit --overwrite`)."
+            )
+
+        def state(k: int) -> State:
+            found = _read_state(_state_file(self.path, k))
+            return State(found.theta.to(theta), tuple(x.to(theta) for x in found.moments))
+
+        return RecordedRun(update, batch_ids, rates, saved, state)
+
+
+def _state_file(folder: Path, step: int) -> Path:
+    return folder / f"state_{step:07d}.npz"
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.detach().cpu().numpy()
+
+
+def _read_state(path: Path) -> State:
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            moments = sorted(name for name in found.files if name.startswith("moment_"))
+            return State(torch.from_numpy(found["theta"]), tuple(torch.from_numpy(found[name]) for name in moments))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"The recorded state {path} cannot be read: {error}.\n  It is damaged. Fit again (`ifloo fit --overwrite`)."
+        ) from error

@@ -1,0 +1,105 @@
+"""The transforms that scores and refits are made of, each held against plain autograd or central differences.
+
+A case is a module in float64 whose output is row by row, and rows for it; a law is law(case). A new module is one more
+line in the table of a test, and it is fully tested.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.functional import jacobian, jvp, vhp
+from torch.func import functional_call, grad, vmap
+
+from ifloo.objective.batches import map_tensors
+from ifloo.params import ParamSpace
+
+EXACT = {"rtol": 1e-11, "atol": 1e-12}  # sums are associated anew, nothing else differs
+
+
+@dataclass(frozen=True)
+class Case:
+    """f(θ) = module(*rows), `[b, ...]`.
+
+    Attributes:
+        module: in float64.
+        rows: what it is called with, every tensor `[b, ...]`.
+        theta: `[p]`, away from where a module starts: no gain is one and no bias zero.
+        directions: `[3, p]`.
+    """
+
+    module: nn.Module
+    rows: tuple[Any, ...]
+    theta: Tensor
+    directions: Tensor
+
+    @classmethod
+    def of(cls, module: nn.Module, *rows: Any) -> "Case":
+        space, draw = ParamSpace.of(module), torch.Generator().manual_seed(1)
+        moved, *directions = torch.randn(4, space.size, generator=draw, dtype=torch.float64)
+        return cls(module, rows, space.values_of(module) + 0.2 * moved, torch.stack(directions))
+
+    def output(self, theta: Tensor, rows: Any = None) -> Tensor:
+        values = ParamSpace.of(self.module).unflatten(theta)
+        return functional_call(self.module, values, self.rows if rows is None else rows)
+
+    def each(self, theta: Tensor, rows: Any = None) -> Tensor:
+        """One curved number of each row, `[b]`."""
+        output = self.output(theta, rows)
+        return output.reshape(len(output), -1).sin().sum(1)
+
+    def total(self, theta: Tensor) -> Tensor:
+        return self.each(theta).sum()
+
+
+def _alone(row: Any) -> Any:
+    return map_tensors(lambda x: x.unsqueeze(0), row)
+
+
+def a_row_alone_is_that_row_of_the_batch(case: Case) -> None:
+    """Of vmap over samples: a module that mixes rows, or branches on values, fails."""
+    alone = vmap(lambda row: case.output(case.theta, _alone(row)).squeeze(0))(case.rows)
+    torch.testing.assert_close(alone, case.output(case.theta), **EXACT)
+
+
+def stacked_parameters_are_modules_side_by_side(case: Case) -> None:
+    """Of vmap over θ `[k, p]`, as replicas are trained: an operation that writes in place, or has no rule, fails."""
+    stacked = case.theta + 0.1 * case.directions
+    together = vmap(case.output)(stacked)
+    torch.testing.assert_close(together, torch.stack([case.output(theta) for theta in stacked]), **EXACT)
+
+
+def forward_mode_is_the_jacobian(case: Case) -> None:
+    """jvp, of which all scores are made: fused attention has none, a mean over no token gives nan."""
+    _, forward = torch.func.jvp(case.output, (case.theta,), (case.directions[0],))
+    torch.testing.assert_close(forward, jvp(case.output, case.theta, case.directions[0])[1], **EXACT)
+    up, down = (case.output(case.theta + sign * 1e-5 * case.directions[0]) for sign in (1, -1))
+    torch.testing.assert_close((up - down) / 2e-5, forward, rtol=1e-6, atol=1e-6)
+
+
+def gradients_of_samples_are_those_of_one_pass_each(case: Case) -> None:
+    """vmap(grad): a loss that is no function of its own row alone, or nan where a label is ignored, fails."""
+    gradients = vmap(grad(lambda t, row: case.each(t, _alone(row)).squeeze(0)), (None, 0))(case.theta, case.rows)
+    torch.testing.assert_close(gradients, jacobian(case.each, case.theta), **EXACT)
+
+
+def hessian_products_are_differences_of_gradients(case: Case) -> None:
+    """vjp(grad), many directions at once: grad(jvp) is silently wrong through layer_norm, fused attention has none."""
+    _, product = torch.func.vjp(grad(case.total), case.theta)
+    (products,) = vmap(product)(case.directions)
+    for direction, found in zip(case.directions, products, strict=True):
+        torch.testing.assert_close(found, vhp(case.total, case.theta, direction)[1], **EXACT)
+        step = 1e-5 * direction
+        up, down = (jacobian(case.total, case.theta + sign * step) for sign in (1, -1))
+        difference = (up - down) / 2e-5
+        assert float((difference - found).norm()) <= 1e-6 * max(1.0, float(found.norm()))
+
+
+LAWS = [
+    a_row_alone_is_that_row_of_the_batch,
+    stacked_parameters_are_modules_side_by_side,
+    forward_mode_is_the_jacobian,
+    gradients_of_samples_are_those_of_one_pass_each,
+    hessian_products_are_differences_of_gradients,
+]
