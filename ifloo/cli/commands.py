@@ -6,7 +6,7 @@ import copy
 import functools
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,17 +18,23 @@ from ifloo.cli.setup import Setup
 from ifloo.errors import InputError
 from ifloo.objective import OutputLosses, scoring
 from ifloo.refit import (
+    WEIGHTS,
+    Groups,
     LeaveOneOut,
     Recipe,
     Refitter,
+    Shelf,
     TrainingLoader,
+    WeightSteps,
     controls,
     fit_base,
+    groups,
     load_base,
     removals,
+    stepped,
 )
 from ifloo.report import Reporter
-from ifloo.store import JSON, LossFile, Manifest, Section, read_ids
+from ifloo.store import JSON, GroupFile, LossFile, Manifest, Section, influences, read_ids, top_k
 
 log = logging.getLogger(__name__)
 
@@ -178,6 +184,8 @@ def refits(
         null_files=[LossFile(pair.nulls, "draw") for pair in paths.values()],
         n=len(setup.datamodule.train_set),
         settings=setup.refit,
+        shelves=shelves(setup, list(paths), top, random) if section == "loo" else (),
+        seed_files=[LossFile(setup.layout.seed_losses(t), "draw") for t in paths] if section == "loo" else (),
     )
     recorded: dict[str, JSON] = {
         **{"test_ids": list(paths), "top_k": setup.refit.top_k, "random_ids": list(random)},
@@ -190,6 +198,22 @@ def refits(
     )
     with opening.opened(setup.overwrite):
         leaving.run(removals(top, random), random)
+
+
+def shelves(
+    setup: Setup, test_ids: list[int], top: Mapping[int, list[int]], random: Sequence[int]
+) -> tuple[Shelf, ...]:
+    """The refits asked for beside plain removals."""
+    made: list[Shelf] = []
+    if setup.refit.weight_steps:
+        files = {w: [LossFile(setup.layout.weight_losses(w, t)) for t in test_ids] for w in WEIGHTS}
+        made.append(WeightSteps(stepped(top, random, setup.refit.weight_steps), files))
+    if setup.refit.groups:
+        stored = {t: influences.load(setup.layout.scores(t)) for t in test_ids}
+        ranked = {t: top_k(one.scores, one.train_ids, len(one.train_ids)) for t, one in stored.items()}
+        named = groups(ranked, setup.refit.groups, setup.refit.seed)
+        made.append(Groups(named, [GroupFile(setup.layout.group_losses(t)) for t in test_ids]))
+    return tuple(made)
 
 
 def report(setup: Setup) -> None:

@@ -56,7 +56,7 @@ class Descent:
                 "not contain.\n  Give it as l2_reg, or use optimizer adamw, whose decay is a part of its step."
             )
 
-    def over(self, parameters: Iterable[nn.Parameter], steps: float) -> dict[str, Any]:
+    def over(self, parameters: Iterable[nn.Parameter], steps: int | float) -> dict[str, Any]:
         """Optimizer and schedule of a fit of so many steps, as Lightning takes them.
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -101,7 +101,7 @@ class Block(nn.Module):
         return x + self.dropout(self.down(F.gelu(self.up(self.norm_mlp(x)))))
 
 
-def rows_at(x: Float[Tensor, "b s *d"], positions: Int[Tensor, "b a"]) -> Float[Tensor, "b a *d"]:
+def rows_at(x: Shaped[Tensor, "b s *d"], positions: Int[Tensor, "b a"]) -> Shaped[Tensor, "b a *d"]:
     """x[b, positions[b, a]]."""
     index = positions.reshape(*positions.shape, *(1 for _ in x.shape[2:])).expand(*positions.shape, *x.shape[2:])
     return x.gather(1, index)

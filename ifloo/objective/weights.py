@@ -40,6 +40,11 @@ class SampleWeights:
         default = n / (n - len(ids)) if removal == "drop" else 1.0
         return cls(default, torch.tensor(sorted(ids), dtype=torch.int64), torch.zeros(len(ids), dtype=torch.float64))
 
+    @classmethod
+    def stepped(cls, id: int, weight: float) -> SampleWeights:
+        """One sample with another weight, all others 1."""
+        return cls(1.0, torch.tensor([id], dtype=torch.int64), torch.tensor([weight], dtype=torch.float64))
+
     def of(self, ids: Int[Tensor, " b"], dtype: torch.dtype) -> Float[Tensor, " b"]:
         """The weights of a batch with these sample ids."""
         weights = torch.full(ids.shape, self.default, dtype=dtype, device=ids.device)

@@ -4,12 +4,15 @@ from ifloo.refit.base import Base, fit_base, load_base, weights_sha256
 from ifloo.refit.finish import NewtonFinish
 from ifloo.refit.loo import LeaveOneOut
 from ifloo.refit.newton import Minimum, newton_cg
-from ifloo.refit.plan import RefitSettings, controls, removals
+from ifloo.refit.plan import RefitSettings, controls, groups, removals, stepped
 from ifloo.refit.recipe import Recipe, Refit, Refitter, quiet_lightning
+from ifloo.refit.shelves import WEIGHTS, Groups, Shelf, WeightSteps
 from ifloo.refit.work import RefitWork, TrainingLoader
 
 __all__ = [
+    "WEIGHTS",
     "Base",
+    "Groups",
     "LeaveOneOut",
     "Minimum",
     "NewtonFinish",
@@ -18,12 +21,16 @@ __all__ = [
     "RefitSettings",
     "RefitWork",
     "Refitter",
+    "Shelf",
     "TrainingLoader",
+    "WeightSteps",
     "controls",
     "fit_base",
+    "groups",
     "load_base",
     "newton_cg",
     "quiet_lightning",
     "removals",
+    "stepped",
     "weights_sha256",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,8 @@ from ifloo.params import ParamSpace
 from ifloo.refit.plan import RefitSettings
 from ifloo.refit.recipe import Refitter
 from ifloo.refit.runner import GivenUp, runner_of
-from ifloo.refit.work import Outcome, RefitWork, Wanted
+from ifloo.refit.shelves import Shelf
+from ifloo.refit.work import Outcome, RefitWork, Wanted, test_losses
 from ifloo.store import JSON, NULL_ID, UNSURE, LossFile, LossRow
 
 Rows = list[dict[int, LossRow]]  # of each test sample
@@ -35,6 +36,8 @@ class LeaveOneOut:
         null_files: one file each for the displaced null refits.
         n: training samples.
         settings: of removal and noise floor, and of who works.
+        shelves: for refits of other kinds.
+        seed_files: one file each for the refits from other seeds.
     """
 
     base: Any
@@ -44,6 +47,8 @@ class LeaveOneOut:
     null_files: Sequence[LossFile]
     n: int
     settings: RefitSettings
+    shelves: Sequence[Shelf] = ()
+    seed_files: Sequence[LossFile] = ()
 
     @cached_property
     def work(self) -> RefitWork:
@@ -56,7 +61,7 @@ class LeaveOneOut:
         return {"devices": settings.devices, "cluster": settings.cluster, "path": path.name, "unit": path.at_once}
 
     def run(self, ids: Sequence[int], control_ids: Sequence[int]) -> None:
-        """Null refit, displaced null refits, then each id not yet in every file.
+        """Null refit, displaced null refits, each id not yet in every file, other kinds, and other seeds.
 
         Raises:
             WorkError: a refit that did not converge; everything finished before it is in the files.
@@ -66,9 +71,13 @@ class LeaveOneOut:
             *([Wanted(NULL_ID)] if any(NULL_ID not in rows for rows in done) else []),
             *(Wanted(NULL_ID, k) for k in self._draws() if any(k not in rows for rows in draws)),
             *(Wanted(i) for i in ids if any(i not in rows for rows in done)),
+            *(wanted for shelf in self.shelves for wanted in shelf.missing()),
         ]
-        if not wanted:
-            return
+        if wanted:
+            self._make(wanted, done, draws, set(control_ids))
+        self._other_seeds()
+
+    def _make(self, wanted: Sequence[Wanted], done: Rows, draws: Rows, controls: set[int]) -> None:
         given_up: list[GivenUp] = []
         waiting: list[Outcome] = []  # for the null refit
         results = runner_of(self.work).run(wanted)
@@ -79,7 +88,7 @@ class LeaveOneOut:
                     if Wanted(NULL_ID) in result.unit:
                         break  # nothing can be held against it
                     continue
-                waiting = self._recorded([*waiting, *result], done, draws, set(control_ids))
+                waiting = self._recorded([*waiting, *result], done, draws, controls)
                 bar.update(len(result))
         if given_up:
             raise WorkError(_given_up(given_up))
@@ -91,6 +100,8 @@ class LeaveOneOut:
         """Adds outcomes to the files; returns those that must wait until the null refit is there."""
         waiting = []
         for outcome in sorted(outcomes, key=lambda x: x.wanted != Wanted(NULL_ID)):
+            if any(shelf.takes(outcome) for shelf in self.shelves):
+                continue
             if outcome.wanted.draw:
                 self._record_draw(outcome, draws)
             elif outcome.wanted.id == NULL_ID:
@@ -128,6 +139,18 @@ class LeaveOneOut:
                 rows[draw] = LossRow(NULL_ID, loss, outcome.grad_norm, outcome.seconds, None, extra)
                 file.add(rows[draw])
 
+    def _other_seeds(self) -> None:
+        """The whole fit with nothing removed, one by one: no two replicas of a fit have different seeds."""
+        done = [file.done() for file in self.seed_files]
+        missing = [k for k in range(1, self.settings.seeds + 1) if any(k not in rows for rows in done)]
+        for k in tqdm(missing, desc="other seeds", unit="refit", leave=False, disable=not missing):
+            refit = replace(self.refitter, seed=self.refitter.seed + k).fit()
+            losses = test_losses(refit.module, self.queries)
+            for file, rows, loss in zip(self.seed_files, done, losses, strict=True):
+                if k not in rows:
+                    rows[k] = LossRow(NULL_ID, loss, refit.minimum.grad_norm, refit.seconds, None, {"draw": k})
+                    file.add(rows[k])
+
     @cached_property
     def _bound(self) -> tuple[float | None, list[float]]:
         """Known μ of the objective, and ‖∇L_t‖ of each test at the base weights."""
@@ -140,7 +163,7 @@ class LeaveOneOut:
 
 
 def _given_up(failed: Sequence[GivenUp]) -> str:
-    ids = [one.id for unit in failed for one in unit.unit if not one.draw]
+    ids = [one.name or one.id for unit in failed for one in unit.unit if not one.draw]
     draws = [one.draw for unit in failed for one in unit.unit if one.draw]
     named = [f"ids {ids}"] * bool(ids) + [f"displaced null refits {draws}"] * bool(draws)
     return (

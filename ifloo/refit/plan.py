@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -26,6 +26,10 @@ class RefitSettings:
         top_k: refits of the samples with the largest |score|, for each test.
         random: refits of samples drawn at random from all n: top-k alone flatters a correlation.
         null_refits: refits with nothing removed from displaced weights; their spread is the noise floor.
+        weight_steps: samples (half of them top ids, half controls) also refitted at w = 0.9 and 1.1: is training smooth
+            enough for a derivative in w to say anything about w = 0?
+        groups: shares of the training samples removed together, the top ones of each test and random ones.
+        seeds: refits with nothing removed from other seeds: how much a test loss depends on what nobody chose.
         seed: of the controls and of the displacements; every refit has the seed of the base fit.
         replicas: refits trained together in one fit; 1: one by one; null: by model and optimizer, the fastest that
             gives the same.
@@ -39,6 +43,9 @@ class RefitSettings:
     top_k: int = 20
     random: int = 20
     null_refits: int = 5
+    weight_steps: int = 0
+    groups: list[float] = field(default_factory=list)
+    seeds: int = 0
     seed: int = 0
     replicas: int | None = None
     devices: int = 1
@@ -57,11 +64,13 @@ class RefitSettings:
         """Checks the counts and who is to work.
 
         Raises:
-            InputError: a negative count, no refit at once, no device, or no address of a cluster.
+            InputError: a negative count, a share that is none, no refit at once, no device, or no address of a cluster.
         """
-        for name in ("top_k", "random", "null_refits"):
+        for name in ("top_k", "random", "null_refits", "weight_steps", "seeds"):
             if getattr(self, name) < 0:
                 raise InputError(f"refit.{name} must be >= 0, got {getattr(self, name)}.")
+        if wrong := [share for share in self.groups if not 0 < share < 1]:
+            raise InputError(f"refit.groups are shares of the training samples, between 0 and 1, got {wrong[0]}.")
         if self.replicas is not None and self.replicas < 1:
             raise InputError(f"refit.replicas must be >= 1, or null to have it chosen, got {self.replicas}.")
         if self.devices < 1:
@@ -93,3 +102,31 @@ def removals(top: Mapping[int, Sequence[int]], random: Sequence[int]) -> list[in
     longest = max((len(ids) for ids in top.values()), default=0)
     in_turn = [ids[rank] for rank in range(longest) for ids in top.values() if rank < len(ids)]
     return list(dict.fromkeys([*in_turn, *random]))
+
+
+def stepped(top: Mapping[int, Sequence[int]], random: Sequence[int], count: int) -> list[int]:
+    """The ids to refit at small weight steps: top ids of the tests in turn for one half, controls for the other."""
+    leading = removals(top, [])[: count - count // 2]
+    others = [i for i in random if i not in leading]
+    return [*leading, *others[: count - len(leading)]]
+
+
+def groups(
+    ranked: Mapping[int, NDArray[np.int64]], shares: Sequence[float], seed: int
+) -> dict[int, dict[str, tuple[int, ...]]]:
+    """The groups of each test, by name: the top share of its ids, and the same number at random for all tests alike.
+
+    Args:
+        ranked: all training ids of each test, largest |score| first.
+        shares: of the ids, 0.01 for 1 %.
+        seed: of the random ones.
+    """
+    made: dict[int, dict[str, tuple[int, ...]]] = {}
+    for t, ids in ranked.items():
+        drawn = np.random.default_rng(seed).permutation(np.sort(ids))
+        made[t] = {}
+        for share in shares:
+            size = max(1, round(share * len(ids)))
+            for kind, source in (("top", ids), ("random", drawn)):
+                made[t][f"{kind}_{100 * share:g}pct"] = tuple(sorted(int(i) for i in source[:size]))
+    return made

@@ -16,11 +16,14 @@ from torch.utils.data import DataLoader
 
 from ifloo.objective import Batch, SampleWeights, scoring
 from ifloo.objective.batches import map_tensors
+from ifloo.params import ParamSpace
 from ifloo.refit.choice import chosen
 from ifloo.refit.path import RefitPath, RefitTask
 from ifloo.refit.plan import RefitSettings
 from ifloo.refit.recipe import Refitter
 from ifloo.store import NULL_ID
+
+ROUNDINGS = 1e3  # units in the last place by which the start of a null refit is displaced where J is not convex
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,18 @@ class Wanted:
     """One refit asked for.
 
     Attributes:
-        id: removed sample; `NULL_ID`: none.
+        id: removed sample; `NULL_ID`: none, or those of a group.
         draw: 0, or which of the displaced starts a null refit has (from 1).
+        weight: of the sample; 0 removes it.
+        group: samples removed together.
+        name: of the group.
     """
 
     id: int
     draw: int = 0
+    weight: float = 0.0
+    group: tuple[int, ...] = ()
+    name: str = ""
 
 
 Unit: TypeAlias = tuple[Wanted, ...]
@@ -110,7 +119,7 @@ class RefitWork:
         return [
             Outcome(
                 one,
-                tuple(self._losses(refit.module)),
+                tuple(test_losses(refit.module, self.queries)),
                 refit.minimum.grad_norm,
                 refit.minimum.steps,
                 refit.minimum.value,
@@ -121,8 +130,10 @@ class RefitWork:
         ]
 
     def _task(self, wanted: Wanted) -> RefitTask:
-        if wanted.id != NULL_ID:
-            return RefitTask(SampleWeights.removing([wanted.id], self.settings.removal, self.n))
+        if removed := wanted.group or (() if wanted.id == NULL_ID else (wanted.id,)):
+            if wanted.weight:
+                return RefitTask(SampleWeights.stepped(wanted.id, wanted.weight))
+            return RefitTask(SampleWeights.removing(removed, self.settings.removal, self.n))
         return RefitTask(displacement=self._removal_steps[wanted.draw - 1]) if wanted.draw else RefitTask()
 
     @cached_property
@@ -132,14 +143,27 @@ class RefitWork:
 
     @cached_property
     def _removal_steps(self) -> Float[Tensor, "k p"]:
-        """Where the removal of random samples would put the weights: starts of null refits that really move."""
-        return self._prepared.removal_steps(self.base, self.settings.null_refits, self.settings.seed)
+        """What displaces the starts of null refits, so that they really move.
 
-    def _losses(self, module: Any) -> list[float]:
-        device = next(module.parameters()).device
-        queries = map_tensors(lambda x: x.to(device), self.queries)
-        with torch.no_grad(), scoring(module):
-            return [float(x) for x in module.sample_losses(queries)]
+        Where J is convex, the steps that the removal of random samples would take; a refit finds back from there.
+        Elsewhere steps of a rounding's size: how far they are apart at the end is what training makes of rounding.
+        """
+        count, seed = self.settings.null_refits, self.settings.seed
+        if getattr(self.base, "strong_convexity", lambda: None)() is not None:
+            return self._prepared.removal_steps(self.base, count, seed)
+        start = self.refitter.start()
+        theta = ParamSpace.of(start).values_of(start)
+        drawn = torch.randn(count, len(theta), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        size = ROUNDINGS * torch.finfo(theta.dtype).eps * theta.norm() / len(theta) ** 0.5
+        return drawn.to(theta) * size
+
+
+def test_losses(module: Any, queries: Batch) -> list[float]:
+    """The loss of each test sample, nats, without penalty."""
+    device = next(module.parameters()).device
+    moved = map_tensors(lambda x: x.to(device), queries)
+    with torch.no_grad(), scoring(module):
+        return [float(x) for x in module.sample_losses(moved)]
 
 
 @dataclass(frozen=True)

@@ -223,7 +223,6 @@ class InfluenceRun:
             InputError: a test id out of range, or training data that no score can come from.
             SolveError: an inverse-HVP that cannot be trusted.
         """
-
         if self.settings.method is not None:
             by = self._methods(make_trainer)
             by.score(self.settings.method, test_ids, settings_stamp(self._compared()), save)

@@ -92,6 +92,9 @@ class AttributionSettings:
         if self.test_ids != "all" and len(set(self.test_ids)) != len(self.test_ids):
             raise InputError(f"attribution.test_ids holds an id twice: {self.test_ids}.")
 
+        self._check_methods()
+
+    def _check_methods(self) -> None:
         if self.method is not None and (self.test_ids == "all" or self.corrected):
             raise InputError(
                 f"attribution.method {self.method.name} scores listed tests, without a correction for leverage; got "

@@ -9,6 +9,7 @@ from ifloo.store.all_tests_matrix import ScoreMatrix
 from ifloo.store.all_tests_topk import ScoreTopK
 from ifloo.store.atomic import JSON, replacing, write_json, write_npy, write_npz, write_text
 from ifloo.store.fingerprint import sha256_of_tensors
+from ifloo.store.groups import GroupFile, GroupRow
 from ifloo.store.ids import read_ids, save_topk, top_k
 from ifloo.store.influences import StoredInfluences
 from ifloo.store.layout import CORRECTED, Layout
@@ -24,6 +25,8 @@ __all__ = [
     "NULL_ID",
     "UNSURE",
     "AllTests",
+    "GroupFile",
+    "GroupRow",
     "Layout",
     "LossFile",
     "LossRow",

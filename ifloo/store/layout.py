@@ -42,9 +42,10 @@ class Layout:
         return sorted(self.root.glob("influences_test_*.npz"))
 
     def losses_there(self) -> list[Path]:
-        """The files of refits and of displaced null refits of all tests, whichever they are."""
-        name = "loo_losses_test_*.jsonl"
-        return [*sorted(self.root.glob(name)), *sorted(self.folder("null").root.glob(name))]
+        """The files of refits of all kinds of all tests, whichever they are."""
+        name, kinds = "loo_losses_test_*.jsonl", ("null", "seeds", "weight_*")
+        others = [path for kind in kinds for path in sorted(self.root.glob(f"{kind}/{name}"))]
+        return [*sorted(self.root.glob(name)), *others, *sorted(self.root.glob("group_losses_test_*.jsonl"))]
 
     @property
     def all_tests(self) -> Path:
@@ -85,6 +86,14 @@ class Layout:
     def null_losses(self, t: int) -> Path:
         """Refits with nothing removed that start from displaced weights: the noise floor."""
         return self.folder("null").loo_losses(t)
+
+    def weight_losses(self, weight: float, t: int) -> Path:
+        """Refits with one sample at another weight than 1, as by `loo_losses` with weight 0."""
+        return self.folder(f"weight_{weight:g}").loo_losses(t)
+
+    def seed_losses(self, t: int) -> Path:
+        """Refits with nothing removed from other seeds."""
+        return self.folder("seeds").loo_losses(t)
 
     def folder(self, kind: str) -> "Layout":
         """Give the same names in a folder of their own, for another kind of refit (`warm`, `null`, ...)."""

@@ -154,6 +154,16 @@ def test_the_tokens_of_one_picture_see_each_other():
     assert changed(some, other) == [2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("hidden", [0, 4])
+def test_what_the_mask_hides_is_seen_by_itself_alone(hidden):
+    """The first token sees nothing else: without itself its softmax would be empty, and every gradient nan."""
+    some, other = batch("01A2(3)"), batch("01A2(3)")
+    for each in (some, other):
+        each["attention_mask"][0, hidden] = 0
+    other["input_ids"][0, hidden] = 7
+    assert changed(some, other) == [hidden]
+
+
 def test_pictures_go_where_they_are_named():
     """What the transformer is given, by hand."""
     model, words = tiny(), ("0A1B2(3)", "CD(4)", "5(6)")

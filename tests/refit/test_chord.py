@@ -192,7 +192,7 @@ REFUSED = {
     ),
     "never finished": (
         lambda: _refitter(LogisticRegression(D, C), after="never", fitted=False),
-        r"LBFGS fits are not finished to the minimum \(finish.after = never\)",
+        r"fits are not finished to the minimum \(finish.after = never\)",
     ),
     "from scratch": (
         lambda: _refitter(LogisticRegression(D, C), fitted=False),

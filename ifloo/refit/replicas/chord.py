@@ -199,8 +199,10 @@ def _refuse_unfinished(refitter: Refitter, base: object) -> None:
     after = refitter.finish.after
     if after == "always":
         return
+    if after == "never":
+        raise PathError("fits are not finished to the minimum (finish.after = never)")
     found = _optimizers(base.configure_optimizers())  # type: ignore[attr-defined]
-    if after == "never" or not any(isinstance(one, torch.optim.LBFGS) for one in found):
+    if not any(isinstance(one, torch.optim.LBFGS) for one in found):
         names = ", ".join(type(one).__name__ for one in found) or "other"
         raise PathError(f"{names} fits are not finished to the minimum (finish.after = {after})")
 

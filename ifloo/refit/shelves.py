@@ -1,0 +1,97 @@
+"""Where refits other than plain removals are recorded: small weight steps, and groups."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from ifloo.refit.work import Outcome, Wanted
+from ifloo.store import NULL_ID, GroupFile, GroupRow, LossFile, LossRow
+
+WEIGHTS = (0.9, 1.1)  # of a small step to either side
+
+
+class Shelf(ABC):
+    """Refits of one kind: which are still to be made, and where each goes."""
+
+    @abstractmethod
+    def missing(self) -> list[Wanted]:
+        """Those not yet in every file."""
+
+    @abstractmethod
+    def takes(self, outcome: Outcome) -> bool:
+        """Records an outcome if it is of this kind; says whether it is."""
+
+
+@dataclass(frozen=True)
+class WeightSteps(Shelf):
+    """Samples at weights near 1.
+
+    Attributes:
+        ids: samples.
+        files: of each weight, one for each test.
+    """
+
+    ids: Sequence[int]
+    files: Mapping[float, Sequence[LossFile]]
+
+    @cached_property
+    def _done(self) -> dict[float, list[dict[int, LossRow]]]:
+        return {weight: [file.done() for file in files] for weight, files in self.files.items()}
+
+    def missing(self) -> list[Wanted]:
+        return [
+            Wanted(i, weight=weight)
+            for i in self.ids
+            for weight, done in self._done.items()
+            if any(i not in rows for rows in done)
+        ]
+
+    def takes(self, outcome: Outcome) -> bool:
+        i, weight = outcome.wanted.id, outcome.wanted.weight
+        if not weight:
+            return False
+        for file, rows, loss in zip(self.files[weight], self._done[weight], outcome.losses, strict=True):
+            if i not in rows:
+                rows[i] = LossRow(i, loss, outcome.grad_norm, outcome.seconds, None, {"weight": weight})
+                file.add(rows[i])
+        return True
+
+
+@dataclass(frozen=True)
+class Groups(Shelf):
+    """Samples removed together.
+
+    Attributes:
+        groups: of each test, by name.
+        files: one for each test, in the same order.
+    """
+
+    groups: Mapping[int, Mapping[str, tuple[int, ...]]]
+    files: Sequence[GroupFile]
+
+    @cached_property
+    def _done(self) -> list[dict[str, GroupRow]]:
+        return [file.done() for file in self.files]
+
+    def missing(self) -> list[Wanted]:
+        wanted = [
+            Wanted(NULL_ID, group=ids, name=name)
+            for named, done in zip(self.groups.values(), self._done, strict=True)
+            for name, ids in named.items()
+            if name not in done
+        ]
+        return list(dict.fromkeys(wanted))  # random groups are the same for all tests
+
+    def takes(self, outcome: Outcome) -> bool:
+        name, ids = outcome.wanted.name, outcome.wanted.group
+        if not ids:
+            return False
+        each = zip(self.groups.values(), self.files, self._done, outcome.losses, strict=True)
+        for named, file, done, loss in each:
+            if named.get(name) == ids and name not in done:
+                done[name] = GroupRow(name, ids, loss, outcome.grad_norm, outcome.seconds)
+                file.add(done[name])
+        return True
