@@ -44,8 +44,8 @@ class CurvatureRoute(Method):
     Attributes:
         label: `name` of these settings, such as `gauss_newton`, `last_layer`, `lissa`.
         curvature: C of an objective at θ: `GaussNewton`, `Hessian`, `LinearHead`.
-        damping: δ, nats per squared parameter; None: 1 − momentum over the sum of the recorded run's learning rates.
-            Rates of Adam and its kin are not in these units: give it.
+        damping: δ, nats per squared parameter; None: one over how far the recorded run went, Σ learning rate x gain of
+            the update (`training_time`).
         solver: of (C + δI) x = ∇L_t.
         parameters: shell-style patterns of the parameters θ consists of; the others stay at θ̂. `*`: those of the
             objective.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -22,7 +22,6 @@ from ifloo.objective.batches import Batch, batch_size, map_tensors, rows
 from ifloo.objective.functional import FunctionalLosses, scoring
 from ifloo.solvers.solution import silent
 
-log = logging.getLogger(__name__)
 MOST_AT_ONCE = 256  # weights side by side: beyond it they save nothing
 PAIRS_AT_ONCE = 4096  # of weights and queries, each a forward pass
 
@@ -90,22 +89,18 @@ class OneStep(Method):
 
 
 def training_time(run: RecordedRun) -> float:
-    """How far a run went: Σ of its learning rates over 1 − momentum, squared parameters per nat.
+    """How far a run went in units of gradient descent: Σ learning rate x gain of the update, squared parameters a nat.
 
-    Heavy-ball momentum μ adds up to steps 1/(1 − μ) times as long (Polyak 1964). Of a rule that knows no momentum, as
-    Adam's, the rates are taken as they are, with a warning: its steps are not in these units.
+    Heavy-ball momentum μ makes steps 1/(1 − μ) times as long (Polyak 1964); Adam scales each parameter, and the mean of
+    its scales, as they were at the end of each recorded stretch, stands for all.
 
     Raises:
         InputError: it went nowhere.
     """
-    momentum = getattr(run.update, "momentum", None)
-    if momentum is None:
-        log.warning(
-            "the learning rates of %s are not those of gradient descent: a step or a damping made from their sum is a "
-            "guess; better give it.",
-            type(run.update).__name__,
-        )
-    total = float(run.rates.double().sum()) / (1 - (momentum or 0.0))
+    total = sum(
+        float(run.rates[first:last].double().sum()) * run.update.gain(run.state(last), last)
+        for first, last in pairwise(run.saved)
+    )
     if not 0 < total < math.inf:
         raise InputError(
             f"The learning rates of the recorded run's {run.steps} steps come to {total:g} in all: nothing was trained."

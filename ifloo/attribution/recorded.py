@@ -37,6 +37,15 @@ class Update(ABC):
     ) -> State:
         """The state after step number `count` (from 1) with this learning rate."""
 
+    @abstractmethod
+    def gain(self, state: State, count: int) -> float:
+        """How far a steady unit gradient moves a parameter a step of unit rate, mean over parameters: 1 for plain SGD.
+
+        Args:
+            state: after step `count`.
+            count: from 1.
+        """
+
 
 @dataclass(frozen=True)
 class RecordedRun:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -43,6 +43,7 @@ class Reverse:
     distance: float
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Where a reverse pass is kept between segments, so that a killed one goes on."""
 

@@ -38,6 +38,9 @@ class SGD(Update):
         direction = gradient + self.momentum * memory if self.nesterov else memory
         return State(state.theta - rate * direction, (memory,))
 
+    def gain(self, state: State, count: int) -> float:
+        return (1 - self.dampening) / (1 - self.momentum) if self.momentum else 1.0
+
 
 @dataclass(frozen=True)
 class Adam(Update):
@@ -69,3 +72,7 @@ class Adam(Update):
         root = torch.where(seen, torch.where(seen, square, 1.0).sqrt(), 0.0)
         direction = (mean / (1 - self.beta1**count)) / (root / (1 - self.beta2**count).sqrt() + self.epsilon)
         return State((1 - rate * self.decay) * state.theta - rate * direction, (mean, square))
+
+    def gain(self, state: State, count: int) -> float:
+        root = (state.moments[1] / (1 - self.beta2**count)).sqrt()
+        return float((1 / (root + self.epsilon)).mean())

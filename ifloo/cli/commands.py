@@ -11,12 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from ifloo.cli import tables
+from ifloo.cli import answers, tables
 from ifloo.cli.setup import Setup
 from ifloo.errors import InputError
-from ifloo.objective import OutputLosses, scoring
 from ifloo.refit import (
     WEIGHTS,
     Groups,
@@ -55,6 +52,7 @@ def fit(setup: Setup) -> Setup:
     }
     minimum = fit_base(setup.module, setup.datamodule, setup.trainer, setup.finish, setup.checkpoint, record)
     metrics = setup.trainer.validate(setup.module, datamodule=setup.datamodule, verbose=False)
+    right = answers.exact_match(setup.module, setup.datamodule)
     Manifest.at(setup.layout.manifest).record(
         "fit",
         {**setup.origin(), "recipe": recipe.compared()},
@@ -65,9 +63,11 @@ def fit(setup: Setup) -> Setup:
             "J": minimum.value,
             "grad_norm": minimum.grad_norm,
             **{k: v for one in metrics for k, v in one.items()},
+            **({"exact_match": right} if right else {}),
         },
     )
     tables.fitted(minimum, metrics, setup.checkpoint)
+    tables.exact_match(right)
     return replace(setup, base=load_base(setup.checkpoint))
 
 
@@ -96,6 +96,7 @@ def influence(setup: Setup) -> None:
         return
     if setup.attribution.test_ids == "all":
         made = run.all_tests(setup.predict_trainer)
+        run.self_influence(setup.predict_trainer)
         print(f"{made} tests scored now, {len(setup.datamodule.test_set)} in all: {setup.layout.index}")
         return
     stored = run.listed(setup.predict_trainer)
@@ -104,6 +105,7 @@ def influence(setup: Setup) -> None:
         random = controls(setup.datamodule.train_set.ids.numpy(), setup.refit.random, setup.refit.seed)
         run.correct(stored, removals({t: found.tolist() for t, found in top.items()}, random))
     run.further(setup.test_ids, setup.predict_trainer)
+    run.self_influence(setup.predict_trainer)
     for one in stored:
         tables.influence(one, setup.datamodule)
 
@@ -118,12 +120,13 @@ def _silence() -> None:
 def loo(setup: Setup) -> None:
     """Refits, and the verdict on what was predicted for them."""
     leave_one_out(setup)
+    by = reporter(setup)
     try:
-        compared = reporter(setup).verdict(setup.test_ids, setup.refit.top_k)
+        compared = by.verdict(setup.test_ids, setup.refit.top_k)
     except InputError as error:  # the refits are done and kept; only the comparison lacks something
         log.warning("no verdict yet: %s", error)
     else:
-        tables.verdict(compared)
+        tables.verdict(compared, by.mislabels())
 
 
 def leave_one_out(setup: Setup) -> None:
@@ -219,12 +222,13 @@ def shelves(
 def report(setup: Setup) -> None:
     """The verdict, its table, the pictures and TensorBoard."""
     setup.restore()
-    tables.verdict(reporter(setup).run(setup.test_ids, setup.refit.top_k))
+    by = reporter(setup)
+    tables.verdict(by.run(setup.test_ids, setup.refit.top_k), by.mislabels())
     print(f"verdict: {setup.layout.verdict}\npictures: {setup.layout.root / 'figs'}")
 
 
 def reporter(setup: Setup) -> Reporter:
-    outcomes = predicted_classes(setup.module, setup.datamodule, setup.test_ids)
+    outcomes = answers.outcomes(setup.module, setup.datamodule, setup.test_ids)
     return Reporter(setup.layout, setup.datamodule, Path("lightning_logs") / setup.experiment, outcomes)
 
 
@@ -245,17 +249,6 @@ def pipeline(setup: Setup) -> None:
     influence(setup)
     leave_one_out(setup)
     report(setup)
-
-
-def predicted_classes(module: Any, datamodule: Any, test_ids: list[int]) -> dict[int, str]:
-    """What a classifier makes of the test samples, in words; nothing for models without class outputs."""
-    if not isinstance(module, OutputLosses):
-        return {}
-    with torch.no_grad(), scoring(module):  # type: ignore[arg-type]
-        outputs = module.outputs(datamodule.test_batch(test_ids))
-    if outputs.ndim != 2:
-        return {}
-    return {t: f"predicted {int(row.argmax())}" for t, row in zip(test_ids, outputs, strict=True)}
 
 
 COMMANDS: Mapping[str, Callable[[Setup], object]] = {

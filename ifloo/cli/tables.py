@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,18 @@ from typing import Any
 import numpy as np
 
 from ifloo.agreement import Agreement
+from ifloo.cli.columns import cut, padded, width
 from ifloo.refit import Minimum
-from ifloo.report import Comparison
+from ifloo.report import Comparison, Mislabels, pooled
+from ifloo.report.gallery import ConversationSet
+from ifloo.report.groups import GroupEffect
+from ifloo.report.smoothness import WEIGHTS, SmallSteps
 from ifloo.store import CORRECTED, StoredInfluences
 
 ROWS = 8
+_CAPTION = 27  # columns of a caption: two captions and their scores fit into a hundred
+_LINE = 118  # columns of a paragraph
+_REPLAYED = "REPLAYED"  # the status of scores that follow the recorded run
 _NAMES = 16  # width of the column of names, unless a longer one is in it
 
 
@@ -25,26 +33,46 @@ def fitted(minimum: Minimum, metrics: Sequence[Mapping[str, float]], checkpoint:
         print(f"checkpoint: {checkpoint}")
 
 
+def exact_match(right: Mapping[str, Mapping[str, Any]]) -> None:
+    """How many test answers are right to the last token, by question."""
+    if right:
+        print("exact match of the test answers, by question")
+    for question, found in right.items():
+        print(f"  {found['share']:.2f}{found['rows']:>6} rows  {question}")
+
+
 def influence(stored: StoredInfluences, datamodule: Any) -> None:
     """The most helpful and harmful training samples of one test, and the certificate of the scores."""
-    t, train = stored.test_id, datamodule.train_set
+    t, train, test = stored.test_id, datamodule.train_set, datamodule.test_set
+    label = "row" if isinstance(test, ConversationSet) else "label"
     order = np.argsort(stored.scores, kind="stable")
-    print(f"\ntest {t} (label {datamodule.test_set.caption(t)}): influence in nats per unit weight")
-    print(f"  {'most helpful':<32}{'most harmful':<32}")
-    print(f"  {'id':>6}  {'label':<6}{'score':<18}{'id':>6}  {'label':<6}{'score':<18}")
-    for low, high in zip(order[:ROWS], order[::-1][:ROWS], strict=True):
-        cells = []
-        for position in (low, high):
-            i = int(stored.train_ids[position])
-            cells.append(f"{i:>6}  {train.caption(i):<6}{stored.scores[position]:<+18.4e}")
+    pairs = list(zip(order[:ROWS].tolist(), order[::-1][:ROWS].tolist(), strict=True))
+    ids = {position: int(stored.train_ids[position]) for pair in pairs for position in pair}
+    captions = {position: cut(train.caption(i), _CAPTION) for position, i in ids.items()}
+    column = max(6, *(width(caption) + 2 for caption in captions.values()))
+    score = 18 if column == 6 else 13
+    print(f"\ntest {t} ({label} {test.caption(t)}): influence in nats per unit weight")
+    print("  " + "".join(f"{name:<{column + score + 8}}" for name in ("most helpful", "most harmful")))
+    print("  " + 2 * f"{'id':>6}  {label:<{column}}{'score':<{score}}")
+    for pair in pairs:
+        cells = [f"{ids[at]:>6}  {padded(captions[at], column)}{stored.scores[at]:<+{score}.4e}" for at in pair]
         print("  " + "".join(cells))
-    print(f"  certificate: {stored.status.lower().replace('_', ' ')} after {stored.steps} steps, {_residual(stored)}")
+    print(f"  certificate: {_solved(stored)}")
+
+
+def _solved(stored: StoredInfluences) -> str:
+    """How the scores came about and how far they can be trusted."""
+    if stored.status == _REPLAYED:
+        return f"{_residual(stored)} ({stored.steps} steps)"
+    return f"{stored.status.lower().replace('_', ' ')} after {stored.steps} steps, {_residual(stored)}"
 
 
 def _residual(stored: StoredInfluences) -> str:
     """How far the solve can be trusted, in words that keep the damped and the undamped system apart."""
     if stored.residual is None:
         return "no solve, no residual"
+    if stored.status == _REPLAYED:
+        return f"replayed the recorded run, its weights met within {stored.residual:.1e} of their size"
     bound = "of unknown error" if stored.error_bound is None else f"within {stored.error_bound:.1e}"
     if not stored.damping:
         return f"residual {stored.residual:.1e}, scores {bound}"
@@ -54,31 +82,84 @@ def _residual(stored: StoredInfluences) -> str:
     )
 
 
-def verdict(compared: Mapping[int, Comparison]) -> None:
-    """Predicted against actual change of each test loss: of the scores, and of each further method beside them."""
+def verdict(compared: Mapping[int, Comparison], found: Mislabels | None = None) -> None:
+    """Predicted against actual change of each test loss, and of all; what self-influence found of wrong answers."""
     for t, one in compared.items():
-        further = {name: groups["all"] for name, groups in one.methods().items() if name != CORRECTED}
-        width = max(_NAMES, *(len(name) for name in further), 0)
         print(f"\ntest {t}: predicted against actual change of its loss, removal {one.removal}")
-        print(f"  {'refits':<{width}}{'n':>4}  {'Pearson':<29}{'Spearman':<29}{'slope':<29}median rel. error")
-        groups = {"all": one.agreement(), "top-k": one.agreement(one.top), "random": one.agreement(one.control)}
-        for name, found in one.methods().get(CORRECTED, {}).items():
-            groups[f"corrected {name.replace('_', '-')}"] = found
-        for name, found in groups.items():
-            if found is not None:
-                print(f"  {name:<{width}}{found.n:>4}  {_row(found)}")
-        if further:
-            print("  all of these refits, predicted by further methods")
-        for name, found in further.items():
-            told = f"{found.n:>4}  {_row(found)}" if found else f"{'-':>4}  predicts the same change for all of them"
-            print(f"  {name:<{width}}{told}")
-        print(f"  certificate: {_certificate(one)}")
+        _one_test(one)
+    if together := pooled(compared):
+        print(f"\nall {len(compared)} tests together")
+        _statistics(together.groups, together.methods)
+    if found:
+        _mislabels(found)
+
+
+def _one_test(one: Comparison) -> None:
+    """The table of one test: of the scores, of each further method, of small steps and of groups."""
+    groups = {"all": one.agreement(), "top_k": one.agreement(one.top), "random": one.agreement(one.control)}
+    further = one.methods()
+    for name, found in further.get(CORRECTED, {}).items():
+        groups[f"corrected {name}"] = found
+    columns = _statistics(groups, {name: each["all"] for name, each in further.items() if name != CORRECTED})
+    if one.steps is not None:
+        _small_steps(one, one.steps, columns)
+    print(f"  certificate: {_certificate(one)}")
+    if one.groups:
+        _groups(one.groups)
+    if one.roughness:
+        print(textwrap.fill(one.roughness, _LINE, initial_indent="  ", subsequent_indent="  "))
+
+
+def _statistics(groups: Mapping[str, Agreement | None], further: Mapping[str, Agreement | None]) -> int:
+    """A line for each, where there is one; gives the width of the column of names."""
+    columns = max(_NAMES, *(len(name) for name in further), 0)
+    print(f"  {'refits':<{columns}}{'n':>4}  {'Pearson':<29}{'Spearman':<29}{'slope':<29}median rel. error")
+    for name, found in groups.items():
+        if found is not None:
+            print(f"  {name.replace('_', '-'):<{columns}}{found.n:>4}  {_row(found)}")
+    if further:
+        print("  all of these refits, predicted by further methods")
+    for name, found in further.items():
+        told = f"{found.n:>4}  {_row(found)}" if found else f"{'-':>4}  predicts the same change for all of them"
+        print(f"  {name:<{columns}}{told}")
+    return columns
+
+
+def _small_steps(one: Comparison, steps: SmallSteps, columns: int) -> None:
+    """Scores against the measured derivative, and what is added on the way to a removal."""
+    low, high = WEIGHTS
+    print(f"  refits of one sample at weight {low} and {high}: measured derivative against the scores")
+    if (found := steps.agreement()) is None:
+        print(f"  {'small steps':<{columns}}{len(steps.ids):>4}  too few, or nothing varies")
+        return
+    print(f"  {'small steps':<{columns}}{found.n:>4}  {_row(found)}")
+    curvature, count = steps.curvature(one.ids, one.predicted, one.actual)
+    if curvature is not None:
+        print(f"  all the way to weight 0 the change leaves its prediction by {curvature:.1%} (median of {count})")
+
+
+def _groups(groups: Sequence[GroupEffect]) -> None:
+    columns = max(_NAMES, *(len(group.id) + 2 for group in groups))
+    print(f"  {'removed at once':<{columns}}{'n':>4}  {'predicted':<14}{'actual':<14}nats")
+    for group in groups:
+        print(f"  {group.id:<{columns}}{group.n:>4}  {group.predicted:<+14.4e}{group.actual:<+14.4e}".rstrip())
+
+
+def _mislabels(found: Mislabels) -> None:
+    """A line for each ranking, plain loss last."""
+    wrong, rows = found.corrupted, found.looked_at
+    print(f"\n{wrong} training answers are wrong on purpose; among the {rows} rows (10 %) of largest")
+    for name, count in found.found.items():
+        what = "loss" if name == "loss" else f"self-influence by {name}"
+        print(f"  {what:<28} are {count} of them (chance: {found.chance:.3g})")
 
 
 def _certificate(one: Comparison) -> str:
     floor = "unknown (one null refit)" if one.noise_floor is None else f"{one.noise_floor:.1e} nats"
     worst = "unknown" if one.worst_grad_norm is None else f"{one.worst_grad_norm:.1e}"
     flagged = "unknown how many" if one.flagged is None else one.flagged
+    if one.seed_spread is not None:
+        floor += f" (another seed changes this loss by about {one.seed_spread:.1e})"
     return f"{_residual(one.stored)}; worst |grad J| of a refit {worst}, noise floor {floor}, {flagged} refits flagged"
 
 

@@ -30,6 +30,35 @@ class MultimodalLM(SampleLossModule):
     image; the tokens of one image see each other, all others what comes before them. With "answer_positions" [b, a]
     (the positions whose next token is labelled, -1 beyond them) logits and the last block are computed there alone,
     which changes no loss. A row without a labelled token has loss 0.
+
+    Args:
+        vocab_size: tokens of the tokenizer, specials included.
+        image_token_id: the token that stands for a piece of an image.
+        embed_dim: d.
+        num_heads: of attention; a divisor of d.
+        num_layers: blocks.
+        max_seq_len: learned positions; no row may be longer.
+        image_size: pixels, a side or [height, width]; multiples of `patch_size`.
+        channels: 1 grey, 3 RGB.
+        patch_size: pixels of a side.
+        num_image_tokens: tokens of each image; a divisor of its number of patches.
+        dropout: of what a block adds; 0 for any attribution.
+        qk_norm: normalise queries and keys, which keeps training smooth for longer.
+        tied_head: the head's weights are those of the token embedding.
+        l2_reg: λ.
+        optimizer: `sgd`, `adam`, or `adamw` with decoupled `weight_decay`, which is no part of J.
+        lr: highest learning rate.
+        momentum: of sgd.
+        beta1: of adam and adamw.
+        beta2: of adam and adamw.
+        epsilon: of adam and adamw.
+        weight_decay: of adamw.
+        warmup: share of the steps in which the rate rises from 0 to `lr`; then it falls by a half cosine.
+        final_lr: share of `lr` that is left at the end.
+        dtype: of the weights.
+
+    Raises:
+        InputError: sizes that do not go together, or a number out of range.
     """
 
     def __init__(
@@ -59,37 +88,6 @@ class MultimodalLM(SampleLossModule):
         final_lr: float = 0.0,
         dtype: Literal["float64", "float32"] = "float64",
     ) -> None:
-        """Starts from the seed of the run.
-
-        Args:
-            vocab_size: tokens of the tokenizer, specials included.
-            image_token_id: the token that stands for a piece of an image.
-            embed_dim: d.
-            num_heads: of attention; a divisor of d.
-            num_layers: blocks.
-            max_seq_len: learned positions; no row may be longer.
-            image_size: pixels, a side or [height, width]; multiples of `patch_size`.
-            channels: 1 grey, 3 RGB.
-            patch_size: pixels of a side.
-            num_image_tokens: tokens of each image; a divisor of its number of patches.
-            dropout: of what a block adds; 0 for any attribution.
-            qk_norm: normalise queries and keys, which keeps training smooth for longer.
-            tied_head: the head's weights are those of the token embedding.
-            l2_reg: λ.
-            optimizer: `sgd`, `adam`, or `adamw` with decoupled `weight_decay`, which is no part of J.
-            lr: highest learning rate.
-            momentum: of sgd.
-            beta1: of adam and adamw.
-            beta2: of adam and adamw.
-            epsilon: of adam and adamw.
-            weight_decay: of adamw.
-            warmup: share of the steps in which the rate rises from 0 to `lr`; then it falls by a half cosine.
-            final_lr: share of `lr` that is left at the end.
-            dtype: of the weights.
-
-        Raises:
-            InputError: sizes that do not go together, or a number out of range.
-        """
         super().__init__()
         self.save_hyperparameters()
         _check_counts(self.hparams)
@@ -137,8 +135,8 @@ class MultimodalLM(SampleLossModule):
         """Mean cross-entropy of the labelled tokens of each row, nats."""
         targets = _targets(batch)
         counted = targets != IGNORED
-        each = F.cross_entropy(outputs.transpose(1, 2), targets.clamp_min(0), reduction="none")
-        return (each * counted).sum(1) / counted.sum(1).clamp_min(1)
+        right = outputs.gather(-1, targets.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+        return ((outputs.logsumexp(-1) - right) * counted).sum(1) / counted.sum(1).clamp_min(1)
 
     def sample_losses(self, batch: Batch) -> Float[Tensor, " b"]:
         return self.output_losses(self.outputs(batch), batch)

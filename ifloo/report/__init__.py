@@ -1,6 +1,8 @@
 """Floor 6: the verdict, its pictures, TensorBoard."""
 
+from ifloo.report.mislabels import Mislabels
+from ifloo.report.pooled import Pooled, pooled
 from ifloo.report.reporter import Reporter
 from ifloo.report.verdict import Comparison, compare
 
-__all__ = ["Comparison", "Reporter", "compare"]
+__all__ = ["Comparison", "Mislabels", "Pooled", "Reporter", "compare", "pooled"]

@@ -46,11 +46,16 @@ def predicted(stored: StoredInfluences, ids: NDArray[np.int64], removal: Removal
     Raises:
         InputError: an id has no score.
     """
-    scores = stored.scores[_positions(stored, ids)].astype(np.float64)
+    scores = stored.scores[positions(stored, ids)].astype(np.float64)
     return np.asarray(predicted_change(scores, stored.score_mean, removal))  # type: ignore[arg-type]
 
 
-def _positions(stored: StoredInfluences, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+def positions(stored: StoredInfluences, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where the scores of these ids stand.
+
+    Raises:
+        InputError: an id has no score.
+    """
     order = np.argsort(stored.train_ids)
     place = np.searchsorted(stored.train_ids, ids, sorter=order).clip(max=len(order) - 1)
     found = order[place]

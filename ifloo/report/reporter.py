@@ -16,6 +16,8 @@ from ifloo.report.comparison import methods_comparison
 from ifloo.report.digits import TrainingPicture, digit_grid
 from ifloo.report.figures import influence_distribution, influence_vs_loo, save_figure
 from ifloo.report.gallery import ConversationSet, gallery, row_of
+from ifloo.report.mislabels import Mislabels, mislabels
+from ifloo.report.pooled import pooled
 from ifloo.report.verdict import DEFINITIONS, Comparison, compare
 from ifloo.store import CORRECTED, JSON, Layout, StoredInfluences, influences, top_k, write_json
 
@@ -55,12 +57,19 @@ class Reporter:
         for t in test_ids:
             stored = influences.load(self.layout.scores(t))
             compared[t] = compare(self.layout, t, top_k(stored.scores, stored.train_ids, k).tolist())
+        together, found = pooled(compared), self.mislabels()
         verdict: dict[str, JSON] = {
             "tests": {str(t): one.to_json() for t, one in compared.items()},
+            **({"all_tests": together.to_json()} if together else {}),
+            **({"mislabels": found.to_json()} if found else {}),
             "definitions": DEFINITIONS,
         }
         write_json(self.layout.verdict, verdict)
         return compared
+
+    def mislabels(self) -> Mislabels | None:
+        """What self-influence makes of training answers known to be wrong; None where none are."""
+        return mislabels(self.layout, self.datamodule)
 
     def run(self, test_ids: list[int], k: int) -> dict[int, Comparison]:
         """Writes the verdict on these tests, their pictures, and both to TensorBoard; errors as those of `verdict`.

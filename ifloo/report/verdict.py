@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from ifloo.agreement import Agreement, agreement
 from ifloo.errors import InputError
 from ifloo.objective import Removal
+from ifloo.report.enough import FEWEST
+from ifloo.report.groups import GroupEffect, group_effects
 from ifloo.report.methods import BASE, predicted, predictions
+from ifloo.report.smoothness import SmallSteps, small_steps
 from ifloo.store import (
     JSON,
     NULL_ID,
@@ -36,8 +39,12 @@ DEFINITIONS: dict[str, JSON] = {
     "noise_floor": "largest minus smallest L_t over the null refits, displaced ones included, nats",
     "worst_grad_norm": "largest |grad J| at the end of a refit",
     "worst_residual": "relative residual of the inverse-HVP on the full data",
+    "small_steps": "statistics of (L_t(w_i = 1.1) - L_t(w_i = 0.9)) / 0.2 against s; sides: Pearson correlation of the "
+    "step up with the step down; curvature: median of |actual - predicted| / |predicted| where these were removed",
+    "seed_spread": "standard deviation of L_t over the null refit and fits from other seeds, nats",
+    "groups": "predicted: the sum over the group of what is predicted for each sample; actual: one refit without all",
+    "all_tests": "the same statistics over the rows of all tests together; noise floor: the largest of theirs",
 }
-FEWEST = 3  # rows below which a group has no statistics
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,9 @@ class Comparison:
         flagged: refits whose error, by its bound or where there is none by the noise floor, exceeds a twentieth of the
             change they measured; None where neither is known.
         further: `[r]`, nats, what further methods predicted, by name; NaN for rows without.
+        steps: refits at small weight steps; None without any.
+        groups: refits without several samples at once.
+        seed_spread: standard deviation of the loss over fits from other seeds and the null refit, nats; None without.
     """
 
     stored: StoredInfluences
@@ -70,6 +80,9 @@ class Comparison:
     worst_grad_norm: float | None
     flagged: int | None
     further: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    steps: SmallSteps | None = None
+    groups: Sequence[GroupEffect] = ()
+    seed_spread: float | None = None
 
     @property
     def kinds(self) -> list[str]:
@@ -101,6 +114,11 @@ class Comparison:
             for method, by in self.further.items()
         }
 
+    @cached_property
+    def roughness(self) -> str | None:
+        """What small steps say of the training run where estimates and removals do not go together; else None."""
+        return None if self.steps is None else self.steps.roughness(self.agreement(), self.stored.method)
+
     def to_json(self) -> dict[str, JSON]:
         """One entry of verdict.json."""
         together = self.agreement()
@@ -118,7 +136,20 @@ class Comparison:
             "worst_grad_norm": self.worst_grad_norm,
             "noise_floor": self.noise_floor,
             "flagged": self.flagged,
+            **self._context(),
         }
+
+    def _context(self) -> dict[str, JSON]:
+        """What refits of other kinds say; nothing where there are none."""
+        found: dict[str, JSON] = {}
+        if self.steps is not None:
+            found["small_steps"] = self.steps.to_json(self.ids, self.predicted, self.actual)
+            found["roughness"] = self.roughness
+        if self.seed_spread is not None:
+            found["seed_spread"] = self.seed_spread
+        if self.groups:
+            found["groups"] = [group.to_json() for group in self.groups]
+        return found
 
 
 def _to_json(groups: dict[str, Agreement | None], n: int) -> dict[str, JSON]:
@@ -151,7 +182,8 @@ def compare(layout: Layout, test_id: int, top_ids: Collection[int]) -> Compariso
         )
     ids = np.array([i for i in rows if i != NULL_ID], dtype=np.int64)
     actual = np.array([rows[int(i)].loss - rows[NULL_ID].loss for i in ids])
-    nulls = [rows[NULL_ID], *LossFile(layout.null_losses(test_id), "draw").rows().values()]
+    null = rows[NULL_ID]
+    nulls = [null, *LossFile(layout.null_losses(test_id), "draw").rows().values()]
     noise_floor = _spread(nulls)
     return Comparison(
         stored=stored,
@@ -165,6 +197,9 @@ def compare(layout: Layout, test_id: int, top_ids: Collection[int]) -> Compariso
         worst_grad_norm=max((r.grad_norm for r in rows.values() if r.grad_norm is not None), default=None),
         flagged=_flagged(rows, actual, noise_floor),
         further=predictions(layout, stored, ids, removal),
+        steps=small_steps(layout, stored, null.loss, noise_floor),
+        groups=group_effects(layout, stored, removal, null.loss),
+        seed_spread=_deviation([null, *LossFile(layout.seed_losses(test_id), "draw").rows().values()]),
     )
 
 
@@ -179,6 +214,10 @@ def _flagged(rows: dict[int, LossRow], actual: NDArray[np.float64], noise_floor:
 def _spread(nulls: list[LossRow]) -> float | None:
     losses = [row.loss for row in nulls]
     return max(losses) - min(losses) if len(losses) > 1 else None
+
+
+def _deviation(nulls: list[LossRow]) -> float | None:
+    return float(np.std([row.loss for row in nulls], ddof=1)) if len(nulls) > 1 else None
 
 
 def _of_one_model(layout: Layout) -> tuple[Removal, list[int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +21,7 @@ from ifloo.stages.corrected import correct_removals
 from ifloo.stages.memory import in_blocks, queries_at_once
 from ifloo.stages.methods import MethodRun
 from ifloo.stages.predictor import InfluencePredictor, InfluenceWriter, ScoredBlock
+from ifloo.stages.self_influence import self_influences
 from ifloo.stages.settings import AttributionSettings, described, method_name
 from ifloo.stages.world import World
 from ifloo.store import (
@@ -140,10 +140,16 @@ class InfluenceRun:
     def further(self, test_ids: Sequence[int], make_trainer: MakeTrainer) -> None:
         """Scores of the further methods asked for; errors as those of `MethodRun.further`."""
         if self.settings.further:
-            without = dataclasses.replace(self.settings, method=None, further=[])
-            compared = dataclasses.replace(self, settings=without)._compared()
-            own = {name: compared[name] for name in (*self.origin, "parameters", "dtype")}
-            self._methods(make_trainer).further(test_ids, own, self.overwrite)
+            self._methods(make_trainer).further(test_ids, self._model(), self.overwrite)
+
+    def self_influence(self, make_trainer: MakeTrainer) -> None:
+        """What each training sample does to its own loss, if asked for; errors as those of `self_influences`."""
+        if self.settings.self_influence:
+            self_influences(self._methods(make_trainer), self._model(), self.overwrite)
+
+    def _model(self) -> dict[str, JSON]:
+        """The settings behind every method: of the model, and of its parameters."""
+        return {**self.origin, "parameters": list(self.settings.parameters), "dtype": self.settings.dtype}
 
     def _methods(self, make_trainer: MakeTrainer) -> MethodRun:
         trainer = make_trainer(InfluenceWriter(lambda block: None), False)

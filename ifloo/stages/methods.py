@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ifloo.attribution import Method, MethodScores, Trained, Unrolled
+from ifloo.attribution.recorded import RecordedRun
 from ifloo.objective import Objective
 from ifloo.stages.reverse import KeptReverse
 from ifloo.stages.settings import AttributionSettings, described
@@ -123,8 +125,14 @@ class MethodRun:
         loader = self.datamodule.train_dataloader()
         objective = Objective.of(module, loader, self.settings.parameters, self.settings.batch_size)
         theta = objective.losses.theta()
-        run = self.recorded.read(theta) if self.recorded is not None and self.settings.needs_run else None
-        return Trained(objective, theta, run)
+        return Trained(objective, theta, self._run(theta))
+
+    def _run(self, theta: Tensor) -> RecordedRun | None:
+        """The training run where a method needs it, and for self-influence where there is one."""
+        if self.recorded is None:
+            return None
+        there = self.settings.self_influence and self.recorded.path.is_dir()
+        return self.recorded.read(theta) if there or self.settings.needs_run else None
 
 
 def _stored(method: Method, found: MethodScores, k: int, t: int, stamp: str) -> StoredInfluences:

@@ -44,6 +44,8 @@ class AttributionSettings:
             by `curvature`, `damping` and `solver`.
         further: methods to hold against the refits beside it; their scores go to `methods/<name>/`.
         corrected: for the samples to be refitted, also predict removals with their leverage counted in (linear heads).
+        self_influence: also what each training sample does to its own loss (`self_influence.npz`): where labels are
+            wrong it tends to be large.
     """
 
     test_ids: list[int] | Literal["all"] = field(default_factory=lambda: [0])
@@ -59,6 +61,7 @@ class AttributionSettings:
     matrix: bool = False
     topk_only: bool = False
     corrected: bool = False
+    self_influence: bool = False
     method: Method | None = None
     further: list[Method] = field(default_factory=list)
 

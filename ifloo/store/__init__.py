@@ -1,9 +1,10 @@
 """Files on disk: atomic writes, results that refuse to mix settings, runs that resume.
 
-`influences`, `removals` and `jsonl` are used as modules: `influences.load(path)`, `jsonl.append(path, row)`.
+`influences`, `removals`, `self_influence` and `jsonl` are used as modules: `influences.load(path)`,
+`jsonl.append(path, row)`.
 """
 
-from ifloo.store import influences, jsonl, removals
+from ifloo.store import influences, jsonl, removals, self_influence
 from ifloo.store.all_tests import AllTests, ScoredTest, ScoreFiles
 from ifloo.store.all_tests_matrix import ScoreMatrix
 from ifloo.store.all_tests_topk import ScoreTopK
@@ -18,6 +19,7 @@ from ifloo.store.manifest import Manifest, environment
 from ifloo.store.recorded_runs import RunFolder
 from ifloo.store.removals import StoredRemovals
 from ifloo.store.section import Section, settings_stamp
+from ifloo.store.self_influence import StoredSelfInfluence
 
 __all__ = [
     "CORRECTED",
@@ -39,6 +41,7 @@ __all__ = [
     "Section",
     "StoredInfluences",
     "StoredRemovals",
+    "StoredSelfInfluence",
     "environment",
     "influences",
     "jsonl",
@@ -46,6 +49,7 @@ __all__ = [
     "removals",
     "replacing",
     "save_topk",
+    "self_influence",
     "settings_stamp",
     "sha256_of_tensors",
     "top_k",

@@ -117,6 +117,11 @@ class Layout:
         return sorted(self.removals(0).parent.glob("removals_test_*.npz"))
 
     @property
+    def self_influence(self) -> Path:
+        """What each training sample does to its own loss."""
+        return self.root / "self_influence.npz"
+
+    @property
     def reverse(self) -> Path:
         """A reverse pass over a training run, while it is under way."""
         return self.root / "reverse.npz.part"

@@ -29,6 +29,9 @@ class Plain(Update):
     def step(self, state, gradient, rate, count):
         return State(state.theta - rate * gradient, ())
 
+    def gain(self, state, count):
+        return 1 / (1 - self.momentum)
+
 
 def descended(problem: Problem, theta: Tensor, ids: list[int], rate: float, weights: Tensor | None = None) -> Tensor:
     """θ after one step on the mean loss of a batch and the penalty, by plain autograd."""

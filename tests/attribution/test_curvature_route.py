@@ -30,14 +30,18 @@ def test_damping_from_the_run(momentum, caplog):
     assert [r.message for r in caplog.records if "damping" in r.message] == [said]
 
 
-def test_rates_of_a_rule_that_is_not_gradient_descent(caplog):
-    given = trained(Logistic)
-    given = replace(given, run=replace(given.run, update=Adam()))
-    CurvatureRoute("gauss_newton", solver=Cholesky()).scores(given, made(Logistic).queries)
-    assert [r.message for r in caplog.records if r.levelno == logging.WARNING] == [
-        "the learning rates of Adam are not those of gradient descent: a step or a damping made from their sum is a "
-        "guess; better give it."
-    ]
+def test_adam_counts_by_its_scales():
+    """Each stretch of steps counts by the mean of 1/(√v̂ + ε) at its end."""
+    given, update, p = trained(Logistic), Adam(beta2=0.5, epsilon=0.1), len(made(Logistic).theta)
+    squares = {k: torch.linspace(0.1, 0.4, p, dtype=torch.float64) * k for k in (2, 3, 6)}
+
+    def state(k):
+        moments = (torch.zeros(p, dtype=torch.float64), squares.get(k, torch.zeros(p, dtype=torch.float64)))
+        return State(given.run.state(k).theta, moments)
+
+    scales = {k: float((1 / ((v / (1 - 0.5**k)).sqrt() + 0.1)).mean()) for k, v in squares.items()}
+    expected = 0.6 * scales[2] + 0.2 * scales[3] + 0.4 * scales[6]
+    assert training_time(replace(given.run, update=update, state=state)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_certificate_is_that_of_the_damped_solve():

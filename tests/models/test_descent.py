@@ -73,8 +73,8 @@ def test_the_schedule_travels_between_processes():
 
 ADAPTIVE = {"betas": (0.7, 0.95), "eps": 1e-6, "amsgrad": False, "maximize": False}
 OPTIMIZERS = {
-    "sgd": (optim.SGD, {"momentum": 0.8, "dampening": 0, "nesterov": False, "weight_decay": 0}),
-    "adam": (optim.Adam, {**ADAPTIVE, "weight_decay": 0}),
+    "sgd": (optim.SGD, {"momentum": 0.8, "dampening": 0, "nesterov": False, "weight_decay": 0.0}),
+    "adam": (optim.Adam, {**ADAPTIVE, "weight_decay": 0.0}),
     "adamw": (optim.AdamW, {**ADAPTIVE, "weight_decay": 0.03}),
 }
 

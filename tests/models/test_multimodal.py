@@ -179,12 +179,11 @@ def test_pictures_go_where_they_are_named():
 
 
 def test_without_positions_the_order_of_pictures_is_lost():
-    """One layer: the answer reads both pictures, each token once, whichever comes first."""
+    """In one layer the answer reads tokens as they are embedded: all four of two pictures, each once."""
     model = tiny(num_layers=1)
     with torch.no_grad():
         model.positions.zero_()
         model.patches.position.zero_()
-    # Each token of a picture is told what it sees by attention alone, which one layer asks of the last token only.
     logits = [model.outputs(batch(word))[0, 0] for word in ("AB0(1)", "BA0(1)", "AA0(1)")]
     torch.testing.assert_close(logits[1], logits[0], **ROUNDING)
     assert float((logits[2] - logits[0]).detach().abs().max()) > 1e-6

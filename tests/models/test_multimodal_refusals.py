@@ -5,7 +5,7 @@ import torch
 
 from ifloo.errors import InputError
 from ifloo.objective import Objective, preflight
-from tests.models.pictured import END, SETTINGS, batch, samples, tiny
+from tests.models.pictured import END, batch, samples, tiny
 
 SIDES = "  28 is a square; [28, 56] is twice as wide as high."
 TOKENS = "  Give vocab_size and image_token_id of the tokenizer of the data."
@@ -104,7 +104,6 @@ def test_the_door_says_the_same():
         "The model knows max_seq_len = 10 positions; got rows of 17 tokens.\n"
         "  Raise the model's max_seq_len to 17, or lower that of the data to 10."
     )
-    assert SETTINGS["max_seq_len"] == 16
 
 
 def test_the_door_opens():
