@@ -3,21 +3,122 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-CONFIG = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One of the original tool's experiments, in the words of ifloo.
+
+    Attributes:
+        name: of it, of its config and of its default files.
+        model: class of its model.
+        data: class of its data.
+        settings: what each flag of its own sets.
+        optimizers: those that its model knows.
+    """
+
+    name: str
+    model: str
+    data: str
+    settings: Mapping[str, tuple[str, ...]]
+    optimizers: tuple[str, ...]
+
+    @property
+    def checkpoint(self) -> str:
+        return f"./models/{self.name}_base.pth"
+
+    @property
+    def outputs(self) -> str:
+        return f"./outputs/{self.name}"
+
+    def said(self, args: argparse.Namespace) -> list[str]:
+        """Its own flags that were given."""
+        return [flag for flag in self.settings if getattr(args, flag) is not None]
+
+    def own(self, args: argparse.Namespace) -> list[str]:
+        """The settings its own flags make."""
+        return [f"--{setting}={getattr(args, flag)}" for flag in self.said(args) for setting in self.settings[flag]]
+
+    def as_fitted(self) -> list[str]:
+        """Model and data with nothing said about them: all settings come from the checkpoint."""
+        return [f"--model={self.model}", f"--data={self.data}", "--trainer.logger=false"]
+
+
+MNIST = Experiment(
+    name="mnist",
+    model="ifloo.models.LogisticRegression",
+    data="ifloo.data.MNISTDataModule",
+    settings={
+        "mnist_root": ("data.root",),
+        "mnist_train_limit": ("data.train_limit",),
+        "mnist_test_limit": ("data.test_limit",),
+        "mnist_source": ("data.source",),
+    },
+    optimizers=("lbfgs", "sgd", "adamw"),
+)
+MULTIMODAL = Experiment(
+    name="multimodal",
+    model="ifloo.models.MultimodalLM",
+    data="ifloo.data.MultimodalDataModule",
+    settings={
+        "train_jsonl": ("data.train_jsonl",),
+        "test_jsonl": ("data.test_jsonl",),
+        "image_root": ("data.image_root",),
+        "train_limit": ("data.train_limit",),
+        "test_limit": ("data.test_limit",),
+        "on_bad_row": ("data.on_bad_row",),
+        "embed_dim": ("model.embed_dim",),
+        "num_heads": ("model.num_heads",),
+        "num_layers": ("model.num_layers",),
+        "max_seq_len": ("model.max_seq_len", "data.max_seq_len"),
+    },
+    optimizers=("sgd", "adam", "adamw"),
+)
+EXPERIMENTS = (MNIST, MULTIMODAL)
 
 
 def parser(description: str) -> argparse.ArgumentParser:
     """Flags that every script accepts."""
     made = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    made.add_argument("--experiment", choices=["mnist"], required=True)
-    made.add_argument("--mnist_root", help="folder of the IDX files; downloads land there")
-    made.add_argument("--mnist_train_limit", type=int)
-    made.add_argument("--mnist_test_limit", type=int)
-    made.add_argument("--mnist_source", choices=["auto", "full", "embedded"])
+    made.add_argument("--experiment", choices=[one.name for one in EXPERIMENTS], required=True)
     made.add_argument("--seed", type=int)
+    mnist = made.add_argument_group("of --experiment mnist")
+    mnist.add_argument("--mnist_root", help="folder of the IDX files; downloads land there")
+    mnist.add_argument("--mnist_train_limit", type=int)
+    mnist.add_argument("--mnist_test_limit", type=int)
+    mnist.add_argument("--mnist_source", choices=["auto", "full", "embedded"])
+    multimodal = made.add_argument_group("of --experiment multimodal")
+    multimodal.add_argument("--train_jsonl", help="rows to train on; default: the set that comes with ifloo")
+    multimodal.add_argument("--test_jsonl", help="rows to explain; default: those of --train_jsonl")
+    multimodal.add_argument("--image_root", help="folder of the images of both; default: the folder of each")
+    multimodal.add_argument("--train_limit", type=int)
+    multimodal.add_argument("--test_limit", type=int)
+    multimodal.add_argument("--on_bad_row", choices=["error", "skip"])
+    multimodal.add_argument("--embed_dim", type=int)
+    multimodal.add_argument("--num_heads", type=int)
+    multimodal.add_argument("--num_layers", type=int)
+    multimodal.add_argument("--max_seq_len", type=int, help="tokens of a row, for model and data")
     return made
+
+
+def parsed(flags: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, Experiment]:
+    """The flags given, and the experiment; leaves with an error where a flag is not one of this experiment."""
+    args = flags.parse_args(argv)
+    (experiment,) = (one for one in EXPERIMENTS if one.name == args.experiment)
+    for other in EXPERIMENTS:
+        if other is not experiment and (said := other.said(args)):
+            named = ", ".join(f"--{flag}" for flag in said)
+            flags.error(f"only --experiment {other.name} has {named}; leave out what is not of {experiment.name}")
+    optimizer = getattr(args, "optimizer", None)
+    if optimizer not in (None, *experiment.optimizers):
+        known = ", ".join(experiment.optimizers)
+        flags.error(f"--optimizer {optimizer} is none of --experiment {experiment.name}, which has {known}")
+    return args, experiment
 
 
 def given(**flags: object) -> list[str]:
@@ -26,30 +127,21 @@ def given(**flags: object) -> list[str]:
     return [f"--{name}={value}" for name, value in said.items()]
 
 
-def data(args: argparse.Namespace) -> list[str]:
-    """The data settings given."""
-    return given(
-        data__root=args.mnist_root,
-        data__train_limit=args.mnist_train_limit,
-        data__test_limit=args.mnist_test_limit,
-        data__source=args.mnist_source,
-    )
-
-
 def add_fit(flags: argparse.ArgumentParser) -> None:
     """The flags of a fit."""
-    flags.add_argument("--optimizer", choices=["lbfgs", "sgd", "adamw"])
+    flags.add_argument("--optimizer", choices=["lbfgs", "sgd", "adam", "adamw"])
     flags.add_argument("--l2_reg", type=float)
     flags.add_argument("--lr", type=float)
     flags.add_argument("--epochs", type=int, help="with lbfgs: outer steps, each run to convergence")
     flags.add_argument("--batch_size", type=int)
 
 
-def fit(args: argparse.Namespace) -> list[str]:
+def fit(args: argparse.Namespace, experiment: Experiment) -> list[str]:
     """The settings of a fit that were given, on top of the experiment's config."""
     return [
-        f"--config={CONFIG / 'mnist.yaml'}",
-        *data(args),
+        f"--config={CONFIGS / experiment.name}.yaml",
+        *experiment.own(args),
+        *_tests(args),
         *given(
             seed_everything=args.seed,
             model__optimizer=args.optimizer,
@@ -61,6 +153,12 @@ def fit(args: argparse.Namespace) -> list[str]:
     ]
 
 
-def as_fitted() -> list[str]:
-    """Model and data of the experiment with nothing said about them: all settings come from the checkpoint."""
-    return ["--model=ifloo.models.LogisticRegression", "--data=ifloo.data.MNISTDataModule", "--trainer.logger=false"]
+def _tests(args: argparse.Namespace) -> list[str]:
+    """The original tool took one file: its rows are what there is to explain."""
+    if args.train_jsonl is None or args.test_jsonl is not None:
+        return []
+    print(
+        f"No --test_jsonl: the rows of {args.train_jsonl} are the tests too. Test t is the row in line t + 1, which "
+        "the model was trained on."
+    )
+    return given(data__test_jsonl=args.train_jsonl)

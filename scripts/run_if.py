@@ -7,71 +7,111 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from _flags import as_fitted, data, given, parser
+from _flags import MULTIMODAL, Experiment, given, parsed, parser
 
 from ifloo.cli.named_files import all_tests_to, influence_to
 from ifloo.cli.run import run
 
+UNROLLED = ["--attribution.method=ifloo.attribution.Unrolled"]
+SOLVERS = {"exact": "ifloo.solvers.Cholesky", "cg": "ifloo.solvers.CG", "lissa": "ifloo.solvers.LiSSA"}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the script; returns its exit code."""
+    flags = _parser()
+    args, experiment = parsed(flags, argv)
+    if not args.all_test_ids and args.test_id is None:
+        flags.error("give --test_id, or --all_test_ids 1")
+    settings = given(
+        checkpoint=args.ckpt_path,
+        experiment=experiment.name,
+        attribution__test_ids="all" if args.all_test_ids else f"[{args.test_id}]",
+        attribution__top_k=args.topk,
+    )
+    how = method(args, flags, experiment)
+    command = ["influence", *experiment.as_fitted(), *experiment.own(args), *settings, *how]
+    if args.all_test_ids:
+        folder = args.save_all_dir or Path(experiment.outputs) / "all_tests"
+        return run(command, all_tests_to(folder, bool(args.resume_all_test)))
+    return run(command, influence_to(args.save_scores_npy, args.save_topk_ids_txt))
+
+
+def _parser() -> argparse.ArgumentParser:
     flags = parser(__doc__)
     flags.add_argument("--ckpt_path", required=True)
     flags.add_argument(
-        "--solver", choices=["exact", "cg", "lissa"], help="default: by cost; the LiSSA flags select lissa"
+        "--solver",
+        choices=list(SOLVERS),
+        help="default: by cost (mnist), unrolled training (multimodal); the LiSSA flags select lissa. With multimodal "
+        "any of these flags selects Gauss-Newton",
     )
     flags.add_argument("--recursion_depth", type=int, help="LiSSA steps")
     flags.add_argument(
         "--damp", type=float, help="LiSSA: h <- v + (1 - damp) h - H h / scale, that is δ = damp * scale"
     )
     flags.add_argument("--scale", type=float, help="LiSSA; default: from the largest eigenvalue of sampled batches")
-    flags.add_argument("--damping", type=float, help="δ added to the Hessian, with the solvers exact and cg")
+    flags.add_argument("--damping", type=float, help="δ added to the curvature, with any solver")
     flags.add_argument("--test_id", type=int)
     flags.add_argument("--topk", type=int, default=500)
     flags.add_argument("--save_scores_npy", type=Path)
     flags.add_argument("--save_topk_ids_txt", type=Path)
     flags.add_argument("--all_test_ids", type=int, choices=[0, 1], default=0)
-    flags.add_argument("--save_all_dir", type=Path, default=Path("outputs/mnist/all_tests"))
+    flags.add_argument("--save_all_dir", type=Path, help="default: ./outputs/<experiment>/all_tests")
     flags.add_argument("--resume_all_test", type=int, choices=[0, 1], default=1)
-    args = flags.parse_args(argv)
-    if not args.all_test_ids and args.test_id is None:
-        flags.error("give --test_id, or --all_test_ids 1")
-    chosen = "all" if args.all_test_ids else f"[{args.test_id}]"
-    settings = given(
-        checkpoint=args.ckpt_path, experiment="mnist", attribution__test_ids=chosen, attribution__top_k=args.topk
-    )
-    command = ["influence", *as_fitted(), *data(args), *settings, *solver(args, flags)]
+    return flags
+
+
+def method(args: argparse.Namespace, flags: argparse.ArgumentParser, experiment: Experiment) -> list[str]:
+    """How the scores are made: at the minimum of a convex J by its Hessian, elsewhere through the training itself."""
+    kind, delta = _kind(args, flags), _damping(args, flags, experiment)
+    if experiment is not MULTIMODAL:
+        return _solver(args, "attribution", kind, delta)
     if args.all_test_ids:
-        return run(command, all_tests_to(args.save_all_dir, bool(args.resume_all_test)))
-    return run(command, influence_to(args.save_scores_npy, args.save_topk_ids_txt))
+        if delta is None:
+            flags.error("--all_test_ids 1 with multimodal is by Gauss-Newton: give --solver cg, and its --damping")
+        return ["--attribution.curvature=ifloo.curvature.GaussNewton", *_solver(args, "attribution", kind, delta)]
+    if kind is None and delta is None:
+        return UNROLLED
+    route = ["--attribution.method=ifloo.attribution.CurvatureRoute"]
+    label = "_".join(["gauss_newton", *([kind] if kind else [])])
+    return [*route, f"--attribution.method.label={label}", *_solver(args, "attribution.method", kind, delta)]
 
 
-def solver(args: argparse.Namespace, flags: argparse.ArgumentParser) -> list[str]:
-    """The solver's flags; `damp` becomes the damping of the curvature, which is the identical iteration."""
+def _kind(args: argparse.Namespace, flags: argparse.ArgumentParser) -> str | None:
+    """The solver asked for; LiSSA where one of its flags is given."""
     lissa = {"--recursion_depth": args.recursion_depth, "--damp": args.damp, "--scale": args.scale}
     said = [name for name, value in lissa.items() if value is not None]
     if said and args.solver not in (None, "lissa"):
         flags.error(f"{', '.join(said)} belong to LiSSA; leave them out with --solver {args.solver}")
-    kind = "lissa" if said else (args.solver or "auto")
+    return "lissa" if said else args.solver
+
+
+def _damping(args: argparse.Namespace, flags: argparse.ArgumentParser, experiment: Experiment) -> float | None:
+    """δ; LiSSA's `damp` becomes the damping of the curvature, which is the identical iteration."""
+    if args.damp is None:
+        return args.damping
+    if args.damping is not None:
+        flags.error("--damp and --damping both say what is added to the curvature (δ = damp * scale): give one")
+    if args.damp and args.scale is None:
+        flags.error(f"--damp {args.damp} is in units of the scale (δ = damp * scale): give --scale too")
+    delta = args.damp * (args.scale or 0.0)
+    if args.damp:
+        damped = "Gauss-Newton matrix" if experiment is MULTIMODAL else "Hessian"
+        print(f"LiSSA: damp {args.damp:g} x scale {args.scale:g} is damping δ = {delta:g} on the {damped}")
+    return delta
+
+
+def _solver(args: argparse.Namespace, group: str, kind: str | None, delta: float | None) -> list[str]:
+    """The solver and the damping, as settings of a group."""
+    settings = {f"{group}.damping": delta}
     if kind == "lissa":
-        if args.damp and args.scale is None:
-            flags.error(f"--damp {args.damp} is in units of the scale (δ = damp * scale): give --scale too")
-        if args.damping is not None:
-            flags.error("--damping goes with the solvers exact and cg; LiSSA takes --damp")
-        delta = (args.damp or 0.0) * (args.scale or 0.0)
-        if args.damp:
-            print(f"LiSSA: damp {args.damp:g} x scale {args.scale:g} is damping δ = {delta:g} on the Hessian")
-        return [
-            "--attribution.solver=ifloo.solvers.LiSSA",
-            *given(
-                attribution__solver__depth=args.recursion_depth,
-                attribution__solver__scale=args.scale,
-                attribution__solver__seed=args.seed,
-                attribution__damping=delta,
-            ),
-        ]
-    named = {"exact": ["--attribution.solver=ifloo.solvers.Cholesky"], "cg": ["--attribution.solver=ifloo.solvers.CG"]}
-    return [*named.get(kind, []), *given(attribution__damping=args.damping)]
+        settings |= {
+            f"{group}.solver.depth": args.recursion_depth,
+            f"{group}.solver.scale": args.scale,
+            f"{group}.solver.seed": args.seed,
+        }
+    named = [f"--{group}.solver={SOLVERS[kind]}"] if kind else []
+    return [*named, *given(**settings)]
 
 
 if __name__ == "__main__":

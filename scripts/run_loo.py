@@ -6,10 +6,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from _flags import add_fit, fit, given, parser
+from _flags import add_fit, fit, given, parsed, parser
 
 from ifloo.cli.named_files import loo_to
 from ifloo.cli.run import run
+
+# The ids of the file and nothing else: no refits of other kinds, and no record of the fit, for which nobody asks here
+# and whose place is beside another checkpoint.
+ALONE = ("--refit.weight_steps=0", "--refit.groups=[]", "--refit.seeds=0")
+ALONE += ("--attribution.method=null", "--attribution.further=[]")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument("--removal", choices=["drop", "zero_weight"])
     flags.add_argument("--random", type=int, default=0, help="random controls besides the ids of the file")
     flags.add_argument("--null_refits", type=int, default=0, help="displaced null refits, for a noise floor")
-    args = flags.parse_args(argv)
+    args, experiment = parsed(flags, argv)
     settings = given(
         attribution__test_ids=f"[{args.test_id}]",
         refit__init=args.init,
@@ -31,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         refit__random=args.random,
         refit__null_refits=args.null_refits,
     )
-    command = ["fit", *fit(args), "--trainer.logger=false", *settings]
+    command = ["fit", *fit(args, experiment), "--trainer.logger=false", *ALONE, *settings]
     return run(command, loo_to(args.topk_ids_txt, args.save_jsonl))
 
 

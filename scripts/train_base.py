@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from _flags import add_fit, fit, given, parser
+from _flags import add_fit, fit, given, parsed, parser
 
 from ifloo.cli.run import run
 
@@ -15,12 +15,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parser(__doc__)
     add_fit(flags)
     flags.add_argument("--save_path", required=True)
-    args = flags.parse_args(argv)
-    settings = given(
-        checkpoint=args.save_path,
-    )
+    args, experiment = parsed(flags, argv)
     # A script told an output file by name replaces that file.
-    return run(["fit", "--overwrite", *fit(args), *settings])
+    return run(["fit", "--overwrite", *fit(args, experiment), *given(checkpoint=args.save_path)])
 
 
 if __name__ == "__main__":

@@ -12,9 +12,13 @@ from tests.cli.running import CHECKOUT, call
 CONFIGS = sorted((CHECKOUT / "configs").glob("*.yaml"))
 LONGEST = 60  # lines of one flat, commented file that a reader takes in at once
 
+FEW_ROWS = ("--data.train_limit=10", "--data.test_limit=5")
+
 # What makes the fit of each config a matter of a second; a new config is one row.
 QUICK = {
     "mnist": ("--data.source=embedded", "--data.train_limit=50", "--finish.preconditioner.rank=10"),
+    "multimodal": (*FEW_ROWS, "--trainer.max_epochs=1"),
+    "multimodal_large": (*FEW_ROWS, "--model.embed_dim=16", "--model.num_heads=2", "--model.num_layers=1"),
 }
 
 every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)

@@ -79,8 +79,8 @@ def check(folder: Path, line: str) -> None:
             return script_parses(folder, rest[0], rest[1:])
     if words[0] == "bash":
         assert (CHECKOUT / words[1]).is_file(), f"{words[1]} is not there"
-        if Path(words[1]).name == "run_mnist.sh":
-            parses(folder, ["pipeline", "--config=configs/mnist.yaml", *words[2:]])
+        if experiment := re.fullmatch(r"run_(mnist|multimodal)\.sh", Path(words[1]).name):
+            parses(folder, ["pipeline", f"--config=configs/{experiment[1]}.yaml", *words[2:]])
         return None
     known = any(words[: len(other.split())] == other.split() for other in OTHERS)
     assert known, f"the README shows a command that no test knows: {line}"

@@ -35,7 +35,7 @@ WORST = tuple(Status)  # from well to worst
 class CurvatureRoute(Method):
     """−(1/n) ∇L_tᵀ (C + δI)⁻¹ ∇ℓ_i at θ̂, nats per unit weight, C a curvature of J with its penalty.
 
-    The residual is that of the damped system, on the full data.
+    Residuals, on the full data, are of the damped system and of the undamped one.
 
     Source: Koh & Liang 2017, arXiv:1703.04730, eq. (2); Gauss-Newton in place of the Hessian: Martens 2014,
     arXiv:1412.1193. δ = 1/Σ rates: training for a time τ = Σ rates fits a direction of curvature h by 1 − exp(−τh),
@@ -67,7 +67,7 @@ class CurvatureRoute(Method):
 
     def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
         module = trained.objective.losses.module
-        _refuse_decoupled(module, self.label)
+        refuse_decoupled(module, self.label)
         damping = self._damping(trained.run)
         with attributed(trained.objective, trained.theta, self.parameters) as (objective, theta), scoring(module):
             operator = self.curvature(objective, theta)
@@ -82,9 +82,15 @@ class CurvatureRoute(Method):
                 done += parts[-1].shape[1]
                 tick(done, objective.n)
         certificate = directions.certificate
-        status = max(certificate.status, key=WORST.index)
-        steps = int(certificate.steps.max())
-        return MethodScores(torch.cat(parts, 1), objective.data.ids, certificate.residual, steps, status.value, damping)
+        return MethodScores(
+            torch.cat(parts, 1),
+            objective.data.ids,
+            certificate.residual,
+            int(certificate.steps.max()),
+            max(certificate.status, key=WORST.index).value,
+            damping,
+            certificate.undamped_residual,
+        )
 
     def _damping(self, run: RecordedRun | None) -> float:
         if self.damping is not None:
@@ -124,7 +130,12 @@ def attributed(
         losses.space.write_to(losses.module, before)
 
 
-def _refuse_decoupled(module: nn.Module, label: str) -> None:
+def refuse_decoupled(module: nn.Module, label: str) -> None:
+    """Curvature is that of J, which does not hold what an optimizer does beside the gradient.
+
+    Raises:
+        InputError: the model was trained with decoupled weight decay.
+    """
     decay = float(getattr(module, "decoupled_decay", 0.0))
     if decay > 0:
         raise InputError(

@@ -41,6 +41,7 @@ class MethodScores:
         steps: of the solve or the replay; 0 where there was none.
         status: how it ended, in a word or two.
         damping: δ added to a curvature, where there was one.
+        undamped_residual: `[m]`, of the system without it; None where nothing was solved.
     """
 
     value: Float[Tensor, "m n"]
@@ -49,6 +50,7 @@ class MethodScores:
     steps: int = 0
     status: str = "no solve"
     damping: float = 0.0
+    undamped_residual: Float[Tensor, " m"] | None = None
 
 
 class Method(ABC):

@@ -181,7 +181,8 @@ def refits(
     start = functools.partial(copy.deepcopy, base) if setup.refit.init == "warm" else functools.partial(kind, **hparams)
     leaving = LeaveOneOut(
         base=base,
-        refitter=Refitter(start, TrainingLoader(setup.datamodule), recipe, setup.finish, setup.fit_seed),
+        # A base fit that decays weights was recorded, or it would have been refused: refits may do as it did.
+        refitter=Refitter(start, TrainingLoader(setup.datamodule), recipe, setup.finish, setup.fit_seed, decays=True),
         queries=setup.datamodule.test_batch(list(paths)),
         files=[LossFile(pair.losses) for pair in paths.values()],
         null_files=[LossFile(pair.nulls, "draw") for pair in paths.values()],

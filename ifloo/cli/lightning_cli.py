@@ -14,7 +14,8 @@ from ifloo.cli import commands
 from ifloo.cli.inherit import inherit
 from ifloo.cli.setup import Processes, Setup
 from ifloo.cli.summary import COMMANDS
-from ifloo.refit import Base, NewtonFinish, RefitSettings, load_base
+from ifloo.errors import InputError
+from ifloo.refit import Base, NewtonFinish, RefitSettings, SeededOrder, load_base
 from ifloo.stages import AttributionSettings, RunRecorder
 from ifloo.store import Layout, RunFolder
 
@@ -143,8 +144,9 @@ class IflooCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The Trainer of the config, with the callbacks that finish a fit and record it."""
         made = self.config_init[self.subcommand]
-        callbacks: list[L.Callback] = [made.finish]
+        callbacks: list[L.Callback] = [SeededOrder(), made.finish]
         if self.subcommand in ("fit", "pipeline") and made.attribution.needs_run:
+            _refuse_finish(made.finish)
             callbacks.append(RunRecorder(RunFolder.of(self.checkpoint)))
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         if self.processes.unsaid:
@@ -153,3 +155,16 @@ class IflooCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         (self.work or commands.COMMANDS[subcommand])(self.setup)
+
+
+def _refuse_finish(finish: NewtonFinish) -> None:
+    """What follows the last optimizer step is no part of a recorded run.
+
+    Raises:
+        InputError: Newton steps would follow it whatever the optimizer (with L-BFGS nothing is recorded at all).
+    """
+    if finish.after == "always":
+        raise InputError(
+            "This fit is to be recorded for attribution, and finish.after = always moves the weights beyond its last "
+            "step.\n  Give --finish.after never, or choose methods that need no recorded run."
+        )

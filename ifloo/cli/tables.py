@@ -76,10 +76,10 @@ def _residual(stored: StoredInfluences) -> str:
     bound = "of unknown error" if stored.error_bound is None else f"within {stored.error_bound:.1e}"
     if not stored.damping:
         return f"residual {stored.residual:.1e}, scores {bound}"
-    return (
-        f"residual {stored.residual:.1e} of the system damped by {stored.damping:g}, {stored.undamped_residual:.1e} of "
-        f"the undamped one; scores {bound} of the damped solution"
-    )
+    undamped = stored.undamped_residual
+    rest = "" if undamped is None else f", {undamped:.1e} of the undamped one"
+    solved = f"residual {stored.residual:.1e} of the system damped by {stored.damping:g}{rest}"
+    return f"{solved}; scores {bound} of the damped solution"
 
 
 def verdict(compared: Mapping[int, Comparison], found: Mislabels | None = None) -> None:
@@ -135,7 +135,9 @@ def _small_steps(one: Comparison, steps: SmallSteps, columns: int) -> None:
     print(f"  {'small steps':<{columns}}{found.n:>4}  {_row(found)}")
     curvature, count = steps.curvature(one.ids, one.predicted, one.actual)
     if curvature is not None:
-        print(f"  all the way to weight 0 the change leaves its prediction by {curvature:.1%} (median of {count})")
+        print(
+            f"  removed altogether (weight 0) they differ from their prediction by {curvature:.1%} (median of {count})"
+        )
 
 
 def _groups(groups: Sequence[GroupEffect]) -> None:

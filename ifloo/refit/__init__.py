@@ -4,6 +4,7 @@ from ifloo.refit.base import Base, fit_base, load_base, weights_sha256
 from ifloo.refit.finish import NewtonFinish
 from ifloo.refit.loo import LeaveOneOut
 from ifloo.refit.newton import Minimum, newton_cg
+from ifloo.refit.order import SeededOrder
 from ifloo.refit.plan import RefitSettings, controls, groups, removals, stepped
 from ifloo.refit.recipe import Recipe, Refit, Refitter, quiet_lightning
 from ifloo.refit.shelves import WEIGHTS, Groups, Shelf, WeightSteps
@@ -21,6 +22,7 @@ __all__ = [
     "RefitSettings",
     "RefitWork",
     "Refitter",
+    "SeededOrder",
     "Shelf",
     "TrainingLoader",
     "WeightSteps",

@@ -21,6 +21,7 @@ from ifloo.refit.shelves import Shelf
 from ifloo.refit.work import Outcome, RefitWork, Wanted, test_losses
 from ifloo.store import JSON, NULL_ID, UNSURE, LossFile, LossRow
 
+ASTRAY = 1e-3  # of the weights: rounding that a smooth training run amplifies stays far below it
 Rows = list[dict[int, LossRow]]  # of each test sample
 
 
@@ -105,12 +106,28 @@ class LeaveOneOut:
             if outcome.wanted.draw:
                 self._record_draw(outcome, draws)
             elif outcome.wanted.id == NULL_ID:
-                self._record(outcome, done, {})
+                self._refuse_astray(outcome)
+                self._record(outcome, done, {} if outcome.astray is None else {"astray": outcome.astray})
             elif all(NULL_ID in rows for rows in done):
                 self._record(outcome, done, {"control": outcome.wanted.id in controls})
             else:
                 waiting.append(outcome)
         return waiting
+
+    def _refuse_astray(self, null: Outcome) -> None:
+        """A training from scratch that does not end at the base model is of another run, and tells nothing about it.
+
+        Raises:
+            WorkError: it does not; where J is convex the way there does not matter.
+        """
+        if self._bound[0] is None and null.astray is not None and not null.astray <= ASTRAY:
+            raise WorkError(
+                f"The refit with nothing removed ended {null.astray:.1e} away from the base model, relative to its "
+                f"weights ({ASTRAY:g} is allowed): refits do not repeat the base fit, and no score can predict them.\n"
+                "  Training must depend on the seed alone: look for randomness that does not (a sampler of its own, "
+                "augmentation), or a base model fitted by another version; `ifloo fit --overwrite` fits it "
+                "again, refit.init warm starts from its weights."
+            )
 
     def _record(self, outcome: Outcome, done: Rows, extra: dict[str, JSON]) -> None:
         i, norm = outcome.wanted.id, outcome.grad_norm

@@ -20,6 +20,7 @@ from ifloo.objective import SampleWeights
 from ifloo.objective.loaders import identified
 from ifloo.refit.finish import NewtonFinish
 from ifloo.refit.newton import Minimum
+from ifloo.refit.order import SeededOrder
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Recipe:
             precision=self.precision,  # type: ignore[arg-type]
             accelerator=self.accelerator,
             devices=1,
-            callbacks=[ending],
+            callbacks=[SeededOrder(), ending],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -92,6 +93,12 @@ class Recipe:
             num_sanity_val_steps=0,
             limit_val_batches=0,
         )
+
+
+class _Repeated(L.Callback):
+    """Lets through what the base fit was let through with: its steps, decoupled decay included, are taken again."""
+
+    records_steps = True
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,7 @@ class Refitter:
         recipe: of the Trainer.
         finish: callback that ends every fit; its data and preconditioner are shared by all.
         seed: set before each fit.
+        decays: decoupled weight decay is part of the step, as of that of a recorded base fit; else it is refused.
     """
 
     start: Callable[[], Any]
@@ -120,6 +128,7 @@ class Refitter:
     recipe: Recipe
     finish: NewtonFinish
     seed: int
+    decays: bool = False
 
     def fit(self, weights: SampleWeights | None = None, prepare: Callable[[Any], None] | None = None) -> Refit:
         """One refit through a Trainer.
@@ -155,6 +164,8 @@ class Refitter:
             L.seed_everything(self.seed, workers=True, verbose=False)
             module = made()
             trainer = self.recipe.trainer(ending)
+            if self.decays:
+                trainer.callbacks.append(_Repeated())  # type: ignore[attr-defined]
             trainer.fit(module, identified(self.loader()))
         if trainer.received_sigterm:  # Lightning notes the signal during a fit, and would go on to the next
             raise SystemExit(128 + signal.SIGTERM)

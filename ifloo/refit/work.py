@@ -60,6 +60,7 @@ class Outcome:
         objective: J at its end, nats.
         seconds: its share of the time its unit was trained.
         displacement: ‖step‖ that moved its start; None: not moved.
+        astray: of a null refit from scratch, relative distance between its weights and the base model's.
     """
 
     wanted: Wanted
@@ -69,6 +70,7 @@ class Outcome:
     objective: float
     seconds: float
     displacement: float | None = None
+    astray: float | None = None
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,15 @@ class RefitWork:
                 refit.minimum.value,
                 share,
                 None if task.displacement is None else float(task.displacement.norm()),
+                self._astray(refit.module) if one == Wanted(NULL_ID) and self.settings.init == "cold" else None,
             )
             for one, task, refit in zip(wanted, tasks, refits, strict=True)
         ]
+
+    def _astray(self, module: Any) -> float:
+        space = ParamSpace.of(self.base)
+        base = space.values_of(self.base)
+        return float((space.values_of(module).to(base) - base).norm() / base.norm().clamp_min(1e-300))
 
     def _task(self, wanted: Wanted) -> RefitTask:
         if removed := wanted.group or (() if wanted.id == NULL_ID else (wanted.id,)):

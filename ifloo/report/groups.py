@@ -32,7 +32,7 @@ class GroupEffect:
 
 
 def group_effects(layout: Layout, stored: StoredInfluences, removal: Removal, base: float) -> tuple[GroupEffect, ...]:
-    """The groups refitted for one test, in the order of their file.
+    """The groups refitted for one test, the smallest first.
 
     Args:
         layout: of the files.
@@ -44,6 +44,7 @@ def group_effects(layout: Layout, stored: StoredInfluences, removal: Removal, ba
         InputError: a sample has no score, or the file is damaged.
     """
     rows = GroupFile(layout.group_losses(stored.test_id)).rows().values()
+    ordered = sorted(rows, key=lambda row: (len(row.ids), row.id))
     return tuple(
         GroupEffect(
             row.id,
@@ -51,5 +52,5 @@ def group_effects(layout: Layout, stored: StoredInfluences, removal: Removal, ba
             float(predicted(stored, np.asarray(row.ids, dtype=np.int64), removal).sum()),
             row.loss - base,
         )
-        for row in rows
+        for row in ordered
     )

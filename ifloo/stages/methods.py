@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from tqdm import tqdm
 
 from ifloo.attribution import Method, MethodScores, Trained, Unrolled
 from ifloo.attribution.recorded import RecordedRun
-from ifloo.objective import Objective
+from ifloo.errors import InputError
+from ifloo.objective import Objective, preflight
 from ifloo.stages.reverse import KeptReverse
 from ifloo.stages.settings import AttributionSettings, described
 from ifloo.store import (
@@ -96,12 +98,27 @@ class MethodRun:
                 f"methods/{method.name}",
                 settings,
                 {"test_ids": list(test_ids)},
-                list(paths.values()),
+                [*self.layout.method_scores_there(method.name), *paths.values()],
                 [self.layout.verdict],
             )
             with section.opened(overwrite):
-                missing = [t for t, path in paths.items() if not path.exists()]
+                missing = [t for t, path in paths.items() if not self._there(path, stamp)]
                 self.score(method, missing, stamp, lambda one, to=paths: influences.save(to[one.test_id], one))  # type: ignore[misc]
+
+    def _there(self, path: Path, stamp: str) -> bool:
+        """Whether these scores are there.
+
+        Raises:
+            InputError: they are, and other settings made them.
+        """
+        if not path.exists():
+            return False
+        if influences.load(path).settings != stamp:
+            raise InputError(
+                f"{path} was made with other settings than {self.layout.manifest} says.\n"
+                "  Give another --output_dir to keep it, or --overwrite to replace it."
+            )
+        return True
 
     def _scores(
         self, method: Method, test_ids: Sequence[int], stamp: str, tick: Callable[[int, int], None]
@@ -119,12 +136,13 @@ class MethodRun:
         """The model where it is scored, with its run where that was recorded.
 
         Raises:
-            InputError: a method needs the run, and there is none of this checkpoint.
+            InputError: a method needs the run, and there is none of this checkpoint; or a sample's loss is not its own.
         """
         module = self.module.to(self.device, self.settings.torch_dtype)
         loader = self.datamodule.train_dataloader()
         objective = Objective.of(module, loader, self.settings.parameters, self.settings.batch_size)
         theta = objective.losses.theta()
+        preflight(objective, theta)  # the end of a run need be no minimum: each method says what it is a derivative of
         return Trained(objective, theta, self._run(theta))
 
     def _run(self, theta: Tensor) -> RecordedRun | None:
@@ -143,7 +161,7 @@ def _stored(method: Method, found: MethodScores, k: int, t: int, stamp: str) -> 
         train_ids=found.train_ids.cpu().numpy().astype(np.int64),
         score_mean=float(value.double().mean()),
         residual=None if found.residual is None else float(found.residual[k]),
-        undamped_residual=None,
+        undamped_residual=None if found.undamped_residual is None else float(found.undamped_residual[k]),
         error_bound=None,
         steps=found.steps,
         status=found.status.upper().replace(" ", "_"),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ifloo.attribution import ForwardProducts, HeadProducts, InfluenceEngine, Products
+from ifloo.attribution.curvature_route import refuse_decoupled
 from ifloo.curvature import Damped, Hessian, LinearHead, LinearOperator, as_head
 from ifloo.errors import InputError
 from ifloo.objective import Objective
@@ -68,8 +69,9 @@ def engine_for(
     """The engine for so many right-hand sides; `mu` is a known lower bound on the eigenvalues of H.
 
     Raises:
-        InputError: the curvature asked for does not serve this model.
+        InputError: the curvature asked for does not serve this model, or no curvature does.
     """
+    refuse_decoupled(objective.losses.module, "influence")
     curvature = curvature_at(settings, objective, theta)
     if settings.corrected and settings.test_ids != "all":
         head_of(curvature)  # before any work

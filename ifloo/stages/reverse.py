@@ -13,6 +13,9 @@ from torch import Tensor
 from ifloo.attribution import Reverse
 from ifloo.store import write_npz
 
+# AttributeError, or TypeError by the version of Python: an array where an archive should be.
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile)
+
 
 @dataclass(frozen=True)
 class KeptReverse:
@@ -31,13 +34,13 @@ class KeptReverse:
     def load(self) -> Reverse | None:
         """The pass as it was last kept; None: none of these settings, or a damaged file."""
         try:
-            with np.load(self.path, allow_pickle=False) as found:
+            with open(self.path, "rb") as file, np.load(file, allow_pickle=False) as found:
                 if str(found["stamp"]) != self.stamp:
                     return None
                 moments = [self._tensor(found[n]) for n in sorted(n for n in found.files if n.startswith("moment_"))]
                 theta, scores = self._tensor(found["theta"]), self._tensor(found["scores"])
                 return Reverse(int(found["step"]), theta, tuple(moments), scores, float(found["distance"]))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except _UNREADABLE:
             return None
 
     def keep(self, reverse: Reverse) -> None:

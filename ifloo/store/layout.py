@@ -103,6 +103,10 @@ class Layout:
         """Scores of a further attribution method."""
         return Layout(self.root / "methods" / name).scores(t)
 
+    def method_scores_there(self, name: str) -> list[Path]:
+        """Those of one method on all tests, whichever they are."""
+        return Layout(self.root / "methods" / name).scores_there()
+
     def methods_there(self, t: int) -> dict[str, Path]:
         """Score files of further methods on one test, by the name of the method."""
         found = sorted((self.root / "methods").glob(f"*/{self.scores(t).name}"))

@@ -21,6 +21,8 @@ from ifloo.errors import InputError
 from ifloo.store.atomic import write_json, write_npz
 from ifloo.store.fingerprint import sha256_of_tensors
 
+# AttributeError, or TypeError by the version of Python: an array where an archive should be.
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile)
 UPDATES: dict[str, type[Update]] = {"SGD": SGD, "Adam": Adam}
 
 
@@ -88,11 +90,9 @@ class RunFolder:
             content: dict[str, Any] = json.loads((self.path / "run.json").read_text())
             rule = dict(content["update"])
             update = UPDATES[rule.pop("class")](**rule)
-            with np.load(self.path / "steps.npz", allow_pickle=False) as steps:
-                ids, lengths, rates = (torch.from_numpy(steps[name]) for name in ("ids", "lengths", "rates"))
+            batch_ids, rates = _read_steps(self.path / "steps.npz")
             saved, end = [int(k) for k in content["saved"]], str(content["end"])
-            batch_ids = list(ids.split(lengths.tolist()))
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             raise InputError(
                 f"The recorded run at {self.path} cannot be read: {error or type(error).__name__}.\n"
                 "  It is damaged. Fit again (`ifloo fit --overwrite`)."
@@ -118,12 +118,22 @@ def _array(x: Tensor) -> np.ndarray:
     return x.detach().cpu().numpy()
 
 
+def _read_steps(path: Path) -> tuple[list[Tensor], Tensor]:
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as steps:
+        ids, lengths, rates = (torch.from_numpy(steps[name]) for name in ("ids", "lengths", "rates"))
+    if len(rates) != len(lengths) or len(ids) != int(lengths.sum()):
+        raise ValueError(
+            f"{len(ids)} ids and {len(rates)} rates of {len(lengths)} steps, which hold {int(lengths.sum())} ids"
+        )
+    return list(ids.split(lengths.tolist())), rates
+
+
 def _read_state(path: Path) -> State:
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
             moments = sorted(name for name in found.files if name.startswith("moment_"))
             return State(torch.from_numpy(found["theta"]), tuple(torch.from_numpy(found[name]) for name in moments))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise InputError(
             f"The recorded state {path} cannot be read: {error}.\n  It is damaged. Fit again (`ifloo fit --overwrite`)."
         ) from error

@@ -60,7 +60,7 @@ def load(path: Path) -> StoredSelfInfluence:
         InputError: the file is missing, damaged or not of this kind.
     """
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
             optional = {name: content.get(name) for name in ("last_layer", "tracin")}
             stored = StoredSelfInfluence(
                 train_ids=content["train_ids"].astype(np.int64),

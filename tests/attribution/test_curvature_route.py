@@ -48,6 +48,7 @@ def test_the_certificate_is_that_of_the_damped_solve():
     scores = CurvatureRoute("gauss_newton", damping=0.1).scores(trained(Attention), made(Attention).queries)
     assert scores.residual.shape == (2,)
     assert 0 < scores.residual.max() <= 1e-10
+    assert scores.undamped_residual.min() > 1e-3
     assert scores.steps > 1
     assert scores.status == "converged"
 

@@ -33,14 +33,14 @@ def test_a_group_is_predicted_by_the_sum_of_its_samples(tmp_path, removal, capsy
             "predicted": pytest.approx(-float((SCORES[np.isin(IDS, ids)].astype(float) - mean).sum()), rel=1e-9),
             "actual": LOSSES[name] - results.loss,
         }
-        for name, ids in GROUPS.items()
+        for name, ids in sorted(GROUPS.items())
     ]
     assert one.to_json()["groups"] == expected
     tables.verdict({T: one})
     lines = capsys.readouterr().out.splitlines()
     at = lines.index("  removed at once    n  predicted     actual        nats")
     first = one.groups[0]
-    assert lines[at + 1] == f"  top_10pct          4  {first.predicted:+.4e}   {first.actual:+.4e}"
+    assert lines[at + 1] == f"  random_10pct       4  {first.predicted:+.4e}   {first.actual:+.4e}"
     assert len(lines) == at + 3
 
 

@@ -163,6 +163,6 @@ def test_the_table_has_a_line_of_them(results, capsys):
     median, count = one.steps.curvature(one.ids, one.predicted, one.actual)
     assert (
         lines[at + 2]
-        == f"  all the way to weight 0 the change leaves its prediction by {median:.1%} (median of {count})"
+        == f"  removed altogether (weight 0) they differ from their prediction by {median:.1%} (median of {count})"
     )
     assert lines[at + 3].startswith("  certificate: ")

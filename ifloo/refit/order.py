@@ -1,0 +1,21 @@
+"""The order of training batches as a function of the seed alone, so that a refit sees what the base fit saw."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, RandomSampler
+
+
+class SeededOrder(L.Callback):
+    """Gives a shuffling loader a generator of its own, from the seed of the run.
+
+    Without one it asks the global generator at the start of each epoch, whose state depends on what else has drawn from
+    it: validation loops, sanity checks, a logger. A refit has none of these, and would see other batches.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loader = trainer.train_dataloader
+        sampler = loader.sampler if isinstance(loader, DataLoader) else None
+        if isinstance(sampler, RandomSampler) and sampler.generator is None:
+            sampler.generator = torch.Generator().manual_seed(torch.initial_seed())

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Fit, unrolled influence, leave-one-out refits, verdict and pictures of a small multimodal model; sets itself up.
+# TRAIN_JSONL, TEST_JSONL, IMAGE_ROOT: rows and images of one's own (else the embedded set), relative to where you are.
+# Further flags go to `ifloo pipeline`.
+set -eu
+if [ -n "${TRAIN_JSONL:-}" ] && [ -z "${TEST_JSONL:-}" ]; then
+    echo "run_multimodal.sh: TRAIN_JSONL needs TEST_JSONL beside it: tests are explained from a file of their own" >&2
+    exit 2
+fi
+rows=()
+for setting in TRAIN_JSONL TEST_JSONL IMAGE_ROOT; do
+    path="${!setting:-}"
+    case "$path" in
+        "") continue ;;
+        /*) ;;
+        *) path="$PWD/$path" ;;
+    esac
+    rows+=("--data.$(echo "$setting" | tr '[:upper:]' '[:lower:]')" "$path")
+done
+cd "$(dirname "$0")/.."
+. scripts/environment.sh
+exec "$PYTHON" -m ifloo pipeline --config configs/multimodal.yaml ${rows[@]+"${rows[@]}"} "$@"

@@ -1,0 +1,21 @@
+"""Self-influence through the command line: one file more, and nothing else changes."""
+
+import numpy as np
+
+from tests.cli.running import N, contents, done, small
+from tests.cli.test_pipeline import read_json, results
+
+
+def test_a_flag_writes_one_more_file(copied):
+    before = contents(results(copied))
+    said = done(small(copied, "influence", "--attribution.self_influence=true"))
+    after = contents(results(copied))
+    assert {name for name in after if after[name] != before.get(name)} == {"manifest.json", "self_influence.npz"}
+    with np.load(results(copied) / "self_influence.npz", allow_pickle=False) as found:
+        assert set(found.files) == {"train_ids", "loss", "last_layer", "damping", "definitions", "settings"}
+        np.testing.assert_array_equal(found["train_ids"], np.arange(N))
+        assert (found["last_layer"] > 0).all()
+    assert read_json(results(copied) / "manifest.json").keys() == {"fit", "influence", "loo", "self_influence"}
+    assert said.out == done(small(copied, "influence")).out
+    done(small(copied, "report"))
+    assert "mislabels" not in read_json(results(copied) / "verdict.json")  # nobody knows which labels are wrong
