@@ -19,7 +19,7 @@ TRAIN = (
 )
 SCORE = (
     "python3 -u scripts/run_if.py --experiment multimodal --ckpt_path ./models/multimodal_base.pth --test_id 3 "
-    "--topk 2 --save_scores_npy ./outputs/multimodal/if_scores_test_3.npy "
+    "--topk 3 --save_scores_npy ./outputs/multimodal/if_scores_test_3.npy "
     "--save_topk_ids_txt ./outputs/multimodal/topk_ids_test_3.txt"
 )
 REFIT = (
@@ -27,7 +27,7 @@ REFIT = (
     "--topk_ids_txt ./outputs/multimodal/topk_ids_test_3.txt --test_id 3 "
     "--save_jsonl ./outputs/multimodal/loo_losses_test_3.jsonl"
 )
-SHOW = "python3 -u scripts/vis.py --experiment multimodal --test_id 3 --topk 2"
+SHOW = "python3 -u scripts/vis.py --experiment multimodal --test_id 3 --topk 3"
 N = 6
 SMALL = " --embed_dim 8 --num_heads 2 --num_layers 1 --epochs 2 --batch_size 3"  # the last of two flags counts
 THERE = "models/multimodal_base.pth"
@@ -76,7 +76,7 @@ def test_scores_are_those_of_the_recorded_run(ran):
     assert scores.shape == (N,)
     assert str(loaded(folder / "outputs/multimodal/influences_test_3.npz")["method"]) == "unrolled"
     ids = (folder / "outputs/multimodal/topk_ids_test_3.txt").read_text()
-    assert ids == "".join(f"{i}\n" for i in np.argsort(-np.abs(scores), kind="stable")[:2])
+    assert ids == "".join(f"{i}\n" for i in np.argsort(-np.abs(scores), kind="stable")[:3])
     assert "test 3 (row Which? -> 0): influence in nats per unit weight" in found[SCORE].out
 
 
@@ -102,7 +102,7 @@ def test_the_null_refit_is_the_base_model_again(ran):
 def test_vis_compares_the_two(ran):
     folder, found = ran
     assert "test 3: predicted against actual change of its loss, removal zero_weight" in found[SHOW].out
-    assert read_json(folder / "outputs/multimodal/verdict.json")["tests"]["3"]["n_refits"] == 2
+    assert read_json(folder / "outputs/multimodal/verdict.json")["tests"]["3"]["n_refits"] == 3
 
 
 def test_refits_leave_the_record_of_the_base_fit_alone(copied):
