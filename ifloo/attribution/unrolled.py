@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -102,7 +103,7 @@ class Unrolled(Method):
         fold = Fold.of(trained)
         with scoring(trained.objective.losses.module):
             reverse = progress.load() or self._start(trained, queries, fold)
-            for first, last in reversed(list(zip(fold.run.saved, fold.run.saved[1:], strict=False))):
+            for first, last in reversed(list(pairwise(fold.run.saved))):
                 if last <= reverse.step:
                     reverse = self._segment(fold, first, last, reverse, tick)
                     progress.keep(reverse)

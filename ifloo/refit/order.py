@@ -14,8 +14,20 @@ class SeededOrder(L.Callback):
     it: validation loops, sanity checks, a logger. A refit has none of these, and would see other batches.
     """
 
+    def __init__(self) -> None:
+        """Has given nothing yet."""
+        self._given: RandomSampler | None = None
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loader = trainer.train_dataloader
-        sampler = loader.sampler if isinstance(loader, DataLoader) else None
+        # Where a loader was made from a batch sampler (`identified` does so), its own sampler draws nothing.
+        sampler = getattr(loader.batch_sampler, "sampler", None) if isinstance(loader, DataLoader) else None
         if isinstance(sampler, RandomSampler) and sampler.generator is None:
             sampler.generator = torch.Generator().manual_seed(torch.initial_seed())
+            self._given = sampler
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Takes it back: a loader that serves the next fit too must not go on where this one stopped."""
+        if self._given is not None:
+            self._given.generator = None
+            self._given = None

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from ifloo.errors import InputError
 from ifloo.refit.work import Outcome, Wanted
 from ifloo.store import NULL_ID, GroupFile, GroupRow, LossFile, LossRow
 
@@ -77,12 +78,22 @@ class Groups(Shelf):
         return [file.done() for file in self.files]
 
     def missing(self) -> list[Wanted]:
-        wanted = [
-            Wanted(NULL_ID, group=ids, name=name)
-            for named, done in zip(self.groups.values(), self._done, strict=True)
-            for name, ids in named.items()
-            if name not in done
-        ]
+        """Those not yet in every file.
+
+        Raises:
+            InputError: a group of this name is there, and it is of other samples.
+        """
+        wanted = []
+        for file, named, done in zip(self.files, self.groups.values(), self._done, strict=True):
+            for name, ids in named.items():
+                if name not in done:
+                    wanted.append(Wanted(NULL_ID, group=ids, name=name))
+                elif tuple(done[name].ids) != ids:
+                    raise InputError(
+                        f"{file.path}: group {name} was refitted without other samples than the scores now put into "
+                        "it.\n  They were made anew since. Delete this file to refit its groups, or give another "
+                        "--output_dir to keep both."
+                    )
         return list(dict.fromkeys(wanted))  # random groups are the same for all tests
 
     def takes(self, outcome: Outcome) -> bool:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import optim
 
+from ifloo.errors import InputError
 from ifloo.objective import SampleWeights
 from ifloo.params import ParamSpace
 from ifloo.refit import WEIGHTS, Groups, LeaveOneOut, RefitSettings, WeightSteps, groups, stepped
@@ -90,6 +91,18 @@ def test_a_refit_that_one_test_lacks_is_made_again_for_it_alone(tmp_path):
     assert shelf.missing() == [Wanted(5, weight=0.9)]
     shelf.takes(outcome(Wanted(5, weight=0.9), 1.5, 2.5))
     assert [file.rows()[5].loss for file in files[0.9]] == [1.0, 2.5]
+
+
+def test_groups_of_other_scores_are_not_taken_for_these(tmp_path):
+    """Scores made anew by another method rank other samples first: their name alone does not tell."""
+    file = GroupFile(tmp_path / "group_losses_test_0.jsonl")
+    Groups({0: {"top_5pct": (1, 2)}}, [file]).takes(outcome(Wanted(NULL_ID, group=(1, 2), name="top_5pct"), 1.0))
+    with pytest.raises(InputError) as caught:
+        Groups({0: {"top_5pct": (1, 3)}}, [file]).missing()
+    assert str(caught.value) == (
+        f"{file.path}: group top_5pct was refitted without other samples than the scores now put into it.\n"
+        "  They were made anew since. Delete this file to refit its groups, or give another --output_dir to keep both."
+    )
 
 
 def test_groups_ask_for_what_is_missing_and_record_once(tmp_path):
@@ -225,7 +238,7 @@ def test_what_is_there_is_not_made_again(made):
     assert contents(layout.root) == before
 
 
-class Crash(Exception):
+class CrashError(Exception):
     pass
 
 
@@ -236,7 +249,7 @@ def test_a_run_that_crashed_makes_the_rest_alone(tmp_path, monkeypatch, survive)
 
     def failing(self, tasks):
         if len(asked) == survive:
-            raise Crash
+            raise CrashError
         asked.append(len(tasks))
         return plain(self, tasks)
 
@@ -246,7 +259,7 @@ def test_a_run_that_crashed_makes_the_rest_alone(tmp_path, monkeypatch, survive)
 
     with monkeypatch.context() as patch:
         patch.setattr(StackedReplicas, "fit", failing)
-        with pytest.raises(Crash):
+        with pytest.raises(CrashError):
             leaving(tmp_path, replicas=2).run(IDS, [])
     before, wanted = contents(tmp_path), 1 + NULLS + len(IDS) + 2 * len(STEPPED) + 3
     monkeypatch.setattr(StackedReplicas, "fit", counting)

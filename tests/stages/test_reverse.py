@@ -83,7 +83,7 @@ def test_a_damaged_one_is_not_there(kept, damage):
     assert kept.load() is not None
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -99,11 +99,11 @@ def test_a_killed_pass_goes_on_from_disk(kept, monkeypatch, segments):
         plain(self, found)
         done.append(found.step)
         if len(done) == segments:
-            raise Killed
+            raise KilledError
 
     with monkeypatch.context() as patch:
         patch.setattr(KeptReverse, "keep", dying)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             Unrolled().resumed(trained, queries, kept)
     assert kept.load().step == done[-1]
     ticks = []

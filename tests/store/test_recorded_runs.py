@@ -92,7 +92,7 @@ def test_it_stands_beside_the_checkpoint(folder, tmp_path):
     content = json.loads((folder.path / "run.json").read_text())
     rule = {"class": "Adam", "beta1": 0.8, "beta2": 0.95, "epsilon": 1e-6, "decay": 0.1}
     assert content == {"update": rule, "saved": SAVED, "end": content["end"]}
-    assert re.fullmatch("[0-9a-f]{64}", content["end"])
+    assert re.fullmatch(r"[0-9a-f]{64}", content["end"])
 
 
 def test_nothing_in_it_is_executed(folder):
