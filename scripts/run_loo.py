@@ -13,8 +13,10 @@ from ifloo.cli.run import run
 
 # The ids of the file and nothing else: no refits of other kinds, and no record of the fit, for which nobody asks here
 # and whose place is beside another checkpoint.
-ALONE = ("--refit.weight_steps=0", "--refit.groups=[]", "--refit.seeds=0")
-ALONE += ("--attribution.method=null", "--attribution.further=[]")
+ALONE = (
+    *("--refit.weight_steps=0", "--refit.groups=[]", "--refit.seeds=0"),
+    *("--attribution.method=null", "--attribution.further=[]"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

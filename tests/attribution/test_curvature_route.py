@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from ifloo.attribution import CurvatureRoute, Trained
+from ifloo.attribution.one_step import training_time
+from ifloo.attribution.recorded import State
 from ifloo.attribution.updates import Adam
 from ifloo.curvature import GaussNewton, Hessian, LinearHead
 from ifloo.errors import InputError

@@ -174,6 +174,15 @@ def test_epochs_or_steps_end_a_run(folder, recipe, steps):
     assert float((replayed(module, run)[-1].theta - theta).norm()) < 1e-12
 
 
+def test_groups_of_equal_settings_are_one(folder):
+    def split(parameters):
+        first, *others = parameters
+        return optim.SGD([{"params": [first]}, {"params": others}], lr=0.1)
+
+    module, theta, run = recorded(fits(split), folder)
+    assert float((replayed(module, run)[-1].theta - theta).norm()) < 1e-12
+
+
 class StopError(Exception):
     pass
 

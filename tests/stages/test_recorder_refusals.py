@@ -93,15 +93,6 @@ def test_optimizers_whose_rule_is_not_known(folder, optimizer, fault):
     assert refused(folder, Trained(perceptron(), optimizer)) == refusal(fault)
 
 
-def test_groups_of_equal_settings_are_one(folder):
-    def split(parameters):
-        first, *others = parameters
-        return optim.SGD([{"params": [first]}, {"params": others}], lr=0.1)
-
-    module, theta, run = recorded(fits(split), folder)
-    assert float((replayed(module, run)[-1].theta - theta).norm()) < 1e-12
-
-
 class ByHand(Trained):
     def __init__(self):
         super().__init__(perceptron())
