@@ -14,7 +14,7 @@ SGD = (
     "--attribution.test_ids=[0, 8]",
 )
 FILES = ("loo_losses_test_0.jsonl", "loo_losses_test_8.jsonl", "null/loo_losses_test_8.jsonl")
-NUMBERS = {"seconds", "loss", "grad_norm", "objective", "delta_error"}
+NUMBERS = {"seconds", "astray", "loss", "grad_norm", "objective", "delta_error"}
 
 
 @pytest.fixture(scope="module")
