@@ -18,5 +18,6 @@ for setting in TRAIN_JSONL TEST_JSONL IMAGE_ROOT; do
     rows+=("--data.$(echo "$setting" | tr '[:upper:]' '[:lower:]')" "$path")
 done
 cd "$(dirname "$0")/.."
-. scripts/environment.sh
+environment() { . scripts/environment.sh; } # in a function: a sourced file sees its arguments, none, not our flags
+environment
 exec "$PYTHON" -m ifloo pipeline --config configs/multimodal.yaml ${rows[@]+"${rows[@]}"} "$@"
