@@ -18,7 +18,7 @@ from ifloo.attribution.tracin import HOW_TO_RECORD
 from ifloo.curvature.operator import Tick
 from ifloo.errors import InputError
 from ifloo.gradients import sample_gradients
-from ifloo.objective.batches import Batch, batch_size, map_tensors, rows
+from ifloo.objective.batches import Batch, batch_size, moved, rows
 from ifloo.objective.functional import FunctionalLosses, scoring
 from ifloo.solvers.solution import silent
 
@@ -34,9 +34,8 @@ class OneStep(Method):
     A difference of losses: in float32 changes below 1e-7 L_t are rounding.
 
     Attributes:
-        rate: η; None: the sum of the learning rates of the recorded run, divided by 1 − momentum. A sample's share in
-            all steps of the run comes to that over n, so that the one step is as long as what the run spent on it.
-            Rates of Adam and its kin are not in these units: give one.
+        rate: η; None: how far the recorded run went (`training_time`). A sample's share in all steps of the run comes
+            to that over n, so that the one step is as long as what the run spent on it.
         max_bytes: memory for the weights of samples side by side, and their gradients.
     """
 
@@ -64,7 +63,7 @@ class OneStep(Method):
         objective, theta = trained.objective, trained.theta
         losses, step = objective.losses, self._rate(trained.run) / objective.n
         at_once = min(MOST_AT_ONCE, max(1, self.max_bytes // (2 * theta.numel() * theta.element_size())))
-        queries = map_tensors(lambda x: x.to(theta.device, theta.dtype if x.is_floating_point() else None), queries)
+        queries = moved(queries, theta.device, theta.dtype)
         parts, done = [], 0
         with torch.no_grad(), scoring(losses.module):
             before = _losses_at(losses, theta.unsqueeze(0), queries)

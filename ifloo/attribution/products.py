@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ifloo.gradients import gradient_norms, gradient_products, sample_gradients
-from ifloo.objective.batches import Batch, map_tensors
+from ifloo.objective.batches import Batch, moved
 from ifloo.objective.functional import scoring
 from ifloo.objective.loaders import sequential
 from ifloo.objective.objective import Objective
@@ -101,5 +101,4 @@ class ForwardProducts(Products):
             return max(float(gradient_norms(losses, self.theta, b).max()) for _, b in self.objective.data.with_ids())
 
     def _moved(self, batch: Batch) -> Batch:
-        theta = self.theta
-        return map_tensors(lambda x: x.to(theta.device, theta.dtype if x.is_floating_point() else None), batch)
+        return moved(batch, self.theta.device, self.theta.dtype)

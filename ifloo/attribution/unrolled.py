@@ -17,7 +17,7 @@ from ifloo.attribution.recorded import RecordedRun, State
 from ifloo.curvature.operator import Tick
 from ifloo.errors import InputError, WorkError
 from ifloo.gradients import sample_gradients
-from ifloo.objective.batches import Batch, batch_size, map_tensors
+from ifloo.objective.batches import Batch, batch_size, moved
 from ifloo.objective.functional import FunctionalLosses, scoring
 from ifloo.objective.objective import Objective
 from ifloo.solvers.solution import silent
@@ -117,7 +117,8 @@ class Unrolled(Method):
         self._check(
             distance, fold.run.steps, "the recorded run ends elsewhere than the checkpoint", trained.theta.dtype
         )
-        adjoint = sample_gradients(trained.objective.losses, trained.theta, fold.moved(queries))
+        here = moved(queries, trained.theta.device, trained.theta.dtype)
+        adjoint = sample_gradients(trained.objective.losses, trained.theta, here)
         moments = tuple(torch.zeros_like(adjoint) for _ in end.moments)
         return Reverse(fold.run.steps, adjoint, moments, adjoint.new_zeros(len(adjoint), trained.objective.n), distance)
 
@@ -175,9 +176,9 @@ class Fold:
                 "  Fit it with the recorder on (`ifloo fit` with a config whose `attribution.method` is "
                 "ifloo.attribution.Unrolled), or use a method that needs the weights alone."
             )
-        if len(run.state(0).theta) != objective.size:
+        if (trained_size := len(run.state(0).theta)) != objective.size:
             raise InputError(
-                f"The recorded run trained {len(run.state(0).theta)} parameters, {objective.size} are attributed.\n"
+                f"The recorded run trained {trained_size} parameters, {objective.size} are attributed.\n"
                 "  Unrolled influence is of all trained parameters: leave attribution.parameters out."
             )
         places = {i: column for column, i in enumerate(objective.data.ids.tolist())}
@@ -199,10 +200,6 @@ class Fold:
 
     def batch(self, k: int) -> Batch:
         return self.objective.data.sample(self.columns(k))  # type: ignore[attr-defined]
-
-    def moved(self, batch: Batch) -> Batch:
-        space = self.losses.space
-        return map_tensors(lambda x: x.to(space.device, space.dtype if x.is_floating_point() else None), batch)
 
     def ones(self, batch: Batch) -> Float[Tensor, " b"]:
         theta = self.losses.space

@@ -25,7 +25,7 @@ from ifloo.curvature.operator import (
     Tick,
 )
 from ifloo.errors import InputError, WorkError
-from ifloo.objective.batches import Batch, TrainingData, batch_size, map_tensors, rows
+from ifloo.objective.batches import Batch, TrainingData, batch_size, moved, rows
 from ifloo.objective.objective import Objective
 
 BLOCK_BYTES = 6 << 20  # of inputs between the two passes of a product: they stay in cache
@@ -102,8 +102,8 @@ class LinearHead(StochasticOperator):
 
     def rows_of(self, batch: Batch) -> HeadRows:
         """Other samples (queries) as the head sees them, with all inputs."""
-        moved = map_tensors(lambda x: x.to(self.device, self.dtype if x.is_floating_point() else None), batch)
-        return HeadRows.of(self.head, self.theta, torch.arange(batch_size(batch)), moved)
+        here = moved(batch, self.device, self.dtype)
+        return HeadRows.of(self.head, self.theta, torch.arange(batch_size(batch)), here)
 
     def matmat(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         if self._core is not None:

@@ -5,16 +5,16 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import ClassVar, get_args
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ifloo.data.digits import DigitSet, Dtype
 from ifloo.data.download import MIRRORS, download
+from ifloo.data.loading import loader_of, say
 from ifloo.data.source import FULL, FourFiles, Source, Taken, Wanted, embedded, full, missing
 from ifloo.errors import InputError, WorkError
 
@@ -121,7 +121,8 @@ class MNISTDataModule(L.LightningDataModule):
         asked = self.hparams["source"]
         self.hparams["source"] = source.taken  # so that a checkpoint records what the model was trained on
         fell_back = asked == "auto" and source.taken == "embedded"
-        _say(
+        say(
+            _log,
             logging.WARNING if fell_back else logging.INFO,
             f"MNIST: {len(self.train_set)} training and {len(self.test_set)} test images of the {source.taken} digits "
             f"(source {asked}: {source.reason})",
@@ -195,7 +196,11 @@ class MNISTDataModule(L.LightningDataModule):
     def _digits(self, images: Tensor, labels: Tensor, part: str, source: Source) -> DigitSet:
         limit: int | None = self.hparams[f"{part}_limit"]
         if limit is not None and limit > len(images):
-            _say(logging.WARNING, f"{part}_limit is {limit}, the {part} images are {len(images)}: all of them are used")
+            say(
+                _log,
+                logging.WARNING,
+                f"{part}_limit is {limit}, the {part} images are {len(images)}: all of them are used",
+            )
         return DigitSet(
             images[:limit],
             labels[:limit],
@@ -206,15 +211,7 @@ class MNISTDataModule(L.LightningDataModule):
         )
 
     def _loader(self, digits: DigitSet, shuffle: bool = False) -> DataLoader[dict[str, Tensor]]:
-        workers = self.hparams["num_workers"]
-        return DataLoader(
-            digits,
-            batch_size=min(self.hparams["batch_size"], len(digits)),
-            shuffle=shuffle,
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            persistent_workers=workers > 0,
-        )
+        return loader_of(digits, self.hparams["batch_size"], self.hparams["num_workers"], shuffle)
 
     def _loaded(self) -> _Content:
         if self._content is None:
@@ -236,16 +233,6 @@ class MNISTDataModule(L.LightningDataModule):
 
 FULL_TEST_IMAGES = 10_000
 _EMBEDDED = "source embedded, 5,000 training and 1,000 test images"
-
-
-def _as_it_is(batch: Any) -> Any:
-    """`DigitSet.__getitems__` has made the batch; a named function, so that worker processes can receive it."""
-    return batch
-
-
-@rank_zero_only
-def _say(level: int, line: str) -> None:
-    _log.log(level, line)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

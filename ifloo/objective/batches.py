@@ -33,6 +33,13 @@ def map_tensors(function: Callable[[Tensor], Any], batch: Batch) -> Batch:
     return batch
 
 
+def moved(batch: Batch, device: torch.device, dtype: torch.dtype, non_blocking: bool = False) -> Batch:
+    """The batch on a device, its floating tensors in a dtype; ids and labels keep theirs."""
+    return map_tensors(
+        lambda x: x.to(device, dtype if x.is_floating_point() else None, non_blocking=non_blocking), batch
+    )
+
+
 def tensors_of(batch: Batch) -> Iterator[Tensor]:
     if isinstance(batch, Tensor):
         yield batch
@@ -196,9 +203,7 @@ class TrainingData:
         return rows(joined(parts), torch.argsort(order).to(self.device))
 
     def _moved(self, batch: Batch) -> Batch:
-        return map_tensors(
-            lambda x: x.to(self.device, self.dtype if x.is_floating_point() else None, non_blocking=True), batch
-        )
+        return moved(batch, self.device, self.dtype, non_blocking=True)
 
 
 def _refuse_non_finite(batch: Batch, position: int) -> None:

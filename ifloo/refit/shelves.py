@@ -10,8 +10,7 @@ from functools import cached_property
 from ifloo.errors import InputError
 from ifloo.refit.work import Outcome, Wanted
 from ifloo.store import NULL_ID, GroupFile, GroupRow, LossFile, LossRow
-
-WEIGHTS = (0.9, 1.1)  # of a small step to either side
+from ifloo.store import WEIGHTS as WEIGHTS
 
 
 class Shelf(ABC):

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from ifloo.agreement import Agreement
 from ifloo.report.enough import agreed
 from ifloo.report.methods import positions
-from ifloo.store import JSON, NULL_ID, Layout, LossFile, StoredInfluences
+from ifloo.store import JSON, NULL_ID, WEIGHTS, Layout, LossFile, StoredInfluences
 
-WEIGHTS = (0.9, 1.1)  # of the refits on file, to either side of 1
 PEARSON, SLOPES = 0.98, (0.9, 1.1)  # small steps agree with a correlation of this or more, and a slope in between
 REMOVED_PEARSON, REMOVED_SLOPES = 0.95, (0.8, 1.25)  # and removals with these: the second order has its share in them
 ADVICE = (

@@ -1,6 +1,9 @@
-"""A progress bar for work that all right-hand sides share, such as a factor."""
+"""Progress bars for work that says how far it is."""
 
 from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
@@ -19,3 +22,15 @@ def bar(description: str, shown: bool = True) -> Tick:
             line.pop().close()
 
     return tick
+
+
+@contextmanager
+def ticking(description: str, unit: str) -> Generator[Tick, None, None]:
+    """A line on stderr that is there while the work goes on, from before its first part."""
+    with tqdm(desc=description, unit=unit, leave=False, mininterval=0.5) as line:
+
+        def tick(done: int, total: int) -> None:
+            line.total = total
+            line.update(done - line.n)
+
+        yield tick

@@ -11,7 +11,7 @@ from ifloo.attribution.leverage import removal_effects
 from ifloo.curvature import LinearHead, LinearOperator, as_head
 from ifloo.errors import InputError
 from ifloo.objective import Batch
-from ifloo.objective.batches import map_tensors
+from ifloo.objective.batches import moved
 from ifloo.store import Layout, StoredInfluences, StoredRemovals, removals
 
 DEFINITIONS = (
@@ -43,8 +43,7 @@ def correct_removals(
     if not missing:
         return
     engine.objective.losses.module.to(head.device)  # a Trainer takes it back to the host when it is done
-    moved = map_tensors(lambda x: x.to(head.device, head.dtype if x.is_floating_point() else None), queries)
-    directions = engine.directions(moved)
+    directions = engine.directions(moved(queries, head.device, head.dtype))
     effects, leverages = removal_effects(head, engine.prepared, directions.value, missing)
     by_leverage = dict(zip(missing, leverages.tolist(), strict=True))
     for row, one, residual in zip(effects.tolist(), scored, directions.certificate.residual.tolist(), strict=True):

@@ -19,7 +19,7 @@ from ifloo.params import ParamSpace
 from ifloo.stages.certified import content_of, scored_tests, stored
 from ifloo.stages.corrected import correct_removals
 from ifloo.stages.memory import in_blocks, queries_at_once
-from ifloo.stages.methods import MethodRun
+from ifloo.stages.methods import MethodRun, scores_there
 from ifloo.stages.predictor import InfluencePredictor, InfluenceWriter, ScoredBlock
 from ifloo.stages.self_influence import self_influences
 from ifloo.stages.settings import AttributionSettings, described, method_name
@@ -82,27 +82,13 @@ class InfluenceRun:
             *(self.layout.scores(t) for t in wanted),
         ]
         with self._section("influence", wanted, replaced).opened(self.overwrite):
-            missing = [t for t in wanted if not self._there(t)]
+            stamp = settings_stamp(self._compared())
+            missing = [t for t in wanted if not scores_there(self.layout.scores(t), stamp, self.layout)]
             self.score(missing, make_trainer, lambda one: influences.save(self.layout.scores(one.test_id), one))
         found = [influences.load(self.layout.scores(t)) for t in wanted]
         for one in found:  # top_k is free to change between runs
             save_topk(self.layout.topk_ids(one.test_id), top_k(one.scores, one.train_ids, self.settings.top_k))
         return found
-
-    def _there(self, t: int) -> bool:
-        """Whether the scores of a test are there.
-
-        Raises:
-            InputError: they are, and other settings made them.
-        """
-        if not self.layout.scores(t).exists():
-            return False
-        if influences.load(self.layout.scores(t)).settings != settings_stamp(self._compared()):
-            raise InputError(
-                f"{self.layout.scores(t)} was made with other settings than {self.layout.manifest} says.\n"
-                "  Give another --output_dir to keep it, or --overwrite to replace it."
-            )
-        return True
 
     def all_tests(self, make_trainer: MakeTrainer) -> int:
         """Scores of every test sample in the form asked for, and the index; returns how many were made in this run.
@@ -152,9 +138,17 @@ class InfluenceRun:
         return {**self.origin, "parameters": list(self.settings.parameters), "dtype": self.settings.dtype}
 
     def _methods(self, make_trainer: MakeTrainer) -> MethodRun:
-        trainer = make_trainer(InfluenceWriter(lambda block: None), False)
-        device = trainer.strategy.root_device
-        return MethodRun(self.module, self.datamodule, self.settings, self.layout, device, self.recorded)
+        """Made once: the data it reads and checks serve every method."""
+        if not self._made:
+            trainer = make_trainer(InfluenceWriter(lambda block: None), False)
+            device = trainer.strategy.root_device
+            made = MethodRun(self.module, self.datamodule, self.settings, self.layout, device, self.recorded)
+            self._made.append(made)
+        return self._made[0]
+
+    @cached_property
+    def _made(self) -> list[MethodRun]:
+        return []
 
     def take_part(self, make_trainer: MakeTrainer) -> None:
         """The share of a process that is not the first: it is told what to score, and writes nothing."""

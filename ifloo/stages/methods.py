@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ifloo.attribution import Method, MethodScores, Trained, Unrolled
 from ifloo.attribution.recorded import RecordedRun
 from ifloo.errors import InputError
 from ifloo.objective import Objective, preflight
+from ifloo.solvers.progress import ticking
 from ifloo.stages.reverse import KeptReverse
 from ifloo.stages.settings import AttributionSettings, described
 from ifloo.store import (
@@ -73,12 +73,7 @@ class MethodRun:
         if not test_ids:
             return
         log.info("scores: %s, %d tests in one pass.", method.name, len(test_ids))
-        with tqdm(desc=method.name, unit="part", leave=False, mininterval=0.5) as bar:
-
-            def tick(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
+        with ticking(method.name, "part") as tick:
             found = self._scores(method, test_ids, stamp, tick)
         for k, t in enumerate(test_ids):
             save(_stored(method, found, k, t, stamp))
@@ -102,23 +97,8 @@ class MethodRun:
                 [self.layout.verdict],
             )
             with section.opened(overwrite):
-                missing = [t for t, path in paths.items() if not self._there(path, stamp)]
+                missing = [t for t, path in paths.items() if not scores_there(path, stamp, self.layout)]
                 self.score(method, missing, stamp, lambda one, to=paths: influences.save(to[one.test_id], one))  # type: ignore[misc]
-
-    def _there(self, path: Path, stamp: str) -> bool:
-        """Whether these scores are there.
-
-        Raises:
-            InputError: they are, and other settings made them.
-        """
-        if not path.exists():
-            return False
-        if influences.load(path).settings != stamp:
-            raise InputError(
-                f"{path} was made with other settings than {self.layout.manifest} says.\n"
-                "  Give another --output_dir to keep it, or --overwrite to replace it."
-            )
-        return True
 
     def _scores(
         self, method: Method, test_ids: Sequence[int], stamp: str, tick: Callable[[int, int], None]
@@ -151,6 +131,22 @@ class MethodRun:
             return None
         there = self.settings.self_influence and self.recorded.path.is_dir()
         return self.recorded.read(theta) if there or self.settings.needs_run else None
+
+
+def scores_there(path: Path, stamp: str, layout: Layout) -> bool:
+    """Whether scores of these settings are there.
+
+    Raises:
+        InputError: scores are, and other settings made them.
+    """
+    if not path.exists():
+        return False
+    if influences.load(path).settings != stamp:
+        raise InputError(
+            f"{path} was made with other settings than {layout.manifest} says.\n"
+            "  Give another --output_dir to keep it, or --overwrite to replace it."
+        )
+    return True
 
 
 def _stored(method: Method, found: MethodScores, k: int, t: int, stamp: str) -> StoredInfluences:

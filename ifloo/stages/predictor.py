@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ifloo.attribution import Certificate, Directions, InfluenceEngine, Scores
 from ifloo.objective import Batch, Objective, Stationarity, preflight
-from ifloo.objective.batches import batch_size, map_tensors, rows, sample_ids
+from ifloo.objective.batches import batch_size, moved, rows, sample_ids
 from ifloo.stages.plan import engine_for
 from ifloo.stages.settings import AttributionSettings
 from ifloo.stages.world import World
@@ -98,9 +98,7 @@ class InfluencePredictor(L.LightningModule):
         own = world.share(m, SOLVED_TOGETHER)
         solved: Directions | None = None
         with world.together():
-            queries = map_tensors(
-                lambda x: x.to(engine.theta.device, engine.theta.dtype if x.is_floating_point() else None), self.queries
-            )
+            queries = moved(self.queries, engine.theta.device, engine.theta.dtype)
             if own.start < own.stop:
                 with solver_progress(engine, world.first):
                     solved = engine.directions(queries if world.size == 1 else rows(queries, own))

@@ -10,10 +10,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ifloo.attribution import last_layer_self, loss_ranking, tracin_self
 from ifloo.curvature import LinearHead
+from ifloo.curvature.operator import Tick
+from ifloo.solvers.progress import ticking
 from ifloo.stages.methods import MethodRun
 from ifloo.stages.plan import HEAD_BYTES
 from ifloo.store import JSON, Manifest, Section, StoredSelfInfluence, self_influence, settings_stamp
@@ -29,8 +30,6 @@ DEFINITIONS = (
     f"rate * |grad l_i|^2 over steps, at {CHECKPOINTS} states of the run, nats for plain SGD. Large: only the sample "
     "itself speaks for its label."
 )
-
-Tick = Callable[[int, int], None]
 
 
 def self_influences(run: MethodRun, compared: dict[str, JSON], overwrite: bool) -> None:
@@ -101,10 +100,5 @@ def _last_layer(module: nn.Module) -> str | None:
 
 def _told(name: str, work: Callable[[Tick], Tensor]) -> NDArray[np.float64]:
     """Runs it under a bar."""
-    with tqdm(desc=f"self-influence, {name}", unit="sample", leave=False, mininterval=0.5) as bar:
-
-        def tick(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with ticking(f"self-influence, {name}", "sample") as tick:
         return work(tick).double().cpu().numpy()

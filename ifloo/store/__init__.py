@@ -13,7 +13,7 @@ from ifloo.store.fingerprint import sha256_of_tensors
 from ifloo.store.groups import GroupFile, GroupRow
 from ifloo.store.ids import read_ids, save_topk, top_k
 from ifloo.store.influences import StoredInfluences
-from ifloo.store.layout import CORRECTED, Layout
+from ifloo.store.layout import CORRECTED, WEIGHTS, Layout
 from ifloo.store.losses import NULL_ID, UNSURE, LossFile, LossRow
 from ifloo.store.manifest import Manifest, environment
 from ifloo.store.recorded_runs import RunFolder
@@ -26,6 +26,7 @@ __all__ = [
     "JSON",
     "NULL_ID",
     "UNSURE",
+    "WEIGHTS",
     "AllTests",
     "GroupFile",
     "GroupRow",

@@ -6,6 +6,9 @@ from pathlib import Path
 CORRECTED = "leverage_corrected"
 """Name of the method, in files and verdicts, that counts in the leverage of the removed sample."""
 
+WEIGHTS = (0.9, 1.1)
+"""Of the refits with one sample at a small step to either side of 1."""
+
 
 @dataclass(frozen=True)
 class Layout:

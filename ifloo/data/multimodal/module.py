@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ifloo.data.loading import loader_of, say
 from ifloo.data.multimodal.dataset import Dtype, MultimodalSet
 from ifloo.data.multimodal.embedded import EmbeddedSet, make_embedded
 from ifloo.data.multimodal.form import Channels, Form
@@ -214,15 +214,7 @@ class MultimodalDataModule(L.LightningDataModule):
         )
 
     def _loader(self, rows: MultimodalSet, shuffle: bool = False) -> DataLoader[dict[str, Tensor]]:
-        workers = self.hparams["num_workers"]
-        return DataLoader(
-            rows,
-            batch_size=min(self.hparams["batch_size"], len(rows)),
-            shuffle=shuffle,
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            persistent_workers=workers > 0,
-        )
+        return loader_of(rows, self.hparams["batch_size"], self.hparams["num_workers"], shuffle)
 
     def _loaded(self) -> _Content:
         if self._content is None:
@@ -235,17 +227,17 @@ class MultimodalDataModule(L.LightningDataModule):
             limit = self.hparams[f"{part}_limit"]
             if limit is not None and limit > len(rows):
                 said = f"{part}_limit is {limit}, the usable {part} rows are {len(rows)}: all of them are used"
-                _say(logging.WARNING, said)
+                say(_log, logging.WARNING, said)
             if rows.skipped:
                 first = rows.skipped[0]
                 bad, good = len(rows.skipped), len(rows)
                 where = f"{first.file}: {bad} of {bad + good} rows are bad and left out"
-                _say(logging.WARNING, f"{where}, the first at line {first.line}: {first.reason}")
+                say(_log, logging.WARNING, f"{where}, the first at line {first.line}: {first.reason}")
         if self.rows_cut:
             limit = self.hparams["max_seq_len"]
-            _say(logging.WARNING, f"{self.rows_cut} rows are longer than max_seq_len {limit} and lost text")
+            say(_log, logging.WARNING, f"{self.rows_cut} rows are longer than max_seq_len {limit} and lost text")
         counts = f"{len(self.train_set)} training and {len(self.test_set)} test rows"
-        _say(logging.INFO, f"Image-text data: {counts} ({self.source_taken}: {self.source_reason})")
+        say(_log, logging.INFO, f"Image-text data: {counts} ({self.source_taken}: {self.source_reason})")
 
     def _no_such_test_id(self, id_: int) -> str:
         known, limit = self.test_set.ids, self.hparams["test_limit"]
@@ -259,13 +251,3 @@ class MultimodalDataModule(L.LightningDataModule):
             f"test id {id_} is not there: the {len(known)} test rows in use have ids within "
             f"{int(known[0])}..{int(known[-1])}.\n  {', or '.join(steps)}."
         )
-
-
-def _as_it_is(batch: Any) -> Any:
-    """`MultimodalSet.__getitems__` has made the batch; a named function, so that worker processes can receive it."""
-    return batch
-
-
-@rank_zero_only
-def _say(level: int, line: str) -> None:
-    _log.log(level, line)
