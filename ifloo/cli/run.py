@@ -13,6 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from ifloo.cli.lightning_cli import IflooCLI
 from ifloo.cli.setup import Setup
 from ifloo.errors import InputError, WorkError
+from ifloo.stages.world import World
 
 # Lightning's advice on loaders and hardware, which is about other data than ours (in memory, one batch).
 _THIRD_PARTY = (
@@ -60,6 +61,8 @@ def run(arguments: Sequence[str], work: Callable[[Setup], object] | None = None)
         if isinstance(stop.__context__, KeyboardInterrupt):
             return _interrupted()
         raise
+    finally:
+        World.leave()
     return 0
 
 

@@ -64,6 +64,15 @@ class World:
                 dist.destroy_process_group(self.group)
 
     @staticmethod
+    def leave() -> None:
+        """At the end of a program: whatever a Trainer still keeps open, whose threads may abort the process."""
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized():
+            with suppress(RuntimeError):
+                dist.destroy_process_group()
+
+    @staticmethod
     def waiting(trainer: L.Trainer) -> bool:
         """Whether the others are there already (torchrun, Slurm), and want to be told even that there is no work."""
         if trainer.world_size == 1:

@@ -53,6 +53,8 @@ def main(devices: int, n: int, kind: str, path: str) -> None:
     predictor.queries = data.test_batch(range(QUERIES))
     trainer.predict(predictor, return_predictions=False)
     assert torch.distributed.is_initialized() == (devices > 1)
+    World.leave()
+    assert not torch.distributed.is_initialized()
 
 
 if __name__ == "__main__":
