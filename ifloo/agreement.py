@@ -58,9 +58,9 @@ def agreement(
 ) -> Agreement:
     """Compare predicted with actual changes of a test loss, both [n] in nats, one row per removal.
 
-    The intervals are 95 % percentile bootstrap intervals over removals. A draw in which a statistic does not exist
-    (all its rows are equal, or none exceeds the noise floor) is left out of that interval; with more than 5 % of such
-    draws there is no interval.
+    The intervals are 95 % percentile bootstrap intervals over removals (Efron & Tibshirani 1993, chapter 13). A draw in
+    which a statistic does not exist (all its rows are equal, or none exceeds the noise floor) is left out of that
+    interval; with more than 5 % of such draws there is no interval.
 
     Args:
         predicted: predicted changes, nats.
@@ -69,7 +69,8 @@ def agreement(
         draws: number of bootstrap draws.
         seed: of the draws; the same seed gives the same intervals.
 
-    What is not one finite value of each per row, with 3 rows or more that vary, is an InputError.
+    Raises:
+        InputError: not one finite value of each per row, fewer than 3 rows, all rows alike, a floor below 0, no draw.
     """
     x, y = _checked(predicted, actual)
     _check_options(noise_floor, draws)

@@ -12,7 +12,10 @@ from ifloo.objective.functional import FunctionalLosses
 
 
 def sample_gradients(losses: FunctionalLosses, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, "b p"]:
-    """∇ℓ_i(θ) of each sample of a batch: b x p numbers, so keep batches small."""
+    """∇ℓ_i(θ) of each sample of a batch, nats per unit of each parameter: b x p numbers, so keep batches small.
+
+    To be called within `scoring(module)`, as all of this file: random layers off, kernels that have derivatives.
+    """
 
     def one(parameters: Tensor, sample: Batch) -> Tensor:
         return losses.sample_losses(parameters, map_tensors(lambda x: x.unsqueeze(0), sample)).squeeze(0)
@@ -23,7 +26,10 @@ def sample_gradients(losses: FunctionalLosses, theta: Float[Tensor, " p"], batch
 def gradient_products(
     losses: FunctionalLosses, theta: Float[Tensor, " p"], batch: Batch, directions: Float[Tensor, "m p"]
 ) -> Float[Tensor, "m b"]:
-    """`directions[t] · ∇ℓ_i(θ)` of each sample i, without forming gradients: jvp of the vector of sample losses."""
+    """`directions[t] · ∇ℓ_i(θ)` of each sample i, without forming gradients: jvp of the vector of sample losses.
+
+    Needs memory for b numbers a direction beside the activations, none for a gradient.
+    """
 
     def along(direction: Tensor) -> Tensor:
         return jvp(lambda parameters: losses.sample_losses(parameters, batch), (theta,), (direction,))[1]

@@ -42,9 +42,9 @@ class ParamSpace:
             InputError: nothing matches, or the parameters differ in dtype or device.
         """
         trainable = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        chosen = {n: p for n, p in trainable.items() if any(fnmatch.fnmatchcase(n, x) for x in patterns)}
+        chosen = {n: p for n, p in trainable.items() if any(matches(module, n, x) for x in patterns)}
         if not chosen:
-            raise InputError(_nothing_matches(patterns, list(trainable)))
+            raise InputError(_nothing_matches(patterns, [known_as(module, n) for n in trainable]))
         kinds = {(p.dtype, p.device) for p in chosen.values()}
         if len(kinds) > 1:
             raise InputError(
@@ -83,6 +83,16 @@ class ParamSpace:
         named = dict(module.named_parameters())
         for name, value in self.unflatten(flat).items():
             named[name].copy_(value)
+
+
+def known_as(module: nn.Module, name: str) -> str:
+    """The name of a parameter as whoever wrote the model knows it: without the prefix of what wraps it."""
+    return name.removeprefix(getattr(module, "wraps", ""))
+
+
+def matches(module: nn.Module, name: str, pattern: str) -> bool:
+    """Whether a parameter's name, in full or as its author knows it, matches a shell-style pattern."""
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(known_as(module, name), pattern)
 
 
 def _nothing_matches(patterns: Sequence[str], names: list[str]) -> str:

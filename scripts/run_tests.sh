@@ -1,6 +1,20 @@
 #!/usr/bin/env bash
 # The test suite; sets itself up. Further flags go to pytest, e.g. -m "not full" or tests/test_flagship.py.
+# Two files of tests run at a time where pytest-xdist is installed; -n 0 runs one.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/environment.sh test
-exec "$PYTHON" -m pytest "$@"
+two=(-n 2 --dist loadfile --no-loadscope-reorder)
+_ifloo_has "$PYTHON" xdist || two=()
+files=0
+for argument in "$@"; do
+    case "$argument" in
+        -n* | --numprocesses* | --maxprocesses* | --dist* | no:xdist | -pno:xdist | --pdb* | --trace | -s | --capture=no) two=() ;;
+    esac
+    if [ -e "${argument%%::*}" ]; then files=$((files + 1)); fi
+    if [ -d "$argument" ]; then files=$((files + 1)); fi
+done
+[ "$files" = 1 ] && two=() # a single file: nothing to deal out
+# Each of two has one core: threads of its own would wait for those of the other.
+[ ${#two[@]} = 0 ] || export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+exec "$PYTHON" -m pytest ${two[@]+"${two[@]}"} "$@"

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 CHECKOUT = Path(__file__).parents[1]
+LONG = 300.0  # seconds until another process counts as hung, however busy the machine; nobody waits for it who passes
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from ifloo.attribution.method import Method, MethodScores, Trained
 from ifloo.attribution.one_step import training_time
 from ifloo.attribution.recorded import RecordedRun
 from ifloo.attribution.tracin import HOW_TO_RECORD
-from ifloo.curvature import Damped, GaussNewton, LinearOperator, as_head
+from ifloo.curvature import Damped, GaussNewton, LinearHead, LinearOperator, as_head
 from ifloo.curvature.operator import Tick
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, batch_size
@@ -29,6 +30,7 @@ from ifloo.solvers.solution import silent
 
 log = logging.getLogger(__name__)
 WORST = tuple(Status)  # from well to worst
+HEAD_BYTES = 4 << 30  # of inputs and output curvatures that a linear head may keep
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class CurvatureRoute(Method):
         refuse_decoupled(module, self.label)
         damping = self._damping(trained.run)
         with attributed(trained.objective, trained.theta, self.parameters) as (objective, theta), scoring(module):
+            self._refuse_large_head(objective)
             operator = self.curvature(objective, theta)
             curvature = Damped(operator, damping) if damping else operator
             head = as_head(curvature)
@@ -90,7 +93,20 @@ class CurvatureRoute(Method):
             max(certificate.status, key=WORST.index).value,
             damping,
             certificate.undamped_residual,
+            certificate.curves,
         )
+
+    def _refuse_large_head(self, objective: Objective) -> None:
+        made = self.curvature
+        # The command line wraps a class into a partial of its settings.
+        if LinearHead not in (made.args if isinstance(made, functools.partial) else (made,)):
+            return
+        if (need := LinearHead.bytes_kept(objective)) > HEAD_BYTES:
+            raise InputError(
+                f"{self.label}: a LinearHead of {objective.n:,} training samples would keep {need / 2**30:.1f} GiB of "
+                f"inputs and output curvatures, allowed are {HEAD_BYTES / 2**30:.1f} GiB.\n"
+                "  Train on fewer samples, or use curvature GaussNewton with solver CG: the same matrix, nothing kept."
+            )
 
     def _damping(self, run: RecordedRun | None) -> float:
         if self.damping is not None:

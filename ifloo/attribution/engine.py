@@ -15,6 +15,7 @@ from ifloo.curvature.operator import Damped, LinearOperator, Tick
 from ifloo.objective.batches import Batch, batch_size, rows, sample_ids
 from ifloo.objective.functional import scoring
 from ifloo.objective.objective import Objective
+from ifloo.solvers.progress import recording
 from ifloo.solvers.solution import Prepared, Solution, Solver, relative_residual, silent
 
 QUERY_BLOCK = 16  # queries solved together: [16, p] a handful of times
@@ -86,13 +87,12 @@ class InfluenceEngine:
         blocks = [rows(queries, slice(i, i + size)) for i in starts]
         with scoring(self.objective.losses.module):
             gradients = [self.products.query_gradients(b) for b in blocks]
-            solutions = [self.prepared.solve(g).require(i, m) for i, g in zip(starts, gradients, strict=True)]
-            parts = [self._certificate(s, g) for s, g in zip(solutions, gradients, strict=True)]
+            solved = [self._solved(g, i, m) for i, g in zip(starts, gradients, strict=True)]
         ids = sample_ids(queries)
         return Directions(
-            torch.cat([s.value for s in solutions]),
+            torch.cat([value for value, _ in solved]),
             torch.arange(m) if ids is None else ids.cpu(),
-            _joined(parts),
+            _joined([certificate for _, certificate in solved]),
         )
 
     def of(self, directions: Directions, chunk: Chunk) -> Float[Tensor, "m b"]:
@@ -115,7 +115,13 @@ class InfluenceEngine:
         """max_i ‖∇ℓ_i(θ̂)‖ over the training samples."""
         return self.products.largest_gradient()
 
-    def _certificate(self, solution: Solution, gradients: Float[Tensor, "m p"]) -> Certificate:
+    def _solved(self, gradients: Float[Tensor, "b p"], first: int, m: int) -> tuple[Float[Tensor, "b p"], Certificate]:
+        """The directions of one block of queries and their certificate."""
+        with recording(self.prepared) as told:
+            solution = self.prepared.solve(gradients).require(first, m)
+        return solution.value, self._certificate(solution, gradients, told.ended(solution))
+
+    def _certificate(self, solution: Solution, gradients: Float[Tensor, "m p"], curve: Tensor) -> Certificate:
         damping = self.curvature.damping if isinstance(self.curvature, Damped) else 0.0
         undamped = solution.residual
         if isinstance(self.curvature, Damped) and damping > 0:
@@ -135,6 +141,7 @@ class InfluenceEngine:
             None if repeat is None else repeat.norm(dim=1) / length.clamp_min(torch.finfo(length.dtype).tiny),
             solution.steps,
             solution.status,
+            (curve,) * len(solution.status),
         )
 
 
@@ -148,4 +155,5 @@ def _joined(parts: list[Certificate]) -> Certificate:
     assert undamped is not None
     assert steps is not None
     status = tuple(s for p in parts for s in p.status)
-    return Certificate(residual, undamped, cat("error_bound"), cat("repeat_error"), steps, status)
+    curves = tuple(c for p in parts for c in p.curves)
+    return Certificate(residual, undamped, cat("error_bound"), cat("repeat_error"), steps, status, curves)

@@ -99,7 +99,15 @@ def positions_of(train_ids: Int[Tensor, " n"], ids: Sequence[int]) -> Int[Tensor
 def removal_effects(
     head: LinearHead, prepared: Prepared, directions: Float[Tensor, "m p"], ids: Sequence[int]
 ) -> tuple[Float[Tensor, "m g"], Float[Tensor, " g"]]:
-    """Corrected ΔL_t of removing each id with weight zero, nats, and the ids' leverages.
+    """Corrected ΔL_t of removing each id with weight zero, nats, and the ids' leverages, dimensionless.
+
+    Source: Sherman & Morrison 1950 and Woodbury 1950; for one output the case deletion of Cook 1977.
+
+    Args:
+        head: curvature of the head at θ̂.
+        prepared: a solver of H + δI, ready for right-hand sides.
+        directions: (H + δI)⁻¹∇L_t of the m tests.
+        ids: g training ids.
 
     Raises:
         InputError: an id that is none of the training data's.

@@ -42,6 +42,7 @@ class MethodScores:
         status: how it ended, in a word or two.
         damping: δ added to a curvature, where there was one.
         undamped_residual: `[m]`, of the system without it; None where nothing was solved.
+        curves: one of each query, as those of a `Certificate`; none where nothing was solved.
     """
 
     value: Float[Tensor, "m n"]
@@ -51,6 +52,7 @@ class MethodScores:
     status: str = "no solve"
     damping: float = 0.0
     undamped_residual: Float[Tensor, " m"] | None = None
+    curves: tuple[Float[Tensor, "s 2"], ...] = ()
 
 
 class Method(ABC):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ifloo.attribution.leverage import positions_of
+from ifloo.errors import InputError
 from ifloo.objective.weights import Removal
 from ifloo.solvers.solution import Status
 
@@ -30,6 +33,8 @@ class Certificate:
         repeat_error: `[m]`, standard error between repeats of a stochastic solver relative to ‖x‖; None for the others.
         steps: `[m]`.
         status: one of each query.
+        curves: one of each query, shared by those solved together: step and worst relative residual of the damped
+            system among them, float64 on the host; the last point is recomputed on the full data.
     """
 
     residual: Float[Tensor, " m"]
@@ -38,6 +43,7 @@ class Certificate:
     repeat_error: Float[Tensor, " m"] | None
     steps: Int[Tensor, " m"]
     status: tuple[Status, ...]
+    curves: tuple[Float[Tensor, "s 2"], ...]
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,34 @@ class Scores:
         """mean_i s[t, i] over all n training samples, which a `drop` removal needs."""
         return self.value.mean(1)
 
+    def group(self, ids: Sequence[int], removal: Removal = "drop") -> Float[Tensor, " m"]:
+        """Predicted ΔL_t, nats, when all samples of a group G are removed together and the model is trained again.
 
-def predicted_change(scores: Float[Tensor, "*k"], mean: float, removal: Removal) -> Float[Tensor, "*k"]:
+        The sum of what is predicted for each alone: `zero_weight` (their weights go to 0, n stays) −Σ_{i∈G} s[t, i],
+        `drop` (their rows are deleted: the mean runs over n − |G|) −Σ_{i∈G} (s[t, i] − mean_i s[t, i]). The error is of
+        second order in |G|/n: how samples stand in for each other is not in a sum of derivatives.
+
+        Source: Koh, Ang, Teo & Liang 2019, arXiv:1905.13289, eq. (2).
+
+        Args:
+            ids: of training samples, each once.
+            removal: what training again does without them.
+
+        Raises:
+            InputError: no id, an id twice, or one that is no training sample's.
+        """
+        if not len(ids) or len(set(ids)) != len(ids):
+            raise InputError(
+                f"A group is one or more training ids, each once; got {len(ids)} ids, {len(set(ids))} of them "
+                "different.\n  Give each id of the group once."
+            )
+        members = self.value[:, positions_of(self.train_ids, ids)]
+        return predicted_change(members, self.mean.unsqueeze(1), removal).sum(1)
+
+
+def predicted_change(
+    scores: Float[Tensor, "*k"], mean: float | Float[Tensor, "*#k"], removal: Removal
+) -> Float[Tensor, "*k"]:
     """Predicted ΔL_t, nats, when the samples with these scores are removed, one at a time.
 
     `zero_weight`: −s. `drop`: −(s − mean), since at a stationary point Σ∇ℓ_i/n = −∇R, so that dividing by n − 1 and

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ifloo.attribution.curvature_route import attributed
+from ifloo.attribution.engine import InfluenceEngine
 from ifloo.attribution.method import Trained
 from ifloo.attribution.tracin import part_of, recorded, segments
 from ifloo.curvature import Damped, Hessian, LinearHead, LinearOperator, as_head
@@ -20,11 +22,60 @@ from ifloo.objective.batches import batch_size, rows
 from ifloo.objective.functional import scoring
 from ifloo.objective.objective import Objective
 from ifloo.solvers import Auto
-from ifloo.solvers.solution import silent
+from ifloo.solvers.solution import Prepared, relative_residual, silent
 
 log = logging.getLogger(__name__)
 BYTES_AT_ONCE = 64 << 20  # of gradients
 FEWEST = 16  # right-hand sides solved together
+
+
+@dataclass(frozen=True)
+class SelfInfluence:
+    """(1/n) ∇ℓ_iᵀ (H + δI)⁻¹ ∇ℓ_i = −s[i, i] of all n samples, with the certificates of the n solves.
+
+    Attributes:
+        value: `[n]`, nats.
+        residual: `[n]`, relative, of the damped system, on the full data.
+        undamped_residual: `[n]`, relative, of the undamped one; the same where δ = 0.
+        error_bound: `[n]`, nats: no value is further from the damped solution than this; None where no lower bound
+            μ > 0 on the curvature is known.
+    """
+
+    value: Float[Tensor, " n"]
+    residual: Float[Tensor, " n"]
+    undamped_residual: Float[Tensor, " n"]
+    error_bound: Float[Tensor, " n"] | None
+
+
+def certified_self(engine: InfluenceEngine, tick: Tick = silent) -> SelfInfluence:
+    """−s[i, i] by the curvature and solver of an engine: first order in its weight, how far a sample's own loss rises.
+
+    n solves: of a factor about 8 n q² operations; by products n times those of one test.
+
+    Source: Koh & Liang 2017, arXiv:1703.04730, sec. 5.4.
+
+    Args:
+        engine: of the attribution, at θ̂.
+        tick: told how many samples are done.
+
+    Raises:
+        SolveError: the curvature is not positive definite, or a solve missed its tolerance; "query i" is sample i.
+    """
+    A, objective, theta, parts, done = engine.curvature, engine.objective, engine.theta, [], 0
+    base, damping = (A.base, A.damping) if isinstance(A, Damped) else (A, 0.0)
+    with scoring(objective.losses.module):
+        for G in _gradients(objective, theta, A, _at_once(theta, engine.prepared)):
+            solved = engine.prepared.solve(G).require(done, objective.n)
+            undamped = relative_residual(base, solved.value, G) if damping else solved.residual
+            parts.append(((solved.value * G).sum(1) / objective.n, solved.residual, undamped, G.square().sum(1)))
+            done += len(G)
+            tick(done, objective.n)
+    value, residual, undamped, squares = (torch.cat(column) for column in zip(*parts, strict=True))
+    bound = None
+    if engine.strong_convexity is not None and engine.strong_convexity + damping > 0:
+        # |g·(x̂ − x)| <= |g| |r| / (μ + δ), and |r| is the relative residual times |g|.
+        bound = residual * squares / (objective.n * (engine.strong_convexity + damping))
+    return SelfInfluence(value, residual, undamped, bound)
 
 
 def tracin_self(trained: Trained, checkpoints: int | None = 10, tick: Tick = silent) -> Float[Tensor, " n"]:
@@ -77,8 +128,7 @@ def last_layer_self(
         operator = _curvature(part, own)
         A = Damped(operator, damping) if damping else operator
         prepared = Auto().chosen(A, part.n).prepare(A)
-        fits = BYTES_AT_ONCE // (own.numel() * own.element_size())
-        for gradients in _gradients(part, own, A, max(1, min(fits, max(FEWEST, prepared.at_once)))):
+        for gradients in _gradients(part, own, A, _at_once(own, prepared)):
             parts.append(prepared.sandwich(gradients.unsqueeze(1)).flatten() / part.n)
             done += len(gradients)
             tick(done, part.n)
@@ -94,6 +144,12 @@ def loss_ranking(objective: Objective, theta: Float[Tensor, " p"], tick: Tick = 
             done += len(parts[-1])
             tick(done, objective.n)
     return torch.cat(parts)
+
+
+def _at_once(theta: Tensor, prepared: Prepared) -> int:
+    """Gradients to form and solve for together."""
+    fits = BYTES_AT_ONCE // (theta.numel() * theta.element_size())
+    return max(1, min(fits, max(FEWEST, prepared.at_once)))
 
 
 def _curvature(objective: Objective, theta: Tensor) -> LinearOperator:

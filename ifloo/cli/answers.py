@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ifloo.objective import Batch, OutputLosses, scoring
-from ifloo.objective.batches import map_tensors
+from ifloo.objective.batches import as_made, map_tensors
 from ifloo.report.gallery import ConversationSet
 from ifloo.store import JSON
 
@@ -46,7 +46,7 @@ def outcomes(module: Any, datamodule: Any, test_ids: Sequence[int]) -> dict[int,
     if not isinstance(module, OutputLosses):
         return {}
     with torch.no_grad(), scoring(module):  # type: ignore[arg-type]
-        outputs = module.outputs(_moved(datamodule.test_batch(test_ids), module))
+        outputs = module.outputs(_moved(as_made(datamodule.test_batch(test_ids)), module))
     if outputs.ndim != 2:
         return {}
     return {t: f"predicted {int(row.argmax())}" for t, row in zip(test_ids, outputs, strict=True)}

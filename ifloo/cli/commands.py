@@ -9,9 +9,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from ifloo.cli import answers, tables
+from ifloo.cli.examining import doctor, look
+from ifloo.cli.same_tests import refuse_other_tests
 from ifloo.cli.setup import Setup
 from ifloo.errors import InputError
 from ifloo.refit import (
@@ -30,10 +34,12 @@ from ifloo.refit import (
     removals,
     stepped,
 )
-from ifloo.report import Reporter
+from ifloo.report import Reporter, SampleGradients
+from ifloo.stages.certified import contents_of
 from ifloo.store import JSON, GroupFile, LossFile, Manifest, Section, influences, read_ids, top_k
 
 log = logging.getLogger(__name__)
+LEFT_OUT = ("skipped", "rows_cut")  # what a data module may say of rows that training did not see, or not whole
 
 
 def fit(setup: Setup) -> Setup:
@@ -42,16 +48,17 @@ def fit(setup: Setup) -> Setup:
     setup.load_data()
     setup.hyper_parameters()
     _refuse_other_data(setup)
+    look(setup, trained=False)
     recipe = Recipe.of(setup.trainer)
     record: dict[str, JSON] = {
         "experiment": setup.experiment,
-        "model_class": f"{type(setup.module).__module__}.{type(setup.module).__qualname__}",
+        "model_class": f"{type(setup.subject).__module__}.{type(setup.subject).__qualname__}",
         "seed": setup.seed,
         "recipe": recipe.compared(),
         "source": getattr(setup.datamodule, "source_taken", None),
     }
     minimum = fit_base(setup.module, setup.datamodule, setup.trainer, setup.finish, setup.checkpoint, record)
-    metrics = setup.trainer.validate(setup.module, datamodule=setup.datamodule, verbose=False)
+    metrics = _validated(setup)
     right = answers.exact_match(setup.module, setup.datamodule)
     Manifest.at(setup.layout.manifest).record(
         "fit",
@@ -60,6 +67,7 @@ def fit(setup: Setup) -> Setup:
             "checkpoint": str(setup.checkpoint),
             "source": getattr(setup.datamodule, "source_taken", None),
             "source_reason": getattr(setup.datamodule, "source_reason", None),
+            **{name: getattr(setup.datamodule, name) for name in LEFT_OUT if hasattr(setup.datamodule, name)},
             "J": minimum.value,
             "grad_norm": minimum.grad_norm,
             **{k: v for one in metrics for k, v in one.items()},
@@ -69,6 +77,13 @@ def fit(setup: Setup) -> Setup:
     tables.fitted(minimum, metrics, setup.checkpoint)
     tables.exact_match(right)
     return replace(setup, base=load_base(setup.checkpoint))
+
+
+def _validated(setup: Setup) -> Sequence[Mapping[str, float]]:
+    """What the model measures of its test or validation data; nothing for one that does not."""
+    if not is_overridden("validation_step", setup.module):
+        return []
+    return setup.trainer.validate(setup.module, datamodule=setup.datamodule, verbose=False)
 
 
 def _refuse_other_data(setup: Setup) -> None:
@@ -90,6 +105,7 @@ def influence(setup: Setup) -> None:
     if setup.rank > 0:
         _silence()
     setup.restore()
+    look(setup, trained=True)
     run = setup.influence_run(setup.layout, setup.overwrite)
     if setup.rank > 0:
         run.take_part(setup.predict_trainer)
@@ -132,7 +148,9 @@ def loo(setup: Setup) -> None:
 def leave_one_out(setup: Setup) -> None:
     """Refits without the top-k ids of each test and the random controls."""
     setup.restore()
+    look(setup, trained=True)
     assert setup.base is not None
+    refuse_other_tests(setup, "influence", *(() if setup.overwrite else ("loo",)))
     ids = setup.test_ids
     known = setup.datamodule.train_set.ids.numpy()
     top = {t: read_ids(setup.layout.topk_ids(t), known)[: setup.refit.top_k].tolist() for t in ids}
@@ -176,9 +194,8 @@ def refits(
         "finish": {"after": setup.finish.after, "tolerance": setup.finish.tolerance},
         "controls_seed": setup.refit.seed,
     }
-    base, hparams = setup.module, setup.hyper_parameters()
-    kind: Any = type(base)
-    start = functools.partial(copy.deepcopy, base) if setup.refit.init == "warm" else functools.partial(kind, **hparams)
+    base = setup.module
+    start = functools.partial(copy.deepcopy, base) if setup.refit.init == "warm" else setup.made_anew()
     leaving = LeaveOneOut(
         base=base,
         # A base fit that decays weights was recorded, or it would have been refused: refits may do as it did.
@@ -197,9 +214,9 @@ def refits(
     }
     named = [path for pair in paths.values() for path in pair]
     replaced = named if section != "loo" else [*setup.layout.losses_there(), *named]
-    opening = Section(
-        Manifest.at(setup.layout.manifest), section, compared, recorded, replaced, derived=[setup.layout.verdict]
-    )
+    manifest, contents = Manifest.at(setup.layout.manifest), contents_of(setup.datamodule, list(paths))
+    compared = manifest.joined(section, compared, contents, recorded, setup.overwrite)
+    opening = Section(manifest, section, compared, recorded, replaced, derived=[setup.layout.verdict])
     with opening.opened(setup.overwrite):
         leaving.run(removals(top, random), random)
 
@@ -221,16 +238,25 @@ def shelves(
 
 
 def report(setup: Setup) -> None:
-    """The verdict, its table, the pictures and TensorBoard."""
+    """The verdict, its table, the pictures, the page and TensorBoard; scores alone make a page without a verdict."""
     setup.restore()
+    refuse_other_tests(setup, "influence", "loo")
     by = reporter(setup)
-    tables.verdict(by.run(setup.test_ids, setup.refit.top_k), by.mislabels())
-    print(f"verdict: {setup.layout.verdict}\npictures: {setup.layout.root / 'figs'}")
+    compared = by.run(setup.test_ids, setup.refit.top_k)
+    tables.verdict(compared, by.mislabels())
+    if compared:
+        print(f"verdict: {setup.layout.verdict}\npictures: {setup.layout.root / 'figs'}")
+    if missing := [t for t in setup.test_ids if t not in compared]:
+        print(f"not verified yet: test {', '.join(map(str, missing))} (`ifloo loo` makes the refits)")
+    print(f"report: {setup.layout.report}")
 
 
 def reporter(setup: Setup) -> Reporter:
     outcomes = answers.outcomes(setup.module, setup.datamodule, setup.test_ids)
-    return Reporter(setup.layout, setup.datamodule, Path("lightning_logs") / setup.experiment, outcomes)
+    parameters = tuple(setup.attribution.parameters)
+    gradients = SampleGradients(setup.module, setup.datamodule.train_dataloader(), parameters)
+    log_dir = Path("lightning_logs") / setup.experiment
+    return Reporter(setup.layout, setup.datamodule, log_dir, outcomes, gradients)
 
 
 def pipeline(setup: Setup) -> None:
@@ -258,4 +284,5 @@ COMMANDS: Mapping[str, Callable[[Setup], object]] = {
     "loo": loo,
     "report": report,
     "pipeline": pipeline,
+    "doctor": doctor,
 }

@@ -26,7 +26,8 @@ def inherit(config: Namespace, given: Namespace, base: Base) -> None:
         InputError: the checkpoint is of another model, or something given is not what it was fitted with.
     """
     model = _class(config.model)
-    if (asked := f"{model.__module__}.{model.__qualname__}") != base.record.get("model_class"):
+    fitted_as = base.record.get("model_class")  # None: by a Trainer that does not say it
+    if (asked := f"{model.__module__}.{model.__qualname__}") != fitted_as and fitted_as is not None:
         raise InputError(
             f"The checkpoint {base.path} is of another model: it was fitted as {base.record.get('model_class')}, asked "
             f"{asked}.\n  Name the checkpoint of this model with --checkpoint, or run `ifloo fit` with this one."

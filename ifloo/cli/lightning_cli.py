@@ -1,4 +1,4 @@
-"""`ifloo` as a LightningCLI: the groups trainer, model, data, attribution, refit and finish, and five commands."""
+"""`ifloo` as a LightningCLI: the groups trainer, model, data, attribution, refit, finish, adapt, and six commands."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from ifloo.cli import commands
 from ifloo.cli.inherit import inherit
+from ifloo.cli.plain import Adaptation, data_of
 from ifloo.cli.setup import Processes, Setup
 from ifloo.cli.summary import COMMANDS
 from ifloo.errors import InputError
-from ifloo.refit import Base, NewtonFinish, RefitSettings, SeededOrder, load_base
+from ifloo.refit import Base, NewtonFinish, Recipe, RefitSettings, SeededOrder, load_base, load_elsewhere
 from ifloo.stages import AttributionSettings, RunRecorder
 from ifloo.store import Layout, RunFolder
 
@@ -23,16 +24,20 @@ from ifloo.store import Layout, RunFolder
 class IflooTrainer(L.Trainer):
     """A Trainer with a method for each command, where LightningCLI looks for them; `IflooCLI` does the work."""
 
-    def influence(self, model: Any = None, datamodule: Any = None) -> None: ...
+    # ckpt_path: a checkpoint that a Trainer wrote elsewhere, read in place of the base model file
+    def influence(self, model: Any = None, datamodule: Any = None, ckpt_path: str | None = None) -> None: ...
 
-    def loo(self, model: Any = None, datamodule: Any = None) -> None: ...
+    def loo(self, model: Any = None, datamodule: Any = None, ckpt_path: str | None = None) -> None: ...
 
-    def report(self, model: Any = None, datamodule: Any = None) -> None: ...
+    def report(self, model: Any = None, datamodule: Any = None, ckpt_path: str | None = None) -> None: ...
 
-    def pipeline(self, model: Any = None, datamodule: Any = None) -> None: ...
+    def pipeline(self, model: Any = None, datamodule: Any = None, ckpt_path: str | None = None) -> None: ...
+
+    def doctor(self, model: Any = None, datamodule: Any = None, ckpt_path: str | None = None) -> None: ...
 
 
-for _name in ("influence", "loo", "report", "pipeline"):
+OURS = ("influence", "loo", "report", "pipeline", "doctor")
+for _name in OURS:
     getattr(IflooTrainer, _name).__doc__ = COMMANDS[_name]
 
 
@@ -64,7 +69,7 @@ class IflooCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        ours = {name: {"model", "datamodule"} for name in ("influence", "loo", "report", "pipeline")}
+        ours = {name: {"model", "datamodule"} for name in OURS}
         wired = {"model", "train_dataloaders", "val_dataloaders", "datamodule", "ckpt_path", "weights_only"}
         return {"fit": wired, **ours}
 
@@ -84,9 +89,13 @@ class IflooCLI(LightningCLI):
         parser.add_class_arguments(AttributionSettings, "attribution")
         parser.add_class_arguments(RefitSettings, "refit")
         parser.add_class_arguments(NewtonFinish, "finish")
+        parser.add_class_arguments(Adaptation, "adapt")
         nystrom = {"class_path": "ifloo.solvers.Nystrom"}
         auto = {"class_path": "ifloo.solvers.Auto"}
         parser.set_defaults({"attribution.solver": auto, "finish.preconditioner": nystrom})
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's way to take hyper-parameters from a checkpoint; ours (`inherit`) also compares them."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         super().parse_arguments(parser, args)
@@ -99,7 +108,11 @@ class IflooCLI(LightningCLI):
         A fit is asked for with all its settings: a checkpoint of others is replaced on demand only.
         """
         config = self.config[self.subcommand]
-        if self.subcommand in ("fit", "pipeline"):
+        if self.elsewhere is not None:
+            recipe = Recipe.said(config.trainer) if self.subcommand != "influence" else Recipe()
+            self.base = load_elsewhere(self.elsewhere, config.seed_everything, recipe)
+            inherit(config, self.given, self.base)
+        elif self.subcommand in ("fit", "pipeline", "doctor"):
             named_elsewhere = self.work is not None and self.subcommand == "fit"
             if named_elsewhere or config.overwrite or not self.checkpoint.is_file():
                 return
@@ -110,8 +123,27 @@ class IflooCLI(LightningCLI):
             inherit(config, self.given, self.base)
 
     @property
+    def elsewhere(self) -> Path | None:
+        """A checkpoint of a Trainer of the user's own.
+
+        Raises:
+            InputError: both kinds of checkpoint are named.
+        """
+        config = self.config[self.subcommand]
+        if self.subcommand == "fit" or config.get("ckpt_path") is None:
+            return None
+        if config.checkpoint:
+            raise InputError(
+                f"--ckpt_path {config.ckpt_path} and --checkpoint {config.checkpoint} both name the base model.\n"
+                "  Give --checkpoint for one that `ifloo fit` wrote, --ckpt_path for one that your own Trainer wrote."
+            )
+        return Path(config.ckpt_path)
+
+    @property
     def checkpoint(self) -> Path:
         config = self.config[self.subcommand]
+        if self.elsewhere is not None:
+            return self.elsewhere
         return Path(config.checkpoint) if config.checkpoint else Layout.checkpoint(config.experiment)
 
     @property
@@ -126,8 +158,8 @@ class IflooCLI(LightningCLI):
         layout = Layout(Path(config.output_dir)) if config.output_dir else Layout.of(config.experiment)
         return Setup(
             experiment=config.experiment,
-            module=self.model,
-            datamodule=self.datamodule,
+            module=made.adapt.of(self.model),
+            datamodule=data_of(self.datamodule),
             trainer=self.trainer,
             accelerator=config.trainer.accelerator,
             attribution=made.attribution,
@@ -139,6 +171,8 @@ class IflooCLI(LightningCLI):
             overwrite=config.overwrite,
             base=self.base,
             processes=self.processes,
+            adaptation=made.adapt,
+            arguments=dict(vars(config.model.get("init_args") or Namespace())),
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:

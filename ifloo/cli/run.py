@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Generator, Sequence
@@ -21,6 +22,7 @@ _THIRD_PARTY = (
     "is smaller than the logging interval",
     "isinstance\\(treespec, LeafSpec\\)",
     "Checkpoint directory",
+    "have no `validation_step`",
 )
 
 _CHATTY = (
@@ -81,6 +83,8 @@ def _wrapped(error: BaseException | None) -> InputError | None:
 @contextmanager
 def _argv(arguments: Sequence[str]) -> Generator[None, None, None]:
     """LightningCLI reads `sys.argv`; given arguments of its own it warns."""
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # where class and function names of the user's own are looked for
     before = sys.argv  # its first word stays: a ddp strategy starts its other processes by it
     sys.argv = [*before[:1], *arguments]
     try:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
+from ifloo.cli.plain import Adaptation
 from ifloo.errors import InputError
+from ifloo.models import Adapted
 from ifloo.refit import Base, NewtonFinish, RefitSettings, weights_sha256
 from ifloo.stages import AttributionSettings, InfluenceRun, InfluenceWriter, described
 from ifloo.store import JSON, Layout, RunFolder
@@ -69,6 +73,9 @@ class Setup:
         overwrite: replace results of other settings.
         base: the checkpoint, if it was there.
         processes: for the scores; everything else runs in one.
+        adaptation: how a plain module states its losses.
+        arguments: the model was made with, as flags and config say them.
+        said: warnings that this run has given.
     """
 
     experiment: str
@@ -85,6 +92,14 @@ class Setup:
     overwrite: bool
     base: Base | None
     processes: Processes = Processes()
+    adaptation: Adaptation = field(default_factory=Adaptation)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)
+
+    @property
+    def subject(self) -> Any:
+        """The model as its author wrote it."""
+        return self.module.model if isinstance(self.module, Adapted) else self.module
 
     @property
     def rank(self) -> int:
@@ -142,7 +157,8 @@ class Setup:
         free: frozenset[str] = getattr(self.datamodule, "free_settings", frozenset())
         training = {name: value for name, value in self.datamodule.hparams.items() if name not in free}
         return {
-            "model": type(self.module).__name__,
+            "model": type(self.subject).__name__,
+            **({"adapt": self.adaptation.compared()} if self.subject is not self.module else {}),
             "objective": described(self.hyper_parameters()),
             "data": self.datamodule.fingerprint(),
             "loader": described(training),
@@ -156,14 +172,28 @@ class Setup:
         Raises:
             InputError: the model does not save all of them, so that it could be neither compared nor made again.
         """
-        saved = dict(self.module.hparams)
-        arguments = set(inspect.signature(type(self.module).__init__).parameters) - {"self"}
+        saved = {k: v for k, v in dict(self.module.hparams).items() if not k.startswith("_")}
+        arguments = set(inspect.signature(type(self.subject).__init__).parameters) - {"self", "args", "kwargs"}
         if missing := sorted(arguments - saved.keys()):
+            if self.subject is not self.module and self.refit.init == "warm":
+                return {**self.arguments, **saved}  # compared only: refits start from copies
             raise InputError(
-                f"{type(self.module).__name__} does not save its arguments {missing}.\n"
+                f"{type(self.subject).__name__} does not save its arguments {missing}.\n"
                 "  Call self.save_hyperparameters() in its __init__: results are compared, and refits made, by them."
             )
         return saved
+
+    def made_anew(self) -> Callable[[], Any]:
+        """Makes the model again from its arguments, untrained; travels between processes.
+
+        Raises:
+            InputError: as `hyper_parameters`.
+        """
+        kind: Any = type(self.subject)
+        made: Callable[[], Any] = functools.partial(kind, **self.hyper_parameters())
+        if isinstance(self.module, Adapted):
+            return functools.partial(_adapted_again, self.module, made)
+        return made
 
     @property
     def fit_seed(self) -> int:
@@ -184,7 +214,7 @@ class Setup:
         assert self.base is not None
         self.load_data()
         found, fitted = self.datamodule.fingerprint(), self.base.record["fingerprint"]
-        if found != fitted:
+        if fitted is not None and found != fitted:
             raise InputError(
                 f"The training data are not those the checkpoint {self.base.path} was fitted on: their content has "
                 f"SHA-256 {found[:16]}..., fitted on {fitted[:16]}....\n"
@@ -193,3 +223,7 @@ class Setup:
                 "  Give the same data (--data.source, --data.root), or fit again."
             )
         self.base.restore(self.module)
+
+
+def _adapted_again(like: Adapted, made: Callable[[], Any]) -> Adapted:
+    return like.again(made())

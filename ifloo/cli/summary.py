@@ -6,6 +6,7 @@ COMMANDS = {
     "loo": "Refit without the top-k and random samples and record the test losses.",
     "report": "Compare predicted with actual changes: verdict, pictures, TensorBoard.",
     "pipeline": "All of it: fit, influence, loo, report; what is already there is kept.",
+    "doctor": "Say what stands between this model, its data and scores that hold.",
 }
 
 _LINES = "\n".join(f"  {name:<11}{text}" for name, text in COMMANDS.items())

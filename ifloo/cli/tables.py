@@ -15,6 +15,7 @@ from ifloo.refit import Minimum
 from ifloo.report import Comparison, Mislabels, pooled
 from ifloo.report.gallery import ConversationSet
 from ifloo.report.groups import GroupEffect
+from ifloo.report.mislabels import NAMES
 from ifloo.report.smoothness import WEIGHTS, SmallSteps
 from ifloo.store import CORRECTED, StoredInfluences
 
@@ -152,8 +153,9 @@ def _mislabels(found: Mislabels) -> None:
     wrong, rows = found.corrupted, found.looked_at
     print(f"\n{wrong} training answers are wrong on purpose; among the {rows} rows (10 %) of largest")
     for name, count in found.found.items():
-        what = "loss" if name == "loss" else f"self-influence by {name}"
-        print(f"  {what:<28} are {count} of them (chance: {found.chance:.3g})")
+        print(f"  {NAMES[name]:<28} are {count} of them (chance: {found.chance:.3g})")
+    if found.residual is not None:
+        print(f"  certificate: worst residual of the solves behind self-influence {found.residual:.1e}")
 
 
 def _certificate(one: Comparison) -> str:

@@ -40,8 +40,15 @@ class HeadLayer:
         """The layer whose weight (and bias) are the attributed parameters.
 
         Raises:
-            InputError: they are not those of one linear layer, or another module shares its weight.
+            InputError: they are not those of one linear layer, another module shares its weight, or the losses are
+                of a training step run on batches of one.
         """
+        if getattr(losses.module, "one_by_one", False):
+            raise InputError(
+                "A linear head needs the layer's inputs for a whole batch, and this module's losses come from its "
+                "training_step on batches of one.\n"
+                "  Give the losses as a function of your own (sample_losses), or use curvature Hessian."
+            )
         layers = {n: m for n, m in losses.module.named_modules(remove_duplicate=False) if isinstance(m, nn.Linear)}
         names = set(losses.space.names)
         for name, layer in layers.items():

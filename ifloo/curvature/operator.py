@@ -83,7 +83,16 @@ class Cost:
 
 
 class LinearOperator(ABC):
-    """A symmetric map A on `[p]`; its one primitive is `matmat`, row by row."""
+    """A symmetric map A on `[p]`; its one primitive is `matmat`, row by row.
+
+    Curvatures of J are in nats per squared parameter.
+
+    Attributes:
+        size: p.
+        dtype: of the vectors it takes and gives.
+        device: where they are.
+        definite: what is known of its eigenvalues before any work.
+    """
 
     size: int
     dtype: torch.dtype

@@ -1,5 +1,6 @@
 """Digits held in memory: pixels as they came, the model's input made once, and an id for each image."""
 
+import random
 from collections.abc import Sequence
 from typing import Literal
 
@@ -32,6 +33,7 @@ class DigitSet(Dataset[dict[str, Tensor]]):
         normalize: x is (pixel/255 - 0.1307) / 0.3081 instead of pixel/255.
         dtype: of x.
         where: what an error calls these data.
+        true_labels: what the labels were before some were flipped, for captions; None: none was.
 
     Raises:
         InputError: counts that differ, images of another size, labels outside 0..9, an id twice.
@@ -46,10 +48,14 @@ class DigitSet(Dataset[dict[str, Tensor]]):
         normalize: bool = False,
         dtype: Dtype = "float64",
         where: str = "the digits",
+        true_labels: UInt8[Tensor, "n_labels"] | Int64[Tensor, "n_labels"] | None = None,
     ) -> None:
         _check(images, labels, ids, where)
+        if true_labels is not None and len(true_labels) != len(labels):
+            raise InputError(f"{where}: {len(labels)} labels, {len(true_labels)} true labels.\n  {_ONE_EACH}")
         self.images = images
         self.labels = labels.long()
+        self.true_labels = self.labels if true_labels is None else true_labels.long()
         self.ids = ids
         self.x = _inputs(images, normalize, DTYPES[dtype])
         self._row_of = {id_: row for row, id_ in enumerate(ids.tolist())}
@@ -79,7 +85,25 @@ class DigitSet(Dataset[dict[str, Tensor]]):
         return self.images[self._row_of[int(id_)]].numpy()
 
     def caption(self, id_: int) -> str:
-        return str(int(self.labels[self._row_of[int(id_)]]))
+        """The label, and beside it what it was where it is a flipped one, such as "6 (was 4)"."""
+        row = self._row_of[int(id_)]
+        label, true = int(self.labels[row]), int(self.true_labels[row])
+        return str(label) if label == true else f"{label} (was {true})"
+
+
+def flipped(labels: UInt8[Tensor, " n"], share: float, seed: int) -> tuple[UInt8[Tensor, " n"], list[int]]:
+    """The labels with round(share n) of them, drawn at random, changed to one of the nine others, each as likely.
+
+    Returns:
+        The new labels, and the rows that were changed, in order.
+    """
+    draw = random.Random(seed)  # its random() gives the same numbers in every version of Python
+    keys = [draw.random() for _ in range(len(labels))]
+    rows = sorted(sorted(range(len(labels)), key=keys.__getitem__)[: round(share * len(labels))])
+    steps = torch.tensor([1 + int(draw.random() * (CLASSES - 1)) for _ in rows], dtype=torch.int64)
+    changed = labels.clone()
+    changed[rows] = ((labels[rows].long() + steps) % CLASSES).to(labels.dtype)
+    return changed, rows
 
 
 _ONE_EACH = "Every image needs one label and one id of its own: check that the files belong together."

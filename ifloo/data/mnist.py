@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ifloo.data.digits import DigitSet, Dtype
+from ifloo.data.digits import DigitSet, Dtype, flipped
 from ifloo.data.download import MIRRORS, download
 from ifloo.data.loading import loader_of, say
 from ifloo.data.source import FULL, FourFiles, Source, Taken, Wanted, embedded, full, missing
@@ -29,6 +29,7 @@ class _Content:
     train: DigitSet
     test: DigitSet
     test_available: int  # before test_limit
+    corrupted_ids: tuple[int, ...]
 
 
 class MNISTDataModule(L.LightningDataModule):
@@ -40,6 +41,9 @@ class MNISTDataModule(L.LightningDataModule):
             looking further, "auto" takes the full files if it can get them. After `setup` it holds the one taken.
         train_limit: use only the first so many training images; None for all.
         test_limit: the same for the test images.
+        corrupt: share of the training labels in use that are flipped to another class on purpose, 0 to below 1: can
+            they be found? Test labels stay as they are.
+        corrupt_seed: of which are flipped, and to what; the same on every machine.
         normalize: x is (pixel/255 - 0.1307) / 0.3081 instead of pixel/255.
         dtype: of x.
         batch_size: of all loaders; as large as the training set or larger means full batch, in file order and uncopied.
@@ -62,6 +66,8 @@ class MNISTDataModule(L.LightningDataModule):
         source: Wanted = "auto",
         train_limit: int | None = None,
         test_limit: int | None = None,
+        corrupt: float = 0.0,
+        corrupt_seed: int = 0,
         normalize: bool = False,
         dtype: Dtype = "float64",
         batch_size: int = 60_000,
@@ -74,6 +80,8 @@ class MNISTDataModule(L.LightningDataModule):
         _one_of("dtype", dtype, get_args(Dtype))
         _at_least("train_limit", train_limit, 1)
         _at_least("test_limit", test_limit, 1)
+        _share("corrupt", corrupt)
+        _at_least("corrupt_seed", corrupt_seed, 0)  # Python seeds with the absolute value
         _at_least("batch_size", batch_size, 1)
         _at_least("num_workers", num_workers, 0)
         self.save_hyperparameters()
@@ -112,11 +120,13 @@ class MNISTDataModule(L.LightningDataModule):
             self.prepare_data()
         source = self._choose()
         train_images, train_labels, test_images, test_labels = source.read()
+        given, wrong = self._corrupted(train_labels)
         self._content = _Content(
             source,
-            self._digits(train_images, train_labels, "train", source),
-            self._digits(test_images, test_labels, "test", source),
+            self._digits(train_images, given, "train", source, train_labels),
+            self._digits(test_images, test_labels, "test", source, test_labels),
             test_available=len(test_images),
+            corrupted_ids=tuple(wrong),
         )
         asked = self.hparams["source"]
         self.hparams["source"] = source.taken  # so that a checkpoint records what the model was trained on
@@ -125,7 +135,7 @@ class MNISTDataModule(L.LightningDataModule):
             _log,
             logging.WARNING if fell_back else logging.INFO,
             f"MNIST: {len(self.train_set)} training and {len(self.test_set)} test images of the {source.taken} digits "
-            f"(source {asked}: {source.reason})",
+            f"(source {asked}: {source.reason}){self._flips_told(len(wrong))}",
         )
 
     @property
@@ -143,6 +153,11 @@ class MNISTDataModule(L.LightningDataModule):
     @property
     def source_reason(self) -> str:
         return self._loaded().source.reason
+
+    @property
+    def corrupted_ids(self) -> tuple[int, ...]:
+        """Training ids whose label was flipped on purpose, in order."""
+        return self._loaded().corrupted_ids
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         mini_batches = self.hparams["batch_size"] < len(self.train_set)
@@ -193,7 +208,16 @@ class MNISTDataModule(L.LightningDataModule):
             )
         return embedded(self._why_not_full)
 
-    def _digits(self, images: Tensor, labels: Tensor, part: str, source: Source) -> DigitSet:
+    def _corrupted(self, labels: Tensor) -> tuple[Tensor, list[int]]:
+        """The training labels as the model is given them, and the ids (positions) of those flipped."""
+        in_use = labels[: self.hparams["train_limit"]]
+        return flipped(in_use, self.hparams["corrupt"], self.hparams["corrupt_seed"])
+
+    def _flips_told(self, count: int) -> str:
+        corrupt, seed = self.hparams["corrupt"], self.hparams["corrupt_seed"]
+        return f"; {count} training labels are flipped (corrupt {corrupt:g}, corrupt_seed {seed})" if corrupt else ""
+
+    def _digits(self, images: Tensor, labels: Tensor, part: str, source: Source, true_labels: Tensor) -> DigitSet:
         limit: int | None = self.hparams[f"{part}_limit"]
         if limit is not None and limit > len(images):
             say(
@@ -208,6 +232,7 @@ class MNISTDataModule(L.LightningDataModule):
             normalize=self.hparams["normalize"],
             dtype=self.hparams["dtype"],
             where=f"the {part} images of the {source.taken} digits",
+            true_labels=true_labels[:limit],
         )
 
     def _loader(self, digits: DigitSet, shuffle: bool = False) -> DataLoader[dict[str, Tensor]]:
@@ -238,6 +263,11 @@ _EMBEDDED = "source embedded, 5,000 training and 1,000 test images"
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise InputError(f"{name}: expected one of {', '.join(allowed)}, found {value!r}.\n  Choose one of these.")
+
+
+def _share(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise InputError(f"{name}: expected a share from 0 to below 1, found {value}.\n  0.05 is 5 % of the labels.")
 
 
 def _at_least(name: str, value: int | None, least: int) -> None:

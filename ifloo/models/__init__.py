@@ -1,7 +1,8 @@
-"""The wing of models: LightningModules that meet the contract."""
+"""The wing of models: LightningModules that meet the contract, and what makes any other meet it."""
 
+from ifloo.models.adapted import Adapted, meets_contract
 from ifloo.models.logistic import LogisticRegression
 from ifloo.models.module import SampleLossModule
 from ifloo.models.multimodal import MultimodalLM
 
-__all__ = ["LogisticRegression", "MultimodalLM", "SampleLossModule"]
+__all__ = ["Adapted", "LogisticRegression", "MultimodalLM", "SampleLossModule", "meets_contract"]

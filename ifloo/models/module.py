@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, batch_size, sample_ids
-from ifloo.objective.loaders import Identified
+from ifloo.objective.batches import Batch, Identified, batch_size, sample_ids
 from ifloo.objective.weights import SampleWeights
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -18,6 +18,18 @@ from ifloo.errors import InputError
 
 Batch: TypeAlias = Any  # a dict, tuple or list of tensors, nested as the model likes
 ID_KEYS = ("idx", "sample_index")
+
+
+class Identified(NamedTuple):
+    """A batch as the loader made it, and the ids of its samples: their positions in the dataset."""
+
+    batch: Batch
+    positions: Int[Tensor, " b"]
+
+
+def as_made(batch: Batch) -> Batch:
+    """The batch as its loader made it, and a model expects it."""
+    return batch.batch if isinstance(batch, Identified) else batch
 
 
 def map_tensors(function: Callable[[Tensor], Any], batch: Batch) -> Batch:
@@ -65,6 +77,8 @@ def batch_size(batch: Batch) -> int:
 
 def sample_ids(batch: Batch) -> Int[Tensor, " b"] | None:
     """The ids a batch carries, or None where it carries none (then the position in the dataset is the id)."""
+    if isinstance(batch, Identified):
+        return batch.positions
     if isinstance(batch, Mapping):
         return next((batch[k].long() for k in ID_KEYS if k in batch), None)
     if isinstance(batch, (tuple, list)) and len(batch) == 3 and isinstance(batch[2], Tensor):
@@ -85,6 +99,8 @@ def joined(batches: Sequence[Batch]) -> Batch:
         return torch.cat(list(batches)) if first.ndim else first
     if isinstance(first, Mapping):
         return {k: joined([b[k] for b in batches]) for k in first}
+    if isinstance(first, tuple) and hasattr(first, "_fields"):
+        return type(first)(*(joined(items) for items in zip(*batches, strict=True)))
     if isinstance(first, (tuple, list)):
         return type(first)(joined(items) for items in zip(*batches, strict=True))
     return first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ifloo.objective.batches import Batch
+from ifloo.objective.batches import Batch, as_made
 from ifloo.objective.protocol import OutputLosses
 from ifloo.params import ParamSpace
 
@@ -33,20 +33,29 @@ def differentiable_kernels() -> Generator[None, None, None]:
 def scoring(module: nn.Module) -> Generator[None, None, None]:
     """Evaluation mode, no logging from inside a transform, differentiable kernels; all restored on leaving."""
     was_training = {m: m.training for m in module.modules()}
-    logging = {name: module.__dict__.get(name) for name in ("log", "log_dict") if hasattr(module, name)}
     module.eval()
-    module.__dict__.update(dict.fromkeys(logging, _no_log))
     try:
-        with ExitStack() as stack:
-            stack.enter_context(differentiable_kernels())
+        with differentiable_kernels(), silenced(module):
             yield
     finally:
-        for name, own in logging.items():
-            module.__dict__.pop(name)
-            if own is not None:
-                module.__dict__[name] = own
         for m, training in was_training.items():
             m.training = training
+
+
+@contextmanager
+def silenced(module: nn.Module) -> Generator[None, None, None]:
+    """No logging by the module or by those in it: `self.log` fails inside a transform. Restored on leaving."""
+    said = [(m, name) for m in module.modules() for name in ("log", "log_dict") if callable(getattr(m, name, None))]
+    before = {(m, name): m.__dict__.get(name) for m, name in said}
+    for m, name in before:
+        m.__dict__[name] = _no_log
+    try:
+        yield
+    finally:
+        for (m, name), own in before.items():
+            m.__dict__.pop(name)
+            if own is not None:
+                m.__dict__[name] = own
 
 
 def _no_log(*_: Any, **__: Any) -> None:
@@ -78,16 +87,20 @@ class FunctionalLosses:
 
     def sample_losses(self, theta: Float[Tensor, " p"], batch: Batch) -> Tensor:
         """ℓ of each sample, `[b]`; whether the model keeps to that shape is for `preflight` to say."""
-        return self._call(theta, "sample_losses", batch)
+        return self._call(theta, "sample_losses", as_made(batch))
+
+    def step_loss(self, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, ""]:
+        """What the training step of an adapted module makes of a whole batch."""
+        return self._call(theta, "step_loss", as_made(batch))
 
     def penalty(self, theta: Float[Tensor, " p"]) -> Float[Tensor, ""]:
         return self._call(theta, "penalty")
 
     def outputs(self, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, "b ..."]:
-        return self._call(theta, "outputs", batch)
+        return self._call(theta, "outputs", as_made(batch))
 
     def output_losses(self, outputs: Float[Tensor, "b ..."], batch: Batch) -> Float[Tensor, " b"]:
-        return cast(OutputLosses, self.module).output_losses(outputs, batch)
+        return cast(OutputLosses, self.module).output_losses(outputs, as_made(batch))
 
     def _call(self, theta: Tensor, method: str, *args: Any) -> Tensor:
         # The others are constants: attached, each result would drag a graph through them.

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -19,14 +17,7 @@ from torch.utils.data import (
 )
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, sample_ids
-
-
-class Identified(NamedTuple):
-    """A batch as the loader made it, and the positions of its samples in the dataset."""
-
-    batch: Batch
-    positions: Int[Tensor, " b"]
+from ifloo.objective.batches import Identified, sample_ids
 
 
 class _Positioned(Dataset[Any]):

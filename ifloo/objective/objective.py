@@ -61,6 +61,7 @@ class Objective:
         return self.losses.space.size
 
     def reweighted(self, weights: SampleWeights) -> Objective:
+        """The same losses and data under other weights w: what a refit minimises."""
         return replace(self, weights=weights)
 
     def part(self, theta: Float[Tensor, " p"], ids: Tensor, batch: Batch) -> Float[Tensor, ""]:
@@ -79,7 +80,7 @@ class Objective:
         return self.value_and_gradient(theta)[1]
 
     def value_and_gradient(self, theta: Float[Tensor, " p"]) -> tuple[Float[Tensor, ""], Float[Tensor, " p"]]:
-        """J(θ; w) and ∇J(θ; w) in one pass over the data."""
+        """J(θ; w), nats, and ∇J(θ; w), nats per unit of each parameter, in one pass over the data."""
         gradient, value = grad_and_value(self.losses.penalty)(theta)
         for ids, batch in self.data.with_ids():
             g, v = grad_and_value(self.part)(theta, ids, batch)

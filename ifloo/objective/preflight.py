@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vmap
 
-from ifloo.errors import InputError
+from ifloo.errors import IflooError, InputError
 from ifloo.objective.batches import Batch, batch_size, map_tensors, rows
+from ifloo.objective.diagnosis import recurrent_layers
 from ifloo.objective.functional import scoring
 from ifloo.objective.objective import Objective
 
@@ -46,13 +47,14 @@ def preflight(objective: Objective, theta: Float[Tensor, " p"]) -> Stationarity:
     """Checks that ℓ_i belongs to sample i alone and is the same at each call; measures how close θ is to a minimum.
 
     Raises:
-        InputError: a sample's loss depends on its batch, is not reproducible, is not finite or not one number a sample.
+        InputError: a sample's loss depends on its batch, is not reproducible, is not finite or not one number a sample,
+            or torch.func can compute it or its gradient not at all.
     """
     _, batch = next(iter(objective.data.with_ids()))
     few = rows(batch, slice(0, ROWS))
     b = batch_size(few)
     with scoring(objective.losses.module):
-        together = objective.losses.sample_losses(theta, few)
+        together = _together(objective, theta, few)
         _check_losses(together, b)
         again = objective.losses.sample_losses(theta, few)
         _check_same(together, again, "at two calls on the same batch", "a random layer (dropout) is on while scoring")
@@ -60,9 +62,59 @@ def preflight(objective: Objective, theta: Float[Tensor, " p"]) -> Stationarity:
         _check_same(
             together, alone, "alone and in a batch", "BatchNorm in train mode, or a loss taken across the batch"
         )
-        gradients = vmap(grad(lambda t, s: _alone(objective, t, s)), in_dims=(None, 0))(theta, few)
+        _check_whole(objective, theta, few, together)
+        gradients = _gradients(objective, theta, few)
         share = float(gradients.norm(dim=1).mean()) / objective.n
         return Stationarity(float(objective.gradient(theta).norm()), share)
+
+
+def _check_whole(objective: Objective, theta: Tensor, few: Batch, losses: Tensor) -> None:
+    """A training step run on batches of one must be, on a batch, the mean of these: else ℓ_i is of another function.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not getattr(objective.losses.module, "one_by_one", False):
+        return
+    whole, mean = objective.losses.step_loss(theta, few), losses.mean()
+    if (whole - mean).abs() > 1e3 * torch.finfo(mean.dtype).eps * (1 + mean.abs()):
+        raise InputError(
+            f"training_step on a batch of {len(losses)} gives {float(whole):.9g}, the mean over its samples as batches "
+            f"of one is {float(mean):.9g}: its loss is no mean of losses that each belong to one sample.\n"
+            "  Its cause is a loss across the batch (contrastive, class-weighted, BatchNorm) or a sum in place of the "
+            "mean. Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
+        )
+
+
+def _together(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
+    try:
+        return objective.losses.sample_losses(theta, few)
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, IflooError):
+            raise
+        raise InputError(
+            f"The losses of the first {batch_size(few)} samples cannot be computed: {error}\n"
+            "  A loss taken from training_step runs it on batches of one under torch.func.vmap: no BatchNorm by batch "
+            "statistics, no `.item()`, no metric that is updated there. Or give the losses as a function of your own."
+            + _suspects(objective)
+        ) from error
+
+
+def _gradients(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
+    try:
+        return vmap(grad(lambda t, s: _alone(objective, t, s)), in_dims=(None, 0))(theta, few)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"The gradient of one sample's loss cannot be computed (torch.func.vmap of grad): {error}\n"
+            "  Its cause is most often a buffer or metric that the forward pass changes in place, or an operation "
+            "without a rule for torch.func." + _suspects(objective)
+        ) from error
+
+
+def _suspects(objective: Objective) -> str:
+    """A line more where the module has layers that cannot work."""
+    layers = recurrent_layers(objective.losses.module)
+    return f"\n  torch.func has no rule for {layers[0]} ({layers[1]})." if layers else ""
 
 
 def _one_by_one(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
@@ -73,6 +125,7 @@ def _one_by_one(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
             f"The loss of one sample cannot be computed alone (torch.func.vmap over batches of one): {error}\n"
             "  Its cause is most often BatchNorm in train mode, or a forward pass that depends on values (`.item()`, "
             "`if` on a tensor). Per-sample influence needs a loss that belongs to the sample alone."
+            + _suspects(objective)
         ) from error
 
 

@@ -46,7 +46,7 @@ class SampleWeights:
         return cls(1.0, torch.tensor([id], dtype=torch.int64), torch.tensor([weight], dtype=torch.float64))
 
     def of(self, ids: Int[Tensor, " b"], dtype: torch.dtype) -> Float[Tensor, " b"]:
-        """The weights of a batch with these sample ids."""
+        """The weights of a batch with these sample ids, dimensionless, on the device of the ids."""
         weights = torch.full(ids.shape, self.default, dtype=dtype, device=ids.device)
         if len(self.ids) == 0:
             return weights

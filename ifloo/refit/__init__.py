@@ -1,6 +1,6 @@
 """Floor 6: fits and refits through a Trainer."""
 
-from ifloo.refit.base import Base, fit_base, load_base, weights_sha256
+from ifloo.refit.base import Base, fit_base, load_base, load_elsewhere, weights_sha256
 from ifloo.refit.finish import NewtonFinish
 from ifloo.refit.loo import LeaveOneOut
 from ifloo.refit.newton import Minimum, newton_cg
@@ -30,6 +30,7 @@ __all__ = [
     "fit_base",
     "groups",
     "load_base",
+    "load_elsewhere",
     "newton_cg",
     "quiet_lightning",
     "removals",

@@ -14,6 +14,7 @@ from torch import Tensor
 from ifloo.errors import InputError, WorkError
 from ifloo.refit.finish import NewtonFinish
 from ifloo.refit.newton import Minimum
+from ifloo.refit.recipe import Recipe
 from ifloo.store import JSON, replacing, sha256_of_tensors
 
 SECTION = "ifloo"
@@ -46,7 +47,8 @@ class Base:
         wanted = {k: tuple(v.shape) for k, v in module.state_dict().items()}
         found = {k: tuple(v.shape) for k, v in self.state.items()}
         if wanted != found:
-            raise InputError(_of_another_model(self, type(module).__name__, wanted, found))
+            name = type(getattr(module, "model", module) if getattr(module, "wraps", "") else module).__name__
+            raise InputError(_of_another_model(self, name, wanted, found))
         module.load_state_dict(self.state, strict=True)
 
 
@@ -88,24 +90,50 @@ def load_base(path: Path) -> Base:
     """
     if not path.is_file():
         raise InputError(f"There is no checkpoint at {path}.\n  Run `ifloo fit` first, or name one with --checkpoint.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever unpickling meets
-        raise InputError(
-            f"{path} cannot be read as a checkpoint: {_reason(error)}.\n"
-            "  The file is damaged or holds more than weights and plain values. Run `ifloo fit` again."
-        ) from error
+    content = _read(path, "Run `ifloo fit` again.")
     if not isinstance(content, dict) or SECTION not in content or "state_dict" not in content:
         raise InputError(
             f"{path} was not written by `ifloo fit` (it has no section {SECTION!r}). Run `ifloo fit` first."
         )
-    return Base(
-        path,
-        content["state_dict"],
-        _settings(content.get("hyper_parameters", {})),
-        _settings(content.get("datamodule_hyper_parameters", {})),
-        content[SECTION],
-    )
+    return _base(path, content, content[SECTION])
+
+
+def load_elsewhere(path: Path, seed: int, recipe: Recipe) -> Base:
+    """Reads a Lightning checkpoint of any Trainer; nothing in it is executed.
+
+    It does not say on which data, with which seed and how the model was trained: the seed and the recipe are those that
+    refits shall have.
+
+    Raises:
+        InputError: the file is missing, unreadable, or no Lightning checkpoint.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no checkpoint at {path}.\n  Name one that a Lightning Trainer wrote (--ckpt_path).")
+    content = _read(path, "Write the checkpoint without objects of your own in hyper-parameters and callbacks.")
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise InputError(
+            f"{path} is no Lightning checkpoint (it has no 'state_dict').\n"
+            "  Name one that trainer.save_checkpoint or ModelCheckpoint wrote."
+        )
+    if SECTION in content:
+        return _base(path, content, content[SECTION])
+    record = {"model_class": None, "seed": seed, "fingerprint": None, "recipe": recipe.compared()}
+    return _base(path, content, record)
+
+
+def _read(path: Path, remedy: str) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever unpickling meets
+        raise InputError(
+            f"{path} cannot be read as a checkpoint: {_reason(error)}.\n"
+            f"  The file is damaged or holds more than weights and plain values. {remedy}"
+        ) from error
+
+
+def _base(path: Path, content: dict[str, Any], record: dict[str, Any]) -> Base:
+    model, data = content.get("hyper_parameters", {}), content.get("datamodule_hyper_parameters", {})
+    return Base(path, content["state_dict"], _settings(model), _settings(data), record)
 
 
 def _reason(error: Exception) -> str:
@@ -127,7 +155,8 @@ def _of_another_model(
     base: Base, name: str, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> str:
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    lines = [f"The checkpoint {base.path} is not of this {name} (it was fitted as {base.record.get('model_class')})."]
+    kind = base.record.get("model_class")
+    lines = [f"The checkpoint {base.path} is not of this {name}{f' (it was fitted as {kind})' if kind else ''}."]
     if missing:
         lines.append(f"  The model has, the checkpoint has not: {missing[:5]}")
     if extra:

@@ -29,6 +29,9 @@ Rows = list[dict[int, LossRow]]  # of each test sample
 class LeaveOneOut:
     """Refits without each of the ids asked for, evaluated on all test samples.
 
+    Where a μ > 0 with ∇²J ⪰ μI is known, each row has `delta_error` = ‖∇L_t‖ (‖∇J_refit‖ + ‖∇J_null‖) / μ, nats: to
+    first order the largest error of its change of loss, since a μ-strongly convex J has its minimum within ‖∇J‖ / μ.
+
     Attributes:
         base: the base module (its weights are where the test gradients are taken).
         refitter: fits again.

@@ -72,6 +72,13 @@ def newton_cg(
 
     The gradient, and with it the tolerance, is always in the precision of θ; only the direction may be found in less.
 
+    Args:
+        objective: J(θ; w), with the weights of the refit.
+        theta: `[p]`, where to start.
+        tolerance: ‖∇J‖ to reach, nats per unit of the parameters.
+        max_steps: Newton steps at most.
+        inner: how each Newton equation is solved; None: by plain CG in the precision of θ.
+
     Raises:
         WorkError: the tolerance was not reached; the message says how far it came and why.
     """

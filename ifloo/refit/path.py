@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from ifloo.gradients import sample_gradients
 from ifloo.objective import SampleWeights, scoring
 from ifloo.params import ParamSpace
 from ifloo.refit.recipe import Refit, Refitter
+from ifloo.solvers import SolveError
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,10 @@ class RefitPath(ABC):
     def prepare(self, base: Any) -> None:
         """What all refits share, made at the base module: here the preconditioner of the Newton finish."""
         if self.refitter.finish.after != "never":
-            self.refitter.finish.prepare(base, self.refitter.loader())
+            # Where J is not convex there may be none, and a fit that ends without Newton steps needs none; one that
+            # does take them asks again, and fails with the same words.
+            with suppress(SolveError):
+                self.refitter.finish.prepare(base, self.refitter.loader())
 
     def removal_steps(self, base: Any, count: int, seed: int) -> Float[Tensor, "k p"]:
         """(1/n) H⁻¹∇ℓ_j of `count` random samples j, to three digits: only its size matters.

@@ -70,6 +70,17 @@ class Recipe:
             type(trainer.accelerator).__name__.removesuffix("Accelerator").lower(),
         )
 
+    @classmethod
+    def said(cls, trainer: Any) -> Recipe:
+        """The recipe of Trainer settings as flags and config say them; what is unsaid is Lightning's default.
+
+        Args:
+            trainer: settings by attribute, None where nothing was said.
+        """
+        names = [one.name for one in dataclasses.fields(cls) if one.name != "accelerator"]
+        given = {name: value for name in names if (value := getattr(trainer, name, None)) is not None}
+        return cls(**{**given, "precision": str(given.get("precision", cls.precision))})
+
     def compared(self) -> dict[str, Any]:
         """The part of it that changes numbers."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "accelerator"}
@@ -103,7 +114,13 @@ class _Repeated(L.Callback):
 
 @dataclass(frozen=True)
 class Refit:
-    """A refitted module and how its fit ended."""
+    """A refitted module and how its fit ended.
+
+    Attributes:
+        module: trained, with the weights of the samples it was trained under.
+        minimum: J, ‖∇J‖ and steps at its end.
+        seconds: of wall clock; where many were trained together its share.
+    """
 
     module: Any
     minimum: Minimum

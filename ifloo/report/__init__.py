@@ -3,6 +3,7 @@
 from ifloo.report.mislabels import Mislabels
 from ifloo.report.pooled import Pooled, pooled
 from ifloo.report.reporter import Reporter
+from ifloo.report.sketch import SampleGradients
 from ifloo.report.verdict import Comparison, compare
 
-__all__ = ["Comparison", "Mislabels", "Pooled", "Reporter", "compare", "pooled"]
+__all__ = ["Comparison", "Mislabels", "Pooled", "Reporter", "SampleGradients", "compare", "pooled"]

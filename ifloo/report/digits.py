@@ -20,7 +20,7 @@ _TEST_WIDTH, _TEXT_WIDTH = 2.6, 4.4
 
 @dataclass(frozen=True, eq=False)
 class TrainingPicture:
-    """A training image (uint8 [height, width]) with its score on the test loss, in nats per unit weight."""
+    """A training image (uint8 `[h, w]` or `[h, w, 3]`) with its score on the test loss, in nats per unit weight."""
 
     id: int
     picture: NDArray[np.uint8]
@@ -39,12 +39,14 @@ def digit_grid(
     """Draw the test image beside the most helpful and the most harmful training images, in the order given.
 
     Raises:
-        InputError: an image is not a grey one ([height, width]).
+        InputError: an image is neither a grey one ([height, width]) nor one of colours ([height, width, 3]).
     """
     named = [("The test image", test_picture), *((f"Training image {t.id}", t.picture) for t in (*helpful, *harmful))]
     for name, picture in named:
-        if np.ndim(picture) != 2:
-            raise InputError(f"{name} has shape {np.shape(picture)}; the grid shows grey images, [height, width].")
+        if np.ndim(picture) != 2 and np.shape(picture)[2:] != (3,):
+            raise InputError(
+                f"{name} has shape {np.shape(picture)}; the grid shows images, [height, width] or [height, width, 3]."
+            )
     groups = [
         (group, colour, text)
         for group, colour, text in (

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ifloo.errors import InputError
 from ifloo.report.methods import BASE
@@ -16,9 +17,17 @@ from ifloo.store import JSON, Layout, Manifest, StoredSelfInfluence, self_influe
 log = logging.getLogger(__name__)
 SECTION = "self_influence"
 PARTS = 10  # one in so many rows is looked at
+NAMES = {
+    "self_influence": "self-influence",
+    "tracin": "self-influence by tracin",
+    "last_layer": "self-influence by last_layer",
+    "left_out_loss": "loss when left out",
+    "loss": "loss",
+}
+"""What a reader calls each ranking; plain loss, which the others must beat, is the last."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mislabels:
     """What somebody finds who looks at the tenth of the rows that stands first in a ranking.
 
@@ -27,22 +36,40 @@ class Mislabels:
         looked_at: rows looked at.
         found: corrupted ones among them, by ranking.
         chance: how many are expected in any order.
+        ranked: by ranking, whether each row is a corrupted one, `[n]`, the row that stands first first.
+        residual: the worst relative one of the solves behind `self_influence`; None without it.
     """
 
     corrupted: int
     looked_at: int
     found: Mapping[str, int]
     chance: float
+    ranked: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    residual: float | None = None
 
     def to_json(self) -> dict[str, JSON]:
         """An entry of the verdict."""
-        return {"corrupted": self.corrupted, "looked_at": self.looked_at, **self.found, "chance": self.chance}
+        residual = {} if self.residual is None else {"residual": self.residual}
+        counts = {"corrupted": self.corrupted, "looked_at": self.looked_at, **self.found}
+        return {**counts, "chance": self.chance, **residual}
 
 
 def mislabels(layout: Layout, datamodule: Any) -> Mislabels | None:
     """How many corrupted rows each ranking finds; None where none are known, or there is no self-influence."""
     wrong = list(getattr(datamodule, "corrupted_ids", ()))
-    if not wrong or not layout.self_influence.exists():
+    if not wrong or (stored := self_influences(layout)) is None:
+        return None
+    n = len(stored.train_ids)
+    looked_at = max(1, round(n / PARTS))
+    is_wrong = np.isin(stored.train_ids, wrong)
+    ranked = {name: is_wrong[np.argsort(-value, kind="stable")] for name, value in stored.rankings.items()}
+    found = {name: int(wrong_ones[:looked_at].sum()) for name, wrong_ones in ranked.items()}
+    return Mislabels(len(wrong), looked_at, found, len(wrong) * looked_at / n, ranked, stored.residual)
+
+
+def self_influences(layout: Layout) -> StoredSelfInfluence | None:
+    """What is stored of the base model that was scored; None where nothing is, or, with a warning, only of another."""
+    if not layout.self_influence.exists():
         return None
     try:
         stored = self_influence.load(layout.self_influence)
@@ -50,14 +77,7 @@ def mislabels(layout: Layout, datamodule: Any) -> Mislabels | None:
     except InputError as error:
         log.warning("Self-influence is left out of the verdict: %s", error)
         return None
-    n = len(stored.train_ids)
-    looked_at = max(1, round(n / PARTS))
-    is_wrong = np.isin(stored.train_ids, wrong)
-    found = {
-        name: int(is_wrong[np.argsort(-value, kind="stable")[:looked_at]].sum())
-        for name, value in stored.rankings.items()
-    }
-    return Mislabels(len(wrong), looked_at, found, len(wrong) * looked_at / n)
+    return stored
 
 
 def _check(stored: StoredSelfInfluence, sections: Mapping[str, Any]) -> None:

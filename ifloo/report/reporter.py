@@ -9,21 +9,27 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from torch.utils.tensorboard import SummaryWriter
+from numpy.typing import NDArray
 
 from ifloo.errors import WorkError
+from ifloo.report.board import Board
 from ifloo.report.comparison import methods_comparison
 from ifloo.report.digits import TrainingPicture, digit_grid
 from ifloo.report.figures import influence_distribution, influence_vs_loo, save_figure
 from ifloo.report.gallery import ConversationSet, gallery, row_of
+from ifloo.report.html import write_html
+from ifloo.report.html.unverified import unverified
+from ifloo.report.label_errors import label_errors
 from ifloo.report.mislabels import Mislabels, mislabels
+from ifloo.report.plain import drawn
 from ifloo.report.pooled import pooled
+from ifloo.report.sketch import SampleGradients
 from ifloo.report.verdict import DEFINITIONS, Comparison, compare
 from ifloo.store import CORRECTED, JSON, Layout, StoredInfluences, influences, top_k, write_json
 
-SUFFIX = ".report"  # of our event file, so that a new report replaces the old one
 MAIN = "influence scores"  # as pictures of several methods call ours
 SHOWN = 8  # training samples of each kind in the picture
+CAPTION, TITLE = 14, 40  # characters of a label, over a small picture and in a title
 
 
 @dataclass(frozen=True)
@@ -36,12 +42,14 @@ class Reporter:
         log_dir: TensorBoard folder of the experiment.
         outcomes: what the model made of a test sample, such as "predicted 6", shown beside its label; of a
             `ConversationSet`, what it answered.
+        gradients: of the training samples, for the projector of TensorBoard; None: without it.
     """
 
     layout: Layout
     datamodule: Any
     log_dir: Path
     outcomes: Mapping[int, str] = field(default_factory=dict)
+    gradients: SampleGradients | None = None
 
     def verdict(self, test_ids: list[int], k: int) -> dict[int, Comparison]:
         """Writes the verdict on these tests.
@@ -72,18 +80,27 @@ class Reporter:
         return mislabels(self.layout, self.datamodule)
 
     def run(self, test_ids: list[int], k: int) -> dict[int, Comparison]:
-        """Writes the verdict on these tests, their pictures, and both to TensorBoard; errors as those of `verdict`.
+        """Writes the verdict on these tests, their pictures, one page with all of it, and TensorBoard's files.
+
+        Tests with scores and too few refits for a verdict are on the page alone, which says so; what is returned, and
+        verdict.json, are without them. Errors as those of `verdict`.
 
         Raises:
             WorkError: a file could not be written.
         """
-        compared = self.verdict(test_ids, k)
+        alone = unverified(self.layout, test_ids)
+        verified = [t for t in test_ids if t not in alone]
+        compared = self.verdict(verified, k) if verified else {}
         figures = {t: self._figures(one, k) for t, one in compared.items()}
         for t, named in figures.items():
             for name, figure in named.items():
                 save_figure(figure, self.layout.figure(name, t))
+        found = self.mislabels()
+        if found:
+            save_figure(label_errors(found), self.layout.label_errors)
+        write_html(self.layout, self.datamodule, compared, self.outcomes, alone, found)
         try:
-            self._to_tensorboard(compared, figures)
+            self._to_tensorboard({t: stored for t, (stored, _) in alone.items()}, compared, figures, k)
         except OSError as error:
             raise WorkError(
                 f"TensorBoard's files could not be written to {self.log_dir}: {error.strerror or error}.\n"
@@ -93,11 +110,10 @@ class Reporter:
 
     def _figures(self, one: Comparison, k: int) -> dict[str, Figure]:
         stored, title = one.stored, self._title(one.stored.test_id)
-        top = top_k(stored.scores, stored.train_ids, k)
         together = one.agreement()
         assert together is not None  # compare() refuses fewer rows than a statistic needs
         figures = {
-            "influence_distribution": influence_distribution(stored.scores, stored.train_ids, top, title=title),
+            **self._of_scores(stored, k),
             "influence_vs_loo": influence_vs_loo(
                 one.predicted,
                 one.actual,
@@ -117,11 +133,18 @@ class Reporter:
                 title=title,
                 noise_floor=one.noise_floor,
             )
-        name, figure = self._rows(stored, title)
-        return {**figures, name: figure}
+        return figures
 
-    def _rows(self, stored: StoredInfluences, title: str) -> tuple[str, Figure]:
-        """The picture of the test sample beside the training samples that matter most, with its name."""
+    def _of_scores(self, stored: StoredInfluences, k: int) -> dict[str, Figure]:
+        """The pictures that need no refit."""
+        title, top = self._title(stored.test_id), top_k(stored.scores, stored.train_ids, k)
+        return {
+            "influence_distribution": influence_distribution(stored.scores, stored.train_ids, top, title=title),
+            **self._rows(stored, title),
+        }
+
+    def _rows(self, stored: StoredInfluences, title: str) -> dict[str, Figure]:
+        """The test sample beside the training samples that matter most, drawn; nothing where none has a picture."""
         order = np.argsort(stored.scores, kind="stable")
         by_id = dict(zip(stored.train_ids.tolist(), stored.scores.tolist(), strict=True))
         helpful = [i for i in stored.train_ids[order[:SHOWN]].tolist() if by_id[i] < 0]
@@ -130,27 +153,36 @@ class Reporter:
         if isinstance(test, ConversationSet):
             low, high = ([row_of(train, i, by_id[i]) for i in ids] for ids in (helpful, harmful))
             asked = row_of(test, t, answered=self.outcomes.get(t, ""))
-            return "gallery", gallery(asked, low, high, title=title)
+            return {"gallery": gallery(asked, low, high, title=title)}
+        if test.picture(t) is None:
+            return {}
+        caption = drawn(test.caption(t), CAPTION)
         first, last = (
-            [TrainingPicture(i, train.picture(i), train.caption(i), by_id[i]) for i in ids]
+            [TrainingPicture(i, _picture(train, i), drawn(train.caption(i), CAPTION), by_id[i]) for i in ids]
             for ids in (helpful, harmful)
         )
-        return "most_influential", digit_grid(test.picture(t), test.caption(t), first, last, title=title)
+        return {"most_influential": digit_grid(_picture(test, t), caption, first, last, title=title)}
 
     def _title(self, t: int) -> str:
         if isinstance(self.datamodule.test_set, ConversationSet):
             return f"test {t}"
-        outcome = f", {self.outcomes[t]}" if t in self.outcomes else ""
-        return f"test {t}, label {self.datamodule.test_set.caption(t)}{outcome}"
+        outcome = f", {drawn(self.outcomes[t], TITLE)}" if t in self.outcomes else ""
+        return f"test {t}, label {drawn(self.datamodule.test_set.caption(t), TITLE)}{outcome}"
 
-    def _to_tensorboard(self, compared: Mapping[int, Comparison], figures: Mapping[int, Mapping[str, Figure]]) -> None:
-        for old in self.log_dir.glob(f"*{SUFFIX}"):
-            old.unlink()
-        with SummaryWriter(str(self.log_dir), filename_suffix=SUFFIX) as writer:
-            for t, one in compared.items():
-                writer.add_histogram(f"influence/test_{t}", one.stored.scores, bins="auto")
-                for name, figure in figures[t].items():
-                    writer.add_figure(f"{name}/test_{t}", figure, close=False)
-                for name, value in one.to_json().items():
-                    if isinstance(value, (int, float)) and not isinstance(value, bool):
-                        writer.add_scalar(f"verdict_test_{t}/{name}", value)
+    def _to_tensorboard(
+        self,
+        alone: Mapping[int, StoredInfluences],
+        compared: Mapping[int, Comparison],
+        figures: Mapping[int, Mapping[str, Figure]],
+        k: int,
+    ) -> None:
+        scored = {**{t: one.stored for t, one in compared.items()}, **alone}
+        drawn = {**figures, **{t: self._of_scores(stored, k) for t, stored in alone.items()}}
+        board = Board(self.layout, self.datamodule, self.log_dir, self.outcomes, self.gradients)
+        board.write(scored, compared, drawn)
+
+
+def _picture(data: Any, id_: int) -> NDArray[np.uint8]:
+    """The picture of a sample; blank paper for one that has none among others that have."""
+    found = data.picture(id_)
+    return np.zeros((1, 1), dtype=np.uint8) if found is None else found

@@ -91,7 +91,10 @@ class Prepared(ABC):
 
     @abstractmethod
     def solve(self, B: Float[Tensor, "k p"]) -> Solution:
-        """Solves A x = b for each row of B."""
+        """Solves A x = b for each row of B.
+
+        A solve that failed is no exception here: it is in `status` and `advice` (`Solution.require` raises).
+        """
 
     def sandwich(self, B: Float[Tensor, "g r p"]) -> Float[Tensor, "g r r"]:
         """B_i A⁻¹ B_iᵀ for each of g small blocks of rows.
@@ -108,7 +111,12 @@ class Solver(ABC):
 
     @abstractmethod
     def prepare(self, A: LinearOperator, tick: Tick = silent) -> Prepared:
-        """Does the work that all right-hand sides share; `tick` is told how far it is, where there is much of it."""
+        """Does the work that all right-hand sides share; `tick` is told how far it is, where there is much of it.
+
+        Raises:
+            InputError: A lacks what the solver needs, or would not fit the memory allowed.
+            SolveError: A cannot be factorised or sketched.
+        """
 
     def chosen(self, A: LinearOperator, right_hand_sides: int) -> Solver:
         """The solver that does the work for so many right-hand sides: this one, unless it is one that chooses."""

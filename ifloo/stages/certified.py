@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ifloo.attribution import DEFINITIONS, Certificate
 from ifloo.objective import Batch
@@ -38,6 +39,7 @@ def stored(block: ScoredBlock, damping: float, method: str, settings: str) -> li
             definitions=DEFINITIONS,
             settings=settings,
             repeat_error=None if certificate.repeat_error is None else float(certificate.repeat_error[k]),
+            residual_curve=certificate.curves[k].numpy(),
         )
         for k, t in enumerate(scores.query_ids)
     ]
@@ -74,6 +76,15 @@ def scored_tests(block: ScoredBlock, method: str, contents: Mapping[str, JSON]) 
 def content_of(query: Batch) -> str:
     """SHA-256 of a test sample."""
     return sha256_of_tensors({str(i): x for i, x in enumerate(tensors_of(query))})
+
+
+def contents_of(datamodule: Any, test_ids: Sequence[int]) -> dict[str, JSON]:
+    """SHA-256 of each test sample, by id; each alone, since a batch may pad it to the length of its neighbours.
+
+    Raises:
+        InputError: an id out of range.
+    """
+    return {str(t): content_of(datamodule.test_batch([t])) for t in test_ids}
 
 
 def _not_certified(which: str, certificate: Certificate, k: int) -> str:

@@ -14,9 +14,8 @@ from tqdm import tqdm
 
 from ifloo.errors import InputError
 from ifloo.objective import sequential
-from ifloo.objective.batches import rows
 from ifloo.params import ParamSpace
-from ifloo.stages.certified import content_of, scored_tests, stored
+from ifloo.stages.certified import contents_of, scored_tests, stored
 from ifloo.stages.corrected import correct_removals
 from ifloo.stages.memory import in_blocks, queries_at_once
 from ifloo.stages.methods import MethodRun, scores_there
@@ -41,7 +40,6 @@ from ifloo.store import (
     top_k,
 )
 
-HASHED_AT_ONCE = 256  # test samples in memory while their content is read
 MakeTrainer = Callable[[InfluenceWriter, bool], L.Trainer]  # (writer, whether to show its progress bar)
 
 
@@ -163,13 +161,7 @@ class InfluenceRun:
     def _section(self, name: str, test_ids: Sequence[int], paths: Sequence[Path]) -> Section:
         """The section of the manifest: test samples already scored must be the same, others may join."""
         manifest, queries = Manifest.at(self.layout.manifest), self._contents(test_ids)
-        stored = {} if self.overwrite else manifest.sections().get(name, {}).get("compared", {}).get("queries", {})
-        compared = {**self._compared(), "queries": {**stored, **queries}}
-        # To a manifest that lacks the new ids, only those it has are compared.
-        again = {**compared, "queries": {t: queries.get(t, stored[t]) for t in stored}}
-        manifest.check(name, again, self.overwrite)
-        if stored and set(stored) != {**stored, **queries}.keys():
-            manifest.record(name, compared, self._free())
+        compared = manifest.joined(name, self._compared(), queries, self._free(), self.overwrite)
         derived = [self.layout.verdict] if name == "influence" else []
         return Section(manifest, name, compared, self._free(), paths, derived)
 
@@ -207,12 +199,7 @@ class InfluenceRun:
 
     def _contents(self, test_ids: Sequence[int]) -> dict[str, JSON]:
         """SHA-256 of each test sample, by id; refuses ids out of range before any work."""
-        contents: dict[str, JSON] = {}
-        for start in range(0, len(test_ids), HASHED_AT_ONCE):
-            now = test_ids[start : start + HASHED_AT_ONCE]
-            batch = self.datamodule.test_batch(now)
-            contents |= {str(t): content_of(rows(batch, slice(k, k + 1))) for k, t in enumerate(now)}
-        return contents
+        return contents_of(self.datamodule, test_ids)
 
     def score(
         self, test_ids: Sequence[int], make_trainer: MakeTrainer, save: Callable[[StoredInfluences], None]

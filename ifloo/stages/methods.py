@@ -18,6 +18,7 @@ from ifloo.attribution.recorded import RecordedRun
 from ifloo.errors import InputError
 from ifloo.objective import Objective, preflight
 from ifloo.solvers.progress import ticking
+from ifloo.stages.aside import detached
 from ifloo.stages.reverse import KeptReverse
 from ifloo.stages.settings import AttributionSettings, described
 from ifloo.store import (
@@ -118,7 +119,8 @@ class MethodRun:
         Raises:
             InputError: a method needs the run, and there is none of this checkpoint; or a sample's loss is not its own.
         """
-        module = self.module.to(self.device, self.settings.torch_dtype)
+        # A copy: refits start from the module that was given, in its own precision and where it was.
+        module = detached(self.module).to(self.device, self.settings.torch_dtype)
         loader = self.datamodule.train_dataloader()
         objective = Objective.of(module, loader, self.settings.parameters, self.settings.batch_size)
         theta = objective.losses.theta()
@@ -165,4 +167,5 @@ def _stored(method: Method, found: MethodScores, k: int, t: int, stamp: str) -> 
         method=method.name,
         definitions=DEFINITIONS,
         settings=stamp,
+        residual_curve=found.curves[k].numpy() if found.curves else None,
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ifloo.attribution import ForwardProducts, HeadProducts, InfluenceEngine, Products
-from ifloo.attribution.curvature_route import refuse_decoupled
+from ifloo.attribution.curvature_route import HEAD_BYTES, refuse_decoupled
 from ifloo.curvature import Damped, Hessian, LinearHead, LinearOperator, as_head
 from ifloo.errors import InputError
 from ifloo.objective import Objective
@@ -17,13 +17,13 @@ from ifloo.stages.corrected import head_of
 from ifloo.stages.settings import AttributionSettings
 
 log = logging.getLogger(__name__)
-HEAD_BYTES = 4 << 30  # of inputs and output curvatures kept: beyond it the general path, unless LinearHead is asked for
 
 
 def curvature_at(settings: AttributionSettings, objective: Objective, theta: Tensor) -> LinearOperator:
     """The curvature at θ, damped where damping is asked for.
 
     Where the solver is left to `Auto` and none is named, H takes the form of a `LinearHead` if it can: the same matrix.
+    Beyond `HEAD_BYTES` it takes the general path, unless `LinearHead` is asked for.
 
     Raises:
         InputError: the curvature asked for does not serve this model.

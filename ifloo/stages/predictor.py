@@ -17,8 +17,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ifloo.attribution import Certificate, Directions, InfluenceEngine, Scores
-from ifloo.objective import Batch, Objective, Stationarity, preflight
+from ifloo.attribution import Certificate, Directions, ForwardProducts, HeadProducts, InfluenceEngine, Scores
+from ifloo.attribution.head import Piece
+from ifloo.errors import InputError
+from ifloo.models import Adapted
+from ifloo.objective import Batch, Objective, SampleLosses, Stationarity, preflight
 from ifloo.objective.batches import batch_size, moved, rows, sample_ids
 from ifloo.stages.plan import engine_for
 from ifloo.stages.settings import AttributionSettings
@@ -42,7 +45,11 @@ class ScoredBlock:
 
 
 class InfluencePredictor(L.LightningModule):
-    """Scores training batches against the present queries.
+    """Scores samples against the present queries: those of the training data, or of any loader given to `predict`.
+
+    By hand: `trainer.predict(InfluencePredictor(module, train_loader, queries=batch), dataloaders)` gives `[m, b]` of
+    each batch, in order. Of a sample that is no training sample it is the derivative in its weight, were it added to J
+    with the weight of one: −(1/n) ∇L_t·H⁻¹∇ℓ, n that of the training data.
 
     Attributes:
         queries: batch of test samples to explain; set anew before each predict run.
@@ -54,22 +61,36 @@ class InfluencePredictor(L.LightningModule):
     """
 
     def __init__(
-        self, module: Any, loader: DataLoader, settings: AttributionSettings, right_hand_sides: int = 1
+        self,
+        module: Any,
+        loader: DataLoader,
+        settings: AttributionSettings | None = None,
+        right_hand_sides: int | None = None,
+        queries: Batch = None,
     ) -> None:
-        """Wraps a module that meets the contract.
+        """Wraps a module.
 
         Args:
-            module: gives `sample_losses` and `penalty`; its weights are θ̂.
-            loader: all training samples in order (see `sequential`).
-            settings: of the attribution.
-            right_hand_sides: how many queries (and other solves) there will be in all.
+            module: gives `sample_losses` and `penalty`, or is any LightningModule (see `Adapted`); its weights are θ̂.
+            loader: of the training data; its order and batch size do not matter.
+            settings: of the attribution; None: as they come. Which tests are meant is for `queries` to say.
+            right_hand_sides: how many queries (and other solves) there will be in all; None: as many as queries.
+            queries: batch of test samples, with their ids or without.
+
+        Raises:
+            InputError: settings that ask for another method than the curvature, or no loss that could be scored.
         """
         super().__init__()
+        settings = settings or AttributionSettings()
+        if queries is not None:
+            _refuse_other_methods(settings)
+        module = module if isinstance(module, SampleLosses) else Adapted(module)
         # A copy where the precision is another: whoever gave the module goes on with it as it was.
         self.module = copy.deepcopy(module).to(settings.torch_dtype) if settings.torch_dtype else module
         self.loader, self.settings = loader, settings
-        self.queries: Batch = None
-        self.right_hand_sides = right_hand_sides
+        self.queries = queries
+        count = 1 if queries is None else batch_size(queries)
+        self.right_hand_sides = count if right_hand_sides is None else right_hand_sides
         self.directions: Directions | None = None
         self.stationarity: Stationarity | None = None
         self.world = World()
@@ -92,7 +113,17 @@ class InfluencePredictor(L.LightningModule):
             return loader if batched else DataLoader(loader.dataset, batch_size=1, collate_fn=_only)
 
     def on_predict_start(self) -> None:
-        """Solves for the directions; everything after is one pass over the data."""
+        """Solves for the directions; everything after is one pass over the data.
+
+        Raises:
+            InputError: there are no queries.
+            SolveError: a solve that cannot be used.
+        """
+        if self.queries is None:
+            raise InputError(
+                "InfluencePredictor has no queries: nothing to score against.\n"
+                "  Give it a batch of test samples: InfluencePredictor(module, train_loader, queries=batch)."
+            )
         self.directions, self.failure = None, None
         engine, world, m = self.engine, self.world, batch_size(self.queries)
         own = world.share(m, SOLVED_TOGETHER)
@@ -108,12 +139,19 @@ class InfluencePredictor(L.LightningModule):
         assert self.directions is not None
         if self.failure is None:
             try:
-                return self.engine.of(self.directions, batch)
+                return self._scores(self.directions, batch)
             except Exception as error:
                 if self.world.size == 1:
                     raise
                 self.failure = error
         return self.directions.value.new_empty(len(self.directions.value), 0)
+
+    def _scores(self, directions: Directions, batch: Any) -> Float[Tensor, "m b"]:
+        engine = self.engine
+        if isinstance(batch, Piece) or not isinstance(engine.products, HeadProducts):
+            return engine.of(directions, batch)
+        # A loader of the user's: a linear head knows its own training samples only.
+        return ForwardProducts(engine.objective, engine.theta).of(batch, directions.value) / -engine.objective.n
 
     def _of_all(self, solved: Directions | None, m: int) -> Directions:
         """The directions of all queries, each solved for by one process."""
@@ -213,6 +251,14 @@ class InfluenceWriter(BasePredictionWriter):
                 self.deliver(ScoredBlock(scores, sums / objective.n))
 
 
+def _refuse_other_methods(settings: AttributionSettings) -> None:
+    if settings.method is not None:
+        raise InputError(
+            f"InfluencePredictor scores by curvature and solver; settings ask for method {settings.method.name}.\n"
+            "  Leave method out, or score by it: method.scores(Trained(objective, theta), queries)."
+        )
+
+
 def _only(batch: list[Any]) -> Any:
     return batch[0]
 
@@ -226,9 +272,10 @@ def _joined(parts: Sequence[Certificate]) -> Certificate:
     columns = {
         name: None if value is None else torch.cat([getattr(part, name) for part in parts])
         for name, value in vars(parts[0]).items()
-        if name != "status"
+        if name not in ("status", "curves")
     }
-    return Certificate(**columns, status=tuple(status for part in parts for status in part.status))  # type: ignore[arg-type]
+    status = tuple(status for part in parts for status in part.status)
+    return Certificate(**columns, status=status, curves=tuple(curve for part in parts for curve in part.curves))  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from ifloo.attribution.recorded import State, Update
 from ifloo.attribution.updates import SGD, Adam
 from ifloo.errors import InputError
 from ifloo.objective import sample_ids
-from ifloo.objective.loaders import Identified
+from ifloo.objective.batches import Identified
 from ifloo.params import ParamSpace
 from ifloo.store import RunFolder
 

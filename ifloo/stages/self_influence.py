@@ -5,26 +5,43 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ifloo.attribution import last_layer_self, loss_ranking, tracin_self
-from ifloo.curvature import LinearHead
+from ifloo.attribution import (
+    InfluenceEngine,
+    SelfInfluence,
+    certified_self,
+    last_layer_self,
+    left_out_losses,
+    loss_ranking,
+    tracin_self,
+)
+from ifloo.curvature import LinearHead, LinearOperator, as_head
 from ifloo.curvature.operator import Tick
+from ifloo.solvers import Auto, Cholesky, SolveError, Solver, bar
+from ifloo.solvers.auto import RTOL
+from ifloo.solvers.cholesky import PreparedCholesky, bytes_needed
 from ifloo.solvers.progress import ticking
 from ifloo.stages.methods import MethodRun
-from ifloo.stages.plan import HEAD_BYTES
+from ifloo.stages.plan import HEAD_BYTES, curvature_at
+from ifloo.stages.settings import AttributionSettings, described
 from ifloo.store import JSON, Manifest, Section, StoredSelfInfluence, self_influence, settings_stamp
 
 log = logging.getLogger(__name__)
 DAMPING = 1e-3  # of the last layer's curvature, nats per squared parameter: definite under any penalty
 AT_ONCE = 100  # training samples
 CHECKPOINTS = 10  # of the run, for TracIn
+FEW_PARAMETERS = 4096  # a matrix from as many products as this, if need be
 SECTION = "self_influence"
 DEFINITIONS = (
+    "self_influence[i]: (1/n) grad l_i^T H^-1 grad l_i with the curvature and damping of the scores, nats: the rise of "
+    "the sample's own loss when it is removed, first order in its weight; residual: the worst |b - H x| / |b| of its "
+    "solves. left_out_loss[i]: l_i at the weights without i (one Newton step with its leverage counted in), nats. "
     "loss[i]: l_i at the trained weights, nats. last_layer[i]: (1/n) grad l_i^T (H + damping I)^-1 grad l_i over the "
     "last linear layer, in 32 bits, nats: the rise of the sample's own loss when it is removed. tracin[i]: the sum of "
     f"rate * |grad l_i|^2 over steps, at {CHECKPOINTS} states of the run, nats for plain SGD. Large: only the sample "
@@ -44,14 +61,22 @@ def self_influences(run: MethodRun, compared: dict[str, JSON], overwrite: bool) 
         InputError: there is a file of other settings.
         SolveError: the curvature of the last layer is not positive definite.
     """
-    settings: dict[str, JSON] = {**compared, "damping": DAMPING, "checkpoints": CHECKPOINTS}
+    settings = {**compared, "damping": DAMPING, "checkpoints": CHECKPOINTS, **_of_the_scores(run.settings)}
     path = run.layout.self_influence
     manifest = Manifest.at(run.layout.manifest)
     section = Section(manifest, SECTION, settings, {}, [path], [run.layout.verdict])
     with section.opened(overwrite):
-        run = _narrow(run)
-        if not path.exists() or (run.trained.run is not None and self_influence.load(path).tracin is None):
-            self_influence.save(path, _stored(run, settings_stamp(settings)))
+        narrow = _narrow(run)
+        if not path.exists() or (narrow.trained.run is not None and self_influence.load(path).tracin is None):
+            self_influence.save(path, _stored(narrow, _at_minimum(run), settings_stamp(settings)))
+
+
+def _of_the_scores(settings: AttributionSettings) -> dict[str, JSON]:
+    """The settings of the scores that self-influence has too; none where the scores are not by curvature."""
+    if settings.method is not None:
+        return {}
+    solver = {"solver": described(settings.solver), "damping": settings.damping, "curvature": settings.curvature_name}
+    return {"scores": solver}
 
 
 def _narrow(run: MethodRun) -> MethodRun:
@@ -59,7 +84,88 @@ def _narrow(run: MethodRun) -> MethodRun:
     return replace(run, settings=replace(run.settings, batch_size=min(run.settings.batch_size, AT_ONCE)))
 
 
-def _stored(run: MethodRun, stamp: str) -> StoredSelfInfluence:
+@dataclass(frozen=True)
+class _Exact:
+    """By the curvature and solver of the scores."""
+
+    own: SelfInfluence
+    left_out: Tensor | None
+
+    def stored(self) -> dict[str, Any]:
+        """Fields of what is written."""
+        bound = self.own.error_bound
+        return {
+            "self_influence": _on_host(self.own.value),
+            "left_out_loss": None if self.left_out is None else _on_host(self.left_out),
+            "residual": float(self.own.residual.max()),
+            "undamped_residual": float(self.own.undamped_residual.max()),
+            "error_bound": None if bound is None else float(bound.max()),
+        }
+
+
+def _at_minimum(run: MethodRun) -> _Exact | None:
+    """Self-influence as the scores are made, where n solves can be afforded: by a factor, or of a linear head."""
+    if run.settings.method is not None:
+        return None
+    try:
+        engine = _engine(run)
+        if engine is None:
+            return None
+        with ticking("self-influence", "sample") as tick:
+            own = certified_self(engine, tick)
+    except SolveError as error:
+        log.warning("self-influence: none by the curvature of the scores. %s", error)
+        return None
+    worst = float(own.residual.max())
+    log.info("self-influence: %d solves by %s, worst residual %.1e.", len(own.value), engine.solver, worst)
+    return _Exact(own, _left_out(engine, own))
+
+
+def _engine(run: MethodRun) -> InfluenceEngine | None:
+    """For n solves; None, with a line that says what they would cost, where there is no cheap way to them."""
+    settings, objective, theta = run.settings, run.trained.objective, run.trained.theta
+    curvature = curvature_at(settings, objective, theta)
+    solver = _solver(settings.solver, curvature, objective.n)
+    if as_head(curvature) is None and not isinstance(solver, Cholesky):
+        log.info(
+            "self-influence: none by the curvature of the scores, which would take %s solves by %s over %s parameters, "
+            "each with passes over all data. Attribute one linear layer (attribution.parameters) for it.",
+            f"{objective.n:,}",
+            type(solver).__name__,
+            f"{curvature.size:,}",
+        )
+        return None
+    known = getattr(run.module, "strong_convexity", lambda: None)()
+    return InfluenceEngine(objective, theta, curvature, solver, known, None, bar("factor"))
+
+
+def _solver(asked: Solver, curvature: LinearOperator, n: int) -> Solver:
+    """A factor where the choice is free and it can be had: it serves n solves, and the samples left out."""
+    if isinstance(asked, Auto):
+        core = curvature.cost.size if as_head(curvature) and curvature.cost else None
+        fits = (
+            curvature.size <= FEW_PARAMETERS if core is None else bytes_needed(core, curvature.dtype) <= asked.max_bytes
+        )
+        if fits:
+            return Cholesky(asked.max_bytes, asked.rtol or RTOL.get(curvature.dtype, 1e-5))
+    return asked.chosen(curvature, n)
+
+
+def _left_out(engine: InfluenceEngine, own: SelfInfluence) -> Tensor | None:
+    """The losses of samples left out, of a linear head that each sample passes once, where there is a factor."""
+    head, factor = as_head(engine.curvature), engine.prepared
+    if head is None or head.chunks[0].inputs.shape[1] > 1 or not isinstance(factor, PreparedCholesky):
+        log.info("self-influence: no losses of samples left out, which need a factor of a head that each passes once.")
+        return None
+    try:
+        with ticking("losses when left out", "sample") as tick:
+            return left_out_losses(head, factor, own, tick)
+    except SolveError as error:
+        log.warning("self-influence: no losses of samples left out. %s", error)
+        return None
+
+
+def _stored(run: MethodRun, exact: _Exact | None, stamp: str) -> StoredSelfInfluence:
     trained = run.trained
     tracin = None
     if trained.run is not None:
@@ -72,6 +178,7 @@ def _stored(run: MethodRun, stamp: str) -> StoredSelfInfluence:
         damping=DAMPING,
         definitions=DEFINITIONS,
         settings=stamp,
+        **(exact.stored() if exact else {}),
     )
 
 
@@ -101,4 +208,8 @@ def _last_layer(module: nn.Module) -> str | None:
 def _told(name: str, work: Callable[[Tick], Tensor]) -> NDArray[np.float64]:
     """Runs it under a bar."""
     with ticking(f"self-influence, {name}", "sample") as tick:
-        return work(tick).double().cpu().numpy()
+        return _on_host(work(tick))
+
+
+def _on_host(value: Tensor) -> NDArray[np.float64]:
+    return value.double().cpu().numpy()

@@ -25,8 +25,10 @@ class StoredInfluences:
     `score_mean` is the mean over all n of the scores before they were rounded to float32. `residual` is the relative
     residual of the damped system (None where the method solved nothing), `undamped_residual` that of the undamped one,
     `error_bound` the largest possible error of a score (nats per unit weight) to the damped solution, `repeat_error`
-    the standard error between repeats of a stochastic solver relative to its solution; None where not known. `settings`
-    is the stamp of what the scores were made with (`settings_stamp`).
+    the standard error between repeats of a stochastic solver relative to its solution; None where not known.
+    `residual_curve`, `[steps, 2]`, is the way of the solve: step, and worst relative residual of the damped system over
+    the tests solved together, as the solver saw it, the last recomputed on the full data; None where nothing was solved
+    or nobody kept it. `settings` is the stamp of what the scores were made with (`settings_stamp`).
     """
 
     test_id: int
@@ -43,6 +45,7 @@ class StoredInfluences:
     definitions: str
     settings: str
     repeat_error: float | None = None
+    residual_curve: NDArray[np.float64] | None = None
 
 
 def save(path: Path | str, stored: StoredInfluences) -> None:
@@ -60,6 +63,8 @@ def save(path: Path | str, stored: StoredInfluences) -> None:
     arrays = {name: np.asarray(getattr(stored, name)) for name in names}
     arrays["scores"] = np.asarray(stored.scores, dtype=np.float32)
     arrays["train_ids"] = np.asarray(stored.train_ids, dtype=np.int64)
+    if stored.residual_curve is not None:
+        arrays["residual_curve"] = stored.residual_curve
     write_npz(path, arrays)
 
 
@@ -95,7 +100,7 @@ def load(path: Path | str) -> StoredInfluences:
         fields |= {name: str(arrays[name]) for name in _TEXTS}
     except (TypeError, ValueError) as error:
         raise InputError(_no_scores(path, f"a setting is not a single value ({error})")) from error
-    stored = StoredInfluences(**fields)
+    stored = StoredInfluences(**fields, residual_curve=arrays.get("residual_curve"))
     if (fault := _fault(stored)) is not None:
         raise InputError(_no_scores(path, fault))
     return stored
@@ -122,6 +127,18 @@ def _fault(stored: StoredInfluences) -> str | None:
     for name in _NUMBERS + _OPTIONAL_NUMBERS:
         if (value := getattr(stored, name)) is not None and not np.isfinite(value):
             return f"{name} is {value}"
+    return None if stored.residual_curve is None else _fault_of_curve(stored.residual_curve)
+
+
+def _fault_of_curve(curve: NDArray[np.float64]) -> str | None:
+    if curve.dtype != np.float64:
+        return f"residual_curve is {curve.dtype}, not float64"
+    if curve.ndim != 2 or curve.shape[1:] != (2,) or not len(curve):
+        return f"residual_curve {curve.shape} is not a step and a residual a row"
+    if not np.isfinite(curve).all():
+        return "residual_curve holds numbers that are not finite"
+    if (np.diff(curve[:, 0]) <= 0).any():
+        return "the steps of residual_curve do not increase"
     return None
 
 

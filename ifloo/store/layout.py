@@ -34,6 +34,11 @@ class Layout:
     def verdict(self) -> Path:
         return self.root / "verdict.json"
 
+    @property
+    def report(self) -> Path:
+        """The page that shows everything in one file."""
+        return self.root / "report.html"
+
     def scores(self, t: int) -> Path:
         return self.root / f"influences_test_{t}.npz"
 
@@ -127,6 +132,11 @@ class Layout:
     def self_influence(self) -> Path:
         """What each training sample does to its own loss."""
         return self.root / "self_influence.npz"
+
+    @property
+    def label_errors(self) -> Path:
+        """The picture of how fast each ranking finds labels known to be wrong."""
+        return self.root / "figs" / "label_errors.png"
 
     @property
     def reverse(self) -> Path:

@@ -78,6 +78,44 @@ class Manifest:
             )
         self._warn_of_versions(section, stored.get("recorded") or {})
 
+    def joined(
+        self,
+        section: str,
+        compared: Mapping[str, JSON],
+        queries: Mapping[str, JSON],
+        recorded: Mapping[str, JSON],
+        overwrite: bool = False,
+    ) -> dict[str, JSON]:
+        """Settings with the content of test samples in them: those that are stored must be the same, others may join.
+
+        Results of before contents were kept go on without.
+
+        Args:
+            section: of the results.
+            compared: the other settings that change a number.
+            queries: SHA-256 of each test sample now asked for, by id.
+            recorded: for `record`, where samples join.
+            overwrite: the stored ones are replaced.
+
+        Returns:
+            What the section compares: `compared`, and `queries` of stored and new samples.
+
+        Raises:
+            InputError: a stored setting or sample is another.
+        """
+        stored = None if overwrite else self.sections().get(section)
+        if stored is None:
+            return {**compared, "queries": {**queries}}
+        if "queries" not in stored["compared"]:
+            return {**compared}
+        before = stored["compared"]["queries"]
+        # To a manifest that lacks the new ids, only those it has are compared.
+        self.check(section, {**compared, "queries": {t: queries.get(t, before[t]) for t in before}})
+        together: dict[str, JSON] = {**compared, "queries": {**before, **queries}}
+        if queries.keys() - before.keys():
+            self.record(section, together, recorded)
+        return together
+
     def record(self, section: str, compared: Mapping[str, JSON], recorded: Mapping[str, JSON]) -> None:
         """Set `section`, keep the others; what `environment` gives is added to `recorded`."""
         entry = {"compared": compared, "recorded": {**environment(), **recorded}}

@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +14,20 @@ from numpy.typing import NDArray
 from ifloo.errors import InputError, WorkError
 from ifloo.store.atomic import write_npz
 
-_RANKINGS = ("tracin", "last_layer", "loss")
+_RANKINGS = ("self_influence", "tracin", "last_layer", "left_out_loss", "loss")
+_OPTIONAL = _RANKINGS[:-1]
+_NUMBERS = ("residual", "undamped_residual", "error_bound")
 
 
 @dataclass(frozen=True, eq=False)
 class StoredSelfInfluence:
     """Rankings of all n training samples, each `[n]`, in nats; None where the model or its run gives none.
 
-    `tracin` and `last_layer` are self-influences, `loss` is ℓ_i, the ranking they must beat. `damping` is that of the
-    last layer's curvature. `settings` is the stamp of what they were made with (`settings_stamp`).
+    `self_influence` (as the scores are made), `tracin` and `last_layer` are self-influences; `loss` is ℓ_i, the ranking
+    they must beat, and `left_out_loss` that of the model without i. `damping` is that of `last_layer`'s curvature.
+    `settings` is the stamp of what they were made with (`settings_stamp`). The rest belongs to `self_influence`: the
+    worst relative residual of its n solves, that of the undamped system, and how far no value is from the damped
+    solution, nats.
     """
 
     train_ids: NDArray[np.int64]
@@ -31,6 +37,11 @@ class StoredSelfInfluence:
     damping: float
     definitions: str
     settings: str
+    self_influence: NDArray[np.float64] | None = None
+    left_out_loss: NDArray[np.float64] | None = None
+    residual: float | None = None
+    undamped_residual: float | None = None
+    error_bound: float | None = None
 
     @property
     def rankings(self) -> dict[str, NDArray[np.float64]]:
@@ -61,7 +72,8 @@ def load(path: Path) -> StoredSelfInfluence:
     """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
-            optional = {name: content.get(name) for name in ("last_layer", "tracin")}
+            optional: dict[str, Any] = {name: content.get(name) for name in _OPTIONAL}
+            numbers: dict[str, Any] = {name: float(content[name]) for name in _NUMBERS if name in content}
             stored = StoredSelfInfluence(
                 train_ids=content["train_ids"].astype(np.int64),
                 loss=content["loss"].astype(np.float64),
@@ -69,6 +81,7 @@ def load(path: Path) -> StoredSelfInfluence:
                 definitions=str(content["definitions"]),
                 settings=str(content["settings"]),
                 **optional,
+                **numbers,
             )
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(_not_one(path, str(error) or type(error).__name__)) from error

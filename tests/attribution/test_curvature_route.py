@@ -1,17 +1,19 @@
 """What belongs to curvature routes alone: damping from the run, certificates, some of the parameters, refusals."""
 
+import functools
 import logging
 from dataclasses import replace
 
 import pytest
 import torch
 
-from ifloo.attribution import CurvatureRoute, Trained
+from ifloo.attribution import CurvatureRoute, Trained, curvature_route
 from ifloo.attribution.one_step import training_time
 from ifloo.attribution.recorded import State
 from ifloo.attribution.updates import Adam
 from ifloo.curvature import GaussNewton, Hessian, LinearHead
 from ifloo.errors import InputError
+from ifloo.models import LogisticRegression
 from ifloo.solvers import CG, Cholesky, LiSSA, SolveError
 from tests.attribution.descents import CLOSE, RATES, gradients, made, trained
 from tests.problems import Attention, Logistic, Ridge
@@ -99,3 +101,34 @@ def test_a_weight_decay_outside_of_the_objective():
         "function.\n"
         "  Use the unrolled method, which differentiates the steps themselves, or put the decay into `penalty`."
     )
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["class", "as the command line wraps it"])
+def test_a_linear_head_that_would_keep_too_much(wrapped):
+    """30,000 classes: 50 x (1 + 30,000²) numbers of 8 bytes, told before any of it is made."""
+    x, labels = torch.ones(50, 1, dtype=torch.float64), torch.arange(50)
+    module = LogisticRegression(num_features=1, num_classes=30_000, l2_reg=0.1)
+    problem = Logistic(module, x, labels, {"x": x[:1], "labels": labels[:1], "idx": labels[:1]}, 0.1)
+    curvature = functools.partial(lambda kind, *at: kind(*at), LinearHead) if wrapped else LinearHead
+    with pytest.raises(InputError) as caught:
+        CurvatureRoute("last_layer", curvature, 0.1).scores(
+            Trained(problem.objective(), problem.theta), problem.queries
+        )
+    assert str(caught.value) == (
+        "last_layer: a LinearHead of 50 training samples would keep 335.3 GiB of inputs and output curvatures, allowed "
+        "are 4.0 GiB.\n"
+        "  Train on fewer samples, or use curvature GaussNewton with solver CG: the same matrix, nothing kept."
+    )
+
+
+def test_a_linear_head_up_to_the_limit(monkeypatch):
+    problem, given = made(Logistic), trained(Logistic)
+    need = 50 * (4 + 3**2) * 8
+    assert LinearHead.bytes_kept(problem.objective()) == need
+    head, products = (CurvatureRoute("h", c, 0.1, Cholesky()) for c in (LinearHead, GaussNewton))
+    monkeypatch.setattr(curvature_route, "HEAD_BYTES", need)
+    expected = products.scores(given, problem.queries).value
+    torch.testing.assert_close(head.scores(given, problem.queries).value, expected, **CLOSE)
+    monkeypatch.setattr(curvature_route, "HEAD_BYTES", need - 1)
+    with pytest.raises(InputError, match=r"^h: a LinearHead of 50 training samples would keep 0\.0 GiB"):
+        head.scores(given, problem.queries)

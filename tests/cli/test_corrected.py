@@ -1,6 +1,10 @@
 """Removals with the leverage counted in, through the commands: files, verdict, resume, replacement, refusal."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
+import pytest
 
 from ifloo.store import Layout, removals
 from tests.cli.running import contents, done, small
@@ -9,11 +13,23 @@ from tests.cli.test_pipeline import read_json, results
 CORRECTED = "--attribution.corrected=true"
 
 
-def test_the_verdict_holds_it_beside_the_scores(copied):
-    done(small(copied, "influence", CORRECTED))
-    said = done(small(copied, "report", CORRECTED)).out
+@pytest.fixture(scope="module")
+def predicted(experiment, tmp_path_factory) -> Path:
+    """The experiment, and the corrected removals of its tests. Do not write here."""
+    folder = Path(shutil.copytree(experiment, tmp_path_factory.mktemp("predicted") / "run"))
+    done(small(folder, "influence", CORRECTED))
+    return folder
+
+
+@pytest.fixture
+def corrected(predicted, tmp_path) -> Path:
+    return Path(shutil.copytree(predicted, tmp_path / "corrected"))
+
+
+def test_the_verdict_holds_it_beside_the_scores(corrected):
+    said = done(small(corrected, "report", CORRECTED)).out
     assert said.count("corrected all") == 2
-    for entry in read_json(results(copied) / "verdict.json")["tests"].values():
+    for entry in read_json(results(corrected) / "verdict.json")["tests"].values():
         method = entry["methods"]["leverage_corrected"]
         assert method["n_refits"] == entry["n_refits"]
         # First order against second: at 100 samples the leverages are large, and counting them in is worth a lot.
@@ -21,22 +37,20 @@ def test_the_verdict_holds_it_beside_the_scores(copied):
         assert abs(method["slope"] - 1) < abs(entry["slope"] - 1)
 
 
-def test_what_is_there_is_kept_and_more_ids_join(copied):
-    done(small(copied, "influence", CORRECTED))
-    path = Layout(results(copied)).removals(8)
+def test_what_is_there_is_kept_and_more_ids_join(corrected):
+    path = Layout(results(corrected)).removals(8)
     before = removals.load(path)
     assert before.residual <= 1e-10
     assert before.damping == 0
-    done(small(copied, "influence", CORRECTED, "--refit.random=7"))
+    done(small(corrected, "influence", CORRECTED, "--refit.random=7"))
     after = removals.load(path)
     assert set(before.ids.tolist()) < set(after.ids.tolist())
     np.testing.assert_array_equal(after.effects[: len(before.ids)], before.effects)
 
 
-def test_they_go_with_the_scores_they_belong_to(copied):
-    done(small(copied, "influence", CORRECTED))
-    done(small(copied, "influence", "--attribution.damping=0.5", "--overwrite"))
-    assert not Layout(results(copied)).removals_there()
+def test_they_go_with_the_scores_they_belong_to(corrected):
+    done(small(corrected, "influence", "--attribution.damping=0.5", "--overwrite"))
+    assert not Layout(results(corrected)).removals_there()
 
 
 def test_a_curvature_without_leverages_is_refused_before_any_work(copied):

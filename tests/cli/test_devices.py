@@ -16,6 +16,7 @@ import pytest
 
 from tests.cli.running import CHECKOUT, SMALL, done, small
 from tests.cli.test_pipeline import lines, read_json, results
+from tests.conftest import LONG
 
 MANY = ("--refit.random=40", "--refit.replicas=1")
 FILES = tuple(f"{folder}loo_losses_test_{t}.jsonl" for folder in ("", "null/") for t in (0, 8))
@@ -34,18 +35,31 @@ def scored(experiment, tmp_path_factory) -> Path:
 
 
 @contextlib.contextmanager
+def heard(sent: signal.Signals) -> Generator[None, None, None]:
+    """Processes begun in here hear a signal, also where whoever began the tests has these ignore it, as `&` does."""
+    before = signal.signal(sent, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(sent, before)
+
+
+@contextlib.contextmanager
 def started(folder: Path) -> Generator[subprocess.Popen[str], None, None]:
     """The command on two workers, in a process group of its own as a shell would start it, with rows of its own."""
     before = rows(folder)
-    with subprocess.Popen(
-        [sys.executable, "-m", "ifloo", "loo", *SMALL, *MANY, "--refit.devices=2"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "TMPDIR": str(folder.parent)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
+    with (
+        heard(signal.SIGINT),
+        subprocess.Popen(
+            [sys.executable, "-m", "ifloo", "loo", *SMALL, *MANY, "--refit.devices=2"],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "TMPDIR": str(folder.parent)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as process,
+    ):
         try:
             wait_for(lambda: rows(folder) > before + 2 or process.poll() is not None)
             assert process.poll() is None, process.stderr.read()
@@ -60,7 +74,7 @@ def rows(folder: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def wait_for(condition, seconds: float = 60.0) -> None:
+def wait_for(condition, seconds: float = LONG) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -108,7 +122,7 @@ def test_ctrl_c_ends_it_and_one_process_goes_on_from_there(scored, alone, tmp_pa
         crew = workers(process)
         assert len(crew) == 2
         os.killpg(process.pid, signal.SIGINT)  # reaches all processes of a terminal
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=LONG)
         assert process.returncode == 130
         assert said.endswith("ifloo: interrupted; the same command goes on from here.\n")
         assert "Traceback" not in said
@@ -124,11 +138,11 @@ def test_killed_it_goes_on_by_the_same_command_even_without_a_worker(scored, alo
     with started(folder) as process:
         crew = workers(process)
         process.kill()
-        wait_for(lambda: gone(crew), 10)
+        wait_for(lambda: gone(crew))
     assert rows(folder) < len(alone[0])
     with started(folder) as process:
         workers(process)[0].kill()
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=LONG)
         assert process.returncode == 0, said
         assert "Traceback" not in said
     assert_same(folder, alone)

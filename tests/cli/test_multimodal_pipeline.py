@@ -42,7 +42,7 @@ def test_every_file_is_there_and_no_other(made):
     run = ("run.json", "steps.npz", *(f"state_{k:07d}.npz" for k in (0, 2, 4, 6)))
     expected = {"models/multimodal_base.pth", *(f"models/multimodal_base.run/{name}" for name in run)}
     expected |= {f"outputs/multimodal/{name.format(t)}" for name in per_test for t in TESTS}
-    expected |= {"outputs/multimodal/manifest.json", "outputs/multimodal/verdict.json"}
+    expected |= {f"outputs/multimodal/{name}" for name in ("manifest.json", "verdict.json", "report.html")}
     assert {name for name in contents(made) if not name.startswith("lightning_logs/")} == expected
 
 

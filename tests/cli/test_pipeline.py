@@ -28,7 +28,8 @@ def results(folder: Path) -> Path:
 def test_every_file_is_there_and_no_other(experiment):
     per_test = ("influences_test_{}.npz", "topk_ids_test_{}.txt", "loo_losses_test_{}.jsonl")
     figures = ("influence_distribution", "influence_vs_loo", "most_influential")
-    expected = {"models/mnist_base.pth", "outputs/mnist/manifest.json", "outputs/mnist/verdict.json"}
+    expected = {"models/mnist_base.pth"}
+    expected |= {f"outputs/mnist/{name}" for name in ("manifest.json", "verdict.json", "report.html")}
     for t in (0, 8):
         expected |= {f"outputs/mnist/{name.format(t)}" for name in (*per_test, "null/loo_losses_test_{}.jsonl")}
         expected |= {f"outputs/mnist/figs/{name}_test_{t}.png" for name in figures}

@@ -48,11 +48,11 @@ def test_an_unknown_command_is_an_error(tmp_path, command):
     assert said.err == (
         "tip: For details of accepted options run: ifloo --help\n"
         f"error: argument subcommand: invalid choice: '{command}' "
-        "(choose from 'fit', 'influence', 'loo', 'report', 'pipeline')\n"
+        "(choose from 'fit', 'influence', 'loo', 'report', 'pipeline', 'doctor')\n"
     )
 
 
-@pytest.mark.parametrize("command", ["fit", "influence", "loo", "report", "pipeline"])
+@pytest.mark.parametrize("command", ["fit", "influence", "loo", "report", "pipeline", "doctor"])
 def test_the_help_of_a_command_shows_every_group(tmp_path, command):
     said = ifloo(tmp_path, command, "--help")
     assert said.code == 0

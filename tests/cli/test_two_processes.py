@@ -13,6 +13,7 @@ import pytest
 
 from tests.cli.running import CHECKOUT, CONFIG, done, ifloo
 from tests.cli.test_pipeline import lines, results
+from tests.conftest import LONG
 
 N, TESTS = 301, 37  # odd, so that shares differ
 ASKED = (
@@ -52,7 +53,7 @@ def on_two(folder: Path, *more: str) -> tuple[int, str, str]:
     """Exit code and what was said; a hang is a failure."""
     with start(folder, *more) as process:
         try:
-            out, err = process.communicate(timeout=180)
+            out, err = process.communicate(timeout=LONG)
         except subprocess.TimeoutExpired:
             process.kill()
             raise
@@ -108,7 +109,7 @@ def test_processes_started_by_torchrun(fitted, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "ifloo"]
     command = [*torchrun, "influence", *ASKED, *TWO, *MATRIX, f"--output_dir={tmp_path}"]
     for made in (TESTS, 0):
-        ran = subprocess.run(command, cwd=fitted, env=ENV, capture_output=True, text=True, timeout=180, check=False)
+        ran = subprocess.run(command, cwd=fitted, env=ENV, capture_output=True, text=True, timeout=LONG, check=False)
         assert ran.returncode == 0, ran.stderr
         assert ran.stdout == f"{made} tests scored now, {TESTS} in all: {tmp_path / 'all_tests' / 'index.jsonl'}\n"
 
@@ -154,19 +155,19 @@ def test_no_process_outlives_the_others(fitted, tmp_path, whom):
     one_by_one = (*MATRIX, *GENERAL, "--attribution.query_block=1")
     index = results(folder) / "all_tests" / "index.jsonl"
     with start(folder, *one_by_one) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + LONG
         while not (index.exists() and index.stat().st_size) and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert process.poll() is None, process.stderr.read()
         (other,) = children_of(process)
         os.kill(process.pid if whom == "first" else other, signal.SIGKILL)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=LONG)
     assert process.returncode == (-signal.SIGKILL if whom == "first" else 1), err
     if whom == "other":
         assert err.count("ifloo: failed: ") == 1
         assert "Traceback" not in err
-    gone = time.monotonic() + 20
+    gone = time.monotonic() + LONG
     while alive(other):
         assert time.monotonic() < gone
         time.sleep(0.1)

@@ -184,7 +184,7 @@ def test_a_picture_replaces_the_old_one_whole_or_not_at_all(tmp_path, monkeypatc
         ),
         (
             lambda: digit_grid(DIGIT, "", [TrainingPicture(4, DIGIT[None], "", 0.1)], [], title=""),
-            "Training image 4 has shape (1, 28, 28); the grid shows grey images, [height, width].",
+            "Training image 4 has shape (1, 28, 28); the grid shows images, [height, width] or [height, width, 3].",
         ),
     ],
 )

@@ -188,10 +188,10 @@ def test_the_report_of_conversations_has_a_gallery(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr("ifloo.report.reporter.save_figure", lambda figure, path: figures.append((path, figure)))
     Reporter(results.layout, Data(), tmp_path / "logs", {T: "what it said"}).run([T], 6)
-    names = ("influence_distribution", "influence_vs_loo", "gallery")
+    names = ("influence_distribution", "gallery", "influence_vs_loo")
     assert [path for path, _ in figures] == [results.layout.figure(name, T) for name in names]
-    shown = words_of(figures[2][1])
+    shown = words_of(figures[1][1])
     order = IDS[np.argsort(SCORES, kind="stable")]
     for text in ("what it said", f"question {T}", *(f"answer {i}" for i in (*order[:8], *order[-8:]))):
         assert text in shown
-    assert figures[2][1].texts[0].get_text() == f"test {T}"
+    assert figures[1][1].texts[0].get_text() == f"test {T}"

@@ -8,7 +8,7 @@ import pytest
 
 from ifloo.cli import tables
 from ifloo.report import Reporter
-from ifloo.report.mislabels import SECTION, mislabels
+from ifloo.report.mislabels import NAMES, SECTION, mislabels
 from ifloo.stages.self_influence import SECTION as WRITTEN
 from ifloo.store import Layout, Manifest, StoredSelfInfluence, self_influence, settings_stamp
 from tests.report.results import BASE, IDS, N, Results, T
@@ -59,6 +59,43 @@ def test_each_ranking_is_told_with_what_chance_would_find(layout, tmp_path, caps
         "  self-influence by last_layer are 1 of them (chance: 0.4)\n"
         "  loss                         are 0 of them (chance: 0.4)\n"
     )
+
+
+def test_exact_rankings_are_told_with_their_certificate(layout, tmp_path, capsys):
+    own = {name: rankings()["tracin"] for name in ("self_influence", "left_out_loss")}
+    write(layout, tracin=False, **own, residual=3e-13)
+    reporter = Reporter(layout, Data(), tmp_path / "logs")
+    compared = reporter.verdict([T], 6)
+    expected = {
+        "corrupted": 4,
+        "looked_at": 4,
+        "self_influence": 3,
+        "last_layer": 1,
+        "left_out_loss": 3,
+        "loss": 0,
+        "chance": 0.4,
+        "residual": 3e-13,
+    }
+    assert list(json.loads(layout.verdict.read_text())["mislabels"].items()) == list(expected.items())
+    tables.verdict(compared, reporter.mislabels())
+    assert capsys.readouterr().out.endswith(
+        "\n4 training answers are wrong on purpose; among the 4 rows (10 %) of largest\n"
+        "  self-influence               are 3 of them (chance: 0.4)\n"
+        "  self-influence by last_layer are 1 of them (chance: 0.4)\n"
+        "  loss when left out           are 3 of them (chance: 0.4)\n"
+        "  loss                         are 0 of them (chance: 0.4)\n"
+        "  certificate: worst residual of the solves behind self-influence 3.0e-13\n"
+    )
+
+
+def test_every_ranking_has_a_name(layout):
+    own = {name: rankings()["tracin"] for name in ("self_influence", "left_out_loss")}
+    write(layout, **own)
+    found = mislabels(layout, Data())
+    assert list(found.ranked) == list(NAMES)
+    for name, wrong in found.ranked.items():
+        assert int(wrong[: found.looked_at].sum()) == found.found[name]
+        assert int(wrong.sum()) == 4
 
 
 def test_a_ranking_that_is_not_there_is_not_told(layout):

@@ -108,6 +108,22 @@ def test_methods_that_need_no_run_do_not_look_for_one(tmp_path):
     assert set(Layout(tmp_path).methods_there(0)) == {"gradient_dot"}
 
 
+def test_another_precision_is_that_of_a_copy(tmp_path):
+    """Refits start from the module that was given: its weights have not been through 32 bits."""
+    by = stage(tmp_path)
+    settings = dataclasses.replace(by.settings, dtype="float32")
+    torch.nn.init.uniform_(next(by.module.parameters()))  # 53 random bits, of which 24 would be left
+    before = {name: x.clone() for name, x in by.module.state_dict().items()}
+    narrow = dataclasses.replace(by, settings=settings).trained
+    assert narrow.theta.dtype == torch.float32
+    after = by.module.state_dict()
+    assert {x.dtype for x in after.values()} == {torch.float64}
+    assert all(torch.equal(x, before[name]) for name, x in after.items())
+    whole = torch.cat([x.flatten() for x in before.values()])
+    assert torch.equal(narrow.theta, whole.float())
+    assert not torch.equal(narrow.theta.double(), whole)
+
+
 # Settings.
 
 

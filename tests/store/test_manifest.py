@@ -56,6 +56,37 @@ def test_sections_do_not_disturb_each_other(stored):
     assert set(loo["recorded"]) == {"versions", "platform", "time", "git_revision", "test_ids"}
 
 
+def test_samples_join_a_section_and_stay_what_they_were(tmp_path):
+    manifest = Manifest.at(tmp_path / "manifest.json")
+    first = manifest.joined("loo", {"seed": 0}, {"0": "a"}, {})
+    assert first == {"seed": 0, "queries": {"0": "a"}}
+    assert manifest.sections() == {}  # recorded by whoever makes the results
+    manifest.record("loo", first, {})
+    together = manifest.joined("loo", {"seed": 0}, {"8": "b"}, {"test_ids": [8]})
+    assert together == {"seed": 0, "queries": {"0": "a", "8": "b"}}
+    assert manifest.sections()["loo"]["compared"] == together
+    before = manifest.path.read_bytes()
+    assert manifest.joined("loo", {"seed": 0}, {"8": "b"}, {"test_ids": [0]}) == together
+    for compared, queries, said in (
+        ({"seed": 0}, {"8": "c", "9": "d"}, 'queries.8: stored "b", asked "c"'),
+        ({"seed": 1}, {"9": "d"}, "seed: stored 0, asked 1"),
+    ):
+        with pytest.raises(InputError) as caught:
+            manifest.joined("loo", compared, queries, {})
+        assert str(caught.value) == (
+            f"{manifest.path}: the loo results there were made with other settings.\n  {said}\n"
+            "  Results of different settings are never mixed. Give another --output_dir to keep both, "
+            "or --overwrite to replace the stored ones."
+        )
+        assert manifest.joined("loo", compared, queries, {}, overwrite=True) == compared | {"queries": queries}
+    assert manifest.path.read_bytes() == before
+
+
+def test_results_without_contents_go_on_without(stored):
+    compared = stored.sections()["loo"]["compared"]
+    assert stored.joined("loo", compared, {"0": "a"}, {}) == compared
+
+
 def test_a_failed_write_keeps_the_old_manifest(stored, monkeypatch):
     before = stored.path.read_bytes()
     with pytest.raises(WorkError, match=r"manifest.json was not written: loo.compared.damping is nan"):

@@ -14,7 +14,13 @@ STORED = StoredSelfInfluence(
     damping=1e-3,
     definitions="loss[i]: l_i, nats",
     settings="0" * 64,
+    self_influence=np.array([1e-3, 3e-3, 0.0]),
+    left_out_loss=np.array([0.5, 0.5, 4.5]),
+    residual=1e-12,
+    undamped_residual=1e-3,
+    error_bound=1e-9,
 )
+NEW = {"self_influence", "left_out_loss", "residual", "undamped_residual", "error_bound"}
 
 
 @pytest.fixture
@@ -28,15 +34,16 @@ def test_all_fields_come_back(path):
     found = self_influence.load(path)
     for field in fields(STORED):
         np.testing.assert_array_equal(getattr(found, field.name), getattr(STORED, field.name))
-    assert list(found.rankings) == ["tracin", "last_layer", "loss"]
+    assert list(found.rankings) == ["self_influence", "tracin", "last_layer", "left_out_loss", "loss"]
 
 
 def test_a_ranking_that_is_none_is_left_out(path):
-    self_influence.save(path, replace(STORED, tracin=None, last_layer=None))
+    self_influence.save(path, replace(STORED, tracin=None, last_layer=None, **dict.fromkeys(NEW)))
     with np.load(path) as raw:
         assert set(raw.files) == {"train_ids", "loss", "damping", "definitions", "settings"}
     found = self_influence.load(path)
     assert (found.tracin, found.last_layer) == (None, None)
+    assert all(getattr(found, name) is None for name in NEW)  # a file of before they were made is as good
     assert list(found.rankings) == ["loss"]
 
 
@@ -44,6 +51,11 @@ def test_a_ranking_that_is_none_is_left_out(path):
     ("change", "fault"),
     [
         ({"tracin": np.array([0.0, np.nan, np.inf])}, "2 of 3 numbers of tracin are not finite"),
+        (
+            {"left_out_loss": np.array([0.0, -np.inf, 1.0])},
+            "1 of 3 numbers of left_out_loss are not finite",
+        ),
+        ({"self_influence": np.zeros(4)}, "self_influence (4,) and train_ids (3,) are not one per training sample"),
         ({"loss": np.zeros(2)}, "loss (2,) and train_ids (3,) are not one per training sample"),
     ],
 )

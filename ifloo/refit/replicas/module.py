@@ -14,7 +14,7 @@ from torch.func import functional_call, vmap
 
 from ifloo.models import SampleLossModule
 from ifloo.objective import Batch, SampleWeights, differentiable_kernels, sample_ids
-from ifloo.objective.loaders import Identified
+from ifloo.objective.batches import Identified
 from ifloo.params import ParamSpace
 from ifloo.refit.replicas.weights import ReplicaWeights
 

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, optim
 
-from ifloo.models import SampleLossModule
+from ifloo.models import Adapted, SampleLossModule
 from ifloo.objective import Batch, SampleWeights, sample_ids
-from ifloo.objective.loaders import Identified
+from ifloo.objective.batches import Identified
 from ifloo.params import ParamSpace
 from ifloo.refit.recipe import Recipe, Refitter
 from ifloo.refit.replicas.module import StackedModule
@@ -99,10 +99,15 @@ def _of_module(module: Any) -> str | None:
         return f"{name} is no SampleLossModule, so its training loss is not known to be J"
     if not module.automatic_optimization:
         return f"{name} optimizes by hand (automatic_optimization = False)"
-    hooks = [h for h in HOOKS if getattr(type(module), h) is not getattr(SampleLossModule, h)]
+    hooks = [h for h in HOOKS if h in vars(module) or _written_anew(module, h)]
     if hooks:
         return f"{name} overrides {', '.join(hooks)}, written for one set of weights"
     return None
+
+
+def _written_anew(module: SampleLossModule, hook: str) -> bool:
+    own = getattr(type(module), hook)
+    return own is not getattr(SampleLossModule, hook) and own is not getattr(Adapted, hook)
 
 
 class _Looked(Exception):  # ruff: ignore[error-suffix-on-exception-name]  (no error: it ends a fit that was begun for a look)

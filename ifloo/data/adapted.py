@@ -1,0 +1,229 @@
+"""Any LightningDataModule as the commands need it: samples by id, their content, something to show of each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ifloo.errors import InputError
+from ifloo.objective.batches import ID_KEYS, Batch, Identified, as_made, batch_size, sample_ids, tensors_of
+from ifloo.objective.loaders import as_given, identified, sequential
+
+AT_ONCE = 512  # samples in memory while they are read once
+SMALLEST = 4  # pixels of a side: what is smaller is no picture
+
+
+class Samples:
+    """The samples behind a loader, by id: key `idx` or `sample_index`, the third item, else the position."""
+
+    def __init__(self, loader: DataLoader, where: str) -> None:
+        """Reads the data once if the batches carry ids.
+
+        Raises:
+            InputError: no fixed set of samples is behind the loader, or an id occurs twice.
+        """
+        self.loader, self.where = sequential(loader, AT_ONCE), where
+        self.dataset, self.collate = as_given(self.loader)
+        self.ids: Int64[Tensor, " n"] = self._ids()
+        self._row_of = {i: row for row, i in enumerate(self.ids.tolist())}
+        if len(self._row_of) != len(self.ids):
+            raise InputError(
+                f"{where}: {len(self.ids)} samples share {len(self._row_of)} ids.\n"
+                f"  Give each sample an id of its own (key {' or '.join(ID_KEYS)}, or the third item), or none at all."
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(self, ids: Sequence[int]) -> Identified:
+        """The samples with these ids, in this order.
+
+        Raises:
+            InputError: an id that is not there.
+        """
+        for i in ids:
+            if int(i) not in self._row_of:
+                known = self.ids.tolist()
+                raise InputError(
+                    f"{self.where}: id {int(i)} is not there; {len(known)} samples have ids within {min(known)}.."
+                    f"{max(known)}.\n  Choose another id."
+                )
+        made = self._collated([self._row_of[int(i)] for i in ids])
+        return Identified(made, torch.tensor([int(i) for i in ids], dtype=torch.int64))
+
+    def picture(self, id_: int) -> UInt8[np.ndarray, "..."] | None:
+        """The first image-shaped tensor of a sample, its values stretched to 0..255; None where there is none."""
+        for tensor in tensors_of(self._one(id_)):
+            if (image := _image(tensor)) is not None:
+                return image
+        return None
+
+    def caption(self, id_: int) -> str:
+        """The first single number of a sample that is not its id, such as its label; empty where there is none."""
+        for tensor in _without_ids(self._one(id_)):
+            if tensor.ndim == 1 or (tensor.ndim == 2 and tensor.shape[1] == 1):
+                value = tensor.reshape(-1)[0].item()
+                return f"{value:.4g}" if tensor.is_floating_point() else str(int(value))
+        return ""
+
+    def contents(self) -> Iterator[Batch]:
+        """All samples in order, a few hundred at a time."""
+        return iter(self.loader)
+
+    def _one(self, id_: int) -> Batch:
+        return as_made(self.batch([id_]))
+
+    def _collated(self, rows: Sequence[int]) -> Batch:
+        fetch = getattr(self.dataset, "__getitems__", None)
+        return self.collate(fetch(list(rows)) if fetch else [self.dataset[row] for row in rows])
+
+    def _ids(self) -> Tensor:
+        if sample_ids(self._collated([0])) is None:
+            return torch.arange(len(self.dataset))
+        found = [sample_ids(batch) for batch in self.loader]
+        return torch.cat([ids.cpu() for ids in found if ids is not None])
+
+
+class AdaptedData(L.LightningDataModule):
+    """A plain data module: its loaders, and the samples behind them.
+
+    Test samples are those of `test_dataloader`, or of `val_dataloader` where there is no other.
+
+    Attributes:
+        data: the data module.
+    """
+
+    free_settings: frozenset[str] = frozenset({"num_workers", "pin_memory", "persistent_workers", "prefetch_factor"})
+
+    def __init__(self, data: L.LightningDataModule) -> None:
+        """Wraps a data module, which is not copied."""
+        super().__init__()
+        self.data = data
+        self._ready: set[str | None] = set()
+        self._sets: dict[str, Samples] = {}
+        self._fingerprint: str | None = None
+
+    @property
+    def hparams(self) -> Any:
+        return self.data.hparams
+
+    @property
+    def hparams_initial(self) -> Any:
+        return self.data.hparams_initial
+
+    def prepare_data(self) -> None:
+        self.data.prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Sets up the data module, once for each stage however often it is called."""
+        if stage not in self._ready:
+            self.data.setup(stage)  # type: ignore[arg-type]
+            self._ready.add(stage)
+
+    def train_dataloader(self) -> DataLoader:
+        """The training loader, its batches with ids.
+
+        Raises:
+            InputError: it is not one loader over a fixed set of samples.
+        """
+        return identified(_single(self.data.train_dataloader(), "train_dataloader", self.data))
+
+    def val_dataloader(self) -> Any:
+        return self.data.val_dataloader() if self._has("val_dataloader") else []
+
+    def test_dataloader(self) -> Any:
+        return self.data.test_dataloader() if self._has("test_dataloader") else self.val_dataloader()
+
+    @property
+    def train_set(self) -> Samples:
+        return self._samples("train", "train_dataloader", "fit")
+
+    @property
+    def test_set(self) -> Samples:
+        """The test samples.
+
+        Raises:
+            InputError: the data module has none.
+        """
+        if self._has("test_dataloader"):
+            return self._samples("test", "test_dataloader", "test")
+        if self._has("val_dataloader"):
+            return self._samples("test", "val_dataloader", "fit")
+        raise InputError(
+            f"{type(self.data).__name__} has neither test_dataloader nor val_dataloader: there is no prediction to "
+            "explain.\n  Write one of them; its samples are the tests, by their id or position."
+        )
+
+    def test_batch(self, ids: Sequence[int]) -> Identified:
+        """The test samples with these ids; errors as those of `Samples.batch`."""
+        return self.test_set.batch(ids)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the training samples as the model is given them, and of their ids."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            for batch in self.train_set.contents():
+                for x in tensors_of(batch):
+                    digest.update(f"{x.dtype} {tuple(x.shape[1:])} {batch_size(batch)}".encode())
+                    digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            digest.update(self.train_set.ids.numpy().data)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def _samples(self, name: str, loader: str, stage: str) -> Samples:
+        if name not in self._sets:
+            self.setup(stage)
+            given = _single(getattr(self.data, loader)(), loader, self.data)
+            self._sets[name] = Samples(given, f"{type(self.data).__name__}.{loader}")
+        return self._sets[name]
+
+    def _has(self, loader: str) -> bool:
+        return getattr(type(self.data), loader) is not getattr(L.LightningDataModule, loader)
+
+
+def serves_attribution(data: Any) -> bool:
+    """Whether a data module has what the commands ask for itself."""
+    return all(hasattr(type(data), name) for name in ("fingerprint", "test_batch", "train_set", "test_set"))
+
+
+def _single(loader: Any, name: str, data: Any) -> DataLoader:
+    if isinstance(loader, (list, tuple)) and len(loader) == 1:
+        loader = loader[0]
+    if not isinstance(loader, DataLoader):
+        raise InputError(
+            f"{type(data).__name__}.{name} must give one torch DataLoader over a fixed set of samples; it gave "
+            f"{type(loader).__name__}.\n  Return a single DataLoader."
+        )
+    return loader
+
+
+def _without_ids(batch: Batch) -> Iterator[Tensor]:
+    if isinstance(batch, dict):
+        batch = {k: v for k, v in batch.items() if k not in ID_KEYS}
+    elif isinstance(batch, (tuple, list)) and sample_ids(batch) is not None:
+        batch = batch[:2]
+    return tensors_of(batch)
+
+
+def _image(tensor: Tensor) -> np.ndarray | None:
+    """`[1, h, w]`, `[1, 1, h, w]`, `[1, 3, h, w]` or `[1, h, w, 3]` as uint8 `[h, w]` or `[h, w, 3]`."""
+    x = tensor[0].detach().cpu()
+    if x.ndim == 3 and x.shape[0] in (1, 3):
+        x = x.permute(1, 2, 0)
+    if x.ndim == 3 and x.shape[2] == 1:
+        x = x[..., 0]
+    if x.ndim not in (2, 3) or min(x.shape[:2]) < SMALLEST or (x.ndim == 3 and x.shape[2] != 3):
+        return None
+    if x.dtype == torch.uint8:
+        return x.numpy()
+    x = x.double()
+    low, high = float(x.min()), float(x.max())
+    return (255 * (x - low) / max(high - low, 1e-12)).round().to(torch.uint8).numpy()

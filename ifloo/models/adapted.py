@@ -1,0 +1,228 @@
+"""Any LightningModule made to meet the contract: the loss of one sample found, the penalty stated."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
+
+import lightning as L
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import vmap
+
+from ifloo.errors import InputError
+from ifloo.models.module import SampleLossModule
+from ifloo.objective.batches import Batch, batch_size, tensors_of
+from ifloo.objective.functional import silenced
+
+SampleLossFunction = Callable[[Any, Batch], Tensor]  # (the user's module, a batch) -> [b], nats
+PenaltyFunction = Callable[[Any], Tensor]  # the user's module -> [], nats
+
+# Whose decay adds λθ to the gradient, which is what the penalty ½λ‖θ‖² does.
+COUPLED = (torch.optim.SGD, torch.optim.Adam, torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.NAdam)
+_OURS = frozenset({"training_step", "configure_optimizers", "on_train_start", "state_dict", "load_state_dict"})
+
+
+class Adapted(SampleLossModule):
+    """A plain LightningModule under the contract; parameters, checkpoints and hooks stay those of the module.
+
+    ℓ_i is what `sample_losses` gives, or else the module's own `training_step` run on batches of one under vmap: a
+    penalty that it adds then counts as part of ℓ_i, and of L_t.
+
+    Attributes:
+        model: the module.
+        losses: the function that gives ℓ; None: its `training_step`.
+        l2: λ of ½λ‖θ‖² over its trainable parameters, nats.
+    """
+
+    wraps = "model."  # what stands before the names of parameters; patterns do without it
+
+    def __init__(
+        self,
+        model: L.LightningModule,
+        sample_losses: SampleLossFunction | None = None,
+        penalty: PenaltyFunction | None = None,
+        l2: float = 0.0,
+        still: bool = False,
+    ) -> None:
+        """Wraps a module, which is not copied.
+
+        Args:
+            model: the module.
+            sample_losses: of (model, batch): `[b]`, nats, unreduced, without penalty.
+            penalty: of the model: R(θ) beside ½λ‖θ‖², `[]`.
+            still: take no optimizer step; the fit is left to what follows it, such as a Newton finish.
+            l2: λ. An optimizer's `weight_decay` that adds λθ to the gradient is this penalty, and is left to it.
+
+        Raises:
+            InputError: a negative λ, or a module that optimizes by hand and has no loss that could be run alone.
+        """
+        super().__init__()
+        if not 0 <= l2 < float("inf"):
+            raise InputError(f"l2 must be a finite number >= 0, got {l2}.")
+        if sample_losses is None:
+            _refuse_without_step(model)
+        self.model = model
+        self.losses, self.own_penalty, self.l2, self.still = sample_losses, penalty, l2, still
+        for name in _overridden(model):
+            self.__dict__[name] = getattr(model, name)
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether a layer sees one sample at a time, under vmap."""
+        return self.losses is None
+
+    def sample_losses(self, batch: Batch) -> Float[Tensor, " b"]:
+        """ℓ of each sample, nats.
+
+        Raises:
+            InputError: the `training_step` gives no loss, or reads what is no tensor.
+        """
+        with silenced(self.model):
+            return self.losses(self.model, batch) if self.losses else _step_losses(self.model, batch)
+
+    def step_loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """What the module's `training_step` makes of a batch."""
+        with silenced(self.model):
+            return _step(self.model, batch)
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """½λ‖θ‖² plus what the penalty given says; zero where neither was given."""
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        squares = torch.stack([p.square().sum() for p in trained]).sum() if self.l2 else trained[0].new_zeros(())
+        own = self.own_penalty(self.model) if self.own_penalty else 0.0
+        return 0.5 * self.l2 * squares + own
+
+    def configure_optimizers(self) -> Any:
+        if self.still:
+            return torch.optim.SGD(self.model.parameters(), lr=0.0)
+        return self.model.configure_optimizers()
+
+    def again(self, model: L.LightningModule) -> Adapted:
+        """Another module of the same class, adapted in the same way."""
+        return Adapted(model, self.losses, self.own_penalty, self.l2, self.still)
+
+    def on_train_start(self) -> None:
+        """Leaves to the penalty what an optimizer would decay by the same λ; refuses any other decay."""
+        self.model.on_train_start()
+        for optimizer in self.trainer.optimizers:
+            if type(optimizer) in COUPLED:
+                for group in optimizer.param_groups:
+                    if self.l2 and group.get("weight_decay") == self.l2:
+                        group["weight_decay"] = 0.0
+        super().on_train_start()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """That of the module: a checkpoint of ours is one of the module's."""
+        return self.model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model.load_state_dict(*args, **kwargs)
+
+    @property
+    def hparams(self) -> Any:
+        return self.model.hparams
+
+    @property
+    def hparams_initial(self) -> Any:
+        return self.model.hparams_initial
+
+    @property
+    def _current_fx_name(self) -> str | None:
+        """Which hook is running, as Lightning notes it for `self.log`: the module is the one that logs."""
+        return getattr(self._modules.get("model"), "_current_fx_name", None)
+
+    @_current_fx_name.setter
+    def _current_fx_name(self, name: str | None) -> None:
+        if (model := self._modules.get("model")) is not None:
+            model._current_fx_name = name  # type: ignore[assignment]
+
+
+def meets_contract(module: Any) -> bool:
+    """Whether a module states ℓ and R itself."""
+    return isinstance(module, SampleLossModule)
+
+
+def _overridden(model: L.LightningModule) -> list[str]:
+    """What the module's class writes anew of Lightning's: hooks and steps that its training and evaluation run."""
+    public = [n for n in dir(L.LightningModule) if not n.startswith("_") and n not in _OURS]
+    functions = [n for n in public if inspect.isfunction(inspect.getattr_static(L.LightningModule, n))]
+    nn_own = {n for n in dir(nn.Module) if n != "forward"}
+    return [
+        n for n in functions if n not in nn_own and getattr(type(model), n, None) is not getattr(L.LightningModule, n)
+    ]
+
+
+def _step_losses(model: L.LightningModule, batch: Batch) -> Float[Tensor, " b"]:
+    """The loss of `training_step` on each sample as a batch of one."""
+
+    def one(*parts: Tensor) -> Tensor:
+        return _step(model, _sample(batch, iter(parts), batch_size(batch)))
+
+    return vmap(one, randomness="different")(*(x for x in tensors_of(batch) if x.ndim))
+
+
+def _step(model: L.LightningModule, batch: Batch) -> Float[Tensor, ""]:
+    with_index = len(inspect.signature(model.training_step).parameters) > 1
+    return _loss(model, model.training_step(batch, 0) if with_index else model.training_step(batch))
+
+
+def _sample(batch: Batch, parts: Iterator[Tensor], b: int) -> Batch:
+    """The batch of one that holds these parts, in the order of the batch's tensors."""
+    if isinstance(batch, Tensor):
+        return next(parts).unsqueeze(0) if batch.ndim else batch
+    if isinstance(batch, Mapping):
+        return {k: _sample(v, parts, b) for k, v in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        if len(batch) == b and next(tensors_of(batch), None) is None:
+            return _NoTensor(type(batch[0]).__name__)
+        items = [_sample(v, parts, b) for v in batch]
+        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+    return batch
+
+
+class _NoTensor:
+    """Stands for one Python object a sample (a text, a path), which vmap cannot deal out: an error if it is read."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def _read(self, *_: Any) -> NoReturn:
+        raise InputError(
+            f"training_step reads a part of the batch that is no tensor (a list of {self._kind}), and samples are "
+            "dealt out to it as tensors.\n"
+            "  Give the losses as a function of your own (sample_losses), or put tensors into the batch."
+        )
+
+    __len__ = __getitem__ = __iter__ = __contains__ = __eq__ = __str__ = _read
+    __hash__ = None  # type: ignore[assignment]
+
+    def __getattr__(self, name: str) -> NoReturn:
+        self._read()
+
+
+def _loss(model: L.LightningModule, out: Any) -> Float[Tensor, ""]:
+    loss = out.get("loss") if isinstance(out, Mapping) else out
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise InputError(
+            f"{type(model).__name__}.training_step on a batch of one gave {found} as its loss; one number is "
+            "needed.\n  Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
+        )
+    return loss.reshape(())
+
+
+def _refuse_without_step(model: L.LightningModule) -> None:
+    name = type(model).__name__
+    if not model.automatic_optimization:
+        raise InputError(
+            f"{name} optimizes by hand (automatic_optimization = False): its training_step steps, and has no loss of a "
+            "sample to give.\n  Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
+        )
+    if type(model).training_step is L.LightningModule.training_step:
+        raise InputError(
+            f"{name} has no training_step that could be run on one sample.\n"
+            "  Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
+        )

@@ -1,0 +1,206 @@
+"""TensorBoard: everything of an experiment in its one run folder, in groups to be read from the first to the last."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from ifloo.agreement import Agreement
+from ifloo.report import notes, projector
+from ifloo.report.hyper_parameters import hyper_parameters
+from ifloo.report.mislabels import self_influences
+from ifloo.report.pooled import pooled
+from ifloo.report.sketch import SampleGradients
+from ifloo.report.verdict import Comparison
+from ifloo.store import Layout, Manifest, StoredInfluences
+
+SUFFIX = ".report"  # of our event file, so that a new report replaces the old one
+PERCENTILES = range(101)
+STATISTICS = ("pearson", "spearman", "slope", "intercept", "median_rel_err")
+
+GUIDE, VERDICT, SAMPLES, SCORES = "0 guide", "1 verdict", "2 helpful and harmful", "3 scores"
+SELF, SOLVER, TOGETHER, BY_TEST = "4 self-influence", "5 solver", "6 statistics", "7 statistics by test"
+FIGURES = {
+    "influence_vs_loo": f"{VERDICT}/influence against refits",
+    "methods_comparison": f"{VERDICT}/methods",
+    "most_influential": f"{SAMPLES}/samples",
+    "gallery": f"{SAMPLES}/samples",
+    "influence_distribution": f"{SCORES}/distribution",
+}
+_BINS_PER_SIDE = 30
+UNITS = np.linspace(-1, 1, 2 * _BINS_PER_SIDE + 1)
+_CONTENT = {
+    VERDICT: "TEXT: predicted against actual change of the test loss. IMAGES: the same, a mark for each refit.",
+    SAMPLES: "IMAGES and TEXT: the training samples that help and harm a test sample most.",
+    SCORES: "SCALARS: the score, nats per unit weight, by percentile, from the most helpful to the most harmful "
+    "(Smoothing 0 shows it as it is). HISTOGRAMS; DISTRIBUTIONS of all tests, the step is the id of the test.",
+    SELF: "SCALARS, HISTOGRAMS: what training samples do to their own loss, nats; the largest may be wrong labels.",
+    SOLVER: "SCALARS: worst relative residual of the tests solved together, by step (take the logarithmic axis).",
+    TOGETHER: "SCALARS: the verdict over all refits; HPARAMS shows it beside the settings of each experiment.",
+    BY_TEST: "SCALARS: the verdict on each test; the step is the id of the test.",
+}
+
+
+@dataclass(frozen=True)
+class Board:
+    """Writes a report for TensorBoard.
+
+    Attributes:
+        layout: where the results are.
+        datamodule: gives `train_set` and `test_set`.
+        log_dir: the run folder.
+        outcomes: what the model made of a test sample.
+        gradients: of the training samples, for the projector; None: without it.
+    """
+
+    layout: Layout
+    datamodule: Any
+    log_dir: Path
+    outcomes: Mapping[int, str]
+    gradients: SampleGradients | None = None
+
+    def write(
+        self,
+        scored: Mapping[int, StoredInfluences],
+        compared: Mapping[int, Comparison],
+        figures: Mapping[int, Mapping[str, Figure]],
+    ) -> None:
+        """Writes the event file and the points of the projector in place of those of an earlier report.
+
+        Args:
+            scored: all tests by their ids, with or without a verdict.
+            compared: the verdicts.
+            figures: pictures of each test, by name.
+
+        Raises:
+            InputError: the training data are not those the scores are of.
+        """
+        scored = dict(sorted(scored.items()))  # where the id of a test is a step, steps increase
+        further = self._further(scored)
+        with _events(self.log_dir) as writer:
+            self._verdict(writer, compared)
+            for t, stored in scored.items():
+                for name, figure in figures.get(t, {}).items():
+                    writer.add_figure(f"{FIGURES[name]}, test {t}", figure, close=False)
+                text = notes.samples(self.datamodule, stored, self.outcomes.get(t, ""))
+                writer.add_text(f"{SAMPLES}/samples, test {t}", text)
+                _spread(writer, SCORES, f"test {t}", stored.scores)
+                _curve(writer, f"{SOLVER}/residual, test {t}", stored.residual_curve)
+                if len(scored) > 1:
+                    _side_by_side(writer, t, stored.scores)
+            for name, values in further.items():
+                _spread(writer, SELF, name.replace("_", " "), values)
+            points = self._points(writer, list(scored.values()), further)
+            there = {
+                **dict.fromkeys((SAMPLES, SCORES), True),
+                **dict.fromkeys((VERDICT, TOGETHER), bool(compared)),
+                SELF: bool(further),
+                SOLVER: any(one.residual_curve is not None for one in scored.values()),
+                BY_TEST: len(compared) > 1,
+            }
+            content = {group: text for group, text in _CONTENT.items() if there[group]}
+            writer.add_text(GUIDE, notes.guide({**content, **points}))
+
+    def _verdict(self, writer: SummaryWriter, compared: Mapping[int, Comparison]) -> None:
+        together = pooled(compared)
+        if compared:
+            writer.add_text(VERDICT, notes.verdict(compared, together))
+        tests = list(compared.values())
+        found = together.groups["all"] if together else tests[0].agreement() if tests else None
+        metrics = {f"{TOGETHER}/{name}": value for name, value in _numbers(tests, found).items()}
+        settings = hyper_parameters(Manifest.at(self.layout.manifest).sections())
+        # add_hparams would make a run of its own below this one; its three summaries serve this one as well.
+        events = writer.file_writer
+        assert events is not None  # from its making to its close
+        for summary in hparams(settings, metrics):
+            events.add_summary(summary)
+        for tag, value in metrics.items():
+            writer.add_scalar(tag, value)
+        if together is not None:
+            for t, one in sorted(compared.items()):
+                for name, value in _numbers([one], one.agreement()).items():
+                    writer.add_scalar(f"{BY_TEST}/{name}", value, t)
+
+    def _further(self, scored: Mapping[int, StoredInfluences]) -> dict[str, NDArray[np.float64]]:
+        """Self-influences and losses of the training samples, `[n]`, in the order of the scores."""
+        if (found := self_influences(self.layout)) is None:
+            return {}
+        order = next(iter(scored.values())).train_ids
+        place = {i: k for k, i in enumerate(found.train_ids.tolist())}
+        at = [place[i] for i in order.tolist()]
+        return {name: values[at] for name, values in found.rankings.items()}
+
+    def _points(
+        self, writer: SummaryWriter, stored: Sequence[StoredInfluences], further: Mapping[str, NDArray[np.float64]]
+    ) -> dict[str, str]:
+        """The points of the projector, and what the guide says of them."""
+        if self.gradients is None:
+            return {}
+        train = self.datamodule.train_set
+        chosen = projector.write(writer, self.log_dir, self.gradients, stored, further, train)
+        return {
+            "PROJECTOR": f"{chosen.note} The gradient of its loss each, {self.gradients.size} parameters in "
+            f"{self.gradients.dimensions} dimensions (random projection, seed {self.gradients.seed}). Color by a "
+            "score, or by its percentile: scores are heavy-tailed."
+        }
+
+
+@contextmanager
+def _events(folder: Path) -> Generator[SummaryWriter, None, None]:
+    """A writer whose file takes the place of those of earlier reports; if anything fails it is gone and they stay."""
+    obsolete = before = set(folder.glob(f"*{SUFFIX}"))
+    try:
+        with SummaryWriter(str(folder), filename_suffix=SUFFIX) as writer:
+            yield writer
+    except BaseException:
+        obsolete = set(folder.glob(f"*{SUFFIX}")) - before
+        raise
+    finally:
+        for path in obsolete:
+            path.unlink(missing_ok=True)
+
+
+def _spread(writer: SummaryWriter, group: str, name: str, values: ArrayLike) -> None:
+    """The histogram of values, zero an edge, and their percentiles."""
+    values = np.asarray(values, dtype=np.float64)
+    low, high = min(values.min(), 0.0), max(values.max(), 0.0)
+    edges = np.concatenate([np.linspace(low, 0, _BINS_PER_SIDE + 1), np.linspace(0, high, _BINS_PER_SIDE + 1)])
+    writer.add_histogram(f"{group}/{name}", values, bins=np.unique(edges) if low < high else UNITS)
+    for percentile, value in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True):
+        writer.add_scalar(f"{group}/by percentile, {name}", value, percentile)
+
+
+def _side_by_side(writer: SummaryWriter, t: int, scores: NDArray[np.float32]) -> None:
+    """One histogram of many: tests differ by orders of magnitude, so each in units of its largest |s|."""
+    values = scores.astype(np.float64)
+    largest = float(np.abs(values).max()) or 1.0
+    writer.add_histogram(f"{SCORES}/all tests, in units of the largest", values / largest, t, bins=UNITS)
+
+
+def _curve(writer: SummaryWriter, tag: str, curve: NDArray[np.float64] | None) -> None:
+    for step, residual in () if curve is None else curve.tolist():
+        writer.add_scalar(tag, residual, int(step))
+
+
+def _numbers(tests: Sequence[Comparison], found: Agreement | None) -> dict[str, float]:
+    """Statistics of the refits of some tests, and the worst of what stands behind them; what there is of it."""
+    if not tests:
+        return {}
+    statistics = {name: getattr(found, name) for name in STATISTICS} if found else {}
+    worst = {
+        "worst_residual": [one.stored.residual for one in tests],
+        "worst_grad_norm": [one.worst_grad_norm for one in tests],
+        "noise_floor": [one.noise_floor for one in tests],
+    }
+    known = {name: max((x for x in values if x is not None), default=None) for name, values in worst.items()}
+    refits = {"n_refits": float(sum(len(one.ids) for one in tests))}
+    return {name: float(x) for name, x in {**statistics, **known, **refits}.items() if x is not None}

@@ -1,0 +1,83 @@
+"""How far the numbers of a page can be trusted: of each test, in the words of its table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ifloo.report.html.numbers import compact, counted
+from ifloo.report.verdict import Comparison
+from ifloo.store import StoredInfluences
+
+REPLAYED = "REPLAYED"  # the status of scores that follow the recorded run
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number of a certificate: its name, the number, and what it means."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+def certificate(stored: StoredInfluences, one: Comparison | None) -> list[Entry]:
+    """The entries of one test, scores first; those of refits where there are some."""
+    entries = [_solve(stored), _residual(stored)]
+    if stored.damping:
+        undamped = compact(stored.undamped_residual, ".2g")
+        entries.append(Entry("undamped residual", undamped, "how far the damped solution is from the loss as it is"))
+    entries += [_bound(stored), _largest(stored)]
+    if stored.repeat_error is not None:
+        note = "standard error between repeats, relative to the solution"
+        entries.append(Entry("spread of repeats", compact(stored.repeat_error, ".2g"), note))
+    return entries if one is None else [*entries, *_of_refits(one)]
+
+
+def _solve(stored: StoredInfluences) -> Entry:
+    solved = stored.status.lower().replace("_", " ")
+    return Entry("solve", f"{solved}, {counted(stored.steps, 'step')}" if stored.steps else solved)
+
+
+def _residual(stored: StoredInfluences) -> Entry:
+    if stored.status == REPLAYED:
+        note = "how close the replayed run came to the weights of the fit, relative to their size"
+    else:
+        note = "of the system solved, recomputed on all training data; 0 is exact"
+    value = "nothing was solved" if stored.residual is None else compact(stored.residual, ".2g")
+    damped = f" (damped by {stored.damping:g})" if stored.damping else ""
+    return Entry("residual", value + damped, note)
+
+
+def _bound(stored: StoredInfluences) -> Entry:
+    bound = "no bound known" if stored.error_bound is None else f"≤ {compact(stored.error_bound, '.2g')}"
+    return Entry("error of a score", bound, "nats per unit weight, to be held against the largest score")
+
+
+def _largest(stored: StoredInfluences) -> Entry:
+    return Entry("largest score", compact(float(np.abs(stored.scores).max(initial=0.0))), "by size")
+
+
+def _of_refits(one: Comparison) -> list[Entry]:
+    n = len(one.ids)
+    flagged = "unknown" if one.flagged is None else f"{one.flagged} of {n:,}"
+    entries = [
+        Entry("gradient after refits", compact(one.worst_grad_norm, ".2g"), "largest ‖∇J‖ at the end of a refit"),
+        Entry(
+            "noise floor",
+            "unknown" if one.noise_floor is None else compact(one.noise_floor, ".2g"),
+            "nats by which refits with nothing removed differ",
+        ),
+        Entry("refits flagged", flagged, "error above a twentieth of the change they measured"),
+    ]
+    if one.seed_spread is not None:
+        note = "nats by which another seed changes this loss"
+        entries.append(Entry("spread of seeds", compact(one.seed_spread, ".2g"), note))
+    return entries
+
+
+def columns(certificates: Sequence[Sequence[Entry]]) -> list[Entry]:
+    """One entry of each name, in order, whichever test has it: the head of a table."""
+    return list({entry.name: entry for entries in reversed(certificates) for entry in entries}.values())

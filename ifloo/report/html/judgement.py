@@ -1,0 +1,245 @@
+"""Did the predicted changes come true? The answer in plain sentences, and what stands against it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from ifloo.agreement import Agreement
+from ifloo.report.html.found import Groups
+from ifloo.report.html.numbers import correlation, correlations, counted, interval, percent, ratio
+from ifloo.report.pooled import Pooled
+from ifloo.report.smoothness import REMOVED_PEARSON, REMOVED_SLOPES
+from ifloo.report.verdict import Comparison
+from ifloo.store import CORRECTED, UNSURE
+
+ROUGHLY = 0.5  # a correlation below which half of the order in the changes is not the predicted one
+FEW = 10  # refits below which a bootstrap interval is narrower than it should be
+
+
+class Level(Enum):
+    """How far the predicted changes came true; the value is said of one test, in a table."""
+
+    TRUE = "came true"
+    ORDER = "right order, wrong size"
+    ROUGH = "roughly true"
+    UNTRUE = "did not come true"
+    SILENT = "cannot be said"
+
+
+_LEVELS = {
+    Level.TRUE: "came true",
+    Level.ORDER: "are right in order, but not in size",
+    Level.ROUGH: "came true only roughly",
+    Level.UNTRUE: "did not come true",
+}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a statistic says.
+
+    Attributes:
+        level: by the statistic itself.
+        sure: whether both ends of its intervals say the same, and the refits are not few.
+    """
+
+    level: Level
+    sure: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The head of the page.
+
+    Attributes:
+        tone: `good`, `middling`, `bad` or `none`, by which it is coloured.
+        headline: one plain sentence.
+        sentences: what it rests on.
+        cautions: what a reader should know before believing it.
+    """
+
+    tone: str
+    headline: str
+    sentences: Sequence[str]
+    cautions: Sequence[str] = ()
+
+
+def judged(found: Agreement | None) -> Judgement:
+    """The level that Pearson correlation and slope reach: `TRUE` by the same bounds as the check for smoothness."""
+    if found is None:
+        return Judgement(Level.SILENT, False)
+    level = _level(found.pearson, found.slope)
+    if found.n < FEW or found.pearson_ci is None or found.slope_ci is None:
+        return Judgement(level, False)
+    ends = {_level(p, s) for p in found.pearson_ci for s in found.slope_ci}
+    return Judgement(level, ends == {level})
+
+
+def _level(pearson: float, slope: float) -> Level:
+    if pearson >= REMOVED_PEARSON:
+        return Level.TRUE if REMOVED_SLOPES[0] <= slope <= REMOVED_SLOPES[1] else Level.ORDER
+    return Level.ROUGH if pearson >= ROUGHLY else Level.UNTRUE
+
+
+def answer(
+    compared: Mapping[int, Comparison],
+    together: Pooled | None,
+    statistics: Mapping[str, Groups],
+    unverified: Mapping[int, int],
+) -> Answer:
+    """The answer for all tests.
+
+    Args:
+        compared: tests with refits.
+        together: what methods predicted for all of them; None for one test.
+        statistics: by view, as `found` gives them.
+        unverified: tests with scores, and too few refits to compare them with: how many.
+    """
+    if not compared:
+        return _unverified(unverified)
+    each = [judged(statistics[str(t)]["all"]) for t in compared]
+    if any(one.roughness for one in compared.values()):
+        tone, headline = "bad", "This training run does not let its predictions be trusted."
+    else:
+        tone, headline = _headline(each, [len(one.ids) for one in compared.values()])
+    if unverified:
+        headline = f"{headline} {_so_many(len(unverified))} not verified yet."
+    cautions = [caution for t, one in compared.items() for caution in _cautions(t, one, statistics[str(t)])]
+    return Answer(
+        tone,
+        headline,
+        _sentences(compared, together, next(iter(statistics.values()))),
+        [*cautions, *_missing(unverified)],
+    )
+
+
+def _headline(each: Sequence[Judgement], refits: Sequence[int]) -> tuple[str, str]:
+    """Tone and sentence, by the levels of the tests."""
+    levels = Counter(one.level for one in each)
+    if len(levels) > 1:
+        good = levels[Level.TRUE]
+        said = f"for {good} of {len(each)} test samples" if good else "for none of the test samples in full"
+        return ("middling" if good else "bad"), f"The predicted changes came true {said}."
+    level, sure = each[0].level, all(one.sure for one in each)
+    hedge = "" if sure else f", as far as {counted(sum(refits), 'refit')} can tell"
+    return {
+        Level.TRUE: ("good" if sure else "middling", f"The predicted changes came true{hedge}."),
+        Level.ORDER: ("middling", f"The predictions are right in order, but not in size{hedge}."),
+        Level.ROUGH: ("middling", f"The predicted changes came true only roughly{hedge}."),
+        Level.UNTRUE: ("bad", f"The predicted changes did not come true{hedge}."),
+        Level.SILENT: ("none", "Whether the predictions are true cannot be said: nothing varies."),
+    }[level]
+
+
+def _sentences(compared: Mapping[int, Comparison], together: Pooled | None, groups: Groups) -> list[str]:
+    tests = list(compared.values())
+    refits = sum(len(one.ids) for one in tests)
+    named = f"test {tests[0].stored.test_id}" if len(tests) == 1 else f"{len(tests)} test samples"
+    samples = len(np.unique(np.concatenate([one.ids for one in tests])))
+    first = (
+        f"{counted(samples, 'training sample')} out of {len(tests[0].stored.train_ids):,} were left out, one at a "
+        f"time, and the model was trained again without each. The loss of {named} then changed as measured; the "
+        f"influence scores had predicted by how much. That gives {counted(refits, 'comparison')}."
+    )
+    corrected = together.methods.get(CORRECTED) if together else tests[0].methods().get(CORRECTED, {}).get("all")
+    said = [first, _of_all(groups["all"]), _of_random(groups["random"]), _of_corrected(corrected)]
+    return [sentence for sentence in said if sentence]
+
+
+def _of_all(found: Agreement | None) -> str:
+    if found is None:
+        return "There is too little to compare for a correlation."
+    size = f"An actual change is {ratio(found.slope)} times the predicted one {interval(found.slope_ci, ratio)}".strip()
+    error = ""
+    if found.median_rel_err is not None:
+        error = f" Half of the predictions are within {percent(found.median_rel_err)} of the actual change."
+    return (
+        f"Predicted and actual changes have a Pearson correlation of {correlation(found.pearson)} "
+        f"{correlations(found.pearson_ci)}".rstrip()
+        + f" (1 is perfect). {size} (1 is exact).{error}"
+    )
+
+
+def _of_random(found: Agreement | None) -> str:
+    if found is None:
+        return "There are too few samples drawn at random among them to say how ordinary samples fare."
+    pearson, slope = correlation(found.pearson), ratio(found.slope)
+    return (
+        f"For the {counted(found.n, 'removal')} drawn at random, which no choice of large scores can flatter: "
+        f"Pearson {pearson} {correlations(found.pearson_ci)}".rstrip()
+        + f", slope {slope} {interval(found.slope_ci, ratio)}".rstrip()
+        + "."
+    )
+
+
+def _of_corrected(found: Agreement | None) -> str:
+    if found is None:
+        return ""
+    return (
+        f"Predicted with the leverage of each removed sample counted in, they {_LEVELS[judged(found).level]}: Pearson "
+        f"{correlation(found.pearson)}, slope {ratio(found.slope)} {interval(found.slope_ci, ratio)}".rstrip()
+        + "."
+    )
+
+
+def _cautions(t: int, one: Comparison, groups: Groups) -> list[str]:
+    n, found, said = len(one.ids), groups["all"], _of_controls(groups)
+    if one.roughness:
+        said.append(one.roughness)
+    if n < FEW:
+        said.append(f"only {counted(n, 'refit')}: take the statistics as a hint, and their intervals as too narrow.")
+    if one.flagged:
+        said.append(
+            f"{one.flagged} of {counted(n, 'refit')} may be off by more than {percent(UNSURE)} of their change."
+        )
+    if one.flagged is None:
+        said.append("how exact a single refit is, nobody knows: there is no bound and no noise floor.")
+    if found is not None and one.noise_floor is not None and found.n_rel_err < n:
+        quiet = n - found.n_rel_err
+        said.append(f"{quiet} of {counted(n, 'change')} are below the noise floor and say nothing of their own.")
+    if one.stored.damping and one.stored.undamped_residual:
+        said.append(f"the scores are of a system damped by {one.stored.damping:g}, not of the loss as it is.")
+    return [f"Test {t}: {caution}" for caution in said]
+
+
+def _of_controls(groups: Groups) -> list[str]:
+    """Large scores make a high correlation by themselves; the controls may tell another story."""
+    everything, random = judged(groups["all"]).level, groups["random"]
+    if random is None or random.n < FEW or (level := judged(random).level) is everything:
+        return []
+    pearson, slope = correlation(random.pearson), ratio(random.slope)
+    return [
+        f"by the {random.n} drawn at random alone the answer is “{level.value}” (Pearson {pearson}, slope {slope})."
+    ]
+
+
+def _so_many(count: int) -> str:
+    return "1 test is" if count == 1 else f"{count} tests are"
+
+
+def _missing(unverified: Mapping[int, int]) -> list[str]:
+    return [
+        f"Test {t}: not verified, with {counted(refits, 'refit')} of it so far; “ifloo loo” for this test makes more."
+        for t, refits in unverified.items()
+    ]
+
+
+def _unverified(unverified: Mapping[int, int]) -> Answer:
+    tests = ", ".join(map(str, unverified))
+    named = f"test {tests}" if len(unverified) == 1 else f"tests {tests}"
+    done = sum(unverified.values())
+    so_far = "no model has been trained again" if not done else f"there are only {counted(done, 'refit')}"
+    return Answer(
+        "none",
+        "Nothing has been verified yet.",
+        [
+            f"This page shows the influence scores of {named}: which training samples are said to help or to harm. "
+            f"Whether that is true is not known: {so_far} without the samples they name.",
+            "The command “ifloo loo”, with the same settings, does that; “ifloo report” then writes the verdict here.",
+        ],
+    )

@@ -1,0 +1,142 @@
+"""Writes the page: data and template in, one file out."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ifloo.report.gallery import ConversationSet
+from ifloo.report.html import numbers
+from ifloo.report.html.certificate import columns
+from ifloo.report.html.found import found
+from ifloo.report.html.judgement import FEW, answer
+from ifloo.report.html.points import points
+from ifloo.report.html.provenance import provenance
+from ifloo.report.html.samples import Album
+from ifloo.report.html.views import groups_tables, methods_tables, view
+from ifloo.report.mislabels import NAMES, Mislabels
+from ifloo.report.pooled import pooled
+from ifloo.report.smoothness import REMOVED_PEARSON, REMOVED_SLOPES
+from ifloo.report.verdict import DEFINITIONS, Comparison
+from ifloo.store import JSON, WEIGHTS, Layout, Manifest, StoredInfluences, replacing
+
+HERE = Path(__file__).parent
+# What could break out of a script element, or end a line within a string of older JavaScript.
+_UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+
+
+def write_html(
+    layout: Layout,
+    datamodule: Any,
+    compared: Mapping[int, Comparison],
+    outcomes: Mapping[int, str],
+    unverified: Mapping[int, tuple[StoredInfluences, int]] | None = None,
+    mislabels: Mislabels | None = None,
+) -> Path:
+    """Writes the report of an experiment as one HTML file, whole or not at all.
+
+    Args:
+        layout: of the files of the experiment.
+        datamodule: gives `train_set` and `test_set`, with `picture(id)` and `caption(id)` or as a `ConversationSet`.
+        compared: predicted and actual changes, by test id.
+        outcomes: what the model made of a test sample, by test id.
+        unverified: tests with too few refits for a comparison, by id: their scores, and how many refits there are.
+        mislabels: what self-influence found of answers known to be wrong; None where none are known.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        InputError: a picture of the data set is none the page can show, or the manifest cannot be read.
+        WorkError: the file could not be written; an old one is unchanged.
+    """
+    facts = _facts(layout, datamodule, compared, outcomes, unverified or {}, mislabels)
+    page = _template().render(**facts)
+    with replacing(layout.report) as file:
+        # A lone surrogate, of a file name that is not UTF-8, becomes \udcXX, also within JSON its own way to write it.
+        file.write(page.encode("utf-8", errors="backslashreplace"))
+    return layout.report
+
+
+def _facts(
+    layout: Layout,
+    datamodule: Any,
+    compared: Mapping[int, Comparison],
+    outcomes: Mapping[int, str],
+    unverified: Mapping[int, tuple[StoredInfluences, int]],
+    mislabels: Mislabels | None,
+) -> dict[str, Any]:
+    """All that the template needs."""
+    together = pooled(compared)
+    statistics = found(compared, together)
+    album = Album(datamodule.train_set, datamodule.test_set)
+    conversation = isinstance(datamodule.test_set, ConversationSet)
+    tests = {t: (one.stored, one) for t, one in compared.items()} | {
+        t: (one, None) for t, (one, _) in unverified.items()
+    }
+    views = [
+        view(stored, one, statistics[str(t)]["all"] if one else None, album, outcomes.get(t, ""))
+        for t, (stored, one) in sorted(tests.items())
+    ]
+    drawn = points(compared, together, statistics, album)
+    scripts = [script_text(HERE / "vendor" / "plotly-basic.min.js"), script_text(HERE / "report.js")]
+    return {
+        "experiment": layout.root.name,
+        "answer": answer(compared, together, statistics, {t: refits for t, (_, refits) in unverified.items()}),
+        "views": views,
+        "together": together,
+        "conversation": conversation,
+        "certificate_columns": columns([one.certificate for one in views]),
+        "groups": groups_tables(statistics),
+        "methods": methods_tables(compared, together, statistics),
+        "mislabels": mislabels,
+        "rankings": NAMES,
+        "provenance": provenance(Manifest.at(layout.manifest).sections()),
+        "definitions": DEFINITIONS,
+        "bounds": {"pearson": REMOVED_PEARSON, "slopes": REMOVED_SLOPES, "few": FEW, "weights": WEIGHTS},
+        "left_out": album.left_out,
+        "style": Markup((HERE / "report.css").read_text(encoding="utf-8")),
+        "plotly": Markup(scripts[0]),
+        "script": Markup(scripts[1]),
+        "hashes": _hashes(scripts),
+        "data": Markup(script_json({**drawn, "samples": album.to_json(), "conversation": conversation})),
+    }
+
+
+def script_json(value: JSON) -> str:
+    """The value as JSON that may stand in a script element, whatever text is in it.
+
+    Raises:
+        ValueError: a number in it is not finite.
+    """
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_UNSAFE)
+
+
+@cache
+def script_text(path: Path) -> str:
+    """A script of the package, as a browser sees it: lines end in a line feed alone."""
+    return path.read_text(encoding="utf-8")
+
+
+def _hashes(scripts: Iterable[str]) -> str:
+    """The only scripts that the page lets run, as its security policy names them."""
+    digests = (hashlib.sha256(text.encode("utf-8")).digest() for text in scripts)
+    return " ".join(f"'sha256-{base64.b64encode(digest).decode('ascii')}'" for digest in digests)
+
+
+@cache
+def _template() -> Any:
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    forms = ("compact", "signed", "correlation", "correlations", "ratio", "percent", "interval", "counted")
+    environment.globals |= {name: getattr(numbers, name) for name in forms}
+    return environment.get_template("report.html.j2")

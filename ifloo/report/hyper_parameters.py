@@ -1,0 +1,50 @@
+"""What an experiment was made with, flat and short, as a table of runs wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ifloo.report.plain import one_line
+
+Setting = str | float
+
+_MOST = 80  # characters of a value
+_MEMORY = ("max_bytes",)  # how much room there was changes no number
+_SCORES = ("method", "curvature", "damping", "solver", "parameters", "dtype", "scores_dtype")
+_REFITS = ("removal", "init")
+
+
+def hyper_parameters(sections: Mapping[str, Any]) -> dict[str, Setting]:
+    """The settings of model, data, scores and refits, from the sections of a manifest, by the names of their flags.
+
+    So `attribution.damping`, `data.train_limit`, `model.l2_reg`, `refit.removal`, and `model` and `seed`. What is not
+    set is left out, what has settings of its own is told by its class and those that are set.
+    """
+    influence = sections.get("influence", {}).get("compared", {})
+    refits = sections.get("loo", {}).get("compared", {})
+    named: dict[str, Any] = {
+        **{f"attribution.{name}": influence.get(name) for name in _SCORES},
+        **{f"data.{name}": value for name, value in (influence.get("loader") or {}).items()},
+        "model": influence.get("model"),
+        **{f"model.{name}": value for name, value in (influence.get("objective") or {}).items()},
+        **{f"refit.{name}": refits.get(name) for name in _REFITS},
+        "seed": influence.get("seed"),
+    }
+    return {name: value for key, given in named.items() for name, value in _flat(key, given)}
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Setting]]:
+    if value is None:
+        return
+    if isinstance(value, Mapping):
+        if "class" in value:
+            yield name, str(value["class"])
+        for key, inner in value.items():
+            if key not in ("class", *_MEMORY):
+                yield from _flat(f"{name}.{key}", inner)
+    elif isinstance(value, (bool, str, list, tuple)):
+        text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        yield name, one_line(text, _MOST)
+    else:
+        yield name, float(value)

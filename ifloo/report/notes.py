@@ -1,0 +1,117 @@
+"""What TensorBoard's tab of texts says: where to look, the verdict as a table, and the samples behind the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ifloo.agreement import Agreement, Interval
+from ifloo.report.gallery import ConversationSet
+from ifloo.report.plain import markdown, table
+from ifloo.report.pooled import Pooled
+from ifloo.report.style import number
+from ifloo.report.verdict import Comparison
+from ifloo.store import StoredInfluences
+
+MOST = 300  # characters of a question, an answer or a caption
+SHOWN = 8  # training samples of each kind
+
+
+def guide(board: Mapping[str, str]) -> str:
+    """Where to look for what; group of tags -> what it shows."""
+    rows = [[f"**{markdown(group, MOST)}**", markdown(what, MOST)] for group, what in board.items()]
+    return table(["group", "what it shows"], rows)
+
+
+def verdict(compared: Mapping[int, Comparison], together: Pooled | None) -> str:
+    """Predicted against actual change of the test losses, with 95 % intervals, and the certificate behind them."""
+    rows = []
+    if together is not None:
+        named = {**together.groups, **{f"all, by {name}": found for name, found in together.methods.items()}}
+        rows = [_statistics("all", name, found) for name, found in named.items() if found]
+    rows += [row for t, one in compared.items() for row in _of_test(t, one)]
+    removal = next(iter(compared.values())).removal
+    head = ["test", "removed", "refits", "Pearson", "Spearman", "slope", "median relative error"]
+    remarks = [f"Test {t}: {markdown(one.roughness, 2000)}" for t, one in compared.items() if one.roughness]
+    return "\n\n".join(
+        [
+            f"Predicted against actual change of the test loss, removal {markdown(removal, MOST)}, 95 % intervals.",
+            table(head, rows),
+            table(
+                ["test", "residual of the solve", "error of a score at most", "worst ‖∇J‖", "noise floor", "flagged"],
+                [_certificate(t, one) for t, one in compared.items()],
+            ),
+            *remarks,
+        ]
+    )
+
+
+def _of_test(t: int, one: Comparison) -> Iterator[list[str]]:
+    groups = {"all": one.agreement(), "top-k": one.agreement(one.top), "random": one.agreement(one.control)}
+    further = {f"all, by {name}": found["all"] for name, found in one.methods().items()}
+    for name, found in {**groups, **further}.items():
+        if found:
+            yield _statistics(str(t), name, found)
+
+
+def _statistics(test: str, name: str, found: Agreement) -> list[str]:
+    slope = ".4f" if 0.01 <= abs(found.slope) < 1000 else ".2e"  # methods in units of their own are far from 1
+    return [
+        test,
+        markdown(name.replace("_", " "), MOST),
+        str(found.n),
+        _between(found.pearson, found.pearson_ci, ".4f"),
+        _between(found.spearman, found.spearman_ci, ".4f"),
+        _between(found.slope, found.slope_ci, slope),
+        _between(found.median_rel_err, found.median_rel_err_ci, ".2%"),
+    ]
+
+
+def _between(value: float | None, interval: Interval | None, form: str) -> str:
+    if value is None:
+        return "none"
+    told = number(value, form)
+    return told if interval is None else f"{told} ({number(interval[0], form)} to {number(interval[1], form)})"
+
+
+def _certificate(t: int, one: Comparison) -> list[str]:
+    known = (one.stored.residual, one.stored.error_bound, one.worst_grad_norm, one.noise_floor)
+    return [str(t), *("unknown" if x is None else f"{x:.1e}" for x in known), str(one.flagged)]
+
+
+def samples(datamodule: Any, stored: StoredInfluences, answered: str = "") -> str:
+    """A test sample and the training samples that matter most to it, their text escaped.
+
+    Args:
+        datamodule: gives `train_set` and `test_set`.
+        stored: scores on the test sample.
+        answered: what the model made of it.
+    """
+    words = _Words(datamodule.test_set)
+    said = [] if not answered else [f"The model: {markdown(answered, MOST)}"]
+    parts = [table(["test", *words.head], [[str(stored.test_id), *words.of(stored.test_id)]]), *said]
+    words = _Words(datamodule.train_set)
+    order = np.argsort(stored.scores, kind="stable")
+    for heading, first, sign in (
+        ("most helpful: without them the test loss rises", order[:SHOWN], -1),
+        ("most harmful: without them the test loss falls", order[::-1][:SHOWN], 1),
+    ):
+        pairs = zip(stored.train_ids[first].tolist(), stored.scores[first].tolist(), strict=True)
+        rows = [[str(i), number(score, "+.4g"), *words.of(i)] for i, score in pairs if score * sign > 0]
+        if rows:
+            parts += [f"**{heading}**", table(["id", "score", *words.head], rows)]
+    return "\n\n".join(parts)
+
+
+class _Words:
+    """What a data set says of its samples in words, a cell for each part."""
+
+    def __init__(self, data: Any) -> None:
+        self.data, self.asks = data, isinstance(data, ConversationSet)
+        self.head = ["question", "answer"] if self.asks else ["label"]
+
+    def of(self, id_: int) -> list[str]:
+        said = [self.data.question(id_), self.data.answer(id_)] if self.asks else [self.data.caption(id_)]
+        return [markdown(text, MOST) for text in said]

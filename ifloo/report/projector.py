@@ -1,0 +1,185 @@
+"""Training samples as points: gradients at a few dimensions, and what to colour and to name them by."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from google.protobuf import text_format
+from numpy.typing import NDArray
+from PIL import Image
+from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from ifloo.report.gallery import ConversationSet
+from ifloo.report.plain import one_line
+from ifloo.report.sketch import SampleGradients
+from ifloo.store import StoredInfluences, replacing
+
+log = logging.getLogger(__name__)
+TAG = "sample_gradients"
+CONFIG = "projector_config.pbtxt"
+MOST_POINTS = 2000  # that a browser turns without a stutter, and a sheet of pictures has room for
+LEAST_POINTS = 100
+NUMBERS = 4_000_000_000  # of gradients formed in all: a large model has fewer points, so that a report stays quick
+_TILE = 48  # pixels of a picture at most, a side
+_MOST_TEXT = 80  # characters of a caption
+
+
+@dataclass(frozen=True)
+class Points:
+    """Which training samples are shown.
+
+    Attributes:
+        positions: `[k]` of them among all n, increasing.
+        top: how many of the largest |s| of each test are among them for certain.
+        n: training samples in all.
+    """
+
+    positions: NDArray[np.int64]
+    top: int
+    n: int
+
+    @property
+    def note(self) -> str:
+        """Which they are, for the reader."""
+        if len(self.positions) == self.n:
+            return f"All {self.n} training samples."
+        return (
+            f"{len(self.positions)} of {self.n} training samples: the {self.top} of largest |s| of each test, and "
+            "others drawn at random (seed 0)."
+        )
+
+
+def points(stored: Sequence[StoredInfluences], most: int, seed: int = 0) -> Points:
+    """At most so many samples: half of the room for the largest |s|, shared by the tests, the rest at random."""
+    n = len(stored[0].train_ids)
+    if n <= most:
+        return Points(np.arange(n), n, n)
+    each = most // (2 * len(stored))
+    top = [np.argsort(-np.abs(one.scores), kind="stable")[:each] for one in stored]
+    certain = np.unique(np.concatenate([np.empty(0, np.int64), *top]))
+    others = np.setdiff1d(np.arange(n), certain)
+    drawn = np.random.default_rng(seed).choice(others, most - len(certain), replace=False)
+    return Points(np.sort(np.concatenate([certain, drawn])), each, n)
+
+
+def room(size: int) -> int:
+    """How many points a model of so many parameters has."""
+    return max(LEAST_POINTS, min(MOST_POINTS, NUMBERS // size))
+
+
+def metadata(
+    stored: Sequence[StoredInfluences], further: Mapping[str, NDArray[np.float64]], data: Any, chosen: Points
+) -> tuple[list[str], list[list[str]]]:
+    """Names of the columns, and a row for each point: id, caption, scores, their percentiles, further rankings `[n]`.
+
+    Scores are heavy-tailed, and all but a few points have the colour of zero; percentiles tell the others apart.
+    """
+    at = chosen.positions
+    ids = stored[0].train_ids[at].tolist()
+    columns: dict[str, list[str]] = {
+        "id": [str(i) for i in ids],
+        "caption": [one_line(_caption(data, i), _MOST_TEXT) for i in ids],
+    }
+    for one in stored:
+        columns[f"score_test_{one.test_id}"] = [f"{score:.6g}" for score in one.scores[at].tolist()]
+        percentiles = 100 * _ranks(one.scores) / max(1, chosen.n - 1)
+        columns[f"percentile_test_{one.test_id}"] = [f"{x:.4g}" for x in percentiles[at].tolist()]
+    for name, ranking in further.items():
+        columns[name] = [f"{x:.6g}" for x in ranking[at].tolist()]
+    return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
+
+
+def _ranks(values: NDArray[Any]) -> NDArray[np.int64]:
+    ranks = np.empty(len(values), dtype=np.int64)
+    ranks[np.argsort(values, kind="stable")] = np.arange(len(values))
+    return ranks
+
+
+def _caption(data: Any, id_: int) -> str:
+    if isinstance(data, ConversationSet):
+        return f"{data.question(id_)} {data.answer(id_)}"
+    return data.caption(id_)
+
+
+def tiles(data: Any, ids: Sequence[int]) -> Tensor | None:
+    """A picture of each sample, `[k, 3, s, s]` from 0 to 1, blank where one has none; None where none has.
+
+    Grey ones are turned to dark on light: the projector multiplies them with the colour of the point.
+    """
+    pictures = [_picture(data, i) for i in ids]
+    sides = [max(picture.shape[:2]) for picture in pictures if picture is not None]
+    if not sides:
+        return None
+    side = min(_TILE, max(sides))
+    return torch.stack([_tile(picture, side) for picture in pictures])
+
+
+def _picture(data: Any, id_: int) -> NDArray[np.uint8] | None:
+    if isinstance(data, ConversationSet):
+        return next(iter(data.pictures(id_)), None)
+    return data.picture(id_)
+
+
+def _tile(picture: NDArray[np.uint8] | None, side: int) -> Tensor:
+    sheet = Image.new("RGB", (side, side), "white")
+    if picture is not None:
+        array = np.ascontiguousarray(255 - picture if picture.ndim == 2 else picture)
+        image = Image.fromarray(array).convert("RGB")
+        share = side / max(image.size)
+        if share != 1:
+            size = tuple(max(1, round(x * share)) for x in image.size)
+            image = image.resize(size, Image.Resampling.LANCZOS)  # type: ignore[arg-type]
+        sheet.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return torch.from_numpy(np.array(sheet)).permute(2, 0, 1).float() / 255
+
+
+def write(
+    writer: SummaryWriter,
+    folder: Path,
+    gradients: SampleGradients,
+    stored: Sequence[StoredInfluences],
+    further: Mapping[str, NDArray[np.float64]],
+    data: Any,
+) -> Points:
+    """Writes the points for the projector in place of those of an earlier report; embeddings of others stay.
+
+    Raises:
+        InputError: the data are not those the scores are of.
+    """
+    chosen = points(stored, room(gradients.size))
+    ids = stored[0].train_ids[chosen.positions]
+    vectors = gradients.projected(torch.from_numpy(chosen.positions), torch.from_numpy(ids))
+    head, rows = metadata(stored, further, data, chosen)
+    others = _others(folder / CONFIG)
+    if (old := folder / "00000" / TAG).is_dir():
+        shutil.rmtree(old)
+    writer.add_embedding(
+        vectors, metadata=rows, metadata_header=head, label_img=tiles(data, ids.tolist()), global_step=0, tag=TAG
+    )
+    config = ProjectorConfig()
+    text_format.Parse((folder / CONFIG).read_text(encoding="utf-8"), config)
+    config.embeddings.extend(others)
+    with replacing(folder / CONFIG) as file:
+        file.write(text_format.MessageToString(config).encode())
+    return chosen
+
+
+def _others(config: Path) -> list[Any]:
+    """Embeddings in this folder that are not ours."""
+    found = ProjectorConfig()
+    if config.exists():
+        try:
+            text_format.Parse(config.read_text(encoding="utf-8"), found)
+        except (text_format.ParseError, UnicodeDecodeError) as error:
+            log.warning("%s cannot be read (%s) and is replaced.", config, error)
+            return []
+    return [one for one in found.embeddings if not one.tensor_path.startswith(f"00000/{TAG}/")]

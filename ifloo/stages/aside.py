@@ -1,0 +1,97 @@
+"""Work beside a fit that leaves no trace in it: on a copy of the module, all random states as they were afterwards."""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from ifloo.errors import InputError
+
+DEPTH = 6  # how far inside each other attributes, lists and dicts are looked into
+MOST = 64  # items of a list or dict of a data set that is looked into; longer ones hold samples
+_SHARED = (L.Trainer, L.LightningDataModule, Dataset, DataLoader)  # read only, and large
+
+
+def detached(module: L.LightningModule) -> Any:
+    """A copy of a module in the midst of a fit, without its Trainer; data sets it holds are shared, not copied.
+
+    Raises:
+        InputError: it holds something that cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in _inside(vars(part), sys.maxsize):
+            if isinstance(value, _SHARED):
+                memo[id(value)] = value
+            elif isinstance(value, Tensor) and value.grad_fn is not None:  # such as losses kept for the epoch's end
+                memo[id(value)] = value.detach().clone()
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:
+        raise InputError(
+            f"{type(module).__name__} cannot be copied (copy.deepcopy): {type(error).__name__}: {error}\n"
+            "  Influence is scored on a copy, so that the fit never notices. Keep what cannot be copied (files, locks) "
+            "out of the module."
+        ) from error
+
+
+@contextmanager
+def undisturbed(*held_by: Any) -> Generator[None, None, None]:
+    """On leaving, the random states of torch (CPU, CUDA), numpy and Python are those of before.
+
+    Args:
+        held_by: data sets, collate functions, ..., whose own generators go back too.
+    """
+    with ExitStack() as back:
+        back.callback(torch.set_rng_state, torch.get_rng_state())
+        if torch.cuda.is_initialized():
+            back.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
+        back.callback(np.random.set_state, np.random.get_state())
+        back.callback(random.setstate, random.getstate())
+        for generator in _inside(held_by, MOST):
+            if isinstance(generator, _GENERATORS):
+                back.callback(_restoring(generator))
+        yield
+
+
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+
+def _restoring(generator: Any) -> Callable[[], Any]:
+    """A function that puts a generator's present state back."""
+    if isinstance(generator, np.random.Generator):
+        return partial(setattr, generator.bit_generator, "state", copy.deepcopy(generator.bit_generator.state))
+    if isinstance(generator, random.Random):
+        return partial(generator.setstate, generator.getstate())
+    return partial(generator.set_state, generator.get_state())
+
+
+def _inside(value: Any, most: int) -> Iterator[Any]:
+    """An object and what it holds, as attributes or items, each once; modules are not entered."""
+    level, seen = [value], {id(value)}
+    for _ in range(DEPTH + 1):
+        yield from level
+        held = [item for one in level for item in _items(one, most)]
+        level = [item for item in {id(x): x for x in held}.values() if id(item) not in seen]
+        seen |= {id(item) for item in level}
+
+
+def _items(value: Any, most: int) -> list[Any]:
+    if isinstance(value, (Tensor, np.ndarray, nn.Module, L.Trainer, type, *_GENERATORS)):
+        return []
+    if isinstance(value, (Mapping, list, tuple, set, frozenset)):
+        if len(value) > most:
+            return []
+        return list(value.values() if isinstance(value, Mapping) else value)
+    return list(getattr(value, "__dict__", {}).values())

@@ -1,0 +1,289 @@
+"""What the settings of a fit do that J does not contain: the Trainer's, and the optimizer's.
+
+The optimizer is looked at by calling `configure_optimizers` on a copy of the module, outside a fit; one that asks its
+Trainer for more than `Fit` knows cannot be looked at, which is said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn, optim
+
+from ifloo.errors import InputError
+from ifloo.models import Adapted, SampleLossModule
+from ifloo.models.adapted import COUPLED
+from ifloo.objective.findings import Finding, Weight, first_sentence
+from ifloo.params import known_as
+from ifloo.stages.recorder import _of_module, _of_optimizer, _of_trainer
+
+
+@dataclass
+class Fit:
+    """Stands for the Trainer of a fit that is not under way, where a module or a check asks one.
+
+    Attributes:
+        trainer: what is asked for everything else.
+        loader: of the training data.
+        recorded: settings the model was trained with, where a checkpoint says so; they come before the Trainer's.
+        optimizers: as the module configures them.
+    """
+
+    trainer: Any
+    loader: Any
+    recorded: Mapping[str, Any] = field(default_factory=dict)
+    optimizers: list[optim.Optimizer] = field(default_factory=list)
+
+    @property
+    def train_dataloader(self) -> Any:
+        return self.loader
+
+    @property
+    def num_training_batches(self) -> int:
+        return len(self.loader)
+
+    @property
+    def estimated_stepping_batches(self) -> float:
+        epochs, steps = self.max_epochs, self.max_steps
+        if epochs in (None, -1):
+            return math.inf if steps == -1 else steps
+        in_all = math.ceil(self.num_training_batches / self.accumulate_grad_batches) * epochs
+        return in_all if steps == -1 else min(in_all, steps)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # copying asks for these before there are any attributes
+            raise AttributeError(name)
+        return self.recorded[name] if name in self.recorded else getattr(self.trainer, name)
+
+
+def of_settings(fit: Fit) -> list[Finding]:
+    """Precision, clipping, accumulation."""
+    found = []
+    if str(fit.precision) not in ("32-true", "64-true"):
+        found.append(_precision(str(fit.precision)))
+    if fit.gradient_clip_val:
+        algorithm = fit.gradient_clip_algorithm or "norm"
+        found.append(_clipping(fit.gradient_clip_val, getattr(algorithm, "value", algorithm)))
+    if fit.accumulate_grad_batches != 1:
+        found.append(
+            Finding(
+                f"steps on {fit.accumulate_grad_batches} batches together",
+                "trainer.accumulate_grad_batches",
+                "Another batch size, and no part of J; refits repeat it.",
+                "None needed; a recorded run (methods that follow the training) needs a larger batch size instead.",
+                Weight.NOTE,
+            )
+        )
+    return found
+
+
+def _precision(precision: str) -> Finding:
+    return Finding(
+        f"training in precision {precision}",
+        "trainer.precision",
+        "Scores are made in the precision of the weights. A fit in 16 bits stops where its rounding hides |grad J|, so "
+        "its end is no minimum of J to more than three digits, and refits differ by rounding as well.",
+        "Set trainer.precision to 32-true or 64-true and fit again.",
+        Weight.WARNING,
+    )
+
+
+def _clipping(value: float, algorithm: str) -> Finding:
+    return Finding(
+        f"gradients clipped at {algorithm} {value:g}",
+        "trainer.gradient_clip_val",
+        "Harmless where no step near the end is clipped: the minimum of J is the same. Clipped steps are not those of "
+        "J; refits repeat the clipping, scores do not contain it.",
+        "Leave it out, with a smaller learning rate if the fit then diverges.",
+        Weight.WARNING,
+    )
+
+
+def optimizers_of(module: Any, fit: Fit) -> list[Finding]:
+    """Puts the module's optimizers into `fit`; a finding where that fails.
+
+    Args:
+        module: a copy, with `fit` for its Trainer.
+        fit: takes them.
+    """
+    try:
+        fit.optimizers = list(_within(module.configure_optimizers()))
+    except InputError as error:
+        return [Finding.of_error(error, f"{_name(module)}.configure_optimizers")]
+    except Exception as error:  # whatever a model raises that is asked outside its fit
+        return [
+            Finding(
+                "optimizers that could not be looked at",
+                f"{_name(module)}.configure_optimizers",
+                f"Whether they decay weights is not known: {type(error).__name__}: {first_sentence(error)}.",
+                "See to it that weight_decay is 0, or that J has the penalty that matches (½λ‖θ‖² for SGD and Adam).",
+                Weight.NOTE,
+            )
+        ]
+    return []
+
+
+def _within(configured: Any) -> Iterator[optim.Optimizer]:
+    """The optimizers in whatever form Lightning takes them in."""
+    if isinstance(configured, optim.Optimizer):
+        yield configured
+    elif isinstance(configured, Mapping):
+        yield from _within(configured.get("optimizer"))
+    elif isinstance(configured, (tuple, list)):
+        for one in configured:
+            yield from _within(one)
+
+
+def of_decay(module: Any, fit: Fit, trained: bool, recorded: bool) -> list[Finding]:
+    """Weight decay in an optimizer, and the penalty that matches it.
+
+    Args:
+        module: a copy, from whose parameters the optimizers were made.
+        fit: has its optimizers.
+        trained: the fit is done, with these settings or elsewhere.
+        recorded: its steps are recorded, by which decoupled decay is part of what is differentiated.
+    """
+    found = []
+    for optimizer in fit.optimizers:
+        groups = [g for g in optimizer.param_groups if g.get("weight_decay")]
+        if not groups or _left_to_penalty(module, optimizer, groups):
+            continue
+        if any(_decoupled(optimizer, g) for g in groups):
+            found.append(_decoupled_decay(module, optimizer, groups, trained, recorded))
+        else:
+            found.append(_coupled_decay(module, optimizer, groups, trained))
+    return found
+
+
+def _left_to_penalty(module: Any, optimizer: optim.Optimizer, groups: list[dict[str, Any]]) -> bool:
+    """Whether this decay is the penalty of an adapted module, which its fit takes out of the optimizer."""
+    if not isinstance(module, Adapted) or type(optimizer) not in COUPLED or not module.l2:
+        return False
+    return all(g["weight_decay"] == module.l2 and not _decoupled(optimizer, g) for g in groups)
+
+
+def _decoupled(optimizer: optim.Optimizer, group: Mapping[str, Any]) -> bool:
+    return isinstance(optimizer, optim.AdamW) or bool(group.get("decoupled_weight_decay"))
+
+
+def _coupled_decay(module: Any, optimizer: optim.Optimizer, groups: list[dict[str, Any]], trained: bool) -> Finding:
+    values = sorted({float(g["weight_decay"]) for g in groups})
+    everything = sum(len(g["params"]) for g in groups) == sum(p.requires_grad for p in module.parameters())
+    return Finding(
+        f"{_of(optimizer)} decays weights by {_numbers(values)}, which J does not contain",
+        f"{_name(module)}.configure_optimizers",
+        "It minimises J + "
+        + _penalty(module, groups, values, everything)
+        + ": "
+        + _effect(trained, "|grad J| is not small at its end, and scores and curvature are of another function."),
+        _matching(module, optimizer, values, everything),
+        _weight(module, trained),
+    )
+
+
+def _penalty(module: Any, groups: list[dict[str, Any]], values: list[float], everything: bool) -> str:
+    """The penalty whose gradient a coupled decay adds."""
+    if everything and len(values) == 1:
+        return f"½ · {values[0]:g} · ‖θ‖²"
+    names = {id(p): known_as(module, n) for n, p in module.named_parameters()}
+    terms = []
+    for g in groups:
+        first, *others = [names.get(id(p), "?") for p in g["params"]]
+        which = f"{first} and {len(others)} more" if others else first
+        terms.append(f"½ · {g['weight_decay']:g} · ‖{which}‖²")
+    return " + ".join(terms)
+
+
+def _matching(module: Any, optimizer: optim.Optimizer, values: list[float], everything: bool) -> str:
+    if not isinstance(module, Adapted):
+        return "Set weight_decay=0 and state this penalty in `penalty`."
+    if not everything or len(values) > 1:
+        return "Set weight_decay=0 and give this penalty as a function of your own: --adapt.penalty my_code.penalty."
+    known = type(optimizer) in COUPLED
+    return f"{'' if known else 'Set weight_decay=0 and '}{'Give' if known else 'give'} --adapt.l2 {values[0]:g}."
+
+
+def _decoupled_decay(
+    module: Any, optimizer: optim.Optimizer, groups: list[dict[str, Any]], trained: bool, recorded: bool
+) -> Finding:
+    values = sorted({float(g["weight_decay"]) for g in groups})
+    what = f"{_of(optimizer)} decays weights by {_numbers(values)} beside the gradient"
+    where = f"{_name(module)}.configure_optimizers"
+    if recorded and isinstance(optimizer, optim.AdamW):
+        return Finding(
+            what,
+            where,
+            "Handled by methods that follow the recorded run: the decay is part of its steps. J does not contain it, "
+            "so curvature methods are of another function.",
+            "None needed for the unrolled method.",
+            Weight.NOTE,
+        )
+    stated = "give --adapt.l2 for a penalty ½λ‖θ‖²" if isinstance(module, Adapted) else "state ½λ‖θ‖² in `penalty`"
+    return Finding(
+        what,
+        where,
+        "No penalty has these steps, since Adam scales the gradient and not the decay: "
+        + _effect(trained, "J does not contain it, and scores through a curvature are of another function."),
+        f"Set weight_decay=0 (torch's AdamW has 0.01 by default), {stated} and fit again; or take "
+        "attribution.method ifloo.attribution.Unrolled, which differentiates the steps themselves.",
+        _weight(module, trained),
+    )
+
+
+def _effect(trained: bool, otherwise: str) -> str:
+    return otherwise if trained else "the fit refuses it."
+
+
+def _weight(module: Any, trained: bool) -> Weight:
+    refused = isinstance(module, SampleLossModule) and not trained
+    return Weight.FATAL if refused else Weight.WARNING
+
+
+def of_lbfgs(fit: Fit) -> list[Finding]:
+    """L-BFGS on what is no fixed function, which a fit refuses."""
+    try:
+        SampleLossModule.on_train_start(_Fitted(fit))  # type: ignore[arg-type]
+    except InputError as error:
+        return [Finding.of_error(error, "model.optimizer")]
+    return []
+
+
+class _Fitted:
+    """Has what `SampleLossModule.on_train_start` looks at, and no weight decay, which is a finding of its own."""
+
+    def __init__(self, fit: Fit) -> None:
+        only = [o for o in fit.optimizers if isinstance(o, torch.optim.LBFGS)]
+        self.trainer = Fit(fit.trainer, fit.loader, fit.recorded, only)  # type: ignore[arg-type]
+
+
+def of_recording(module: nn.Module, fit: Fit) -> list[Finding]:
+    """What a recorded step would not contain, where a method needs the run: the fit refuses it."""
+    faults = [*_of_trainer(fit), *_of_module(module)]  # type: ignore[arg-type]
+    if fit.optimizers:
+        faults += _of_optimizer(fit.optimizers[0])
+    return [
+        Finding(
+            f"{what}, which no recorded step contains",
+            "trainer, model",
+            "A method that follows the training run is asked for, and the fit refuses to record this.",
+            f"{remedy[:1].upper()}{remedy[1:]}, or choose methods that need no recorded run.",
+            Weight.FATAL,
+        )
+        for what, _, remedy in (fault.partition(": ") for fault in faults)
+    ]
+
+
+def _of(optimizer: optim.Optimizer) -> str:
+    return type(optimizer).__name__
+
+
+def _numbers(values: list[float]) -> str:
+    return " and ".join(f"{x:g}" for x in values)
+
+
+def _name(module: Any) -> str:
+    return type(module.model if isinstance(module, Adapted) else module).__name__

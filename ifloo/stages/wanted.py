@@ -1,0 +1,257 @@
+"""What is to be scored at moments of a fit, and how: tried on a few samples before it, then on all."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ifloo.attribution import CurvatureRoute, Method, Trained, last_layer_self, loss_ranking
+from ifloo.curvature import Hessian, LinearHead, LinearOperator
+from ifloo.errors import InputError, WorkError
+from ifloo.models import Adapted
+from ifloo.objective import Batch, Objective, SampleLosses, preflight, scoring, sequential
+from ifloo.objective.batches import batch_size, moved, rows
+from ifloo.params import known_as
+from ifloo.solvers import Auto, SolveError
+from ifloo.stages.certified import content_of
+from ifloo.stages.moment import Moment, OwnRankings, ids_of
+from ifloo.stages.plan import HEAD_BYTES
+from ifloo.stages.self_influence import _last_layer
+from ifloo.stages.settings import described
+from ifloo.store import JSON, sha256_of_tensors
+
+log = logging.getLogger(__name__)
+TRIED = 32  # training samples of the trial before a fit
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to score, and how; attributes as the arguments of `InfluenceCallback`."""
+
+    method: Method | None
+    parameters: tuple[str, ...] | None
+    damping: float
+    sample_losses: Callable[[Any, Batch], Tensor] | None
+    l2: float
+    self_influence: bool
+    dtype: Literal["float64", "float32"] | None
+    batch_size: int | None
+
+    def __post_init__(self) -> None:
+        """Checks the settings.
+
+        Raises:
+            InputError: a negative strength, or a method that needs a recorded run.
+        """
+        for name, strength in (("damping", self.damping), ("l2", self.l2)):
+            if not 0 <= strength < float("inf"):
+                raise InputError(f"InfluenceCallback: {name} must be a finite number >= 0, got {strength}.")
+        if self.method is not None:
+            _refuse_method(self.method)
+
+    def compared(self, queries: Batch) -> dict[str, JSON]:
+        """The settings that change a number and stay the same throughout a fit."""
+        return {
+            "method": described(self.method) or "last_layer",
+            "parameters": described(self.parameters),
+            "damping": self.damping,
+            "sample_losses": described(self.sample_losses),
+            "l2": self.l2,
+            "dtype": self.dtype,
+            "queries": {str(t): content for t, content in zip(ids_of(queries), _contents(queries), strict=True)},
+        }
+
+    def tried(self, module: Any, loader: DataLoader, queries: Batch) -> None:
+        """Scores a few samples, so that whatever is asked for in vain is found before the training.
+
+        Args:
+            module: a copy, which is not used again.
+            loader: of the training data.
+            queries: the test samples.
+
+        Raises:
+            InputError: the module, the data or the method do not go together.
+        """
+        few = sequential(loader, TRIED, slice(0, TRIED))
+        n = len(sequential(loader, 1).dataset)  # type: ignore[arg-type]
+        try:
+            self.found(module, few, queries, n)
+        except InputError:
+            raise
+        except WorkError as error:  # so few samples prove nothing; what happens in earnest is told then
+            log.info("the trial of influence scores: %s", error)
+        except Exception as error:
+            raise InputError(
+                f"Influence scores of {min(TRIED, n)} training samples were tried before the fit, and failed: "
+                f"{type(error).__name__}: {error}\n"
+                "  Look at what InfluenceCallback was given (queries, sample_losses, method): it must go together with "
+                f"{_name_of(module)} and its training data."
+            ) from error
+
+    def found(self, module: Any, loader: DataLoader, queries: Batch, n: int | None = None) -> Moment:
+        """Scores of all samples of a loader.
+
+        Args:
+            module: a copy of the user's, which may be changed.
+            loader: of the training data.
+            queries: the test samples.
+            n: how many samples there will be, where the loader has some of them only.
+
+        Raises:
+            InputError: the module, the data or the method do not go together.
+            SolveError: a solve that cannot be used.
+        """
+        begun, weights = time.perf_counter(), sha256_of_tensors(module.state_dict())
+        module = self._adapted(module)
+        try:
+            moment = self._scored(module, loader, queries, n)
+        except SolveError as error:
+            if self.dtype is not None or not _may_be_double(module):
+                raise
+            log.info("scores again, in float64. %s", str(error).splitlines()[0])
+            moment = self._scored(module.double(), loader, queries, n)
+        return replace(moment, weights=weights, seconds=time.perf_counter() - begun)
+
+    def _scored(self, module: Any, loader: DataLoader, queries: Batch, n: int | None) -> Moment:
+        method, patterns = self._method(module)
+        size = self.batch_size or loader.batch_size or 1
+        objective = Objective.of(module, loader, patterns, size)
+        theta = objective.losses.theta()
+        stationarity = preflight(objective, theta)
+        if self.method is None:
+            _refuse_large_head(objective, n or objective.n)
+        with scoring(module):
+            scores = method.scores(Trained(objective, theta), moved(queries, theta.device, theta.dtype))
+            own = self._self_influence(module, objective, loader, size) if self.self_influence else None
+        return Moment(
+            scores=scores,
+            test_ids=ids_of(queries),
+            method=method,
+            parameters=tuple(known_as(module, pattern) for pattern in patterns),
+            stationarity=stationarity,
+            own=own,
+            data=_content_of_data(objective),
+            dtype=str(theta.dtype).removeprefix("torch."),
+        )
+
+    def _adapted(self, module: Any) -> Any:
+        """Under the contract, in the precision asked for; 16 bits are too few for a solve.
+
+        Raises:
+            InputError: the module meets the contract, and something else is to be in its place.
+        """
+        if not isinstance(module, SampleLosses):
+            module = Adapted(module, self.sample_losses, l2=self.l2)
+        elif self.sample_losses is not None or self.l2:
+            raise InputError(
+                f"{type(module).__name__} states its own sample_losses and penalty, and InfluenceCallback was given "
+                "others.\n  Leave sample_losses and l2 out."
+            )
+        first = next(module.parameters(), None)
+        wanted = self.dtype or ("float32" if first is not None and first.dtype in HALVES else None)
+        return module.to(getattr(torch, wanted)) if wanted else module
+
+    def _method(self, module: Any) -> tuple[Method, tuple[str, ...]]:
+        if self.method is not None:
+            return self.method, self.parameters or ("*",)
+        patterns = self.parameters or (f"{last_layer(module)}.*",)
+        label = "hessian" if self.parameters else "last_layer"
+        return CurvatureRoute(label, last_layer_curvature, self.damping, Auto()), patterns
+
+    def _self_influence(self, module: Any, objective: Objective, loader: DataLoader, size: int) -> OwnRankings:
+        loss, layer = loss_ranking(objective, objective.losses.theta()), _last_layer(module)
+        if layer is None:
+            return OwnRankings(loss, None)
+        part = Objective.of(module, loader, (f"{layer}.*",), size)
+        if (need := LinearHead.bytes_kept(part)) > HEAD_BYTES:
+            log.warning("self-influence: none of the last layer, whose curvature would keep %.1f GiB.", need / 2**30)
+            return OwnRankings(loss, None)
+        return OwnRankings(loss, last_layer_self(part, part.losses.theta(), self.damping))
+
+
+def refuse_below_one(**counts: int | None) -> None:
+    """Counts that must be at least 1, where they are given.
+
+    Raises:
+        InputError: one is not.
+    """
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise InputError(f"InfluenceCallback: {name} must be >= 1, got {count}.")
+
+
+def last_layer(module: Any) -> str:
+    """The name of the last linear layer.
+
+    Raises:
+        InputError: there is none with weights of its own that train.
+    """
+    if (layer := _last_layer(module)) is not None:
+        return layer
+    raise InputError(
+        "InfluenceCallback scores through the last linear layer unless told otherwise, and "
+        f"{_name_of(module)} ends in none with trainable weights of its own.\n"
+        "  Give another method, such as method=GradientDot() of ifloo.attribution, or parameters=['name.*'] of one "
+        "nn.Linear."
+    )
+
+
+def last_layer_curvature(objective: Objective, theta: Tensor) -> LinearOperator:
+    """H of one layer: known whole as a `LinearHead` where the layer's inputs can be seen, else the same by products."""
+    try:
+        return LinearHead(objective, theta)
+    except InputError as error:
+        log.info("last layer: its Hessian by products. %s", str(error).splitlines()[0])
+        return Hessian(objective, theta)
+
+
+def _refuse_method(method: Any) -> None:
+    if not isinstance(method, Method):
+        raise InputError(
+            "InfluenceCallback: method must be a Method of ifloo.attribution, such as GradientDot() (with its "
+            f"parentheses); got {method!r}."
+        )
+    if method.needs_run:
+        raise InputError(
+            f"InfluenceCallback: method {method.name} needs the recorded training run, which is whole after the fit.\n"
+            "  Leave method out (the last layer), give one that needs no run, such as GradientDot(), or give a "
+            "CurvatureRoute its damping."
+        )
+
+
+def _may_be_double(module: Any) -> bool:
+    first = next(module.parameters())
+    return first.dtype == torch.float32 and first.device.type != "mps"
+
+
+def _refuse_large_head(objective: Objective, n: int) -> None:
+    need = LinearHead.bytes_kept(objective) * n / objective.n
+    if need > HEAD_BYTES:
+        raise InputError(
+            f"Influence through the last layer would keep {need / 2**30:.1f} GiB of its inputs and curvatures for "
+            f"{n:,} training samples.\n  Give another method: method=GradientDot() of ifloo.attribution keeps nothing."
+        )
+
+
+def _contents(queries: Batch) -> Sequence[str]:
+    return [content_of(rows(queries, slice(k, k + 1))) for k in range(batch_size(queries))]
+
+
+def _content_of_data(objective: Objective) -> str:
+    digest = hashlib.sha256()
+    for _, batch in objective.data.with_ids():
+        digest.update(content_of(batch).encode())
+    return digest.hexdigest()
+
+
+def _name_of(module: Any) -> str:
+    return type(module.model if isinstance(module, Adapted) else module).__name__

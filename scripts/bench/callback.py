@@ -1,0 +1,140 @@
+"""What InfluenceCallback costs in epochs in which it does nothing: epochs without and with it in turn, in one fit.
+
+The third of every three epochs has an empty Callback in its place: what Lightning itself takes to call one.
+
+python scripts/bench/callback.py [--epochs 200] [--json out/callback.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from ifloo.data import MNISTDataModule
+from ifloo.stages import InfluenceCallback
+
+TARGET = 0.01  # of an epoch's time
+
+
+KINDS = ("without", "with", "empty")
+
+
+class ConvNet(L.LightningModule):
+    """About 30,000 parameters: so small that whatever is added to an epoch stands out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 16, 5, stride=2), nn.GELU(), nn.Conv2d(16, 32, 5, stride=2), nn.GELU(), nn.Flatten()
+        )
+        self.hidden, self.head = nn.Linear(32 * 4 * 4, 32), nn.Linear(32, 10)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        return nn.functional.cross_entropy(self.head(nn.functional.gelu(self.hidden(self.body(x)))), y)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class Turns(L.Callback):
+    """Puts nothing, another callback or an empty one into the Trainer, epoch by epoch, and times the epochs.
+
+    Attributes:
+        seconds: of epochs, by kind.
+    """
+
+    def __init__(self, other: L.Callback) -> None:
+        self.present: dict[str, list[L.Callback]] = {"without": [], "with": [other], "empty": [L.Callback()]}
+        self.seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        self._begun: tuple[str, float] | None = None
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """One turn is from the start of an epoch to the start of the next: all hooks between are in it."""
+        now = time.perf_counter()
+        if self._begun is not None:
+            kind, begun = self._begun
+            self.seconds[kind].append(now - begun)
+        kind = KINDS[trainer.current_epoch % len(KINDS)]
+        trainer.callbacks = [self, *self.present[kind]]  # type: ignore[attr-defined]
+        self._begun = kind, time.perf_counter()
+
+
+def measured(epochs: int, n: int = 1000) -> dict[str, float]:
+    """Median seconds of an epoch of each kind, and the median of (with − without)/without of neighbours.
+
+    Args:
+        epochs: of each kind.
+        n: training samples, in batches of 50.
+
+    Returns:
+        Seconds by kind; `share` of the callback and `share_empty` of an empty one; `share_se`, the standard error of
+        `share` from the spread of 20 blocks.
+    """
+    data = MNISTDataModule(source="embedded", train_limit=n, test_limit=4, dtype="float32")
+    data.setup()
+    train, test = (TensorDataset(s.x.view(-1, 1, 28, 28), s.labels) for s in (data.train_set, data.test_set))
+    L.seed_everything(0, verbose=False)
+    with tempfile.TemporaryDirectory() as folder:
+        other = InfluenceCallback(test, every_n_epochs=10 * epochs, output_dir=folder)
+        turns = Turns(other)
+        trainer = L.Trainer(
+            max_epochs=len(KINDS) * epochs + 1,  # the last one has no neighbours, and ends without the callback
+            accelerator="cpu",
+            callbacks=[turns, other],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(ConvNet(), DataLoader(train, batch_size=50, shuffle=True))
+    seconds = turns.seconds
+    shares, empty = (_shares(seconds["without"], seconds[kind]) for kind in ("with", "empty"))
+    size = max(1, len(shares) // 20)
+    blocks = [statistics.median(shares[i : i + size]) for i in range(0, len(shares) - size + 1, size)]
+    return {
+        "epochs_of_each": len(shares),
+        **{f"seconds_{kind}": statistics.median(seconds[kind]) for kind in KINDS},
+        "share": statistics.median(shares),
+        "share_se": statistics.stdev(blocks) / len(blocks) ** 0.5 if len(blocks) > 1 else float("nan"),
+        "share_empty": statistics.median(empty),
+    }
+
+
+def _shares(without: list[float], others: list[float]) -> list[float]:
+    return [b / a - 1 for a, b in zip(without, others, strict=True)]
+
+
+def main() -> None:
+    """Prints one row, and writes it where asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--epochs", type=int, default=200, help="of each kind")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    row = measured(given.epochs)
+    print(
+        f"epoch without {1e3 * row['seconds_without']:.2f} ms, with {1e3 * row['seconds_with']:.2f} ms "
+        f"({row['epochs_of_each']} of each): {row['share']:+.2%} ± {row['share_se']:.2%} (target < {TARGET:.0%}); "
+        f"an empty callback {row['share_empty']:+.2%}"
+    )
+    if given.json:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(json.dumps(row, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""A plain LightningModule and DataModule, with a loss of each sample for ifloo: the third way in.
+
+python plain.py        an ordinary fit and checkpoint; then, with these words in one line,
+ifloo influence --model plain.DigitCNN --data plain.Digits --ckpt_path digits.ckpt
+    --adapt.sample_losses plain.sample_losses --attribution.parameters "['head.*']" --attribution.damping 0.001
+"""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+
+from ifloo.data import MNISTDataModule
+
+
+class Digits(L.LightningDataModule):
+    def __init__(self, train: int = 1000, test: int = 200, batch_size: int = 100) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+    def setup(self, stage: str | None = None) -> None:
+        digits = MNISTDataModule(source="embedded", train_limit=self.hparams["train"], test_limit=self.hparams["test"])
+        digits.setup()
+        self.train, self.test = (
+            TensorDataset(part.x.float().view(-1, 1, 28, 28), part.labels)
+            for part in (digits.train_set, digits.test_set)
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.train, batch_size=self.hparams["batch_size"], shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.test, batch_size=200)
+
+
+class DigitCNN(L.LightningModule):
+    def __init__(self, width: int = 8, lr: float = 3e-3) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.features = nn.Sequential(
+            *(nn.Conv2d(1, width, 5, stride=2), nn.Tanh(), nn.Conv2d(width, 2 * width, 5, stride=2), nn.Tanh()),
+            *(nn.Flatten(), nn.Linear(2 * width * 16, 96), nn.Tanh()),
+        )
+        self.head = nn.Linear(96, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        loss = cross_entropy(self(x), y)
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        self.log("val_accuracy", (self(x).argmax(1) == y).float().mean())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=self.hparams["lr"])
+
+
+def sample_losses(model: DigitCNN, batch: Any) -> Tensor:
+    x, y = batch
+    return cross_entropy(model(x), y, reduction="none")
+
+
+if __name__ == "__main__":
+    L.seed_everything(0)
+    trainer = L.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.fit(DigitCNN(), datamodule=Digits())
+    trainer.save_checkpoint("digits.ckpt")

@@ -1,0 +1,183 @@
+"""`ifloo doctor`: prints what it finds, heaviest first, and its exit code says whether a run would stop."""
+
+import re
+
+import pytest
+import torch
+
+from tests.cli.running import contents, done, ifloo, small
+
+CHECKPOINT = "models/mnist_base.pth"
+PLAIN = (
+    "--model=tests.cli.examined.Network",
+    "--data=tests.cli.examined.Rows",
+    "--trainer.accelerator=cpu",
+    "--trainer.max_epochs=2",
+    "--trainer.logger=false",
+    "--trainer.enable_checkpointing=false",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+)
+
+
+def plain(folder, command, *more):
+    return ifloo(folder, command, *PLAIN, *more)
+
+
+def test_before_the_fit(tmp_path):
+    assert done(small(tmp_path, "doctor")).out == (
+        "LogisticRegression, MNISTDataModule, not trained yet (no checkpoint at models/mnist_base.pth): whether it "
+        "converges is not known\n\nnothing found\n"
+    )
+    assert contents(tmp_path) == {}
+
+
+def test_a_minimum(experiment):
+    before = contents(experiment)
+    said = done(small(experiment, "doctor"))
+    assert re.fullmatch(
+        r"LogisticRegression, MNISTDataModule, checkpoint models/mnist_base\.pth\n\nnothing found\n"
+        r"converged: \|grad J\| = \d\.\de-1\d, while one sample contributes about \d\.\de-03\n",
+        said.out,
+    )
+    assert contents(experiment) == before
+
+
+def test_away_from_a_minimum(copied):
+    content = torch.load(copied / CHECKPOINT, weights_only=True)
+    content["state_dict"]["linear.weight"] += 0.1
+    torch.save(content, copied / CHECKPOINT)
+    said = done(small(copied, "doctor"))  # a warning: exit code 0
+    assert re.fullmatch(
+        r"LogisticRegression, MNISTDataModule, checkpoint models/mnist_base\.pth\n\n"
+        r"warning        the checkpoint is not at a minimum: \|grad J\| = \S+\n"
+        r"  where        models/mnist_base\.pth\n"
+        r"  consequence  One sample contributes about \S+ to grad J\. Influence is the derivative of the\n"
+        r"               minimiser; away from it the scores predict no refit\.\n"
+        r"  remedy       Train longer \(optimizer lbfgs is finished to 1e-10\), record the fit and take\n"
+        r"               attribution\.method ifloo\.attribution\.Unrolled, or take the scores as a ranking at\n"
+        r"               best\.\n\n",
+        said.out,
+    )
+
+
+def test_data_of_another_fit(copied):
+    content = torch.load(copied / CHECKPOINT, weights_only=True)
+    content["ifloo"]["fingerprint"] = "0" * 64
+    torch.save(content, copied / CHECKPOINT)
+    said = small(copied, "doctor")
+    assert said.code == 2
+    words = " ".join(said.out.split())
+    assert re.fullmatch(
+        r"LogisticRegression, MNISTDataModule, checkpoint models/mnist_base\.pth "
+        r"fatal The training data are not those the checkpoint models/mnist_base\.pth was fitted on: their content has "
+        r"SHA-256 [0-9a-f]{16}\.\.\., fitted on 0{16}\.\.\.\. "
+        r"where models/mnist_base\.pth "
+        r"consequence A run stops here with this error\. "
+        r"remedy Data now: embedded \(asked for\); at the fit: embedded\. Give the same data \(--data\.source, "
+        r"--data\.root\), or fit again\.",
+        words,
+    )
+    assert said.err.splitlines()[-1] == "ifloo: error: 1 of 1 findings stops a run."
+
+
+def test_an_id_out_of_range_and_a_trainer_without_an_end(tmp_path):
+    said = small(tmp_path, "doctor", "--attribution.test_ids=[0,20]", "--trainer.limit_train_batches=0.5")
+    assert said.code == 2
+    assert said.out.partition("\n\n")[2] == (
+        "fatal          A base fit must be one that refits can repeat: max_epochs set, and all training\n"
+        "               batches used; got max_epochs = 1, limit_train_batches = 0.5, overfit_batches = 0.0.\n"
+        "  where        trainer\n"
+        "  consequence  A run stops here with this error.\n"
+        "  remedy       Set max_epochs; to train on fewer samples limit the data module.\n\n"
+        "fatal          test id 20 is out of range: the 20 test images in use have ids 0..19.\n"
+        "  where        attribution.test_ids\n"
+        "  consequence  A run stops here with this error.\n"
+        "  remedy       Choose another id, or raise test_limit to 21 or more (it is 20).\n\n"
+    )
+    assert said.err.splitlines()[-1] == "ifloo: error: 2 of 2 findings stop a run."
+
+
+def test_a_plain_module(tmp_path):
+    said = plain(tmp_path, "doctor", "--model.dropout=0.2", "--model.decay=0.001")
+    assert said.code == 2
+    assert said.out == (
+        "Network, Rows, not trained yet (no checkpoint at models/experiment_base.pth): whether it converges is not "
+        "known\n\n"
+        "fatal          Adam decays weights by 0.001, which J does not contain\n"
+        "  where        Network.configure_optimizers\n"
+        "  consequence  It minimises J + ½ · 0.001 · ‖θ‖²: the fit refuses it.\n"
+        "  remedy       Give --adapt.l2 0.001.\n\n"
+        "warning        dropout with p = 0.2\n"
+        "  where        net.2\n"
+        "  consequence  It is off while scoring and on in training: J of the whole network is not what was\n"
+        "               minimised, so |grad J| need not be small at the end of the fit; refits are trained\n"
+        "               with masks drawn from their seed, on which their test losses depend too.\n"
+        "  remedy       Set p = 0 and fit again (a penalty regularises as well, and is part of J); else trust\n"
+        "               the scores as far as refits confirm them.\n\n"
+        "note           losses of samples taken from training_step, on batches of one\n"
+        "  where        Network.training_step\n"
+        "  consequence  A penalty that it adds counts as part of each ℓ_i and of the test loss L_t; the\n"
+        "               minimum is the same, predicted and actual changes contain it.\n"
+        "  remedy       None needed where it adds no penalty; else give the losses (--adapt.sample_losses)\n"
+        "               and the penalty (--adapt.penalty or --adapt.l2) apart.\n\n"
+    )
+    assert said.err.splitlines()[-1] == "ifloo: error: 1 of 3 findings stops a run."
+
+
+def test_the_remedy_is_one(tmp_path):
+    said = done(plain(tmp_path, "doctor", "--model.decay=0.001", "--adapt.l2=0.001"))
+    assert "decays weights" not in said.out
+    done(plain(tmp_path, "fit", "--model.decay=0.001", "--adapt.l2=0.001"))
+    said = done(plain(tmp_path, "doctor", "--model.decay=0.001", "--adapt.l2=0.001"))
+    assert "warning        the checkpoint is not at a minimum: |grad J| = " in said.out  # after two epochs
+
+
+WARNING = (
+    "dropout with p = 0.2 (net.2): It is off while scoring and on in training: J of the whole network is not what was "
+    "minimised, so |grad J| need not be small at the end of the fit; refits are trained with masks drawn from their "
+    "seed, on which their test losses depend too.\n"
+    "  Set p = 0 and fit again (a penalty regularises as well, and is part of J); else trust the scores as far as "
+    "refits confirm them."
+)
+
+
+def test_every_run_warns_once_at_its_door(tmp_path, caplog):
+    dropping = ("--model.dropout=0.2", "--attribution.damping=1", "--attribution.top_k=3", "--refit.top_k=1")
+    few = ("--refit.random=1", "--refit.null_refits=1", "--refit.replicas=1", "--refit.init=warm")
+
+    def warned():
+        texts = [r.getMessage() for r in caplog.records if r.getMessage().startswith("dropout")]
+        caplog.clear()
+        return texts
+
+    done(plain(tmp_path, "pipeline", *dropping, *few))
+    assert warned() == [WARNING]
+    done(plain(tmp_path, "influence", *dropping))
+    assert warned() == [WARNING]
+    done(plain(tmp_path, "loo", *dropping, *few))
+    assert warned() == [WARNING]
+    done(plain(tmp_path, "fit", *dropping, "--overwrite"))
+    assert warned() == [WARNING]
+
+
+def test_a_sound_model_is_not_warned_of(experiment, caplog):
+    done(small(experiment, "influence"))
+    assert [r.getMessage() for r in caplog.records if r.name == "ifloo.cli.examining"] == []
+
+
+@pytest.mark.parametrize("command", ["fit", "pipeline"])
+def test_samples_that_change_stop_a_run(tmp_path, command):
+    said = plain(tmp_path, command, "--data.noisy=true")
+    assert said.code == 2
+    first, *others = said.err.splitlines()[-3:]
+    assert re.fullmatch(
+        r"ifloo: error: Rows\.train_dataloader\(\): two reads of training sample 0 differ, by up to \d\.\d+\.", first
+    )
+    assert others == [
+        "  Scores would be of another sample than was trained on, and of another one each time (augmentation, or noise "
+        "drawn in the dataset).",
+        "  Turn random transforms off, for the fit too; or make them once and keep the results in the dataset as "
+        "samples of their own.",
+    ]
+    assert not (tmp_path / "models").exists()

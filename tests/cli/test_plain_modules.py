@@ -1,0 +1,239 @@
+"""Plain modules and plain data on the command line: from a foreign checkpoint, or all the way to a verdict."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+
+from ifloo.attribution import InfluenceEngine
+from ifloo.curvature import Hessian
+from ifloo.data import MNISTDataModule
+from ifloo.models import LogisticRegression
+from ifloo.objective import Objective
+from ifloo.refit import NewtonFinish
+from ifloo.solvers import CG
+from ifloo.store import influences
+from tests.cli import plain_project
+from tests.cli.running import Outcome, contents, ifloo
+
+PROJECT = "plain_project_of_a_user"
+QUIET: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+MADE = (f"--model={PROJECT}.Softmax", f"--data={PROJECT}.Digits", "--trainer.accelerator=cpu")
+LOSSES = f"--adapt.sample_losses={PROJECT}.losses"
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A folder with the project in it and a checkpoint of its own Trainer, at a minimum."""
+    shutil.copy(plain_project.__file__, tmp_path / f"{PROJECT}.py")
+    sys.path.insert(0, str(tmp_path))
+    sys.modules.pop(PROJECT, None)
+    try:
+        module = __import__(PROJECT)
+        trainer = L.Trainer(max_epochs=1, accelerator="cpu", enable_checkpointing=False, **QUIET)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path)
+            trainer.fit(module.Softmax(), datamodule=module.Digits())
+            trainer.save_checkpoint("own.ckpt", weights_only=True)
+        yield tmp_path
+    finally:
+        sys.path.remove(str(tmp_path))
+        sys.modules.pop(PROJECT, None)
+
+
+def run(folder: Path, command: str, *more: str) -> Outcome:
+    return ifloo(folder, command, *MADE, *more)
+
+
+def from_checkpoint(folder: Path, *more: str) -> Outcome:
+    return run(folder, "influence", "--ckpt_path=own.ckpt", "--attribution.damping=0.1", *more)
+
+
+def test_a_pipeline_of_a_plain_module_gives_what_the_built_in_one_gives(project):
+    """Same J, so the same minimum and the same scores; refits confirm them."""
+    said = run(
+        project,
+        "pipeline",
+        *("--adapt.l2=0.1", "--trainer.max_epochs=1", "--trainer.logger=false", "--attribution.test_ids=[2]"),
+        *("--trainer.enable_checkpointing=false", "--trainer.enable_model_summary=false", "--refit.null_refits=2"),
+        *("--finish.preconditioner.rank=10", "--refit.top_k=4", "--refit.random=4"),
+    )
+    assert said.code == 0, said.err
+    stored = influences.load(project / "outputs/experiment/influences_test_2.npz")
+
+    data = MNISTDataModule(source="embedded", train_limit=60, test_limit=12)
+    model = LogisticRegression(l2_reg=0.1)
+    finish = NewtonFinish()
+    L.Trainer(max_epochs=1, accelerator="cpu", callbacks=[finish], enable_checkpointing=False, **QUIET).fit(
+        model, datamodule=data
+    )
+    objective = Objective.of(model, data.train_dataloader())
+    theta = objective.losses.theta()
+    engine = InfluenceEngine(objective, theta, Hessian(objective, theta), CG(rtol=1e-12), 0.1)
+    exact = engine.scores(data.test_batch([2])).value[0].numpy()
+    # Stored in 32 bits.
+    np.testing.assert_allclose(stored.scores, exact, rtol=1e-6, atol=1e-7 * np.abs(exact).max())
+
+    verdict = json.loads((project / "outputs/experiment/verdict.json").read_text())["tests"]["2"]
+    assert verdict["n_refits"] >= 6
+    assert verdict["worst_grad_norm"] <= 1e-10
+    assert verdict["pearson"] > 0.9  # eight refits of 60 images, where the second order in the weight is seen
+
+
+@pytest.mark.parametrize("losses", [(), (LOSSES,)], ids=["training_step", "function"])
+def test_a_checkpoint_of_another_trainer_is_scored(project, losses):
+    said = from_checkpoint(project, *losses)
+    assert said.code == 0, said.err
+    stored = influences.load(project / "outputs/experiment/influences_test_0.npz")
+    assert len(stored.scores) == 60
+    assert stored.residual <= 1e-8
+
+
+def test_both_ways_to_the_losses_are_one(project):
+    scores = []
+    for name, losses in (("step", ()), ("function", (LOSSES,))):
+        said = from_checkpoint(project, *losses, f"--output_dir={name}", "--attribution.solver=ifloo.solvers.CG")
+        assert said.code == 0, said.err
+        scores.append(influences.load(project / name / "influences_test_0.npz").scores)
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-6)
+
+
+def refused(folder: Path, said: Outcome, message: str) -> None:
+    assert (said.code, said.out) == (2, "")
+    assert said.err.endswith(f"ifloo: error: {message}\n"), said.err
+    assert not (folder / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("gone.losses", "No module named 'gone'"),
+        (f"{PROJECT}.loses", f"module '{PROJECT}' has no attribute 'loses'"),
+        (f"{PROJECT}.nothing_to_call", "it is a int"),
+        ("losses", "it names no module"),
+    ],
+)
+def test_a_function_that_is_not_there(project, name, why):
+    refused(
+        project,
+        from_checkpoint(project, f"--adapt.sample_losses={name}"),
+        f"adapt.sample_losses = {name} is no function that can be called: {why}.\n"
+        "  Give it as module.function; modules are looked for in this folder and among what is installed.",
+    )
+
+
+def test_a_function_of_the_wrong_shape(project):
+    said = from_checkpoint(project, f"--adapt.sample_losses={PROJECT}.reduced")
+    assert said.code == 2
+    assert said.err.endswith(
+        "ifloo: error: sample_losses must return one loss a sample, shape [16] for a batch of 16; got [].\n"
+        "  Leave out the reduction (reduction='none') and sum over everything but the first dimension.\n"
+    )
+
+
+def test_a_step_that_cannot_run_on_one_sample(project):
+    said = ifloo(
+        project,
+        *("influence", f"--model={PROJECT}.Contrastive", f"--data={PROJECT}.Digits", "--trainer.accelerator=cpu"),
+        *("--ckpt_path=own.ckpt", "--attribution.damping=0.1"),
+    )
+    assert said.code == 2
+    data = plain_project.Digits()
+    data.setup("fit")
+    weight = torch.load(project / "own.ckpt", weights_only=True)["state_dict"]["linear.weight"]
+    z = data.sets[0].tensors[0][:16] @ weight.T
+    whole = float(torch.nn.functional.cross_entropy(z @ z.T, torch.arange(16)))
+    assert said.err.endswith(
+        f"ifloo: error: training_step on a batch of 16 gives {whole:.9g}, the mean over its samples as batches of one "
+        "is 0: its loss is no mean of losses that each belong to one sample.\n"
+        "  Its cause is a loss across the batch (contrastive, class-weighted, BatchNorm) or a sum in place of the "
+        "mean. Give the losses as a function of your own: sample_losses(model, batch) -> [b].\n"
+    ), said.err
+
+
+def test_settings_of_adaptation_for_a_module_that_needs_none(project):
+    said = ifloo(
+        project,
+        *("fit", "--model=LogisticRegression", "--data=MNISTDataModule", "--data.source=embedded", "--adapt.l2=0.1"),
+        *("--trainer.accelerator=cpu", "--trainer.max_epochs=1"),
+    )
+    refused(
+        project,
+        said,
+        "LogisticRegression states its losses and its penalty itself; the settings adapt.* are for modules that do "
+        "not.\n  Leave them out.",
+    )
+
+
+def test_both_kinds_of_checkpoint(project):
+    refused(
+        project,
+        from_checkpoint(project, "--checkpoint=base.pth"),
+        "--ckpt_path own.ckpt and --checkpoint base.pth both name the base model.\n"
+        "  Give --checkpoint for one that `ifloo fit` wrote, --ckpt_path for one that your own Trainer wrote.",
+    )
+
+
+def test_a_checkpoint_that_is_not_there(project):
+    (project / "own.ckpt").unlink()
+    refused(
+        project,
+        from_checkpoint(project),
+        "There is no checkpoint at own.ckpt.\n  Name one that a Lightning Trainer wrote (--ckpt_path).",
+    )
+
+
+def test_a_file_without_weights(project):
+    torch.save({"epoch": 3}, project / "own.ckpt")
+    refused(
+        project,
+        from_checkpoint(project),
+        "own.ckpt is no Lightning checkpoint (it has no 'state_dict').\n"
+        "  Name one that trainer.save_checkpoint or ModelCheckpoint wrote.",
+    )
+
+
+def test_keys_that_do_not_match(project):
+    content = torch.load(project / "own.ckpt", weights_only=True)
+    weight = content["state_dict"].pop("linear.weight")
+    content["state_dict"] |= {f"layer{k}.weight": weight for k in range(7)}
+    torch.save(content, project / "own.ckpt")
+    said = from_checkpoint(project)
+    assert said.code == 2
+    assert said.err.endswith(
+        "ifloo: error: The checkpoint own.ckpt is not of this Softmax.\n"
+        "  The model has, the checkpoint has not: ['linear.weight']\n"
+        "  The checkpoint has, the model has not: ['layer0.weight', 'layer1.weight', 'layer2.weight', "
+        "'layer3.weight', 'layer4.weight']\n"
+        "  Name the checkpoint of this model with --checkpoint, or run `ifloo fit` with this one.\n"
+    )
+
+
+def test_other_settings_than_those_of_the_checkpoint(project):
+    refused(
+        project,
+        from_checkpoint(project, "--data.train=50"),
+        "The checkpoint own.ckpt was fitted with other settings.\n"
+        "  data.train: fitted with 60, asked 50\n"
+        "  Leave these settings out (they then come from the checkpoint), name another --checkpoint, or fit again "
+        "(`ifloo fit` or `ifloo pipeline` with --overwrite).",
+    )
+
+
+def test_nothing_in_a_checkpoint_is_executed(project):
+    torch.save({"state_dict": {}, "bad": Path("x")}, project / "own.ckpt")
+    before = contents(project)
+    said = from_checkpoint(project)
+    assert said.code == 2
+    assert said.err.startswith("ifloo: error: own.ckpt cannot be read as a checkpoint: ")
+    assert said.err.endswith(
+        "  The file is damaged or holds more than weights and plain values. Write the checkpoint without objects of "
+        "your own in hyper-parameters and callbacks.\n"
+    )
+    assert contents(project) == before

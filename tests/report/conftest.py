@@ -1,0 +1,80 @@
+"""A browser with the report of made-up results in it, where there is one."""
+
+import shutil
+
+import pytest
+
+from ifloo.store import CORRECTED, Layout, influences
+from tests.report.boards import CURVE
+from tests.report.browsing import DESKTOP, N, script, wait
+from tests.report.html_pages import NASTY, Data, Pictures, T, Words, comparison, written
+from tests.report.results import SCORES, Results, stored
+
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not there (pip install 'ifloo[test]')")
+    chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip(f"there is no browser for the report: chromium {chromium}, chromedriver {driver}")
+    options = webdriver.ChromeOptions()
+    for flag in FLAGS:
+        options.add_argument(flag)
+    options.binary_location = chromium
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield started
+    started.quit()
+
+
+@pytest.fixture(scope="session")
+def pages(tmp_path_factory):
+    """Pages by name: 500 removals, two tests with two methods, nasty words, scores without refits."""
+    folder = tmp_path_factory.mktemp("pages")
+    two = [comparison(t=t, further={CORRECTED: comparison(t=t).actual}) for t in (T, 8)]
+    long = Words([*NASTY, "w" * 400, "请描述这张图片。" * 30])
+    written(folder / "many", [comparison(n=N, k=250)], Data(Pictures(side=64), Pictures()))
+    written(folder / "two", two)
+    written(folder / "nasty", two, Data(long))
+    written(folder / "scores", [], unverified={T: (comparison().stored, 0)})
+    return {path.parent.parent.name: path for path in folder.glob("*/exp/report.html")}
+
+
+@pytest.fixture
+def opened(browser, pages):
+    """Opens a page in a window of this size; in the end nothing may have been complained about or fetched."""
+
+    def go(name, size=DESKTOP, scheme="light", touch=False):
+        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": touch}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": touch})
+        media = [
+            {"name": "prefers-color-scheme", "value": scheme},
+            {"name": "prefers-reduced-motion", "value": "reduce"},
+        ]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": media})
+        browser.get(pages[name].as_uri())
+        wait(browser, lambda: script(browser, "return document.documentElement.dataset.ready"))
+        return browser
+
+    browser.get_log("browser")
+    yield go
+    assert browser.get_log("browser") == []
+    assert script(browser, "return performance.getEntriesByType('resource').length") == 0
+
+
+@pytest.fixture
+def results(tmp_path):
+    made = Results(Layout(tmp_path / "out")).write()
+    influences.save(made.layout.scores(T), stored(SCORES, made.influence, residual=1e-11, residual_curve=CURVE))
+    return made
+
+
+@pytest.fixture
+def logs(tmp_path):
+    return tmp_path / "logs"

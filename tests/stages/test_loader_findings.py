@@ -1,0 +1,199 @@
+"""What a training loader shows: whole where it is, silent where it is not."""
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset, WeightedRandomSampler
+
+from ifloo.objective.findings import Finding, Weight
+from ifloo.objective.loaders import identified
+from ifloo.stages.loader_findings import of_hooks, of_loader
+from tests.stages.patients import Data, Noisy, Stated, Stream, X, Y, dataset, loaded
+
+WHERE = "Data.train_dataloader()"
+
+
+def of(loader):
+    return of_loader(loader, WHERE)
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        loaded(),
+        loaded(shuffle=True),
+        loaded(dataset(ids=False)),
+        loaded(batch_size=30, drop_last=True),
+        loaded(dataset(100)),
+        loaded(batch_size=None),
+        identified(loaded(dataset(ids=False), drop_last=False)),
+    ],
+    ids=["ids", "shuffled with ids", "in order", "nothing to drop", "enough", "one by one", "identified"],
+)
+def test_nothing_to_find(loader):
+    assert of(loader) == []
+
+
+def test_samples_dropped_at_the_end_of_each_epoch():
+    assert of(loaded(drop_last=True)) == [
+        Finding(
+            "drop_last=True with 120 samples in batches of 50",
+            "Data.train_dataloader(), drop_last",
+            "The last 20 of 120 samples are never trained on, and yet counted in J: their scores say nothing.",
+            "Set drop_last=False and fit again.",
+            Weight.WARNING,
+        )
+    ]
+    (one,) = of(loaded(drop_last=True, shuffle=True))
+    assert one.consequence == "20 of 120 samples, others each time, are left out of an epoch, and all are counted in J."
+    (one,) = of(identified(loaded(dataset(ids=False), drop_last=True)))
+    assert one.what == "drop_last=True with 120 samples in batches of 50"
+    assert [one.weight for one in of(loaded(drop_last=True, batch_size=200))] == [Weight.FATAL]
+
+
+class Twice(BatchSampler):
+    """Each batch twice."""
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            yield batch
+            yield batch
+
+
+def test_batches_by_a_rule_that_is_not_known():
+    batches = Twice(SequentialSampler(dataset()), 50, drop_last=False)
+    assert of(DataLoader(dataset(), batch_sampler=batches)) == [
+        Finding(
+            "batches drawn by Twice",
+            "Data.train_dataloader(), batch_sampler",
+            "J counts each of the 120 samples once; whether training sees each once an epoch is not known.",
+            "None needed if every sample is dealt out once; else give the dataset as it is drawn (shuffle=True).",
+            Weight.WARNING,
+        )
+    ]
+
+
+def test_few_samples():
+    assert of(loaded(dataset(40))) == [
+        Finding(
+            "40 training samples",
+            WHERE,
+            "Each is 2.5% of J: a removal is a large step, and its derivative says less of it.",
+            "Take more samples, or trust the refits rather than the scores.",
+            Weight.WARNING,
+        )
+    ]
+    assert of(loaded(dataset(1))) == [
+        Finding(
+            "1 training sample",
+            WHERE,
+            "Nothing would be left without it.",
+            "Take more samples, or trust the refits rather than the scores.",
+            Weight.FATAL,
+        )
+    ]
+
+
+def test_augmentation():
+    torch.manual_seed(0)
+    (found,) = of(loaded(Noisy()))
+    assert found == Finding(
+        found.what,
+        WHERE,
+        "Scores would be of another sample than was trained on, and of another one each time (augmentation, or noise "
+        "drawn in the dataset).",
+        "Turn random transforms off, for the fit too; or make them once and keep the results in the dataset as samples "
+        "of their own.",
+        Weight.FATAL,
+    )
+    torch.manual_seed(0)
+    first, second = (torch.randn(4, dtype=torch.float64) for _ in range(2))
+    assert found.what == (
+        "two reads of training sample 3 differ, by up to "
+        f"{float(((X[3] + 0.1 * first) - (X[3] + 0.1 * second)).abs().max()):.3g}"
+    )
+
+
+def test_reading_leaves_random_numbers_as_they_were():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    of(loaded(Noisy()))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_collate_function_that_crops():
+    def crop(samples):
+        x, y, ids = (torch.stack(column) for column in zip(*samples, strict=True))
+        crop.calls += 1
+        return x[:, : 2 + crop.calls % 2], y, ids
+
+    crop.calls = 0
+    (found,) = of(loaded(collate_fn=crop))
+    assert found.what == "two reads of the first samples have shapes [16, 3] and [16, 2]"
+
+
+def test_values_that_are_no_number_do_not_change():
+    """What they are is for others to say."""
+    x = X.clone()
+    x[2, 0] = float("nan")
+    assert of(loaded(TensorDataset(x, Y, torch.arange(len(x))))) == []
+
+
+def test_shuffling_without_ids():
+    assert of(loaded(dataset(ids=False), shuffle=True)) == [
+        Finding(
+            "shuffled batches without sample ids",
+            WHERE,
+            "Handled: the id of a sample is its position in the dataset, 0 to 119, in whatever order it is drawn.",
+            "None needed while the dataset keeps its order; else give each sample an id (key `idx` or `sample_index`, "
+            "or the third item of (x, y, idx)).",
+            Weight.NOTE,
+        )
+    ]
+    assert of(identified(loaded(dataset(ids=False), shuffle=True))) == of(loaded(dataset(ids=False), shuffle=True))
+
+
+def test_no_loader():
+    assert of([loaded(), loaded()]) == [
+        Finding(
+            "a list in place of one DataLoader",
+            WHERE,
+            "J runs over the samples of one DataLoader, each with one id; a run stops here.",
+            "Return one torch.utils.data.DataLoader (torch.utils.data.ConcatDataset joins datasets).",
+            Weight.FATAL,
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [DataLoader(Stream(), batch_size=7), loaded(dataset(0)), loaded(sampler=WeightedRandomSampler([1.0] * 120, 120))],
+    ids=["stream", "nothing", "sampler"],
+)
+def test_what_the_objective_refuses_itself(loader):
+    assert of(loader) == []
+
+
+class Changing(Data):
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return batch
+
+
+class Normalising(Stated):
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        return batch
+
+
+def test_hooks_that_change_batches():
+    assert of_hooks(Normalising(), Changing()) == [
+        Finding(
+            "batches changed on their way from the loader to the model",
+            "Normalising.on_before_batch_transfer, Changing.on_after_batch_transfer",
+            "Scores, curvature and |grad J| are of the batches as the loader gives them, training of what the hook "
+            "makes of them.",
+            "Do in the dataset or in collate_fn what the hook does.",
+            Weight.WARNING,
+        )
+    ]
+    assert of_hooks(Stated(), Data()) == of_hooks(L.LightningModule(), L.LightningDataModule()) == []

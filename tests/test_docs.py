@@ -1,0 +1,112 @@
+"""The pages under docs/: Python and commands run in an empty folder, formulas are well formed, files are there."""
+
+import contextlib
+import importlib
+import io
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from matplotlib.mathtext import MathTextParser
+
+from ifloo.__main__ import main
+from tests.cli.running import CHECKOUT, call
+from tests.test_readme import check
+
+PAGES = sorted((CHECKOUT / "docs").glob("*.md"))
+BESIDE = [CHECKOUT / "CHANGELOG.md", CHECKOUT / "CONTRIBUTING.md"]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"# (\w+)\.(py|yaml)\n")  # the first line of a block that is a whole file
+FORMULA = re.compile(r"\$([^$\n]+)\$")
+LONGEST = {"adding": 330, "mathematics": 420}  # lines
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Language and text of each block, in order."""
+    return BLOCK.findall(page.read_text())
+
+
+def prose(page: Path) -> str:
+    return re.sub(r"`[^`\n]+`", "", BLOCK.sub("", page.read_text()))
+
+
+def formulas(page: Path) -> list[str]:
+    return FORMULA.findall(prose(page)) + [text.strip() for language, text in blocks(page) if language == "math"]
+
+
+def run_python(page: Path, text: str, names: dict[str, object]) -> None:
+    """A whole file is imported, anything else run with what the blocks before it left."""
+    if file := FILE.match(text):
+        importlib.invalidate_caches()
+        importlib.import_module(file[1])
+        return
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(compile(text, page.name, "exec"), names)
+
+
+def run_command(line: str, folder: Path) -> None:
+    words = [word for word in shlex.split(line) if word != "PYTHONPATH=."]
+    if words[:3] == ["python", "-m", "pytest"]:
+        assert (CHECKOUT / words[3]).exists(), f"{words[3]} is not there"
+        return
+    assert words[0] == "ifloo", f"a page shows a command that no test knows: {line}"
+    outcome = call(main, folder, words[1:])
+    assert outcome.code == 0, outcome.err
+
+
+def test_there_are_pages():
+    assert [page.stem for page in PAGES] == sorted(LONGEST)
+
+
+@every_page
+def test_a_page_does_what_it_shows(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names: dict[str, object] = {"__name__": "__main__"}
+    try:
+        for language, text in blocks(page):
+            if file := FILE.match(text):
+                (tmp_path / f"{file[1]}.{file[2]}").write_text(text)
+            if language == "python":
+                run_python(page, text, names)
+            for line in text.splitlines() if language == "bash" else []:
+                run_command(line, tmp_path)
+    finally:
+        for path in tmp_path.glob("*.py"):
+            sys.modules.pop(path.stem, None)
+
+
+@every_page
+def test_formulas_are_well_formed(page):
+    """By another reader of TeX than the one that shows the page: braces, commands and delimiters."""
+    reader = MathTextParser("path")
+    for formula in formulas(page):
+        reader.parse(f"${formula}$")
+
+
+@every_page
+def test_files_that_are_named_are_there(page):
+    named = re.findall(r"`((?:ifloo|tests|configs|scripts)/[\w/.]+)`", page.read_text())
+    assert [path for path in named if not (CHECKOUT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, *BESIDE], ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_commands_for_contributors_are_known(tmp_path):
+    lines = [line for language, text in blocks(CHECKOUT / "CONTRIBUTING.md") for line in text.splitlines()]
+    assert lines
+    for line in lines:
+        check(tmp_path, line)
+
+
+@every_page
+def test_a_page_is_short(page):
+    assert len(page.read_text().splitlines()) <= LONGEST[page.stem]
