@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+import ifloo
 from ifloo.cli.lightning_cli import IflooCLI
 from ifloo.cli.setup import Setup
 from ifloo.errors import InputError, WorkError
@@ -44,7 +47,7 @@ def run(arguments: Sequence[str], work: Callable[[Setup], object] | None = None)
         SystemExit: of the parser, or of a process told to terminate.
     """
     try:
-        with _quiet(), _argv(arguments):
+        with _quiet(), _argv(named_configs(arguments)):
             IflooCLI(work)
     except (InputError, MisconfigurationException) as error:
         print(f"ifloo: error: {error}", file=sys.stderr)
@@ -66,6 +69,32 @@ def run(arguments: Sequence[str], work: Callable[[Setup], object] | None = None)
     finally:
         World.leave()
     return 0
+
+
+def named_configs(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with `--config NAME` of a config that comes with ifloo as the path of its file.
+
+    Raises:
+        InputError: the name is neither a file nor one of these.
+    """
+    made = list(arguments)
+    for k, word in enumerate(arguments):
+        flag, said, value = word.partition("=")
+        if flag not in ("--config", "-c") or (not said and k + 1 == len(arguments)):
+            continue
+        name = value if said else arguments[k + 1]
+        if not re.fullmatch(r"\w+", name) or Path(name).exists():
+            continue
+        ours = {path.stem: path for path in (Path(ifloo.__file__).parent / "configs").glob("*.yaml")}
+        if name not in ours:
+            raise InputError(
+                f"--config {name}: there is no such file, and the configs that come with ifloo are "
+                f"{', '.join(sorted(ours))}.\n  Give the path of a YAML file, or one of these names."
+            )
+        made[k] = f"{flag}={ours[name]}" if said else word
+        if not said:
+            made[k + 1] = str(ours[name])
+    return made
 
 
 def _interrupted() -> int:

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from ifloo import __version__
+from ifloo.cli.run import named_configs
 from ifloo.cli.summary import HELP
-from tests.cli.running import CHECKOUT, ifloo
+from tests.cli.running import CHECKOUT, CONFIG, ifloo
 
 HEAVY = ("torch", "lightning", "numpy", "scipy", "matplotlib", "jsonargparse", "torchmetrics", "tensorboard")
 
@@ -70,3 +72,15 @@ def test_the_help_of_a_command_shows_every_group(tmp_path, command):
         "--finish.tolerance",
     ):
         assert setting in said.out
+
+
+def test_a_config_that_comes_with_ifloo_is_known_by_its_name(tmp_path):
+    apart, joined = named_configs(["fit", "--config", "mnist"])[2], named_configs(["fit", "--config=mnist"])[1]
+    for word in (apart, joined.removeprefix("--config=")):
+        assert Path(word).read_text() == CONFIG.read_text()
+    said = ifloo(tmp_path, "fit", "--config", "mnst")
+    assert (said.code, said.out) == (2, "")
+    assert said.err == (
+        "ifloo: error: --config mnst: there is no such file, and the configs that come with ifloo are mnist, "
+        "multimodal, multimodal_large.\n  Give the path of a YAML file, or one of these names.\n"
+    )
