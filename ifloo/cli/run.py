@@ -83,7 +83,7 @@ def named_configs(arguments: Sequence[str]) -> list[str]:
         if flag not in ("--config", "-c") or (not said and k + 1 == len(arguments)):
             continue
         name = value if said else arguments[k + 1]
-        if not re.fullmatch(r"\w+", name) or Path(name).exists():
+        if not re.fullmatch(r"\w+", name) or Path(name).is_file():
             continue
         ours = {path.stem: path for path in (Path(ifloo.__file__).parent / "configs").glob("*.yaml")}
         if name not in ours:

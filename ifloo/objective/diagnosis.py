@@ -102,8 +102,8 @@ def random_layers(module: nn.Module) -> list[Finding]:
             f"dropout with p = {', '.join(f'{p:g}' for p in shares)}",
             listed([place(module, n) for n, *_ in found]),
             "It is off while scoring and on in training: J of the whole network is not what was minimised, so |grad J| "
-            "need not be small at the end of the fit; refits are trained with masks drawn from their seed, on which "
-            "their test losses depend too.",
+            "need not be small at the end of the fit. Refits draw masks of their own: those from scratch do not end "
+            "where the base fit did, and stop at that.",
             "Set p = 0 and fit again (a penalty regularises as well, and is part of J); else trust the scores as far "
             "as refits confirm them.",
             Weight.WARNING,

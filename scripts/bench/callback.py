@@ -52,7 +52,7 @@ class Turns(L.Callback):
     """Puts nothing, another callback or an empty one into the Trainer, epoch by epoch, and times the epochs.
 
     Attributes:
-        seconds: of epochs, by kind.
+        seconds: of epochs, by kind; of the processor, which a busy machine does not stretch (nothing here waits).
     """
 
     def __init__(self, other: L.Callback) -> None:
@@ -62,17 +62,17 @@ class Turns(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """One turn is from the start of an epoch to the start of the next: all hooks between are in it."""
-        now = time.perf_counter()
+        now = time.process_time()
         if self._begun is not None:
             kind, begun = self._begun
             self.seconds[kind].append(now - begun)
         kind = KINDS[trainer.current_epoch % len(KINDS)]
         trainer.callbacks = [self, *self.present[kind]]  # type: ignore[attr-defined]
-        self._begun = kind, time.perf_counter()
+        self._begun = kind, time.process_time()
 
 
 def measured(epochs: int, n: int = 1000) -> dict[str, float]:
-    """Median seconds of an epoch of each kind, and the median of (with − without)/without of neighbours.
+    """Median processor seconds of an epoch of each kind, and the median of (with − without)/without of neighbours.
 
     Args:
         epochs: of each kind.

@@ -74,7 +74,9 @@ def test_the_help_of_a_command_shows_every_group(tmp_path, command):
         assert setting in said.out
 
 
-def test_a_config_that_comes_with_ifloo_is_known_by_its_name(tmp_path):
+def test_a_config_that_comes_with_ifloo_is_known_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mnist").mkdir()  # where the images go, by the same name
     apart, joined = named_configs(["fit", "--config", "mnist"])[2], named_configs(["fit", "--config=mnist"])[1]
     for word in (apart, joined.removeprefix("--config=")):
         assert Path(word).read_text() == CONFIG.read_text()

@@ -66,8 +66,9 @@ def test_silent_mirrors_are_given_up_in_time(tmp_path: Path, tiny: FourFiles, mo
             download(list(tiny), tmp_path / "root", mirrors, patience=0.4)
         assert time.monotonic() - started < 2  # one wait per mirror, round and file would be 4.8
     name = tiny.train_images.name
-    silence = [f"{mirror}{name}.gz: no answer within _ s" for mirror in mirrors]
-    assert re.sub(r"within 0\.\d s", "within _ s", str(caught.value)) == (
+    silence = [f"{mirror}{name}.gz: _" for mirror in mirrors]
+    # Whichever of the two clocks, of the connection or of the whole wait, is read first on a busy machine.
+    assert re.sub(r"no answer within 0\.\d s|timed out", "_", str(caught.value)) == (
         f"{name} could not be downloaded ({'; '.join(silence)}).\n" + ADVICE.format(root=tmp_path / "root")
     )
 

@@ -21,6 +21,19 @@ def find(browser, selector):
     return browser.find_element("css selector", selector)
 
 
+def words(browser, selector):
+    """What is written there, read at once: an element that was found first may have been replaced when it is asked."""
+    return script(browser, "return document.querySelector(arguments[0]).innerText", selector)
+
+
+def in_sight(browser, selector):
+    code = """
+        const it = document.querySelector(arguments[0]);
+        return it !== null && it.getBoundingClientRect().height > 0 && getComputedStyle(it).visibility === "visible";
+    """
+    return script(browser, code, selector)
+
+
 def shown(browser):
     """How many points the picture has."""
     return len(browser.find_elements("css selector", "#plot .scatterlayer .points path")) - ring(browser)

@@ -191,6 +191,3 @@ def test_long_text_is_cut(results, logs):
 
     text = Board(results, logs, data=Data(Long)).text(f"2 helpful and harmful/samples, test {T}")
     assert set(re.findall(r"x+…?", text)) == {"x" * 299 + "…"}
-
-
-# The projector.

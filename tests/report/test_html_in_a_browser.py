@@ -1,5 +1,7 @@
 """The report in a browser: points, filters, zoom and the keyboard."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from tests.report.browsing import (
     N,
     choose,
     find,
+    in_sight,
     mouse,
     number,
     place,
@@ -18,6 +21,7 @@ from tests.report.browsing import (
     shown,
     to_plot,
     wait,
+    words,
 )
 from tests.report.html_pages import T, comparison
 
@@ -160,19 +164,18 @@ def test_one_choice_shows_one_test_everywhere(opened):
 
 def test_a_method_is_chosen_with_its_statistics(opened):
     browser = opened("two")
-    first = find(browser, "#statistics").text
+    first = words(browser, "#statistics")
     choose(browser, "#method", "leverage counted in")
-    assert "slope\n1.000" in find(browser, "#statistics").text
-    assert find(browser, "#statistics").text != first
+    wait(browser, lambda: words(browser, "#statistics") != first)
+    assert re.search(r"slope\s+1\.000", words(browser, "#statistics"))
     one = comparison()
     to_plot(browser)
     far = int(np.argmax(one.actual))
     point_at(browser, one.actual[far], one.actual[far])
-    wait(browser, find(browser, "#tip").is_displayed)
-    predicted, actual = browser.find_elements("css selector", "#tip dd")
-    assert predicted.text == actual.text
-    frame = find(browser, "#frame")
-    frame.send_keys(KEYS.RIGHT)
-    before = find(browser, "#tip dl").text
+    wait(browser, lambda: in_sight(browser, "#tip"))
+    predicted, actual = script(browser, "return [...document.querySelectorAll('#tip dd')].map(x => x.innerText)")
+    assert predicted == actual
+    find(browser, "#frame").send_keys(KEYS.RIGHT)
+    before = words(browser, "#tip dl")
     choose(browser, "#method", "influence scores")
-    assert find(browser, "#tip dl").text != before  # what is shown of a point follows the method
+    assert words(browser, "#tip dl") != before  # what is shown of a point follows the method
