@@ -66,6 +66,8 @@ class Adapted(SampleLossModule):
             _refuse_without_step(model)
         self.model = model
         self.losses, self.own_penalty, self.l2, self.still = sample_losses, penalty, l2, still
+        # Noted here: in a functional call the values that stand in for parameters may not say that they are trained.
+        self._trainable = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
         for name in _overridden(model):
             self.__dict__[name] = getattr(model, name)
 
@@ -90,7 +92,7 @@ class Adapted(SampleLossModule):
 
     def penalty(self) -> Float[Tensor, ""]:
         """½λ‖θ‖² plus what the penalty given says; zero where neither was given."""
-        trained = [p for p in self.model.parameters() if p.requires_grad]
+        trained = [p for n, p in self.model.named_parameters() if n in self._trainable]
         squares = torch.stack([p.square().sum() for p in trained]).sum() if self.l2 else trained[0].new_zeros(())
         own = self.own_penalty(self.model) if self.own_penalty else 0.0
         return 0.5 * self.l2 * squares + own

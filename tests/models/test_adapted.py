@@ -162,6 +162,19 @@ def test_the_penalty_is_both_parts(net):
         assert torch.equal(Adapted(net).penalty(), torch.zeros((), dtype=torch.float64))
 
 
+@pytest.mark.parametrize("l2", [0.0, 0.5])
+def test_the_penalty_is_that_of_the_values_in_a_functional_call(net, data, l2):
+    """Also where these require no gradient, as those of stacked replicas and of J without its derivative."""
+    net.layers.requires_grad_(False)
+    objective = Objective.of(Adapted(net, l2=l2), DataLoader(TensorDataset(*data), batch_size=5))
+    theta = 2 * objective.losses.theta()
+    assert not theta.requires_grad
+    expected = 0.5 * l2 * theta.square().sum()
+    torch.testing.assert_close(objective.losses.penalty(theta), expected, rtol=1e-14, atol=0)
+    together = torch.func.vmap(objective.losses.penalty)(torch.stack([theta, 3 * theta]))
+    torch.testing.assert_close(together, torch.stack([expected, 9 * expected]), rtol=1e-14, atol=0)
+
+
 def test_patterns_and_messages_use_the_names_of_the_module(net):
     adapted = Adapted(net)
     assert ParamSpace.of(adapted, ["head.*"]).names == ("model.head.weight", "model.head.bias")
