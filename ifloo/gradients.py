@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from ifloo.objective.batches import Batch, batch_size, map_tensors, rows
+from ifloo.objective.batches import Batch, batch_size, rows
 from ifloo.objective.functional import FunctionalLosses
 
 
@@ -16,11 +16,7 @@ def sample_gradients(losses: FunctionalLosses, theta: Float[Tensor, " p"], batch
 
     To be called within `scoring(module)`, as all of this file: random layers off, kernels that have derivatives.
     """
-
-    def one(parameters: Tensor, sample: Batch) -> Tensor:
-        return losses.sample_losses(parameters, map_tensors(lambda x: x.unsqueeze(0), sample)).squeeze(0)
-
-    return vmap(grad(one), in_dims=(None, 0))(theta, batch)
+    return vmap(grad(losses.loss_alone), in_dims=(None, 0))(theta, batch)
 
 
 def gradient_products(

@@ -92,7 +92,7 @@ class InfluenceEngine:
         return Directions(
             torch.cat([value for value, _ in solved]),
             torch.arange(m) if ids is None else ids.cpu(),
-            _joined([certificate for _, certificate in solved]),
+            Certificate.joined([certificate for _, certificate in solved]),
         )
 
     def of(self, directions: Directions, chunk: Chunk) -> Float[Tensor, "m b"]:
@@ -143,17 +143,3 @@ class InfluenceEngine:
             solution.status,
             (curve,) * len(solution.status),
         )
-
-
-def _joined(parts: list[Certificate]) -> Certificate:
-    def cat(name: str) -> Tensor | None:
-        values = [getattr(p, name) for p in parts]
-        return None if values[0] is None else torch.cat(values)
-
-    residual, undamped, steps = cat("residual"), cat("undamped_residual"), cat("steps")
-    assert residual is not None
-    assert undamped is not None
-    assert steps is not None
-    status = tuple(s for p in parts for s in p.status)
-    curves = tuple(c for p in parts for c in p.curves)
-    return Certificate(residual, undamped, cat("error_bound"), cat("repeat_error"), steps, status, curves)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -44,6 +46,18 @@ class Certificate:
     steps: Int[Tensor, " m"]
     status: tuple[Status, ...]
     curves: tuple[Float[Tensor, "s 2"], ...]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Certificate]) -> Certificate:
+        """One certificate of the queries of all parts, in their order."""
+        columns: dict[str, Any] = {}
+        for name, first in vars(parts[0]).items():
+            values = [getattr(part, name) for part in parts]
+            if isinstance(first, Tensor):
+                columns[name] = torch.cat(values)
+            else:
+                columns[name] = None if first is None else tuple(x for one in values for x in one)
+        return cls(**columns)
 
 
 @dataclass(frozen=True)

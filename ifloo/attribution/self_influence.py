@@ -14,9 +14,8 @@ from ifloo.attribution.curvature_route import attributed
 from ifloo.attribution.engine import InfluenceEngine
 from ifloo.attribution.method import Trained
 from ifloo.attribution.tracin import part_of, recorded, segments
-from ifloo.curvature import Damped, Hessian, LinearHead, LinearOperator, as_head
+from ifloo.curvature import Damped, LinearOperator, as_head, head_or_hessian
 from ifloo.curvature.operator import Tick
-from ifloo.errors import InputError
 from ifloo.gradients import gradient_norms, sample_gradients
 from ifloo.objective.batches import batch_size, rows
 from ifloo.objective.functional import scoring
@@ -125,7 +124,7 @@ def last_layer_self(
     """
     parts, done = [], 0
     with attributed(objective, theta, patterns) as (part, own), scoring(objective.losses.module):
-        operator = _curvature(part, own)
+        operator = head_or_hessian(part, own, lambda why: log.info("self-influence: Hessian, by products. %s", why))
         A = Damped(operator, damping) if damping else operator
         prepared = Auto().chosen(A, part.n).prepare(A)
         for gradients in _gradients(part, own, A, _at_once(own, prepared)):
@@ -150,14 +149,6 @@ def _at_once(theta: Tensor, prepared: Prepared) -> int:
     """Gradients to form and solve for together."""
     fits = BYTES_AT_ONCE // (theta.numel() * theta.element_size())
     return max(1, min(fits, max(FEWEST, prepared.at_once)))
-
-
-def _curvature(objective: Objective, theta: Tensor) -> LinearOperator:
-    try:
-        return LinearHead(objective, theta)
-    except InputError as error:
-        log.info("self-influence: Hessian, by products. %s", str(error).splitlines()[0])
-        return Hessian(objective, theta)
 
 
 def _gradients(objective: Objective, theta: Tensor, A: LinearOperator, size: int) -> Iterator[Float[Tensor, "g p"]]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ifloo.cli.setup import Setup
+from ifloo.data import data_as_written
 from ifloo.errors import InputError
 from ifloo.objective.diagnosis import diagnose
 from ifloo.objective.findings import Finding, heaviest_first
@@ -101,7 +102,7 @@ def _print(setup: Setup, found: list[Finding], stationarity: Stationarity | None
 
 
 def _data_name(setup: Setup) -> str:
-    return type(getattr(setup.datamodule, "data", setup.datamodule)).__name__
+    return type(data_as_written(setup.datamodule)).__name__
 
 
 def _weights(setup: Setup) -> str:

@@ -11,7 +11,7 @@ import lightning as L
 
 from ifloo.data import AdaptedData, serves_attribution
 from ifloo.errors import InputError
-from ifloo.models import Adapted, SampleLossModule, meets_contract
+from ifloo.models import Adapted, SampleLossModule
 from ifloo.store import JSON
 
 
@@ -39,7 +39,7 @@ class Adaptation:
         Raises:
             InputError: a function that is not there, or settings for a module that states its losses itself.
         """
-        if isinstance(module, SampleLossModule) and meets_contract(module):
+        if isinstance(module, SampleLossModule):
             if self != Adaptation():
                 raise InputError(
                     f"{type(module).__name__} states its losses and its penalty itself; the settings adapt.* are for "

@@ -13,7 +13,7 @@ import lightning as L
 
 from ifloo.cli.plain import Adaptation
 from ifloo.errors import InputError
-from ifloo.models import Adapted
+from ifloo.models import Adapted, as_written
 from ifloo.refit import Base, NewtonFinish, RefitSettings, weights_sha256
 from ifloo.stages import AttributionSettings, InfluenceRun, InfluenceWriter, described
 from ifloo.store import JSON, Layout, RunFolder
@@ -99,7 +99,7 @@ class Setup:
     @property
     def subject(self) -> Any:
         """The model as its author wrote it."""
-        return self.module.model if isinstance(self.module, Adapted) else self.module
+        return as_written(self.module)
 
     @property
     def rank(self) -> int:
@@ -222,7 +222,7 @@ class Setup:
                 f"({getattr(self.datamodule, 'source_reason', '?')}); at the fit: {self.base.record.get('source')}.\n"
                 "  Give the same data (--data.source, --data.root), or fit again."
             )
-        self.base.restore(self.module)
+        self.base.restore(self.subject)
 
 
 def _adapted_again(like: Adapted, made: Callable[[], Any]) -> Adapted:

@@ -17,6 +17,7 @@ from ifloo.report.gallery import ConversationSet
 from ifloo.report.groups import GroupEffect
 from ifloo.report.mislabels import NAMES
 from ifloo.report.smoothness import WEIGHTS, SmallSteps
+from ifloo.report.style import slope_form
 from ifloo.store import CORRECTED, StoredInfluences
 
 ROWS = 8
@@ -168,7 +169,7 @@ def _certificate(one: Comparison) -> str:
 
 
 def _row(found: Agreement) -> str:
-    slope = ".4f" if 0.01 <= abs(found.slope) < 1000 else ".2e"  # methods in units of their own are far from 1
+    slope = slope_form(found.slope)
     cells = [
         _with_interval(found.pearson, found.pearson_ci, ".5f"),
         _with_interval(found.spearman, found.spearman_ci, ".4f"),

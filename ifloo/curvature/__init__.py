@@ -1,5 +1,6 @@
 """Floor 2: curvature of the whole objective as linear operators on flat vectors."""
 
+from ifloo.curvature.choice import head_or_hessian
 from ifloo.curvature.gauss_newton import GaussNewton
 from ifloo.curvature.head_rows import HeadRows
 from ifloo.curvature.hessian import Hessian
@@ -34,5 +35,6 @@ __all__ = [
     "as_head",
     "can_be_sampled",
     "dense",
+    "head_or_hessian",
     "stochastic",
 ]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import ID_KEYS, Batch, Identified, as_made, batch_size, sample_ids, tensors_of
+from ifloo.objective.batches import ID_KEYS, Batch, Identified, as_made, batch_size, fetched, sample_ids, tensors_of
 from ifloo.objective.loaders import as_given, identified, sequential
 
 AT_ONCE = 512  # samples in memory while they are read once
@@ -82,8 +82,7 @@ class Samples:
         return as_made(self.batch([id_]))
 
     def _collated(self, rows: Sequence[int]) -> Batch:
-        fetch = getattr(self.dataset, "__getitems__", None)
-        return self.collate(fetch(list(rows)) if fetch else [self.dataset[row] for row in rows])
+        return self.collate(fetched(self.dataset, rows))
 
     def _ids(self) -> Tensor:
         if sample_ids(self._collated([0])) is None:
@@ -187,6 +186,11 @@ class AdaptedData(L.LightningDataModule):
 
     def _has(self, loader: str) -> bool:
         return getattr(type(self.data), loader) is not getattr(L.LightningDataModule, loader)
+
+
+def data_as_written(data: Any) -> Any:
+    """The data module as its author knows it."""
+    return data.data if isinstance(data, AdaptedData) else data
 
 
 def serves_attribution(data: Any) -> bool:

@@ -142,9 +142,15 @@ class Adapted(SampleLossModule):
             model._current_fx_name = name  # type: ignore[assignment]
 
 
-def meets_contract(module: Any) -> bool:
-    """Whether a module states ℓ and R itself."""
-    return isinstance(module, SampleLossModule)
+def as_written(module: Any) -> Any:
+    """The module as its author knows it."""
+    return module.model if isinstance(module, Adapted) else module
+
+
+def run_step(model: L.LightningModule, batch: Batch) -> Any:
+    """What a module's `training_step` gives, with a batch index where it takes one."""
+    step: Any = model.training_step
+    return step(batch, 0) if len(inspect.signature(step).parameters) > 1 else step(batch)
 
 
 def _overridden(model: L.LightningModule) -> list[str]:
@@ -167,8 +173,7 @@ def _step_losses(model: L.LightningModule, batch: Batch) -> Float[Tensor, " b"]:
 
 
 def _step(model: L.LightningModule, batch: Batch) -> Float[Tensor, ""]:
-    with_index = len(inspect.signature(model.training_step).parameters) > 1
-    return _loss(model, model.training_step(batch, 0) if with_index else model.training_step(batch))
+    return _loss(model, run_step(model, batch))
 
 
 def _sample(batch: Batch, parts: Iterator[Tensor], b: int) -> Batch:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, Identified, batch_size, sample_ids
+from ifloo.objective.batches import Batch, as_made, batch_size, sample_ids
 from ifloo.objective.weights import SampleWeights
 
 
@@ -57,11 +57,8 @@ class SampleLossModule(L.LightningModule, ABC):
 
     @final
     def training_step(self, batch: Batch, _: int) -> Float[Tensor, ""]:
-        ids = None
-        if isinstance(batch, Identified):
-            batch, ids = batch
+        ids, batch = sample_ids(batch), as_made(batch)
         losses = self.sample_losses(batch)
-        ids = sample_ids(batch) if ids is None else ids
         loss = (self._weights_of(ids, batch, losses) * losses).mean() + self.penalty()
         if self._trainer is not None and self.trainer.logger is not None:
             self.log("J_batch", loss.detach(), prog_bar=True, batch_size=len(losses))

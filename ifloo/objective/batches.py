@@ -106,6 +106,12 @@ def joined(batches: Sequence[Batch]) -> Batch:
     return first
 
 
+def fetched(dataset: Any, positions: Sequence[int]) -> Any:
+    """The samples at these positions as a collate function takes them; at once where the dataset can."""
+    at_once = getattr(dataset, "__getitems__", None)
+    return at_once(positions) if at_once else [dataset[i] for i in positions]
+
+
 @runtime_checkable
 class SampleSource(Protocol):
     """n samples to sum over, with their ids."""
@@ -208,8 +214,7 @@ class TrainingData:
         """The samples at these positions, in this order, as one batch (positions may repeat)."""
         if self._cache is None:
             dataset, collate = self.loader.dataset, self.loader.collate_fn  # type: ignore[attr-defined]
-            fetch = getattr(dataset, "__getitems__", lambda wanted: [dataset[i] for i in wanted])
-            return self._moved(collate(fetch(positions.tolist())))
+            return self._moved(collate(fetched(dataset, positions.tolist())))
         lengths = torch.tensor([batch_size(b) for b in self._cache])
         ends = lengths.cumsum(0)
         which = torch.searchsorted(ends, positions.cpu(), right=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ifloo.objective.batches import Batch, as_made
+from ifloo.objective.batches import Batch, as_made, map_tensors
 from ifloo.objective.protocol import OutputLosses
 from ifloo.params import ParamSpace
 
@@ -88,6 +88,10 @@ class FunctionalLosses:
     def sample_losses(self, theta: Float[Tensor, " p"], batch: Batch) -> Tensor:
         """ℓ of each sample, `[b]`; whether the model keeps to that shape is for `preflight` to say."""
         return self._call(theta, "sample_losses", as_made(batch))
+
+    def loss_alone(self, theta: Float[Tensor, " p"], sample: Batch) -> Float[Tensor, ""]:
+        """ℓ of one sample, its tensors without their first dimension, as vmap deals them out."""
+        return self.sample_losses(theta, map_tensors(lambda x: x.unsqueeze(0), sample)).squeeze(0)
 
     def step_loss(self, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, ""]:
         """What the training step of an adapted module makes of a whole batch."""

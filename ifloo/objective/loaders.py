@@ -17,7 +17,7 @@ from torch.utils.data import (
 )
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import Identified, sample_ids
+from ifloo.objective.batches import Identified, fetched, sample_ids
 
 
 class _Positioned(Dataset[Any]):
@@ -28,23 +28,21 @@ class _Positioned(Dataset[Any]):
         return len(self.dataset)
 
     def __getitems__(self, rows: Sequence[int]) -> tuple[Any, list[int]]:
-        fetch = getattr(self.dataset, "__getitems__", None)
-        return (fetch(rows) if fetch else [self.dataset[i] for i in rows]), list(rows)
+        return fetched(self.dataset, rows), list(rows)
 
 
 class _Collate:
     def __init__(self, collate: Any) -> None:
         self.collate = collate
 
-    def __call__(self, fetched: tuple[Any, list[int]]) -> Identified:
-        samples, rows = fetched
+    def __call__(self, drawn: tuple[Any, list[int]]) -> Identified:
+        samples, rows = drawn
         return Identified(self.collate(samples), torch.tensor(rows))
 
 
 def identified(loader: DataLoader) -> DataLoader:
     """The loader itself if its batches carry ids, else one of the same batches as `Identified`."""
-    fetch = getattr(loader.dataset, "__getitems__", None)
-    first = loader.collate_fn(fetch([0]) if fetch else [loader.dataset[0]])
+    first = loader.collate_fn(fetched(loader.dataset, [0]))
     if sample_ids(first) is not None or loader.batch_sampler is None:
         return loader
     return DataLoader(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from ifloo.errors import IflooError, InputError
-from ifloo.objective.batches import Batch, batch_size, map_tensors, rows
+from ifloo.objective.batches import Batch, batch_size, rows
 from ifloo.objective.diagnosis import recurrent_layers
 from ifloo.objective.functional import scoring
 from ifloo.objective.objective import Objective
@@ -77,7 +77,7 @@ def _check_whole(objective: Objective, theta: Tensor, few: Batch, losses: Tensor
     if not getattr(objective.losses.module, "one_by_one", False):
         return
     whole, mean = objective.losses.step_loss(theta, few), losses.mean()
-    if (whole - mean).abs() > 1e3 * torch.finfo(mean.dtype).eps * (1 + mean.abs()):
+    if (whole - mean).abs() > rounding(mean):
         raise InputError(
             f"training_step on a batch of {len(losses)} gives {float(whole):.9g}, the mean over its samples as batches "
             f"of one is {float(mean):.9g}: its loss is no mean of losses that each belong to one sample.\n"
@@ -102,7 +102,7 @@ def _together(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
 
 def _gradients(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
     try:
-        return vmap(grad(lambda t, s: _alone(objective, t, s)), in_dims=(None, 0))(theta, few)
+        return vmap(grad(objective.losses.loss_alone), in_dims=(None, 0))(theta, few)
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"The gradient of one sample's loss cannot be computed (torch.func.vmap of grad): {error}\n"
@@ -119,7 +119,7 @@ def _suspects(objective: Objective) -> str:
 
 def _one_by_one(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
     try:
-        return vmap(lambda sample: _alone(objective, theta, sample))(few)
+        return vmap(lambda sample: objective.losses.loss_alone(theta, sample))(few)
     except (RuntimeError, ValueError) as error:  # what torch.func.vmap and layers such as BatchNorm raise
         raise InputError(
             f"The loss of one sample cannot be computed alone (torch.func.vmap over batches of one): {error}\n"
@@ -127,10 +127,6 @@ def _one_by_one(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
             "`if` on a tensor). Per-sample influence needs a loss that belongs to the sample alone."
             + _suspects(objective)
         ) from error
-
-
-def _alone(objective: Objective, theta: Tensor, sample: Batch) -> Tensor:
-    return objective.losses.sample_losses(theta, map_tensors(lambda x: x.unsqueeze(0), sample)).squeeze(0)
 
 
 def _check_losses(losses: Tensor, b: int) -> None:
@@ -147,10 +143,13 @@ def _check_losses(losses: Tensor, b: int) -> None:
         )
 
 
+def rounding(value: Tensor) -> Tensor:
+    """By how much two ways to the same losses may part, as the order of additions only: 1e3 roundings of the dtype."""
+    return 1e3 * torch.finfo(value.dtype).eps * (1 + value.abs())
+
+
 def _check_same(a: Tensor, b: Tensor, when: str, cause: str) -> None:
-    # Losses of one sample may differ by the order of additions only: 1e3 roundings of the dtype.
-    tolerance = 1e3 * torch.finfo(a.dtype).eps * (1 + a.abs())
-    apart = (a - b).abs()
+    tolerance, apart = rounding(a), (a - b).abs()
     if (apart > tolerance).any():
         worst = int((apart / tolerance).argmax())
         raise InputError(

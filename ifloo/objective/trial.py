@@ -6,7 +6,6 @@ leave the generators as they were. The module is changed (its metrics and buffer
 
 from __future__ import annotations
 
-import random
 import re
 import warnings
 from collections.abc import Callable, Generator
@@ -15,16 +14,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import grad, jvp, vjp, vmap
 from torch.overrides import TorchFunctionMode
 
-from ifloo.objective.batches import Batch, map_tensors
+from ifloo.objective.batches import Batch
 from ifloo.objective.diagnosis import attention_note, place, recurrent_layers
 from ifloo.objective.findings import Finding, Weight, first_sentence, listed
 from ifloo.objective.functional import FunctionalLosses, scoring
+from ifloo.objective.randomness import undisturbed
 from ifloo.params import known_as
 
 Run = Callable[[Any, Batch], object]  # (the module, a batch): one forward pass to the loss
@@ -39,18 +38,6 @@ DRAWING = frozenset(
         *("bernoulli", "bernoulli_", "uniform_", "multinomial", "poisson", "exponential_", "gumbel_softmax"),
     )
 )
-
-
-@contextmanager
-def undisturbed() -> Generator[None, None, None]:
-    """Random numbers may be drawn within; afterwards torch, numpy and Python go on where they were."""
-    python, arrays = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(arrays)
 
 
 def changed_state(module: nn.Module, batch: Batch, run: Run) -> list[str]:
@@ -184,15 +171,12 @@ def refused(losses: FunctionalLosses, theta: Tensor, few: Batch, changed: list[s
 def _attempts(losses: FunctionalLosses, theta: Tensor, few: Batch) -> list[tuple[str | None, Callable[[], object]]]:
     """Derivatives as scoring comes to them; without a name where `preflight` has words of its own."""
 
-    def alone(t: Tensor, sample: Batch) -> Tensor:
-        return losses.sample_losses(t, map_tensors(lambda x: x.unsqueeze(0), sample)).squeeze(0)
-
     def mean(t: Tensor) -> Tensor:
         return losses.sample_losses(t, few).mean() + losses.penalty(t)
 
     return [
-        (None, lambda: vmap(alone, in_dims=(None, 0))(theta, few)),
-        (None, lambda: vmap(grad(alone), in_dims=(None, 0))(theta, few)),
+        (None, lambda: vmap(losses.loss_alone, in_dims=(None, 0))(theta, few)),
+        (None, lambda: vmap(grad(losses.loss_alone), in_dims=(None, 0))(theta, few)),
         ("derivative in forward mode (jvp)", lambda: jvp(lambda t: losses.sample_losses(t, few), (theta,), (theta,))),
         ("second derivative (vjp of grad)", lambda: vjp(grad(mean), theta)[1](theta)),
     ]

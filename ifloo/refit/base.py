@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ifloo.errors import InputError, WorkError
+from ifloo.objective.findings import first_sentence
 from ifloo.refit.finish import NewtonFinish
 from ifloo.refit.newton import Minimum
 from ifloo.refit.recipe import Recipe
@@ -47,8 +48,7 @@ class Base:
         wanted = {k: tuple(v.shape) for k, v in module.state_dict().items()}
         found = {k: tuple(v.shape) for k, v in self.state.items()}
         if wanted != found:
-            name = type(getattr(module, "model", module) if getattr(module, "wraps", "") else module).__name__
-            raise InputError(_of_another_model(self, name, wanted, found))
+            raise InputError(_of_another_model(self, type(module).__name__, wanted, found))
         module.load_state_dict(self.state, strict=True)
 
 
@@ -138,8 +138,8 @@ def _base(path: Path, content: dict[str, Any], record: dict[str, Any]) -> Base:
 
 def _reason(error: Exception) -> str:
     """The first sentence of what torch says, which may go on for a page or be one number."""
-    sentence = f"{str(error).strip()}\n".splitlines()[0].partition(". ")[0].rstrip(".")
-    return sentence if " " in sentence else f"{type(error).__name__} {sentence}".rstrip()
+    sentence, kind = first_sentence(error), type(error).__name__
+    return sentence if " " in sentence or sentence == kind else f"{kind} {sentence}"
 
 
 def weights_sha256(module: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -33,6 +33,14 @@ class ConversationSet(Protocol):
     def question(self, id_: int, /) -> str: ...
     def answer(self, id_: int, /) -> str: ...
     def pictures(self, id_: int, /) -> Sequence[NDArray[np.uint8]]: ...
+
+
+def pictures_of(data: Any, id_: int) -> Sequence[NDArray[np.uint8]]:
+    """The pictures of a sample, of such a set or of one with a picture for each sample at most."""
+    if isinstance(data, ConversationSet):
+        return list(data.pictures(id_))
+    picture = data.picture(id_)
+    return [] if picture is None else [picture]
 
 
 def row_of(data: ConversationSet, id_: int, score: float | None = None, answered: str = "") -> GalleryRow:

@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 BASE = ("weights", "data", "objective")
 """Settings of the manifest that say which base model results are of."""
 
+SCORES = "influence scores"
+"""What pictures and pages of several methods call the one that the verdict is about."""
+
 Predictions = dict[str, NDArray[np.float64]]
 
 

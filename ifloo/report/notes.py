@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from ifloo.agreement import Agreement, Interval
+from ifloo.report.extremes import Extremes
 from ifloo.report.gallery import ConversationSet
 from ifloo.report.plain import markdown, table
 from ifloo.report.pooled import Pooled
-from ifloo.report.style import number
+from ifloo.report.style import number, slope_form
 from ifloo.report.verdict import Comparison
 from ifloo.store import StoredInfluences
 
 MOST = 300  # characters of a question, an answer or a caption
-SHOWN = 8  # training samples of each kind
 
 
 def guide(board: Mapping[str, str]) -> str:
@@ -57,7 +55,7 @@ def _of_test(t: int, one: Comparison) -> Iterator[list[str]]:
 
 
 def _statistics(test: str, name: str, found: Agreement) -> list[str]:
-    slope = ".4f" if 0.01 <= abs(found.slope) < 1000 else ".2e"  # methods in units of their own are far from 1
+    slope = slope_form(found.slope)
     return [
         test,
         markdown(name.replace("_", " "), MOST),
@@ -93,13 +91,13 @@ def samples(datamodule: Any, stored: StoredInfluences, answered: str = "") -> st
     said = [] if not answered else [f"The model: {markdown(answered, MOST)}"]
     parts = [table(["test", *words.head], [[str(stored.test_id), *words.of(stored.test_id)]]), *said]
     words = _Words(datamodule.train_set)
-    order = np.argsort(stored.scores, kind="stable")
-    for heading, first, sign in (
-        ("most helpful: without them the test loss rises", order[:SHOWN], -1),
-        ("most harmful: without them the test loss falls", order[::-1][:SHOWN], 1),
+    most = Extremes.of(stored)
+    for heading, at in (
+        ("most helpful: without them the test loss rises", most.helpful),
+        ("most harmful: without them the test loss falls", most.harmful),
     ):
-        pairs = zip(stored.train_ids[first].tolist(), stored.scores[first].tolist(), strict=True)
-        rows = [[str(i), number(score, "+.4g"), *words.of(i)] for i, score in pairs if score * sign > 0]
+        pairs = zip(stored.train_ids[at].tolist(), stored.scores[at].tolist(), strict=True)
+        rows = [[str(i), number(score, "+.4g"), *words.of(i)] for i, score in pairs]
         if rows:
             parts += [f"**{heading}**", table(["id", "score", *words.head], rows)]
     return "\n\n".join(parts)

@@ -17,8 +17,12 @@ def one_line(text: str, most: int) -> str:
     """
     spaced = (" " if mark.isspace() else mark for mark in text)
     kept = (mark for mark in spaced if mark not in _TURNING and unicodedata.category(mark) not in ("Cc", "Cs"))
-    line = " ".join("".join(kept).split())
-    return line if len(line) <= most else line[: most - 1].rstrip() + "…"
+    return short(" ".join("".join(kept).split()), most)
+
+
+def short(text: str, most: int) -> str:
+    """The text, cut off with an ellipsis beyond `most` characters."""
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
 def markdown(text: str, most: int) -> str:

@@ -18,7 +18,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ifloo.report.gallery import ConversationSet
+from ifloo.report.gallery import ConversationSet, pictures_of
 from ifloo.report.plain import one_line
 from ifloo.report.sketch import SampleGradients
 from ifloo.store import StoredInfluences, replacing
@@ -115,18 +115,12 @@ def tiles(data: Any, ids: Sequence[int]) -> Tensor | None:
 
     Grey ones are turned to dark on light: the projector multiplies them with the colour of the point.
     """
-    pictures = [_picture(data, i) for i in ids]
+    pictures = [next(iter(pictures_of(data, i)), None) for i in ids]
     sides = [max(picture.shape[:2]) for picture in pictures if picture is not None]
     if not sides:
         return None
     side = min(_TILE, max(sides))
     return torch.stack([_tile(picture, side) for picture in pictures])
-
-
-def _picture(data: Any, id_: int) -> NDArray[np.uint8] | None:
-    if isinstance(data, ConversationSet):
-        return next(iter(data.pictures(id_)), None)
-    return data.picture(id_)
 
 
 def _tile(picture: NDArray[np.uint8] | None, side: int) -> Tensor:

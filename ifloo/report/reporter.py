@@ -15,11 +15,13 @@ from ifloo.errors import WorkError
 from ifloo.report.board import Board
 from ifloo.report.comparison import methods_comparison
 from ifloo.report.digits import TrainingPicture, digit_grid
+from ifloo.report.extremes import Extremes
 from ifloo.report.figures import influence_distribution, influence_vs_loo, save_figure
 from ifloo.report.gallery import ConversationSet, gallery, row_of
 from ifloo.report.html import write_html
 from ifloo.report.html.unverified import unverified
 from ifloo.report.label_errors import label_errors
+from ifloo.report.methods import SCORES
 from ifloo.report.mislabels import Mislabels, mislabels
 from ifloo.report.plain import drawn
 from ifloo.report.pooled import pooled
@@ -27,8 +29,6 @@ from ifloo.report.sketch import SampleGradients
 from ifloo.report.verdict import DEFINITIONS, Comparison, compare
 from ifloo.store import CORRECTED, JSON, Layout, StoredInfluences, influences, top_k, write_json
 
-MAIN = "influence scores"  # as pictures of several methods call ours
-SHOWN = 8  # training samples of each kind in the picture
 CAPTION, TITLE = 14, 40  # characters of a label, over a small picture and in a title
 
 
@@ -126,10 +126,10 @@ class Reporter:
         }
         if set(one.further) - {CORRECTED}:
             figures["methods_comparison"] = methods_comparison(
-                {MAIN: one.predicted, **one.further},
+                {SCORES: one.predicted, **one.further},
                 one.actual,
                 one.kinds,
-                {MAIN: together, **{name: groups["all"] for name, groups in one.methods().items()}},
+                {SCORES: together, **{name: groups["all"] for name, groups in one.methods().items()}},
                 title=title,
                 noise_floor=one.noise_floor,
             )
@@ -145,21 +145,22 @@ class Reporter:
 
     def _rows(self, stored: StoredInfluences, title: str) -> dict[str, Figure]:
         """The test sample beside the training samples that matter most, drawn; nothing where none has a picture."""
-        order = np.argsort(stored.scores, kind="stable")
-        by_id = dict(zip(stored.train_ids.tolist(), stored.scores.tolist(), strict=True))
-        helpful = [i for i in stored.train_ids[order[:SHOWN]].tolist() if by_id[i] < 0]
-        harmful = [i for i in stored.train_ids[order[::-1][:SHOWN]].tolist() if by_id[i] > 0]
+        most = Extremes.of(stored)
+        helpful, harmful = (
+            list(zip(stored.train_ids[at].tolist(), stored.scores[at].tolist(), strict=True))
+            for at in (most.helpful, most.harmful)
+        )
         train, test, t = self.datamodule.train_set, self.datamodule.test_set, stored.test_id
         if isinstance(test, ConversationSet):
-            low, high = ([row_of(train, i, by_id[i]) for i in ids] for ids in (helpful, harmful))
+            low, high = ([row_of(train, i, score) for i, score in rows] for rows in (helpful, harmful))
             asked = row_of(test, t, answered=self.outcomes.get(t, ""))
             return {"gallery": gallery(asked, low, high, title=title)}
         if test.picture(t) is None:
             return {}
         caption = drawn(test.caption(t), CAPTION)
         first, last = (
-            [TrainingPicture(i, _picture(train, i), drawn(train.caption(i), CAPTION), by_id[i]) for i in ids]
-            for ids in (helpful, harmful)
+            [TrainingPicture(i, _picture(train, i), drawn(train.caption(i), CAPTION), score) for i, score in rows]
+            for rows in (helpful, harmful)
         )
         return {"most_influential": digit_grid(_picture(test, t), caption, first, last, title=title)}
 

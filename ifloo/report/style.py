@@ -65,3 +65,8 @@ def styled(width: float, height: float) -> Generator[Figure, None, None]:
 def number(value: float, form: str) -> str:
     """Write a number with a true minus sign."""
     return format(value, form).replace("-", "\N{MINUS SIGN}")
+
+
+def slope_form(slope: float) -> str:
+    """How to write a slope in a table: methods in units of their own are far from 1."""
+    return ".4f" if 0.01 <= abs(slope) < 1000 else ".2e"

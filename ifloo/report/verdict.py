@@ -158,20 +158,29 @@ def _to_json(groups: dict[str, Agreement | None], n: int) -> dict[str, JSON]:
     return {**(together.to_json() if together else {"n_refits": n}), **rest}
 
 
+def scores_of(layout: Layout, test_id: int) -> StoredInfluences:
+    """The scores of one test.
+
+    Raises:
+        InputError: they are missing, or were made with other settings than the manifest says.
+    """
+    stored = influences.load(layout.scores(test_id))
+    made_with = Manifest.at(layout.manifest).sections().get("influence", {}).get("compared", {})
+    if stored.settings != settings_stamp(made_with):
+        raise InputError(
+            f"{layout.scores(test_id)} was made with other settings than {layout.manifest} says.\n"
+            "  Run `ifloo influence` for this test again, with --overwrite."
+        )
+    return stored
+
+
 def compare(layout: Layout, test_id: int, top_ids: Collection[int]) -> Comparison:
     """Puts the scores and the refits of one test side by side.
 
     Raises:
         InputError: a file is missing, scores and refits are of different base models, or there are too few refits.
     """
-    stored = influences.load(layout.scores(test_id))
-    if stored.settings != settings_stamp(
-        Manifest.at(layout.manifest).sections().get("influence", {}).get("compared", {})
-    ):
-        raise InputError(
-            f"{layout.scores(test_id)} was made with other settings than {layout.manifest} says.\n"
-            "  Run `ifloo influence` for this test again, with --overwrite."
-        )
+    stored = scores_of(layout, test_id)
     removal, random_ids = _of_one_model(layout)
     rows = LossFile(layout.loo_losses(test_id)).rows()
     if NULL_ID not in rows or len(rows) - 1 < FEWEST:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ifloo.errors import InputError
+from ifloo.objective.randomness import undisturbed
 
 DEPTH = 6  # how far inside each other attributes, lists and dicts are looked into
 MOST = 64  # items of a list or dict of a data set that is looked into; longer ones hold samples
@@ -47,18 +48,13 @@ def detached(module: L.LightningModule) -> Any:
 
 
 @contextmanager
-def undisturbed(*held_by: Any) -> Generator[None, None, None]:
-    """On leaving, the random states of torch (CPU, CUDA), numpy and Python are those of before.
+def undisturbed_with(*held_by: Any) -> Generator[None, None, None]:
+    """On leaving, all random states are those of before.
 
     Args:
         held_by: data sets, collate functions, ..., whose own generators go back too.
     """
-    with ExitStack() as back:
-        back.callback(torch.set_rng_state, torch.get_rng_state())
-        if torch.cuda.is_initialized():
-            back.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
-        back.callback(np.random.set_state, np.random.get_state())
-        back.callback(random.setstate, random.getstate())
+    with undisturbed(), ExitStack() as back:
         for generator in _inside(held_by, MOST):
             if isinstance(generator, _GENERATORS):
                 back.callback(_restoring(generator))

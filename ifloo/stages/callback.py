@@ -18,7 +18,7 @@ from ifloo.errors import InputError
 from ifloo.objective import Batch, sequential
 from ifloo.objective.batches import batch_size, map_tensors
 from ifloo.objective.loaders import as_given
-from ifloo.stages.aside import detached, undisturbed
+from ifloo.stages.aside import detached, undisturbed_with
 from ifloo.stages.epochs import EpochFolders
 from ifloo.stages.logged import MomentLog, table
 from ifloo.stages.moment import ids_of
@@ -119,7 +119,7 @@ class InfluenceCallback(L.Callback):
         loader = _loader(trainer)
         sequential(loader, 1)
         _warn_of_hooks(trainer, pl_module)
-        with undisturbed(loader.dataset, loader.collate_fn, self.queries):
+        with undisturbed_with(loader.dataset, loader.collate_fn, self.queries):
             queries = _taken(self.queries, self.num_queries, loader)
             ids = ids_of(queries)
             if len(set(ids)) != len(ids):
@@ -155,7 +155,7 @@ class InfluenceCallback(L.Callback):
         self._looked_at, self._table = trainer.global_step, ""
         try:
             loader, fit = _loader(trainer), self._fit
-            with undisturbed(loader.dataset, loader.collate_fn):
+            with undisturbed_with(loader.dataset, loader.collate_fn):
                 moment = self.wanted.found(detached(module), loader, fit.queries)
             if self._to_clear:
                 fit.folders.clear()

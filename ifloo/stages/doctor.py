@@ -8,7 +8,6 @@ reach may still fail later.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,20 +16,20 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from ifloo.data import AdaptedData
+from ifloo.data import AdaptedData, data_as_written
 from ifloo.errors import InputError
-from ifloo.models import Adapted, SampleLossModule
+from ifloo.models import Adapted, SampleLossModule, as_written
+from ifloo.models.adapted import run_step
 from ifloo.objective import Batch, Objective, Stationarity, preflight, scoring
 from ifloo.objective.batches import as_made, batch_size, rows
 from ifloo.objective.diagnosis import diagnose
 from ifloo.objective.findings import Finding, Weight, heaviest_first
-from ifloo.objective.preflight import ROWS
-from ifloo.objective.trial import changed_state, refused, undisturbed, watched
+from ifloo.objective.preflight import ROWS, rounding
+from ifloo.objective.randomness import undisturbed
+from ifloo.objective.trial import changed_state, refused, watched
 from ifloo.stages.fit_findings import Fit, of_decay, of_lbfgs, of_recording, of_settings, optimizers_of
 from ifloo.stages.loader_findings import of_hooks, of_loader
 from ifloo.stages.settings import AttributionSettings
-
-ROUNDINGS = 1e3  # by which a sum in another order may differ, as in preflight
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Subject:
     @property
     def own_data(self) -> Any:
         """The data module as its author knows it."""
-        return self.datamodule.data if isinstance(self.datamodule, AdaptedData) else self.datamodule
+        return data_as_written(self.datamodule)
 
     def loader(self) -> Any:
         """The training loader.
@@ -75,7 +74,7 @@ class Subject:
     @property
     def own(self) -> Any:
         """The module as its author knows it."""
-        return self.module.model if isinstance(self.module, Adapted) else self.module
+        return as_written(self.module)
 
 
 @dataclass(frozen=True)
@@ -208,8 +207,7 @@ def _run(module: Any, batch: Batch) -> object:
     """One pass to the loss, outside any transform and with its own `self.log`."""
     if not isinstance(module, Adapted) or module.losses is not None:
         return module.sample_losses(batch)
-    step: Any = module.model.training_step
-    return step(batch, 0) if len(inspect.signature(step).parameters) > 1 else step(batch)
+    return run_step(module.model, batch)
 
 
 def unconverged(found: Stationarity, checkpoint: str, settings: AttributionSettings) -> Finding:
@@ -242,8 +240,7 @@ def of_adapted(module: Adapted, few: Batch) -> list[Finding]:
     except Exception:  # no training_step, or one that gives no loss: nothing to compare
         return []
     # What an optimizer decays by is stated in the penalty and not in the training step, or in both.
-    expected = [float(mean + penalty) for penalty in penalties]
-    tolerance = ROUNDINGS * torch.finfo(losses.dtype).eps * (1 + abs(expected[0]))
+    expected, tolerance = [float(mean + penalty) for penalty in penalties], float(rounding(mean))
     if any(abs(loss - one) <= tolerance for one in expected):
         return []
     return [_another_loss(type(module.model).__name__, loss, expected[-1], batch_size(few))]

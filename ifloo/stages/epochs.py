@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ifloo.errors import InputError
-from ifloo.stages.methods import _stored
+from ifloo.stages.methods import stored_scores
 from ifloo.stages.moment import Moment
 from ifloo.stages.settings import described
 from ifloo.store import JSON, Layout, Manifest, StoredSelfInfluence, influences, self_influence, settings_stamp
@@ -92,7 +92,7 @@ class EpochFolders:
         }
         stamp = settings_stamp(own)
         for k, t in enumerate(moment.test_ids):
-            influences.save(layout.scores(t), _stored(moment.method, found, k, t, stamp))
+            influences.save(layout.scores(t), stored_scores(moment.method, found, k, t, stamp))
         if moment.own is not None:
             self_influence.save(layout.self_influence, self._self_influence(moment, stamp))
         if RUN not in self.manifest.sections():

@@ -15,11 +15,11 @@ import torch
 from torch import nn, optim
 
 from ifloo.errors import InputError
-from ifloo.models import Adapted, SampleLossModule
+from ifloo.models import Adapted, SampleLossModule, as_written
 from ifloo.models.adapted import COUPLED
 from ifloo.objective.findings import Finding, Weight, first_sentence
 from ifloo.params import known_as
-from ifloo.stages.recorder import _of_module, _of_optimizer, _of_trainer
+from ifloo.stages.recorder import faults_of_module, faults_of_optimizer, faults_of_trainer
 
 
 @dataclass
@@ -262,9 +262,9 @@ class _Fitted:
 
 def of_recording(module: nn.Module, fit: Fit) -> list[Finding]:
     """What a recorded step would not contain, where a method needs the run: the fit refuses it."""
-    faults = [*_of_trainer(fit), *_of_module(module)]  # type: ignore[arg-type]
+    faults = [*faults_of_trainer(fit), *faults_of_module(module)]  # type: ignore[arg-type]
     if fit.optimizers:
-        faults += _of_optimizer(fit.optimizers[0])
+        faults += faults_of_optimizer(fit.optimizers[0])
     return [
         Finding(
             f"{what}, which no recorded step contains",
@@ -286,4 +286,4 @@ def _numbers(values: list[float]) -> str:
 
 
 def _name(module: Any) -> str:
-    return type(module.model if isinstance(module, Adapted) else module).__name__
+    return type(as_written(module)).__name__

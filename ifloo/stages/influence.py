@@ -97,7 +97,7 @@ class InfluenceRun:
         """
         ids = [int(i) for i in self.datamodule.test_set.ids]
         with self._section("all_tests", [], self.layout.all_scores_there()).opened(self.overwrite):
-            contents, folder = self._contents(ids), self._folder(ids)
+            contents, folder = contents_of(self.datamodule, ids), self._folder(ids)
             for t, row in folder.rows.items():
                 if str(t) in contents and row["content"] != contents[str(t)]:
                     raise InputError(
@@ -160,14 +160,14 @@ class InfluenceRun:
 
     def _section(self, name: str, test_ids: Sequence[int], paths: Sequence[Path]) -> Section:
         """The section of the manifest: test samples already scored must be the same, others may join."""
-        manifest, queries = Manifest.at(self.layout.manifest), self._contents(test_ids)
+        manifest, queries = Manifest.at(self.layout.manifest), contents_of(self.datamodule, test_ids)
         compared = manifest.joined(name, self._compared(), queries, self._free(), self.overwrite)
         derived = [self.layout.verdict] if name == "influence" else []
         return Section(manifest, name, compared, self._free(), paths, derived)
 
     def record(self, name: str, test_ids: Sequence[int]) -> None:
         """Sets the section of the manifest for results written elsewhere, whatever it said before."""
-        compared = {**self._compared(), "queries": self._contents(test_ids)}
+        compared = {**self._compared(), "queries": contents_of(self.datamodule, test_ids)}
         Manifest.at(self.layout.manifest).record(name, compared, self._free())
 
     def _free(self) -> dict[str, JSON]:
@@ -196,10 +196,6 @@ class InfluenceRun:
             # Left out where it is that of the solve: results of before there was such a setting are the same.
             **({"scores_dtype": settings.products_dtype} if settings.products_dtype else {}),
         }
-
-    def _contents(self, test_ids: Sequence[int]) -> dict[str, JSON]:
-        """SHA-256 of each test sample, by id; refuses ids out of range before any work."""
-        return contents_of(self.datamodule, test_ids)
 
     def score(
         self, test_ids: Sequence[int], make_trainer: MakeTrainer, save: Callable[[StoredInfluences], None]

@@ -12,10 +12,10 @@ import lightning as L
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from ifloo.objective import Batch, sample_ids
-from ifloo.objective.batches import tensors_of
+from ifloo.objective.batches import fetched, tensors_of
 from ifloo.objective.findings import Finding, Weight
 from ifloo.objective.loaders import as_given
-from ifloo.objective.trial import undisturbed
+from ifloo.objective.randomness import undisturbed
 
 LOOKED_AT = 16  # samples read twice: a flip of one in two escapes once in 65,536 times
 FEW = 100  # of n samples each is 1/n of J: below, a removal is a step of more than one percent
@@ -131,8 +131,7 @@ def _samples(loader: DataLoader, where: str) -> list[Finding]:
 
 def _read(loader: DataLoader, positions: list[int]) -> Batch:
     dataset, collate = as_given(loader)
-    fetch = getattr(dataset, "__getitems__", None)
-    return collate(fetch(positions) if fetch else [dataset[i] for i in positions])
+    return collate(fetched(dataset, positions))
 
 
 def _changing(first: Batch, second: Batch, where: str) -> list[Finding]:

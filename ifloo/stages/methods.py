@@ -77,7 +77,7 @@ class MethodRun:
         with ticking(method.name, "part") as tick:
             found = self._scores(method, test_ids, stamp, tick)
         for k, t in enumerate(test_ids):
-            save(_stored(method, found, k, t, stamp))
+            save(stored_scores(method, found, k, t, stamp))
 
     def further(self, test_ids: Sequence[int], compared: dict[str, JSON], overwrite: bool) -> None:
         """Scores of the further methods, each into a folder of its own; what is there is kept.
@@ -151,7 +151,8 @@ def scores_there(path: Path, stamp: str, layout: Layout) -> bool:
     return True
 
 
-def _stored(method: Method, found: MethodScores, k: int, t: int, stamp: str) -> StoredInfluences:
+def stored_scores(method: Method, found: MethodScores, k: int, t: int, stamp: str) -> StoredInfluences:
+    """The scores of query k of a method, as they go to a file."""
     value = found.value[k]
     return StoredInfluences(
         test_id=t,

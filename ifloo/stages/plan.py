@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ifloo.attribution import ForwardProducts, HeadProducts, InfluenceEngine, Products
 from ifloo.attribution.curvature_route import HEAD_BYTES, refuse_decoupled
-from ifloo.curvature import Damped, Hessian, LinearHead, LinearOperator, as_head
-from ifloo.errors import InputError
+from ifloo.curvature import Damped, Hessian, LinearHead, LinearOperator, as_head, head_or_hessian
 from ifloo.objective import Objective
 from ifloo.solvers import Auto, bar
 from ifloo.stages.corrected import head_of
@@ -40,11 +39,7 @@ def _undamped(settings: AttributionSettings, objective: Objective, theta: Tensor
     if (need := LinearHead.bytes_kept(objective)) > HEAD_BYTES:
         log.info("curvature: Hessian, since a linear head would keep %.1f GiB.", need / 2**30)
         return Hessian(objective, theta)
-    try:
-        return LinearHead(objective, theta)
-    except InputError as error:
-        log.info("curvature: Hessian, by products. %s", str(error).splitlines()[0])
-        return Hessian(objective, theta)
+    return head_or_hessian(objective, theta, lambda why: log.info("curvature: Hessian, by products. %s", why))
 
 
 def products_of(

@@ -164,7 +164,7 @@ class InfluencePredictor(L.LightningModule):
         return Directions(
             world.spread_rows(value, SOLVED_TOGETHER),
             torch.arange(m) if ids is None else ids.cpu(),
-            _joined([part for part in parts if part is not None]),
+            Certificate.joined([part for part in parts if part is not None]),
         )
 
     @property
@@ -266,16 +266,6 @@ def _only(batch: list[Any]) -> Any:
 def _on_host(certificate: Certificate) -> Certificate:
     tensors: dict[str, Any] = {name: x.cpu() for name, x in vars(certificate).items() if isinstance(x, Tensor)}
     return replace(certificate, **tensors)
-
-
-def _joined(parts: Sequence[Certificate]) -> Certificate:
-    columns = {
-        name: None if value is None else torch.cat([getattr(part, name) for part in parts])
-        for name, value in vars(parts[0]).items()
-        if name not in ("status", "curves")
-    }
-    status = tuple(status for part in parts for status in part.status)
-    return Certificate(**columns, status=status, curves=tuple(curve for part in parts for curve in part.curves))  # type: ignore[arg-type]
 
 
 @contextmanager

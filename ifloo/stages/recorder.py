@@ -15,7 +15,6 @@ from ifloo.attribution.recorded import State, Update
 from ifloo.attribution.updates import SGD, Adam
 from ifloo.errors import InputError
 from ifloo.objective import sample_ids
-from ifloo.objective.batches import Identified
 from ifloo.params import ParamSpace
 from ifloo.store import RunFolder
 
@@ -38,7 +37,11 @@ class RunRecorder(L.Callback):
         Raises:
             InputError: something in the fit is not part of a recorded step.
         """
-        if faults := [*_of_trainer(trainer), *_of_module(pl_module), *_of_optimizer(trainer.optimizers[0])]:
+        if faults := [
+            *faults_of_trainer(trainer),
+            *faults_of_module(pl_module),
+            *faults_of_optimizer(trainer.optimizers[0]),
+        ]:
             raise InputError(_refusal(faults))
         self.update = update_of(trainer.optimizers[0])
         self.every = max(1, math.isqrt(int(trainer.estimated_stepping_batches)))
@@ -56,7 +59,7 @@ class RunRecorder(L.Callback):
         Raises:
             InputError: the batch does not say which samples it holds.
         """
-        ids = batch.positions if isinstance(batch, Identified) else sample_ids(batch)
+        ids = sample_ids(batch)
         if ids is None:
             raise InputError(
                 _refusal(
@@ -89,7 +92,7 @@ class RunRecorder(L.Callback):
 
 
 def update_of(optimizer: optim.Optimizer) -> Update:
-    """The pure rule of an optimizer that `_of_optimizer` finds no fault with."""
+    """The pure rule of an optimizer that `faults_of_optimizer` finds no fault with."""
     group = optimizer.param_groups[0]
     if isinstance(optimizer, optim.SGD):
         return SGD(float(group["momentum"]), float(group["dampening"]), bool(group["nesterov"]))
@@ -116,7 +119,8 @@ def state_of(module: nn.Module, optimizer: optim.Optimizer, update: Update) -> S
     return State(theta, tuple(remembered(n, x) for n, x in zip(names, start.moments, strict=False)))
 
 
-def _of_trainer(trainer: L.Trainer) -> list[str]:
+def faults_of_trainer(trainer: L.Trainer) -> list[str]:
+    """Settings of the Trainer that a recorded step would not contain, each with its remedy."""
     loader: Any = trainer.train_dataloader
     asked: dict[str, Any] = {
         f"gradient clipping (gradient_clip_val = {trainer.gradient_clip_val}): leave it out, and lower the learning "
@@ -133,7 +137,8 @@ def _of_trainer(trainer: L.Trainer) -> list[str]:
     return [what for what, found in asked.items() if found]
 
 
-def _of_module(module: L.LightningModule) -> list[str]:
+def faults_of_module(module: L.LightningModule) -> list[str]:
+    """Layers and settings of the module that a recorded step would not contain, each with its remedy."""
     random = [n for n, m in module.named_modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
     statistics = [n for n, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
     faults = []
@@ -146,7 +151,8 @@ def _of_module(module: L.LightningModule) -> list[str]:
     return faults
 
 
-def _of_optimizer(optimizer: optim.Optimizer) -> list[str]:
+def faults_of_optimizer(optimizer: optim.Optimizer) -> list[str]:
+    """Settings of the optimizer that a recorded step would not contain, each with its remedy."""
     group, kind = optimizer.param_groups[0], type(optimizer)
     if kind not in (optim.SGD, optim.Adam, optim.AdamW):
         return [f"optimizer {kind.__name__}: use SGD, Adam or AdamW"]

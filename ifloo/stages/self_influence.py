@@ -184,7 +184,7 @@ def _stored(run: MethodRun, exact: _Exact | None, stamp: str) -> StoredSelfInflu
 
 def _of_last_layer(run: MethodRun) -> NDArray[np.float64] | None:
     """Self-influence in the last layer, in 32 bits: a ranking needs no more, and a vocabulary has a large curvature."""
-    layer = _last_layer(run.module)
+    layer = last_linear_layer(run.module)
     if layer is None:
         return None
     settings = replace(run.settings, dtype="float32", parameters=[f"{layer}.*"])
@@ -195,7 +195,7 @@ def _of_last_layer(run: MethodRun) -> NDArray[np.float64] | None:
     return _told("last layer", lambda tick: last_layer_self(trained.objective, trained.theta, DAMPING, tick=tick))
 
 
-def _last_layer(module: nn.Module) -> str | None:
+def last_linear_layer(module: nn.Module) -> str | None:
     """The last linear layer that has weights of its own."""
     own = {name for name, p in module.named_parameters() if p.requires_grad}  # tied weights go by another name
     layers = [name for name, layer in module.named_modules() if name and isinstance(layer, nn.Linear)]

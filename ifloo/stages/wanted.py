@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ifloo.attribution import CurvatureRoute, Method, Trained, last_layer_self, loss_ranking
-from ifloo.curvature import Hessian, LinearHead, LinearOperator
+from ifloo.curvature import LinearHead, LinearOperator, head_or_hessian
 from ifloo.errors import InputError, WorkError
-from ifloo.models import Adapted
+from ifloo.models import Adapted, as_written
 from ifloo.objective import Batch, Objective, SampleLosses, preflight, scoring, sequential
 from ifloo.objective.batches import batch_size, moved, rows
 from ifloo.params import known_as
@@ -24,7 +24,7 @@ from ifloo.solvers import Auto, SolveError
 from ifloo.stages.certified import content_of
 from ifloo.stages.moment import Moment, OwnRankings, ids_of
 from ifloo.stages.plan import HEAD_BYTES
-from ifloo.stages.self_influence import _last_layer
+from ifloo.stages.self_influence import last_linear_layer
 from ifloo.stages.settings import described
 from ifloo.store import JSON, sha256_of_tensors
 
@@ -94,7 +94,7 @@ class Wanted:
                 f"Influence scores of {min(TRIED, n)} training samples were tried before the fit, and failed: "
                 f"{type(error).__name__}: {error}\n"
                 "  Look at what InfluenceCallback was given (queries, sample_losses, method): it must go together with "
-                f"{_name_of(module)} and its training data."
+                f"{type(as_written(module)).__name__} and its training data."
             ) from error
 
     def found(self, module: Any, loader: DataLoader, queries: Batch, n: int | None = None) -> Moment:
@@ -168,7 +168,7 @@ class Wanted:
         return CurvatureRoute(label, last_layer_curvature, self.damping, Auto()), patterns
 
     def _self_influence(self, module: Any, objective: Objective, loader: DataLoader, size: int) -> OwnRankings:
-        loss, layer = loss_ranking(objective, objective.losses.theta()), _last_layer(module)
+        loss, layer = loss_ranking(objective, objective.losses.theta()), last_linear_layer(module)
         if layer is None:
             return OwnRankings(loss, None)
         part = Objective.of(module, loader, (f"{layer}.*",), size)
@@ -195,11 +195,11 @@ def last_layer(module: Any) -> str:
     Raises:
         InputError: there is none with weights of its own that train.
     """
-    if (layer := _last_layer(module)) is not None:
+    if (layer := last_linear_layer(module)) is not None:
         return layer
     raise InputError(
         "InfluenceCallback scores through the last linear layer unless told otherwise, and "
-        f"{_name_of(module)} ends in none with trainable weights of its own.\n"
+        f"{type(as_written(module)).__name__} ends in none with trainable weights of its own.\n"
         "  Give another method, such as method=GradientDot() of ifloo.attribution, or parameters=['name.*'] of one "
         "nn.Linear."
     )
@@ -207,11 +207,7 @@ def last_layer(module: Any) -> str:
 
 def last_layer_curvature(objective: Objective, theta: Tensor) -> LinearOperator:
     """H of one layer: known whole as a `LinearHead` where the layer's inputs can be seen, else the same by products."""
-    try:
-        return LinearHead(objective, theta)
-    except InputError as error:
-        log.info("last layer: its Hessian by products. %s", str(error).splitlines()[0])
-        return Hessian(objective, theta)
+    return head_or_hessian(objective, theta, lambda why: log.info("last layer: its Hessian by products. %s", why))
 
 
 def _refuse_method(method: Any) -> None:
@@ -251,7 +247,3 @@ def _content_of_data(objective: Objective) -> str:
     for _, batch in objective.data.with_ids():
         digest.update(content_of(batch).encode())
     return digest.hexdigest()
-
-
-def _name_of(module: Any) -> str:
-    return type(module.model if isinstance(module, Adapted) else module).__name__

@@ -206,7 +206,7 @@ def test_a_last_layer_that_is_too_large_is_left_out(tmp_path, monkeypatch, caplo
 
 def test_a_layer_without_weights_of_its_own_is_left_out():
     tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    assert stage._last_layer(tied) == "1"
+    assert stage.last_linear_layer(tied) == "1"
     tied[1].weight = tied[0].weight
-    assert stage._last_layer(tied) is None
-    assert stage._last_layer(nn.Sequential(nn.Tanh())) is None
+    assert stage.last_linear_layer(tied) is None
+    assert stage.last_linear_layer(nn.Sequential(nn.Tanh())) is None

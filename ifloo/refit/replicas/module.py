@@ -14,7 +14,7 @@ from torch.func import functional_call, vmap
 
 from ifloo.models import SampleLossModule
 from ifloo.objective import Batch, SampleWeights, differentiable_kernels, sample_ids
-from ifloo.objective.batches import Identified
+from ifloo.objective.batches import as_made
 from ifloo.params import ParamSpace
 from ifloo.refit.replicas.weights import ReplicaWeights
 
@@ -51,7 +51,7 @@ class StackedModule(L.LightningModule):
 
     def replica_losses(self, batch: Batch) -> Float[Tensor, " k"]:
         """J of each replica on one batch. A random layer draws as in a fit of one, the same for all."""
-        batch, ids = batch if isinstance(batch, Identified) else (batch, sample_ids(batch))
+        ids, batch = sample_ids(batch), as_made(batch)
         assert ids is not None
         weights = self.replica_weights().rows(ids)
         named = {f"module.{n}": x for n, x in zip(self.space.names, self.stacked, strict=True)}

@@ -13,7 +13,6 @@ from torch import Tensor, optim
 
 from ifloo.models import Adapted, SampleLossModule
 from ifloo.objective import Batch, SampleWeights, sample_ids
-from ifloo.objective.batches import Identified
 from ifloo.params import ParamSpace
 from ifloo.refit.recipe import Recipe, Refitter
 from ifloo.refit.replicas.module import StackedModule
@@ -129,7 +128,7 @@ class _Look(L.Callback):
             raise PathError("ReduceLROnPlateau follows a metric, and each replica has its own")
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, _: int) -> None:
-        if not isinstance(batch, Identified) and sample_ids(batch) is None:
+        if sample_ids(batch) is None:
             raise PathError("its batches carry no sample ids to look weights up by")
         assert isinstance(pl_module, SampleLossModule)
         self.appetite = self._compare(pl_module, batch)

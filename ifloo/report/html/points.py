@@ -11,7 +11,8 @@ from ifloo.agreement import Agreement
 from ifloo.report.figures import KINDS
 from ifloo.report.html.found import ALL, Groups
 from ifloo.report.html.samples import Album
-from ifloo.report.html.views import BASE, label
+from ifloo.report.html.views import label
+from ifloo.report.methods import SCORES
 from ifloo.report.pooled import Pooled
 from ifloo.report.verdict import Comparison
 from ifloo.store import JSON
@@ -26,7 +27,7 @@ def points(compared: Tests, together: Pooled | None, statistics: Mapping[str, Gr
     where a method predicted nothing. Thumbnails go to the points of largest actual change first. Errors as those of
     `Album.of_training`.
     """
-    methods = list(dict.fromkeys([BASE, *(name for one in compared.values() for name in one.further)]))
+    methods = list(dict.fromkeys([SCORES, *(name for one in compared.values() for name in one.further)]))
     for _, id_ in sorted(_sizes(compared), reverse=True):
         album.of_training(id_, pictures=1)
     return {
@@ -45,7 +46,7 @@ def _sizes(compared: Tests) -> list[tuple[float, int]]:
 
 def _rows(t: int, one: Comparison, methods: list[str]) -> list[JSON]:
     nothing = np.full(len(one.ids), math.nan)
-    by = [one.predicted if name == BASE else one.further.get(name, nothing) for name in methods]
+    by = [one.predicted if name == SCORES else one.further.get(name, nothing) for name in methods]
     columns = [one.ids.tolist(), one.kinds, one.actual.tolist(), *(x.tolist() for x in by)]
     return [[t, id_, kind, *map(_finite, rest)] for id_, kind, *rest in zip(*columns, strict=True)]
 
@@ -68,5 +69,5 @@ def _views(
 
 
 def _fits(groups: Groups, further: Mapping[str, Agreement | None], methods: list[str]) -> list[JSON]:
-    found = [groups["all"] if name == BASE else further.get(name) for name in methods]
+    found = [groups["all"] if name == SCORES else further.get(name) for name in methods]
     return [None if one is None else one.to_json() for one in found]

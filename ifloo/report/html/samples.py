@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ifloo.report.gallery import ConversationSet
+from ifloo.report.gallery import ConversationSet, pictures_of
 from ifloo.report.html.thumbnails import thumbnail
+from ifloo.report.plain import short
 from ifloo.store import JSON
 
 MOST_BYTES = 4 << 20  # of all thumbnails together, so that a page stays one that can be mailed
@@ -80,7 +78,7 @@ class Album:
 
     def _shown(self, key: str, data: Any, id_: int, most: int, name: str) -> Sample:
         if key not in self.samples:
-            there = _pictures_of(data, id_)
+            there = pictures_of(data, id_)
             uris = self._fitting([thumbnail(picture, name) for picture in there[:most]])
             question, answer = _texts_of(data, id_)
             caption = _one_line(question, answer) if isinstance(data, ConversationSet) else str(data.caption(id_))
@@ -95,18 +93,6 @@ class Album:
             return ()
         self._bytes += size
         return tuple(uris)
-
-
-def short(text: str, most: int) -> str:
-    """The text, cut off with an ellipsis beyond `most` characters."""
-    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
-
-
-def _pictures_of(data: Any, id_: int) -> Sequence[NDArray[np.uint8]]:
-    if isinstance(data, ConversationSet):
-        return list(data.pictures(id_))
-    picture = data.picture(id_)
-    return [] if picture is None else [picture]
 
 
 def _texts_of(data: Any, id_: int) -> tuple[str, str]:

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from ifloo.agreement import Agreement
+from ifloo.report.extremes import SHOWN, Extremes
 from ifloo.report.html.certificate import Entry, certificate
 from ifloo.report.html.found import ALL, Groups
 from ifloo.report.html.histogram import Histogram, histogram
 from ifloo.report.html.judgement import Judgement, judged
 from ifloo.report.html.samples import Album, Sample
+from ifloo.report.methods import SCORES
 from ifloo.report.pooled import Pooled
 from ifloo.report.verdict import Comparison
 from ifloo.store import CORRECTED, StoredInfluences
 
-SHOWN = 8  # training samples of each kind in the gallery
-BASE = "influence scores"  # the method whose predictions the verdict is about
 _GROUPS = {"all": "all refits", "top_k": "top-k by |s|", "random": "random controls"}
 
 
@@ -89,8 +89,7 @@ def view(
     stored: StoredInfluences, one: Comparison | None, together: Agreement | None, album: Album, outcome: str
 ) -> View:
     """The view of one test; errors as those of `Album.of_training`."""
-    order = np.argsort(stored.scores, kind="stable")
-    low, high = order[:SHOWN].tolist(), order[::-1][:SHOWN].tolist()
+    most = Extremes.of(stored)
     return View(
         id=stored.test_id,
         sample=album.of_test(stored.test_id),
@@ -101,8 +100,8 @@ def view(
         judgement=None if one is None else judged(together),
         certificate=certificate(stored, one),
         histogram=histogram(stored, SHOWN if one is None else int(one.top.sum())),
-        helpful=[_card(stored, one, album, at) for at in low if stored.scores[at] < 0],
-        harmful=[_card(stored, one, album, at) for at in high if stored.scores[at] > 0],
+        helpful=[_card(stored, one, album, at) for at in most.helpful],
+        harmful=[_card(stored, one, album, at) for at in most.harmful],
     )
 
 
@@ -129,7 +128,7 @@ def methods_tables(
     further: dict[str, Mapping[str, Agreement | None]] = {ALL: together.methods} if together else {}
     further |= {str(t): {name: found["all"] for name, found in one.methods().items()} for t, one in compared.items()}
     return [
-        Table(key, _title(key), [(label(name), one) for name, one in {BASE: statistics[key]["all"], **found}.items()])
+        Table(key, _title(key), [(label(name), one) for name, one in {SCORES: statistics[key]["all"], **found}.items()])
         for key, found in further.items()
         if found
     ]
