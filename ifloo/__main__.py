@@ -18,6 +18,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"ifloo {__version__}")
         return 0
+    if arguments[0] == "--completion":
+        from ifloo.cli.completion import completion
+
+        return completion(arguments[1:])
     from ifloo.cli.run import run
 
     return run(arguments)

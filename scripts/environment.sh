@@ -15,7 +15,7 @@ for _extra in "$@"; do
     case "$_extra" in
         cluster) _ifloo_wanted+=(distributed cloudpickle) ;;
         test) _ifloo_wanted+=(pytest beartype distributed cloudpickle) ;;
-        dev) _ifloo_wanted+=(pytest beartype distributed cloudpickle ruff mypy) ;;
+        dev) _ifloo_wanted+=(pytest beartype distributed cloudpickle ruff mypy xdist shtab) ;;
     esac
 done
 PYTHON=""

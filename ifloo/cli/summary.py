@@ -22,8 +22,9 @@ commands:
   ifloo COMMAND --print_config  the settings a command would run with, as YAML
 
 options:
-  -h, --help     this text
-  --version      the version
+  -h, --help          this text
+  --version           the version
+  --completion SHELL  a script for bash, zsh, fish, ... that completes commands and settings on TAB
 
 example:
   ifloo pipeline --config configs/mnist.yaml --data.source embedded

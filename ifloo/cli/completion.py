@@ -1,0 +1,189 @@
+"""What a shell offers on TAB: the commands, the settings of each, the values that some of them take.
+
+shtab writes the script from a plain argparse parser, which is made here from those of the command line. The script of
+jsonargparse itself follows each class that a setting may name into the classes of its arguments, and with those of
+Lightning it comes to no end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
+
+import ifloo
+from ifloo import attribution, curvature, data, models, solvers
+from ifloo.cli.lightning_cli import IflooCLI
+from ifloo.cli.summary import COMMANDS
+from ifloo.errors import InputError
+
+_ROOMS = (models, data, curvature, solvers, attribution)
+_WRAPPERS = (models.Adapted, data.AdaptedData)  # put around the class that is named, never named themselves
+_ADDS = "+"  # `--key+ VALUE` adds to the list `--key`; zsh reads a plus at the end of an option otherwise
+
+# A config is a file, or the name of one that comes with ifloo.
+_CONFIGS = {
+    "bash": '_ifloo_config_file() {{ compgen -W "{names}" -- "$1"; compgen -f -- "$1"; }}',
+    "zsh": '_ifloo_config() {{ _alternative "names:config:({names})" "files:file:_files" }}',
+}
+_COMPLETE = {
+    "bash": "_ifloo_config_file",
+    "zsh": "_ifloo_config",
+    "fish": "{names} (__fish_complete_path (commandline -ct))",
+}
+
+
+def completion(words: Sequence[str]) -> int:
+    """Prints the script that `words` ask for; returns the exit code (2: none was to be had)."""
+    try:
+        print(script(words), end="")
+    except InputError as error:
+        print(f"ifloo: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def script(words: Sequence[str]) -> str:
+    """The completion script of this version for a shell.
+
+    Args:
+        words: what follows `--completion`: the name of the shell, alone.
+
+    Raises:
+        InputError: shtab is not installed, or it knows no such shell.
+    """
+    if find_spec("shtab") is None:
+        raise InputError(
+            "--completion: the script is written by the package shtab, which is not installed.\n"
+            "  Install it with: pip install 'ifloo[completion]'"
+        )
+    import shtab
+
+    if len(words) != 1 or words[0] not in shtab.SUPPORTED_SHELLS:
+        raise InputError(
+            f"--completion: expected the name of one shell, came {' '.join(words) or 'nothing'}.\n"
+            f"  Give one of {', '.join(shtab.SUPPORTED_SHELLS)}."
+        )
+    (shell,) = words
+    names = " ".join(sorted(path.stem for path in (Path(ifloo.__file__).parent / "configs").glob("*.yaml")))
+    made = _Listing().plain(names, shtab.SUPPORTED_SHELLS)
+    return shtab.complete(made, shell, preamble=_CONFIGS.get(shell, "").format(names=names)) + "\n"
+
+
+class _Listing(IflooCLI):
+    """The command line up to its parsers: nothing is parsed, made or run."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        self.config = Namespace(subcommand=None, seed_everything=False)
+
+    def before_instantiate_classes(self) -> None: ...
+
+    def instantiate_classes(self) -> None: ...
+
+    def plain(self, configs: str, shells: Sequence[str]) -> argparse.ArgumentParser:
+        """All commands and settings as plain argparse has them, with what may follow each."""
+        made = argparse.ArgumentParser("ifloo")
+        made.add_argument("--version", action="store_true", help="the version")
+        made.add_argument("--completion", choices=shells, help="a script that completes commands and settings on TAB")
+        commands = made.add_subparsers()
+        for name, text in COMMANDS.items():
+            _copied(self._parser(name), commands.add_parser(name, help=text, description=text), configs)
+        return made
+
+
+def _copied(parser: ArgumentParser, to: argparse.ArgumentParser, configs: str) -> None:
+    for action in parser._actions:
+        options = [option for option in action.option_strings if not option.endswith(_ADDS)]
+        if not options or "--help" in options:  # a plain parser has its own
+            continue
+        text = str(action.help or "").split("\n")[0].replace("%", "%%")
+        if action.nargs == 0 or "--print_config" in options:  # what that may be given stands behind a `=`
+            to.add_argument(*options, action="store_true", help=text)
+            continue
+        hint, explains = getattr(action, "_typehint", None), options[0].endswith(".help")
+        added = to.add_argument(*options, nargs="?" if explains else None, help=text)
+        _complete(added, hint, configs if "--config" in options else None)
+        if not explains:
+            _copied_settings(options[0], _classes(hint), to)
+
+
+def _copied_settings(option: str, classes: Mapping[str, Mapping[str, Any]], to: argparse.ArgumentParser) -> None:
+    """The settings of the classes that an option may name, those of one name in several classes once."""
+    kinds: dict[str, Any] = {}
+    for settings in classes.values():
+        for name, kind in settings.items():
+            kinds[name] = kinds[name] | kind if name in kinds else kind
+    for name, kind in kinds.items():
+        taking = [one.rpartition(".")[2] for one, settings in classes.items() if name in settings]
+        _complete(to.add_argument(f"{option}.{name}", help=f"of {', '.join(taking)}"), kind)
+
+
+def _complete(action: argparse.Action, hint: Any, configs: str | None = None) -> None:
+    """What may follow an option: values where its type says which, else files where a text may name one."""
+    import shtab
+
+    if configs is not None:
+        action.complete = {shell: text.format(names=configs) for shell, text in _COMPLETE.items()}  # type: ignore[attr-defined]
+    elif offered := [*_values(hint), *_classes(hint)]:
+        action.choices = offered
+    elif hint is None or {str, Path} & set(_alternatives(hint)):
+        action.complete = shtab.FILE  # type: ignore[attr-defined]
+
+
+def _alternatives(hint: Any) -> Iterator[Any]:
+    """The members of a union, or the type itself. What a list holds is no value of the option: `[...]` is."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        for one in typing.get_args(hint):
+            yield from _alternatives(one)
+    else:
+        yield hint
+
+
+def _values(hint: Any) -> list[str]:
+    found: list[str] = []
+    for one in _alternatives(hint):
+        if one is bool:
+            found += ["true", "false"]
+        elif typing.get_origin(one) is typing.Literal:
+            found += [str(value) for value in typing.get_args(one)]
+    return list(dict.fromkeys(found))
+
+
+def _classes(hint: Any) -> dict[str, dict[str, Any]]:
+    """Ours that can be named where this type is asked for, each with its settings and their types."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in _alternatives(hint):
+        given, base = typing.get_args(one) if typing.get_origin(one) is Callable else ([], one)
+        if inspect.isclass(base) and base.__module__ != "builtins":
+            found |= {
+                name: settings
+                for name, made in _ours()
+                if issubclass(made, base) and (settings := _settings(made, given)) is not None
+            }
+    return found
+
+
+def _settings(made: type, given: Sequence[type]) -> dict[str, Any] | None:
+    """The arguments of a constructor after those that it is given by ifloo; None: it takes others than those."""
+    kinds = typing.get_type_hints(made.__init__)  # type: ignore[misc]
+    names = list(inspect.signature(made).parameters)
+    if given and (not names or kinds[names[0]] is not given[0]):
+        return None
+    return {name: kinds[name] for name in names[len(given) :]}
+
+
+def _ours() -> Iterator[tuple[str, type]]:
+    for room in _ROOMS:
+        for name in room.__all__:
+            made = getattr(room, name)
+            if inspect.isclass(made) and not inspect.isabstract(made) and made not in _WRAPPERS:
+                yield f"{room.__name__}.{name}", made
