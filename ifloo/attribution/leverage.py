@@ -61,7 +61,8 @@ class SampleBlocks:
     def corrected(self, sandwiches: Float[Tensor, "g s s"], directions: Float[Tensor, "m p"]) -> Float[Tensor, "m g"]:
         """Predicted ΔL_t, nats, when w_i → 0: (1/n) ∇L_tᵀ (H − ∇²ℓ_i/n)⁻¹ ∇ℓ_i by Woodbury, `directions` = H⁻¹∇L_t.
 
-        Exact for a quadratic J, and for any J up to the change of the curvature on the way.
+        The step of θ is exact for a quadratic J, and for any J up to the change of the curvature on the way; the change
+        of L_t along it is of first order.
 
         Raises:
             SolveError: without one of the samples there is no minimum.

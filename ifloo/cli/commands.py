@@ -35,7 +35,6 @@ from ifloo.refit import (
     stepped,
 )
 from ifloo.report import Reporter, SampleGradients
-from ifloo.stages.certified import contents_of
 from ifloo.store import JSON, GroupFile, LossFile, Manifest, Section, influences, read_ids, top_k
 
 log = logging.getLogger(__name__)
@@ -150,7 +149,7 @@ def leave_one_out(setup: Setup) -> None:
     setup.restore()
     look(setup, trained=True)
     assert setup.base is not None
-    refuse_other_tests(setup, "influence", *(() if setup.overwrite else ("loo",)))
+    contents = refuse_other_tests(setup, "influence", *(() if setup.overwrite else ("loo",)))
     ids = setup.test_ids
     known = setup.datamodule.train_set.ids.numpy()
     top = {t: read_ids(setup.layout.topk_ids(t), known)[: setup.refit.top_k].tolist() for t in ids}
@@ -161,7 +160,7 @@ def leave_one_out(setup: Setup) -> None:
             )
     files = {t: LossFiles(setup.layout.loo_losses(t), setup.layout.null_losses(t)) for t in ids}
     recipe = Recipe(**setup.base.record["recipe"], accelerator=setup.accelerator)
-    refits(setup, recipe, setup.origin(), files, top, "loo")
+    refits(setup, recipe, setup.origin(), files, top, "loo", contents)
 
 
 class LossFiles(NamedTuple):
@@ -178,26 +177,27 @@ def refits(
     paths: Mapping[int, LossFiles],
     top: Mapping[int, list[int]],
     section: str,
+    contents: Mapping[str, JSON],
 ) -> None:
     """Refits a trained module without the `top` ids of each test and the controls; resumes what is there and matches.
+
+    Args:
+        setup: its module has the weights of the base model, its data are loaded.
+        recipe: of each refit.
+        origin: what the base model is.
+        paths: where they go, by test.
+        top: ids to leave out, by test.
+        section: of the manifest.
+        contents: SHA-256 of each test sample, by id.
 
     Raises:
         InputError: the folder holds refits of other settings.
         WorkError: a refit that did not converge.
     """
     random = controls(setup.datamodule.train_set.ids.numpy(), setup.refit.random, setup.refit.seed)
-    compared: dict[str, JSON] = {
-        **origin,
-        "removal": setup.refit.removal,
-        "init": setup.refit.init,
-        "recipe": recipe.compared(),
-        "finish": {"after": setup.finish.after, "tolerance": setup.finish.tolerance},
-        "controls_seed": setup.refit.seed,
-    }
-    base = setup.module
-    start = functools.partial(copy.deepcopy, base) if setup.refit.init == "warm" else setup.made_anew()
+    start = functools.partial(copy.deepcopy, setup.module) if setup.refit.init == "warm" else setup.made_anew()
     leaving = LeaveOneOut(
-        base=base,
+        base=setup.module,
         # A base fit that decays weights was recorded, or it would have been refused: refits may do as it did.
         refitter=Refitter(start, TrainingLoader(setup.datamodule), recipe, setup.finish, setup.fit_seed, decays=True),
         queries=setup.datamodule.test_batch(list(paths)),
@@ -214,11 +214,22 @@ def refits(
     }
     named = [path for pair in paths.values() for path in pair]
     replaced = named if section != "loo" else [*setup.layout.losses_there(), *named]
-    manifest, contents = Manifest.at(setup.layout.manifest), contents_of(setup.datamodule, list(paths))
-    compared = manifest.joined(section, compared, contents, recorded, setup.overwrite)
-    opening = Section(manifest, section, compared, recorded, replaced, derived=[setup.layout.verdict])
+    manifest, settings = Manifest.at(setup.layout.manifest), {**origin, **_compared(setup, recipe)}
+    compared = manifest.joined(section, settings, contents, recorded, setup.overwrite)
+    opening = Section(manifest, section, compared, recorded, replaced, derived=setup.layout.judged)
     with opening.opened(setup.overwrite):
         leaving.run(removals(top, random), random)
+
+
+def _compared(setup: Setup, recipe: Recipe) -> dict[str, JSON]:
+    """The settings of refits that change a number."""
+    return {
+        "removal": setup.refit.removal,
+        "init": setup.refit.init,
+        "recipe": recipe.compared(),
+        "finish": {"after": setup.finish.after, "tolerance": setup.finish.tolerance},
+        "controls_seed": setup.refit.seed,
+    }
 
 
 def shelves(

@@ -21,7 +21,7 @@ WIDTH = 100  # of a printed line
 
 
 def look(setup: Setup, trained: bool) -> None:
-    """Warns of what is cheap to see; once in a run, however many of its parts take a look.
+    """Warns of what is cheap to see, once in a run; the first of its parts to find the module so takes the look.
 
     Args:
         setup: its data are loaded.
@@ -30,6 +30,9 @@ def look(setup: Setup, trained: bool) -> None:
     Raises:
         InputError: the loader gives other samples than J is made of.
     """
+    if trained in setup.looked:
+        return
+    setup.looked.add(trained)
     for one in at_the_door(_subject(setup, trained)):
         if one.what not in setup.said:
             setup.said.add(one.what)

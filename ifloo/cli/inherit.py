@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from jsonargparse import Namespace
@@ -49,7 +51,10 @@ def inherit(config: Namespace, given: Namespace, base: Base) -> None:
 def _completed(group: str, config: Namespace, given: Any, stored: dict[str, Any]) -> list[str]:
     """Sets what was not said of one group; returns a line for each thing said that differs."""
     said, free, differing = _init_args(given), _free_settings(config), []
+    taken = _taken(_class(config))
     for name, value in stored.items():
+        if not taken(name):  # a parent class that notes its own settings too; Lightning leaves them out as well
+            continue
         if name not in said:
             config.init_args[name] = value
         elif name not in free and said[name] != value:
@@ -62,11 +67,10 @@ def _contradictions(given: Namespace, base: Base) -> list[str]:
     differing = []
     said_trainer = given.get("trainer") or Namespace()
     recipe = base.record.get("recipe", {})
+    asked = Recipe.said(said_trainer).compared()
     for name in RECIPE:
-        asked = said_trainer.get(name)
-        asked = getattr(Recipe, name) if asked is None else asked  # None is Lightning's word for its default
-        if name in said_trainer and name in recipe and asked != recipe[name]:
-            differing.append(f"  trainer.{name}: fitted with {recipe[name]!r}, asked {asked!r}")
+        if name in said_trainer and name in recipe and asked[name] != recipe[name]:
+            differing.append(f"  trainer.{name}: fitted with {recipe[name]!r}, asked {asked[name]!r}")
     if "seed_everything" in given and given["seed_everything"] != base.record.get("seed"):
         differing.append(f"  seed_everything: fitted with {base.record.get('seed')}, asked {given['seed_everything']}")
     return differing
@@ -76,6 +80,13 @@ def _init_args(group: Any) -> dict[str, Any]:
     if not isinstance(group, Namespace):
         return {}
     return dict(vars(group.get("init_args") or Namespace()))
+
+
+def _taken(made: type) -> Callable[[str], bool]:
+    """Whether a constructor takes a setting of this name."""
+    parameters = inspect.signature(made).parameters
+    anything = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+    return lambda name: anything or name in parameters
 
 
 def _free_settings(group: Namespace) -> frozenset[str]:

@@ -11,12 +11,13 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from ifloo.cli import commands
+from ifloo.cli.elsewhere import said_recipe
 from ifloo.cli.inherit import inherit
 from ifloo.cli.plain import Adaptation, data_of
 from ifloo.cli.setup import Processes, Setup
 from ifloo.cli.summary import COMMANDS
 from ifloo.errors import InputError
-from ifloo.refit import Base, NewtonFinish, Recipe, RefitSettings, SeededOrder, load_base, load_elsewhere
+from ifloo.refit import Base, NewtonFinish, RefitSettings, SeededOrder, load_base, load_elsewhere
 from ifloo.stages import AttributionSettings, RunRecorder
 from ifloo.store import Layout, RunFolder
 
@@ -109,8 +110,8 @@ class IflooCLI(LightningCLI):
         """
         config = self.config[self.subcommand]
         if self.elsewhere is not None:
-            recipe = Recipe.said(config.trainer) if self.subcommand != "influence" else Recipe()
-            self.base = load_elsewhere(self.elsewhere, config.seed_everything, recipe)
+            said = said_recipe(self.given, self.elsewhere, self.layout, self.subcommand == "loo")
+            self.base = load_elsewhere(self.elsewhere, config.seed_everything, said)
             inherit(config, self.given, self.base)
         elif self.subcommand in ("fit", "pipeline", "doctor"):
             named_elsewhere = self.work is not None and self.subcommand == "fit"
@@ -147,6 +148,11 @@ class IflooCLI(LightningCLI):
         return Path(config.checkpoint) if config.checkpoint else Layout.checkpoint(config.experiment)
 
     @property
+    def layout(self) -> Layout:
+        config = self.config[self.subcommand]
+        return Layout(Path(config.output_dir)) if config.output_dir else Layout.of(config.experiment)
+
+    @property
     def processes(self) -> Processes:
         said = self.config[self.subcommand].trainer
         return Processes(said.strategy, said.devices, said.num_nodes)
@@ -155,7 +161,6 @@ class IflooCLI(LightningCLI):
     def setup(self) -> Setup:
         """Everything the commands need, as made from the config."""
         config, made = self.config[self.subcommand], self.config_init[self.subcommand]
-        layout = Layout(Path(config.output_dir)) if config.output_dir else Layout.of(config.experiment)
         return Setup(
             experiment=config.experiment,
             module=made.adapt.of(self.model),
@@ -165,7 +170,7 @@ class IflooCLI(LightningCLI):
             attribution=made.attribution,
             refit=made.refit,
             finish=made.finish,
-            layout=layout,
+            layout=self.layout,
             checkpoint=self.checkpoint,
             seed=config.seed_everything,
             overwrite=config.overwrite,

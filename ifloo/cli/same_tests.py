@@ -5,12 +5,12 @@ from __future__ import annotations
 from ifloo.cli.setup import Setup
 from ifloo.errors import InputError
 from ifloo.stages.certified import contents_of
-from ifloo.store import Manifest
+from ifloo.store import JSON, Manifest
 
 _MADE = {"influence": ("scores", "`ifloo influence`"), "loo": ("refits", "`ifloo loo`")}
 
 
-def refuse_other_tests(setup: Setup, *sections: str) -> None:
+def refuse_other_tests(setup: Setup, *sections: str) -> dict[str, JSON]:
     """Compares the content of the test samples with that of when the results of these sections were made.
 
     Results that do not say what content they are of pass.
@@ -18,6 +18,9 @@ def refuse_other_tests(setup: Setup, *sections: str) -> None:
     Args:
         setup: its data loaded.
         sections: of the manifest: `influence`, `loo`.
+
+    Returns:
+        SHA-256 of each test sample at hand, by id.
 
     Raises:
         InputError: a test id stands for another sample than it did.
@@ -34,3 +37,4 @@ def refuse_other_tests(setup: Setup, *sections: str) -> None:
                     f"  Give the test data of then, or make the {results} again: {command} with --overwrite, or with "
                     "another --output_dir to keep both."
                 )
+    return now

@@ -76,6 +76,7 @@ class Setup:
         adaptation: how a plain module states its losses.
         arguments: the model was made with, as flags and config say them.
         said: warnings that this run has given.
+        looked: whether the module was trained, at each look this run has taken at it.
     """
 
     experiment: str
@@ -95,6 +96,7 @@ class Setup:
     adaptation: Adaptation = field(default_factory=Adaptation)
     arguments: dict[str, Any] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)
+    looked: set[bool] = field(default_factory=set)
 
     @property
     def subject(self) -> Any:
@@ -149,8 +151,10 @@ class Setup:
 
     def influence_run(self, layout: Layout, overwrite: bool) -> InfluenceRun:
         """The stage that scores, with the run behind the checkpoint."""
-        recorded = RunFolder.of(self.checkpoint)
-        return InfluenceRun(self.module, self.datamodule, self.attribution, layout, self.origin(), overwrite, recorded)
+        recorded, said = RunFolder.of(self.checkpoint), self.base.record.get("said", {}) if self.base else {}
+        return InfluenceRun(
+            self.module, self.datamodule, self.attribution, layout, self.origin(), overwrite, recorded, said
+        )
 
     def origin(self) -> dict[str, JSON]:
         """What the base model is: the settings behind every number of the later commands."""
@@ -222,7 +226,7 @@ class Setup:
                 f"({getattr(self.datamodule, 'source_reason', '?')}); at the fit: {self.base.record.get('source')}.\n"
                 "  Give the same data (--data.source, --data.root), or fit again."
             )
-        self.base.restore(self.subject)
+        self.base.restore(self.module)
 
 
 def _adapted_again(like: Adapted, made: Callable[[], Any]) -> Adapted:

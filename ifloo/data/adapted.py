@@ -118,6 +118,11 @@ class AdaptedData(L.LightningDataModule):
     def hparams_initial(self) -> Any:
         return self.data.hparams_initial
 
+    @property
+    def corrupted_ids(self) -> tuple[int, ...]:
+        """Training ids whose labels the data module says are wrong on purpose; none where it says nothing."""
+        return tuple(getattr(self.data, "corrupted_ids", ()))
+
     def prepare_data(self) -> None:
         self.data.prepare_data()
 

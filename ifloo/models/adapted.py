@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from ifloo.errors import InputError
+from ifloo.models.decay import COUPLED, decoupled
 from ifloo.models.module import SampleLossModule
 from ifloo.objective.batches import Batch, batch_size, tensors_of
 from ifloo.objective.functional import silenced
@@ -20,8 +21,6 @@ from ifloo.objective.functional import silenced
 SampleLossFunction = Callable[[Any, Batch], Tensor]  # (the user's module, a batch) -> [b], nats
 PenaltyFunction = Callable[[Any], Tensor]  # the user's module -> [], nats
 
-# Whose decay adds λθ to the gradient, which is what the penalty ½λ‖θ‖² does.
-COUPLED = (torch.optim.SGD, torch.optim.Adam, torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.NAdam)
 _OURS = frozenset({"training_step", "configure_optimizers", "on_train_start", "state_dict", "load_state_dict"})
 
 
@@ -112,7 +111,7 @@ class Adapted(SampleLossModule):
         for optimizer in self.trainer.optimizers:
             if type(optimizer) in COUPLED:
                 for group in optimizer.param_groups:
-                    if self.l2 and group.get("weight_decay") == self.l2:
+                    if self.l2 and group.get("weight_decay") == self.l2 and not decoupled(optimizer, group):
                         group["weight_decay"] = 0.0
         super().on_train_start()
 
@@ -120,8 +119,12 @@ class Adapted(SampleLossModule):
         """That of the module: a checkpoint of ours is one of the module's."""
         return self.model.state_dict(*args, **kwargs)
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model.load_state_dict(*args, **kwargs)
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Puts weights into the module, with all their digits: weights of 64 bits make it one of 64 bits."""
+        tensors = [v for v in state_dict.values() if isinstance(v, Tensor) and v.is_floating_point()]
+        if {v.dtype for v in tensors} == {torch.float64}:  # a Trainer with precision 64-true leaves no word of it
+            self.model.to(torch.float64)
+        return self.model.load_state_dict(state_dict, *args, **kwargs)
 
     @property
     def hparams(self) -> Any:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ifloo.errors import InputError
+from ifloo.models.decay import decoupled
 from ifloo.objective.batches import Batch, as_made, batch_size, sample_ids
 from ifloo.objective.weights import SampleWeights
 
@@ -78,7 +79,7 @@ class SampleLossModule(L.LightningModule, ABC):
             g["weight_decay"]
             for o in self.trainer.optimizers
             for g in o.param_groups
-            if g.get("weight_decay") and not (recorded and isinstance(o, torch.optim.AdamW))
+            if g.get("weight_decay") and not (recorded and decoupled(o, g))
         ]
         if decays:
             raise InputError(

@@ -1,6 +1,8 @@
 """Floor 1: the objective J(θ; w) in functional form, and what it asks of a model and of data."""
 
-from ifloo.objective.batches import Batch, Identified, Subsample, TrainingData, batch_size, sample_ids
+from ifloo.objective.batches import Batch, Identified, Subsample, TrainingData, batch_size, moved, sample_ids
+from ifloo.objective.diagnosis import diagnose
+from ifloo.objective.findings import Finding, Weight
 from ifloo.objective.functional import FunctionalLosses, differentiable_kernels, scoring
 from ifloo.objective.loaders import sequential
 from ifloo.objective.objective import Objective
@@ -10,6 +12,7 @@ from ifloo.objective.weights import Removal, SampleWeights
 
 __all__ = [
     "Batch",
+    "Finding",
     "FunctionalLosses",
     "Identified",
     "Objective",
@@ -20,8 +23,11 @@ __all__ = [
     "Stationarity",
     "Subsample",
     "TrainingData",
+    "Weight",
     "batch_size",
+    "diagnose",
     "differentiable_kernels",
+    "moved",
     "preflight",
     "sample_ids",
     "scoring",

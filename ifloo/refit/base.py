@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ifloo.errors import InputError, WorkError
+from ifloo.models import as_written
 from ifloo.objective.findings import first_sentence
 from ifloo.refit.finish import NewtonFinish
 from ifloo.refit.newton import Minimum
@@ -48,7 +49,7 @@ class Base:
         wanted = {k: tuple(v.shape) for k, v in module.state_dict().items()}
         found = {k: tuple(v.shape) for k, v in self.state.items()}
         if wanted != found:
-            raise InputError(_of_another_model(self, type(module).__name__, wanted, found))
+            raise InputError(_of_another_model(self, type(as_written(module)).__name__, wanted, found))
         module.load_state_dict(self.state, strict=True)
 
 
@@ -98,11 +99,16 @@ def load_base(path: Path) -> Base:
     return _base(path, content, content[SECTION])
 
 
-def load_elsewhere(path: Path, seed: int, recipe: Recipe) -> Base:
+def load_elsewhere(path: Path, seed: int, said: Mapping[str, Any]) -> Base:
     """Reads a Lightning checkpoint of any Trainer; nothing in it is executed.
 
-    It does not say on which data, with which seed and how the model was trained: the seed and the recipe are those that
-    refits shall have.
+    It does not say on which data, with which seed and how the model was trained: refits have the seed given here, and
+    the recipe that was said. A checkpoint of `fit_base` has its own.
+
+    Args:
+        path: of the file.
+        seed: of refits.
+        said: fields of a `Recipe`; the others are Lightning's defaults.
 
     Raises:
         InputError: the file is missing, unreadable, or no Lightning checkpoint.
@@ -117,7 +123,8 @@ def load_elsewhere(path: Path, seed: int, recipe: Recipe) -> Base:
         )
     if SECTION in content:
         return _base(path, content, content[SECTION])
-    record = {"model_class": None, "seed": seed, "fingerprint": None, "recipe": recipe.compared()}
+    recipe = Recipe(**said).compared()
+    record = {"model_class": None, "seed": seed, "fingerprint": None, "recipe": recipe, "said": dict(said)}
     return _base(path, content, record)
 
 

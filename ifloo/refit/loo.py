@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ifloo.errors import WorkError
 from ifloo.gradients import sample_gradients
-from ifloo.objective import Batch, FunctionalLosses, scoring
+from ifloo.objective import Batch, FunctionalLosses, moved, scoring
 from ifloo.params import ParamSpace
 from ifloo.refit.plan import RefitSettings
 from ifloo.refit.recipe import Refitter
@@ -178,7 +178,9 @@ class LeaveOneOut:
         space = ParamSpace.of(self.base)
         with scoring(self.base):
             theta = space.values_of(self.base)
-            gradients = sample_gradients(FunctionalLosses(self.base, space), theta, self.queries)
+            gradients = sample_gradients(
+                FunctionalLosses(self.base, space), theta, moved(self.queries, theta.device, theta.dtype)
+            )
         return mu, [float(x) for x in gradients.norm(dim=1)]
 
 

@@ -22,6 +22,8 @@ from ifloo.refit.finish import NewtonFinish
 from ifloo.refit.newton import Minimum
 from ifloo.refit.order import SeededOrder
 
+_FULL_NAMES = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # Lightning's, of precisions
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -66,7 +68,7 @@ class Recipe:
             trainer.gradient_clip_val,
             str(trainer.precision),
             trainer.max_steps,
-            trainer.gradient_clip_algorithm,
+            _plain(trainer.gradient_clip_algorithm),
             type(trainer.accelerator).__name__.removesuffix("Accelerator").lower(),
         )
 
@@ -79,7 +81,9 @@ class Recipe:
         """
         names = [one.name for one in dataclasses.fields(cls) if one.name != "accelerator"]
         given = {name: value for name in names if (value := getattr(trainer, name, None)) is not None}
-        return cls(**{**given, "precision": str(given.get("precision", cls.precision))})
+        precision, algorithm = str(given.get("precision", cls.precision)), given.get("gradient_clip_algorithm")
+        as_stored = {"precision": _FULL_NAMES.get(precision, precision), "gradient_clip_algorithm": _plain(algorithm)}
+        return cls(**{**given, **as_stored})
 
     def compared(self) -> dict[str, Any]:
         """The part of it that changes numbers."""
@@ -104,6 +108,11 @@ class Recipe:
             num_sanity_val_steps=0,
             limit_val_batches=0,
         )
+
+
+def _plain(algorithm: Any) -> str | None:
+    """How gradients are clipped, as a string: Lightning's enum in a checkpoint would be code to be loaded."""
+    return None if algorithm is None else str(getattr(algorithm, "value", algorithm)).lower()
 
 
 class _Repeated(L.Callback):

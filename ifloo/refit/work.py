@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ifloo.objective import Batch, SampleWeights, scoring
-from ifloo.objective.batches import as_made, map_tensors
+from ifloo.objective.batches import as_made, moved
 from ifloo.params import ParamSpace
 from ifloo.refit.choice import chosen
 from ifloo.refit.path import RefitPath, RefitTask
@@ -168,10 +168,10 @@ class RefitWork:
 
 def test_losses(module: Any, queries: Batch) -> list[float]:
     """The loss of each test sample, nats, without penalty."""
-    device = next(module.parameters()).device
-    moved = map_tensors(lambda x: x.to(device), queries)
+    weight = next(module.parameters())
+    here = moved(queries, weight.device, weight.dtype)
     with torch.no_grad(), scoring(module):
-        return [float(x) for x in module.sample_losses(as_made(moved))]
+        return [float(x) for x in module.sample_losses(as_made(here))]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from torch.utils.tensorboard.summary import hparams
 from ifloo.agreement import Agreement
 from ifloo.report import notes, projector
 from ifloo.report.hyper_parameters import hyper_parameters
-from ifloo.report.mislabels import self_influences
+from ifloo.report.label_errors import label_errors
+from ifloo.report.mislabels import Mislabels, self_influences
 from ifloo.report.pooled import pooled
 from ifloo.report.sketch import SampleGradients
 from ifloo.report.verdict import Comparison
@@ -43,7 +44,8 @@ _CONTENT = {
     SAMPLES: "IMAGES and TEXT: the training samples that help and harm a test sample most.",
     SCORES: "SCALARS: the score, nats per unit weight, by percentile, from the most helpful to the most harmful "
     "(Smoothing 0 shows it as it is). HISTOGRAMS; DISTRIBUTIONS of all tests, the step is the id of the test.",
-    SELF: "SCALARS, HISTOGRAMS: what training samples do to their own loss, nats; the largest may be wrong labels.",
+    SELF: "SCALARS, HISTOGRAMS: what training samples do to their own loss, nats; the largest may be wrong labels. "
+    "Where wrong labels are known, IMAGES and TEXT: how soon each ranking finds them.",
     SOLVER: "SCALARS: worst relative residual of the tests solved together, by step (take the logarithmic axis).",
     TOGETHER: "SCALARS: the verdict over all refits; HPARAMS shows it beside the settings of each experiment.",
     BY_TEST: "SCALARS: the verdict on each test; the step is the id of the test.",
@@ -73,6 +75,7 @@ class Board:
         scored: Mapping[int, StoredInfluences],
         compared: Mapping[int, Comparison],
         figures: Mapping[int, Mapping[str, Figure]],
+        wrong: Mislabels | None = None,
     ) -> None:
         """Writes the event file and the points of the projector in place of those of an earlier report.
 
@@ -80,6 +83,7 @@ class Board:
             scored: all tests by their ids, with or without a verdict.
             compared: the verdicts.
             figures: pictures of each test, by name.
+            wrong: what rankings find of wrong labels; None where none are known.
 
         Raises:
             InputError: the training data are not those the scores are of.
@@ -99,6 +103,9 @@ class Board:
                     _side_by_side(writer, t, stored.scores)
             for name, values in further.items():
                 _spread(writer, SELF, name.replace("_", " "), values)
+            if wrong is not None:
+                writer.add_text(f"{SELF}/wrong labels", notes.mislabels(wrong))
+                writer.add_figure(f"{SELF}/wrong labels", label_errors(wrong), close=False)
             points = self._points(writer, list(scored.values()), further)
             there = {
                 **dict.fromkeys((SAMPLES, SCORES), True),

@@ -8,6 +8,7 @@ from typing import Any
 from ifloo.agreement import Agreement, Interval
 from ifloo.report.extremes import Extremes
 from ifloo.report.gallery import ConversationSet
+from ifloo.report.mislabels import NAMES, PARTS, Mislabels
 from ifloo.report.plain import markdown, table
 from ifloo.report.pooled import Pooled
 from ifloo.report.style import number, slope_form
@@ -77,6 +78,15 @@ def _between(value: float | None, interval: Interval | None, form: str) -> str:
 def _certificate(t: int, one: Comparison) -> list[str]:
     known = (one.stored.residual, one.stored.error_bound, one.worst_grad_norm, one.noise_floor)
     return [str(t), *("unknown" if x is None else f"{x:.1e}" for x in known), str(one.flagged)]
+
+
+def mislabels(found: Mislabels) -> str:
+    """How many of the labels known to be wrong each ranking finds, beside chance."""
+    counts = {**{NAMES[name]: f"{count}" for name, count in found.found.items()}, "by chance": f"{found.chance:.3g}"}
+    return (
+        f"{found.corrupted} training answers are wrong on purpose. Found among the {found.looked_at} rows that stand "
+        f"first (one in {PARTS}):\n\n" + table(["ranking", "found"], [list(row) for row in counts.items()])
+    )
 
 
 def samples(datamodule: Any, stored: StoredInfluences, answered: str = "") -> str:

@@ -100,7 +100,7 @@ class Reporter:
             save_figure(label_errors(found), self.layout.label_errors)
         write_html(self.layout, self.datamodule, compared, self.outcomes, alone, found)
         try:
-            self._to_tensorboard({t: stored for t, (stored, _) in alone.items()}, compared, figures, k)
+            self._to_tensorboard({t: stored for t, (stored, _) in alone.items()}, compared, figures, k, found)
         except OSError as error:
             raise WorkError(
                 f"TensorBoard's files could not be written to {self.log_dir}: {error.strerror or error}.\n"
@@ -176,11 +176,12 @@ class Reporter:
         compared: Mapping[int, Comparison],
         figures: Mapping[int, Mapping[str, Figure]],
         k: int,
+        wrong: Mislabels | None,
     ) -> None:
         scored = {**{t: one.stored for t, one in compared.items()}, **alone}
         drawn = {**figures, **{t: self._of_scores(stored, k) for t, stored in alone.items()}}
         board = Board(self.layout, self.datamodule, self.log_dir, self.outcomes, self.gradients)
-        board.write(scored, compared, drawn)
+        board.write(scored, compared, drawn, wrong)
 
 
 def _picture(data: Any, id_: int) -> NDArray[np.uint8]:

@@ -16,6 +16,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from ifloo.attribution.curvature_route import refuse_decoupled
 from ifloo.data import AdaptedData, data_as_written
 from ifloo.errors import InputError
 from ifloo.models import Adapted, SampleLossModule, as_written
@@ -149,6 +150,8 @@ def _of_fit(subject: Subject, fit: Fit) -> list[Finding]:
     module, trained, recorded = _copied(subject.module, fit), subject.checkpoint is not None, subject.settings.needs_run
     findings = [*of_settings(fit), *optimizers_of(module, fit)]
     findings += of_decay(module, fit, trained, recorded)
+    if trained and subject.settings.method is None:
+        findings += collected(f"{type(module).__name__}.decoupled_decay", lambda: refuse_decoupled(module, "influence"))
     if trained or not isinstance(module, SampleLossModule):
         return findings
     findings += of_lbfgs(fit)

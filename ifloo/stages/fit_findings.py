@@ -16,10 +16,10 @@ from torch import nn, optim
 
 from ifloo.errors import InputError
 from ifloo.models import Adapted, SampleLossModule, as_written
-from ifloo.models.adapted import COUPLED
+from ifloo.models.decay import COUPLED, decoupled
 from ifloo.objective.findings import Finding, Weight, first_sentence
 from ifloo.params import known_as
-from ifloo.stages.recorder import faults_of_module, faults_of_optimizer, faults_of_trainer
+from ifloo.stages.recorder import KNOWN_RULES, faults_of_module, faults_of_optimizer, faults_of_trainer
 
 
 @dataclass
@@ -152,10 +152,10 @@ def of_decay(module: Any, fit: Fit, trained: bool, recorded: bool) -> list[Findi
         groups = [g for g in optimizer.param_groups if g.get("weight_decay")]
         if not groups or _left_to_penalty(module, optimizer, groups):
             continue
-        if any(_decoupled(optimizer, g) for g in groups):
-            found.append(_decoupled_decay(module, optimizer, groups, trained, recorded))
-        else:
-            found.append(_coupled_decay(module, optimizer, groups, trained))
+        if beside := [g for g in groups if decoupled(optimizer, g)]:
+            found.append(_decoupled_decay(module, optimizer, beside, trained, recorded))
+        if inside := [g for g in groups if not decoupled(optimizer, g)]:
+            found.append(_coupled_decay(module, optimizer, inside, trained))
     return found
 
 
@@ -163,11 +163,7 @@ def _left_to_penalty(module: Any, optimizer: optim.Optimizer, groups: list[dict[
     """Whether this decay is the penalty of an adapted module, which its fit takes out of the optimizer."""
     if not isinstance(module, Adapted) or type(optimizer) not in COUPLED or not module.l2:
         return False
-    return all(g["weight_decay"] == module.l2 and not _decoupled(optimizer, g) for g in groups)
-
-
-def _decoupled(optimizer: optim.Optimizer, group: Mapping[str, Any]) -> bool:
-    return isinstance(optimizer, optim.AdamW) or bool(group.get("decoupled_weight_decay"))
+    return all(g["weight_decay"] == module.l2 and not decoupled(optimizer, g) for g in groups)
 
 
 def _coupled_decay(module: Any, optimizer: optim.Optimizer, groups: list[dict[str, Any]], trained: bool) -> Finding:
@@ -213,7 +209,7 @@ def _decoupled_decay(
     values = sorted({float(g["weight_decay"]) for g in groups})
     what = f"{_of(optimizer)} decays weights by {_numbers(values)} beside the gradient"
     where = f"{_name(module)}.configure_optimizers"
-    if recorded and isinstance(optimizer, optim.AdamW):
+    if recorded and type(optimizer) in KNOWN_RULES:
         return Finding(
             what,
             where,
@@ -226,7 +222,7 @@ def _decoupled_decay(
     return Finding(
         what,
         where,
-        "No penalty has these steps, since Adam scales the gradient and not the decay: "
+        f"No penalty has these steps, since {_of(optimizer)} scales the gradient and not the decay: "
         + _effect(trained, "J does not contain it, and scores through a curvature are of another function."),
         f"Set weight_decay=0 (torch's AdamW has 0.01 by default), {stated} and fit again; or take "
         "attribution.method ifloo.attribution.Unrolled, which differentiates the steps themselves.",

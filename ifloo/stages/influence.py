@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ class InfluenceRun:
         origin: what the checkpoint was made from: settings that change a number (compared), by name.
         overwrite: replace results of other settings.
         recorded: the training run, for methods that follow it.
+        said: how refits shall train, where the checkpoint does not say how it was trained; kept for them.
     """
 
     module: Any
@@ -64,6 +65,7 @@ class InfluenceRun:
     origin: dict[str, JSON]
     overwrite: bool = False
     recorded: RunFolder | None = None
+    said: Mapping[str, JSON] = field(default_factory=dict)
 
     def listed(self, make_trainer: MakeTrainer) -> list[StoredInfluences]:
         """Scores and top-k ids of the test ids listed; those already there are read, not made again.
@@ -162,7 +164,7 @@ class InfluenceRun:
         """The section of the manifest: test samples already scored must be the same, others may join."""
         manifest, queries = Manifest.at(self.layout.manifest), contents_of(self.datamodule, test_ids)
         compared = manifest.joined(name, self._compared(), queries, self._free(), self.overwrite)
-        derived = [self.layout.verdict] if name == "influence" else []
+        derived = self.layout.judged if name == "influence" else []
         return Section(manifest, name, compared, self._free(), paths, derived)
 
     def record(self, name: str, test_ids: Sequence[int]) -> None:
@@ -176,6 +178,7 @@ class InfluenceRun:
             "test_ids": ids if ids == "all" else list(ids),
             "top_k": self.settings.top_k,
             "batch_size": self.settings.batch_size,
+            **({"recipe": dict(self.said)} if self.said else {}),
         }
 
     def _compared(self) -> dict[str, JSON]:

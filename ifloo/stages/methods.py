@@ -95,7 +95,7 @@ class MethodRun:
                 settings,
                 {"test_ids": list(test_ids)},
                 [*self.layout.method_scores_there(method.name), *paths.values()],
-                [self.layout.verdict],
+                self.layout.judged,
             )
             with section.opened(overwrite):
                 missing = [t for t, path in paths.items() if not scores_there(path, stamp, self.layout)]

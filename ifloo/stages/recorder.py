@@ -14,9 +14,12 @@ from torch.utils.data import IterableDataset
 from ifloo.attribution.recorded import State, Update
 from ifloo.attribution.updates import SGD, Adam
 from ifloo.errors import InputError
+from ifloo.models.decay import decoupled
 from ifloo.objective import sample_ids
 from ifloo.params import ParamSpace
 from ifloo.store import RunFolder
+
+KNOWN_RULES = (optim.SGD, optim.Adam, optim.AdamW)  # whose steps can be replayed
 
 
 class RunRecorder(L.Callback):
@@ -96,7 +99,7 @@ def update_of(optimizer: optim.Optimizer) -> Update:
     group = optimizer.param_groups[0]
     if isinstance(optimizer, optim.SGD):
         return SGD(float(group["momentum"]), float(group["dampening"]), bool(group["nesterov"]))
-    decay = float(group["weight_decay"]) if isinstance(optimizer, optim.AdamW) else 0.0
+    decay = float(group["weight_decay"]) if decoupled(optimizer, group) else 0.0
     beta1, beta2 = group["betas"]
     return Adam(float(beta1), float(beta2), float(group["eps"]), decay)
 
@@ -154,7 +157,7 @@ def faults_of_module(module: L.LightningModule) -> list[str]:
 def faults_of_optimizer(optimizer: optim.Optimizer) -> list[str]:
     """Settings of the optimizer that a recorded step would not contain, each with its remedy."""
     group, kind = optimizer.param_groups[0], type(optimizer)
-    if kind not in (optim.SGD, optim.Adam, optim.AdamW):
+    if kind not in KNOWN_RULES:
         return [f"optimizer {kind.__name__}: use SGD, Adam or AdamW"]
     settings = [{k: v for k, v in one.items() if k != "params"} for one in optimizer.param_groups]
     asked = {
@@ -162,7 +165,7 @@ def faults_of_optimizer(optimizer: optim.Optimizer) -> list[str]:
         "amsgrad: leave it out": group.get("amsgrad"),
         "maximize: minimise the negative": group.get("maximize"),
         f"weight decay inside the gradient ({group['weight_decay']}): state it in the module's penalty": (
-            group["weight_decay"] and kind is not optim.AdamW
+            group["weight_decay"] and not decoupled(optimizer, group)
         ),
     }
     return [what for what, found in asked.items() if found]

@@ -64,7 +64,7 @@ def self_influences(run: MethodRun, compared: dict[str, JSON], overwrite: bool) 
     settings = {**compared, "damping": DAMPING, "checkpoints": CHECKPOINTS, **_of_the_scores(run.settings)}
     path = run.layout.self_influence
     manifest = Manifest.at(run.layout.manifest)
-    section = Section(manifest, SECTION, settings, {}, [path], [run.layout.verdict])
+    section = Section(manifest, SECTION, settings, {}, [path], run.layout.judged)
     with section.opened(overwrite):
         narrow = _narrow(run)
         if not path.exists() or (narrow.trained.run is not None and self_influence.load(path).tracin is None):

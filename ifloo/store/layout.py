@@ -39,6 +39,11 @@ class Layout:
         """The page that shows everything in one file."""
         return self.root / "report.html"
 
+    @property
+    def judged(self) -> list[Path]:
+        """What is drawn from scores and refits together, and is of none once either is replaced."""
+        return [self.verdict, self.report]
+
     def scores(self, t: int) -> Path:
         return self.root / f"influences_test_{t}.npz"
 

@@ -44,7 +44,7 @@ def all_tests(problem: Problem, task: Task) -> Outcome:
     if made != len(tests):
         raise AssertionError(f"{made} of {len(tests)} tests were scored: is {run.layout.root} a folder used before?")
     return Outcome(
-        _Written(run.layout, [index[t] for t in tests]),  # type: ignore[arg-type]  # rows by number are all it is asked for
+        _Written(run.layout, [index[t] for t in tests]),
         tests,
         residual=max(_undamped(row["residual"], row.get("undamped_residual")) for row in index.values()),
     )

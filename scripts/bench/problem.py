@@ -100,7 +100,7 @@ def data_of(task: Task) -> MNISTDataModule:
         source="full" if task.root else "embedded",
         train_limit=task.n,
         test_limit=task.tests,
-        dtype=task.dtype,  # type: ignore[arg-type]
+        dtype=task.dtype,
     )
     made.prepare_data()
     made.setup("fit")

@@ -17,13 +17,15 @@ from ifloo.data import MNISTDataModule
 
 
 class Digits(L.LightningDataModule):
-    def __init__(self, train: int = 1000, test: int = 200, batch_size: int = 100) -> None:
+    def __init__(self, train: int = 1000, test: int = 200, batch_size: int = 100, corrupt: float = 0.0) -> None:
         super().__init__()
         self.save_hyperparameters()
 
     def setup(self, stage: str | None = None) -> None:
-        digits = MNISTDataModule(source="embedded", train_limit=self.hparams["train"], test_limit=self.hparams["test"])
+        train, test, corrupt = (self.hparams[name] for name in ("train", "test", "corrupt"))
+        digits = MNISTDataModule(source="embedded", train_limit=train, test_limit=test, corrupt=corrupt)
         digits.setup()
+        self.corrupted_ids = digits.corrupted_ids  # labels wrong on purpose, if any: the verdict counts those found
         self.train, self.test = (
             TensorDataset(part.x.float().view(-1, 1, 28, 28), part.labels)
             for part in (digits.train_set, digits.test_set)

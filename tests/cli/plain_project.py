@@ -49,6 +49,18 @@ class Softmax(L.LightningModule):
         return torch.optim.LBFGS(self.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
 
+class SingleDigits(Digits):
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.sets = [TensorDataset(one.tensors[0].float(), one.tensors[1]) for one in self.sets]
+
+
+class SingleSoftmax(Softmax):
+    def __init__(self, decay: float = 0.0) -> None:
+        super().__init__(decay)
+        self.float()
+
+
 class Contrastive(Softmax):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         z = self.linear(batch[0])

@@ -5,6 +5,8 @@ import re
 import pytest
 import torch
 
+from ifloo.cli import examining
+from ifloo.stages.doctor import at_the_door
 from tests.cli.running import contents, done, ifloo, small
 
 CHECKPOINT = "models/mnist_base.pth"
@@ -141,7 +143,7 @@ WARNING = (
 )
 
 
-def test_every_run_warns_once_at_its_door(tmp_path, caplog):
+def test_every_run_warns_once_at_its_door(tmp_path, caplog, monkeypatch):
     """Also where the setting is that of the fit, and comes from its checkpoint."""
     clip = "--trainer.gradient_clip_val=5"
     scored = ("--attribution.damping=1", "--attribution.top_k=3", "--refit.top_k=1")
@@ -152,8 +154,13 @@ def test_every_run_warns_once_at_its_door(tmp_path, caplog):
         caplog.clear()
         return texts
 
+    looked: list[str | None] = []
+    monkeypatch.setattr(
+        examining, "at_the_door", lambda subject: looked.append(subject.checkpoint) or at_the_door(subject)
+    )
     done(plain(tmp_path, "pipeline", clip, *scored, *refitted, "--refit.replicas=1"))
     assert warned() == [WARNING]
+    assert looked == [None, "models/experiment_base.pth"]  # before the fit, and after it; refits change nothing of it
     done(plain(tmp_path, "influence", *scored))
     assert warned() == [WARNING]
     done(plain(tmp_path, "loo", *scored, *refitted))

@@ -16,11 +16,11 @@ from ifloo.curvature import Hessian
 from ifloo.data import MNISTDataModule
 from ifloo.models import LogisticRegression
 from ifloo.objective import Objective
-from ifloo.refit import NewtonFinish
+from ifloo.refit import NewtonFinish, Recipe
 from ifloo.solvers import CG
 from ifloo.store import influences
 from tests.cli import plain_project
-from tests.cli.running import Outcome, contents, ifloo
+from tests.cli.running import Outcome, contents, done, ifloo
 
 PROJECT = "plain_project_of_a_user"
 QUIET: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -55,11 +55,17 @@ def from_checkpoint(folder: Path, *more: str) -> Outcome:
     return run(folder, "influence", "--ckpt_path=own.ckpt", "--attribution.damping=0.1", *more)
 
 
-def test_a_pipeline_of_a_plain_module_gives_what_the_built_in_one_gives(project):
+@pytest.mark.parametrize(
+    "made",
+    [MADE, (f"--model={PROJECT}.SingleSoftmax", f"--data={PROJECT}.SingleDigits", "--trainer.precision=64-true")],
+    ids=["in 64 bits", "in 64 bits by the Trainer"],
+)
+def test_a_pipeline_of_a_plain_module_gives_what_the_built_in_one_gives(project, made):
     """Same J, so the same minimum and the same scores; refits confirm them."""
-    said = run(
+    said = ifloo(
         project,
         "pipeline",
+        *(*made, "--trainer.accelerator=cpu"),
         *("--adapt.l2=0.1", "--trainer.max_epochs=1", "--trainer.logger=false", "--attribution.test_ids=[2]"),
         *("--trainer.enable_checkpointing=false", "--trainer.enable_model_summary=false", "--refit.null_refits=2"),
         *("--finish.preconditioner.rank=10", "--refit.top_k=4", "--refit.random=4"),
@@ -237,3 +243,56 @@ def test_nothing_in_a_checkpoint_is_executed(project):
         "your own in hyper-parameters and callbacks.\n"
     )
     assert contents(project) == before
+
+
+REFITS = ("--ckpt_path=own.ckpt", "--attribution.damping=0.1", "--attribution.test_ids=[2]", "--refit.top_k=3")
+REFITS += ("--refit.random=3", "--refit.null_refits=1", "--refit.removal=zero_weight", "--adapt.l2=0.1")
+REFITS += ("--finish.after=always", "--finish.preconditioner.rank=10")
+EPOCHS = "--trainer.max_epochs=2"
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "outputs/experiment/manifest.json").read_text())
+
+
+def test_flags_beside_a_checkpoint_of_another_trainer_are_how_refits_train(project):
+    """Said at the scoring or at the refits, once is enough; what was said and what was done are in the manifest."""
+    done(run(project, "influence", *REFITS, EPOCHS, "--trainer.gradient_clip_algorithm=VALUE"))
+    said = {"max_epochs": 2, "gradient_clip_algorithm": "value"}
+    assert manifest(project)["influence"]["recorded"]["recipe"] == said
+    scores = contents(project)["outputs/experiment/influences_test_2.npz"]
+    done(run(project, "influence", *REFITS))  # says nothing, and changes nothing
+    assert manifest(project)["influence"]["recorded"]["recipe"] == said
+    done(run(project, "loo", *REFITS))
+    assert manifest(project)["loo"]["compared"]["recipe"] == {**Recipe().compared(), **said}
+    assert contents(project)["outputs/experiment/influences_test_2.npz"] == scores
+
+
+def test_refits_in_another_way_than_was_said_at_the_scoring(project):
+    done(run(project, "influence", *REFITS, EPOCHS))
+    before = contents(project)
+    asked = (*REFITS, "--trainer.max_epochs=3", "--trainer.precision=64")
+    said = run(project, "loo", *asked)
+    assert said.code == 2
+    assert said.err.endswith(
+        "ifloo: error: outputs/experiment/manifest.json: another way to train was said when the checkpoint own.ckpt, "
+        "which does not say it itself, was scored.\n"
+        "  trainer.max_epochs: then 2, now 3\n"
+        "  Leave these settings out (refits then train as was said), or give them to `ifloo influence` first: it keeps "
+        "the scores that are there.\n"
+    ), said.err
+    assert contents(project) == before
+    done(run(project, "influence", *asked))
+    done(run(project, "loo", *REFITS))
+    assert manifest(project)["loo"]["compared"]["recipe"] == Recipe(max_epochs=3, precision="64-true").compared()
+
+
+def test_a_pipeline_from_a_checkpoint_of_another_trainer_refits_as_flags_say(project):
+    done(run(project, "pipeline", *REFITS, EPOCHS))
+    refits = contents(project)["outputs/experiment/loo_losses_test_2.jsonl"]
+    assert manifest(project)["loo"]["compared"]["recipe"] == Recipe(max_epochs=2).compared()
+    done(run(project, "pipeline", *REFITS))
+    assert contents(project)["outputs/experiment/loo_losses_test_2.jsonl"] == refits
+    said = run(project, "pipeline", *REFITS, "--trainer.max_epochs=1")
+    assert said.code == 2
+    assert "\n  recipe.max_epochs: stored 2, asked 1\n" in said.err

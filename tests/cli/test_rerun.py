@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from ifloo.stages import certified
+from ifloo.stages.certified import content_of
 from tests.cli.running import TESTS, N, contents, done, ifloo, small
 from tests.cli.test_pipeline import lines, read_json, results
 
@@ -24,7 +26,9 @@ def test_other_settings_of_the_scores_are_refused_and_replaced_on_demand(copied)
         refusal("influence", "damping: stored 0.0, asked 0.5", "solver.rtol: stored null, asked 1e-08")
     )
     assert contents(results(copied)) == before
+    assert {"verdict.json", "report.html"} <= before.keys()
     done(small(copied, "influence", "--attribution.damping=0.5", "--overwrite"))
+    assert not {"verdict.json", "report.html"} & contents(results(copied)).keys()  # they showed the old ones
     section = read_json(results(copied) / "manifest.json")["influence"]
     found = (np.load(results(copied) / "influences_test_8.npz")["damping"], section["compared"]["damping"])
     np.testing.assert_array_equal(found, 0.5)
@@ -39,6 +43,7 @@ def test_other_settings_of_the_refits_are_refused_and_replaced_on_demand(copied)
     )
     assert contents(results(copied)) == before
     done(small(copied, "loo", "--refit.removal=zero_weight", "--overwrite", "--refit.random=0", "--refit.top_k=3"))
+    assert not (results(copied) / "report.html").exists()  # it showed the old ones
     assert len(lines(results(copied) / "loo_losses_test_8.jsonl")) == 1 + 6
     assert read_json(results(copied) / "manifest.json")["loo"]["compared"]["removal"] == "zero_weight"
 
@@ -60,6 +65,13 @@ def test_asking_for_more_adds_and_keeps(copied):
         old_controls = {row["id"] for row in before[t] if row.get("control")}
         assert old_controls <= set(recorded["random_ids"])  # the first of one order of all ids
         assert [row["draw"] for row in lines(results(copied) / "null" / f"loo_losses_test_{t}.jsonl")] == [1, 2, 3]
+
+
+def test_refits_hash_a_test_sample_once(copied, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(certified, "content_of", lambda query: hashed.append(query) or content_of(query))
+    done(small(copied, "loo"))
+    assert len(hashed) == 2  # of tests 0 and 8
 
 
 def test_a_new_test_joins_the_refits_that_are_there(copied):

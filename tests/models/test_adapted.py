@@ -1,6 +1,7 @@
 """Plain LightningModules under the contract: their losses, names, hooks and training stay their own."""
 
 import copy
+import functools
 import pickle
 from typing import Any
 
@@ -202,7 +203,18 @@ def test_checkpoints_and_hyper_parameters_are_those_of_the_module(net):
     assert dict(adapted.hparams) == {"hidden": 4}
     other = Adapted(Net())
     other.load_state_dict(adapted.state_dict())
-    assert torch.equal(other.model.head.weight.double(), net.head.weight.float().double())
+    assert torch.equal(other.model.head.weight, net.head.weight)
+
+
+@pytest.mark.parametrize("written", [torch.float64, torch.float32, torch.float16])
+def test_no_digit_of_a_checkpoint_is_lost(written):
+    """Whatever the module was made in: a Trainer with precision 64-true leaves no word of it there."""
+    state = {name: torch.full_like(value, 1 / 3, dtype=written) for name, value in Net().state_dict().items()}
+    module = Adapted(Net())
+    module.load_state_dict(state)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, state[name].to(value.dtype))
+        assert value.dtype == torch.promote_types(written, torch.float32)
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
@@ -232,7 +244,12 @@ def test_decay_of_an_optimizer_is_the_penalty(data, kind):
     torch.testing.assert_close(fitted(lambda n: Adapted(n, l2=0.3)), fitted(lambda n: n), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(("decay", "kind"), [(0.2, torch.optim.SGD), (0.3, torch.optim.AdamW)])
+BESIDE = [functools.partial(getattr(torch.optim, n), decoupled_weight_decay=True) for n in ("Adam", "NAdam", "RAdam")]
+
+
+@pytest.mark.parametrize(
+    ("decay", "kind"), [(0.2, torch.optim.SGD), (0.3, torch.optim.AdamW), *((0.3, kind) for kind in BESIDE)]
+)
 def test_another_decay_is_refused(net, data, decay, kind):
     net.decay, net.kind = decay, kind
     with pytest.raises(InputError) as caught:

@@ -1,5 +1,9 @@
 """Refits through a Trainer: whatever form the batches have, and never on other data than the fit's."""
 
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
 import lightning as L
 import pytest
 import torch
@@ -9,7 +13,7 @@ from ifloo.errors import InputError
 from ifloo.models import LogisticRegression, SampleLossModule
 from ifloo.objective import Objective, SampleWeights, sequential
 from ifloo.objective.loaders import Identified, identified
-from ifloo.refit import NewtonFinish, Recipe, Refitter
+from ifloo.refit import NewtonFinish, Recipe, Refitter, quiet_lightning
 from ifloo.solvers import Nystrom
 
 N, D, C = 30, 4, 3
@@ -94,6 +98,25 @@ def test_a_trainer_that_refits_cannot_repeat_is_refused():
         "max_epochs = 1, limit_train_batches = 0.5, overfit_batches = 0.0.\n"
         "  Set max_epochs; to train on fewer samples limit the data module."
     )
+
+
+TRAINERS: list[dict[str, Any]] = [
+    {"gradient_clip_algorithm": "VALUE", "gradient_clip_val": 1, "precision": 64},
+    {"gradient_clip_algorithm": "norm", "gradient_clip_val": 0.5, "max_steps": 3, "accumulate_grad_batches": 2},
+    {"precision": "bf16"},
+    {},
+]
+
+
+@pytest.mark.parametrize("settings", TRAINERS)
+def test_a_recipe_is_made_of_plain_values_and_is_what_was_said(settings):
+    """Such as a checkpoint may hold and be loaded without running code: no enum of Lightning's."""
+    with quiet_lightning():
+        recipe = Recipe.of(
+            L.Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, **settings)
+        )
+    assert {type(value) for value in dataclasses.asdict(recipe).values()} <= {int, float, str, type(None)}
+    assert Recipe.said(SimpleNamespace(max_epochs=2, **settings)).compared() == recipe.compared()
 
 
 def test_a_training_step_of_ones_own_is_refused():

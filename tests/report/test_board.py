@@ -191,3 +191,34 @@ def test_long_text_is_cut(results, logs):
 
     text = Board(results, logs, data=Data(Long)).text(f"2 helpful and harmful/samples, test {T}")
     assert set(re.findall(r"x+…?", text)) == {"x" * 299 + "…"}
+
+
+class Flipped(Data):
+    """Wrong are the samples of largest loss but one, and those of smallest."""
+
+    corrupted_ids = IDS[np.argsort(-SELF["loss"])[[1, 2, -2, -1]]].tolist()
+
+
+def test_wrong_labels_are_told_and_drawn_beside_self_influence(results, logs):
+    add_self_influence(results)
+    Reporter(results.layout, Flipped(), logs).run([T], 6)
+    read = Board.of(logs)
+    ids, first = np.array(Flipped.corrupted_ids), {name: IDS[np.argsort(-SELF[name])][:4] for name in SELF}
+    layer, loss = (int(np.isin(first[name], ids).sum()) for name in ("last_layer", "loss"))
+    assert loss == 2
+    assert read.text("4 self-influence/wrong labels") == (
+        "4 training answers are wrong on purpose. Found among the 4 rows that stand first (one in 10):\n\n"
+        f"| ranking | found |\n| --- | --- |\n| self-influence by last_layer | {layer} |\n| loss | {loss} |\n"
+        "| by chance | 0.4 |"
+    )
+    (shown,) = read.events.Images("4 self-influence/wrong labels")
+    with Image.open(results.layout.label_errors) as saved:
+        assert shown.width == pytest.approx(saved.width * 100 / 150, rel=0, abs=1)  # dots per inch
+    assert len(Image.open(io.BytesIO(shown.encoded_image_string)).getcolors(1 << 24)) > 20  # something is drawn
+
+
+def test_where_no_label_is_known_to_be_wrong_nothing_is_said_of_them(results, logs):
+    add_self_influence(results)
+    Reporter(results.layout, Data(), logs).run([T], 6)
+    read = Board.of(logs)
+    assert not any("wrong labels" in tag for tags in (read.tags["images"], read.tags["tensors"]) for tag in tags)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +160,13 @@ def test_plain(tmp_path):
     command = [sys.executable, "-m", "ifloo", *words]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
+    (line,) = re.findall(r"^ifloo doctor .*$", (CHECKOUT / "README.md").read_text(), re.MULTILINE)
+    asked = [sys.executable, "-m", "ifloo", *shlex.split(line)[1:]]
+    said = subprocess.run(asked, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.startswith(
+        "DigitCNN, Digits, checkpoint digits.ckpt\n\nwarning        the checkpoint is not at a minimum: |grad J| = "
+    )
     stored = influences.load(tmp_path / "outputs/experiment/influences_test_0.npz")
 
     plain = script("examples.plain")

@@ -160,6 +160,10 @@ def test_vis_draws_what_the_others_made(copied):
     assert verdict["top_k"]["n_refits"] == 20
     assert verdict["method"].startswith("Damped(Hessian, 0.25) / LiSSA(")
     assert len(list((copied / "outputs/mnist/figs").glob("*_test_0.png"))) == 3
+    drawn = [copied / "outputs/mnist" / name for name in ("verdict.json", "report.html")]
+    assert all(path.exists() for path in drawn)
+    done(run(copied, LISSA + SMALL))  # scores anew
+    assert not any(path.exists() for path in drawn)
 
 
 def test_the_solver_flags_name_the_solver(tmp_path, monkeypatch):

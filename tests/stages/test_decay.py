@@ -7,6 +7,7 @@ import torch
 from torch import optim
 
 from ifloo.models import Adapted
+from ifloo.models.decay import COUPLED, decoupled
 from ifloo.objective.findings import Finding, Weight
 from ifloo.stages.fit_findings import of_decay
 from tests.stages.patients import SGD, Plain, Stated, fit_of, loaded
@@ -85,16 +86,48 @@ def test_decay_of_some_parameters():
 ADAMW = functools.partial(optim.AdamW, weight_decay=0.05)
 
 
-@pytest.mark.parametrize(
-    "optimizer", [ADAMW, functools.partial(optim.NAdam, weight_decay=0.05, decoupled_weight_decay=True)]
-)
+OF_OTHERS = [  # Muon takes no biases, and not every version of torch has it
+    *(
+        functools.partial(k, weight_decay=0.05, decoupled_weight_decay=True)
+        for k in (optim.Adam, optim.NAdam, optim.RAdam)
+    ),
+    functools.partial(optim.Adafactor, weight_decay=0.05),
+]
+
+
+@pytest.mark.parametrize("optimizer", [ADAMW, *OF_OTHERS], ids=lambda one: one.func.__name__)
+def test_the_steps_of_a_decay_beside_the_gradient_are_those_of_no_penalty(optimizer):
+    """Where the gradient is zero a decayed weight shrinks by lr · λ, as no function of a gradient does."""
+    parameter = torch.nn.Parameter(torch.full((3,), 2.0, dtype=torch.float64))
+    made = optimizer([parameter], lr=0.1)
+    assert decoupled(made, made.param_groups[0])
+    parameter.grad = torch.zeros_like(parameter)
+    made.step()
+    torch.testing.assert_close(parameter.detach(), torch.full((3,), 2.0 * (1 - 0.1 * 0.05), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", [*COUPLED, optim.RAdam, optim.Adamax, optim.Adadelta])
+def test_a_decay_inside_the_gradient_is_not_decoupled(kind):
+    """The step from θ under a zero loss is that without decay under the gradient λθ."""
+    steps = []
+    for decay, gradient in ((0.05, 0.0), (0.0, 0.05 * 2.0)):
+        parameter = torch.nn.Parameter(torch.full((3,), 2.0, dtype=torch.float64))
+        made = kind([parameter], lr=0.1, weight_decay=decay)
+        parameter.grad = torch.full_like(parameter, gradient)
+        made.step()
+        steps.append(parameter.detach())
+        assert not decoupled(made, made.param_groups[0])
+    torch.testing.assert_close(*steps, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("optimizer", [ADAMW, *OF_OTHERS], ids=lambda one: one.func.__name__)
 def test_decay_beside_the_gradient(optimizer):
     name = optimizer.func.__name__
     assert decay(Stated(optimizer)) == [
         Finding(
             f"{name} decays weights by 0.05 beside the gradient",
             "Stated.configure_optimizers",
-            "No penalty has these steps, since Adam scales the gradient and not the decay: the fit refuses it.",
+            f"No penalty has these steps, since {name} scales the gradient and not the decay: the fit refuses it.",
             "Set weight_decay=0 (torch's AdamW has 0.01 by default), state ½λ‖θ‖² in `penalty` and fit again; or take "
             "attribution.method ifloo.attribution.Unrolled, which differentiates the steps themselves.",
             Weight.FATAL,
@@ -105,7 +138,7 @@ def test_decay_beside_the_gradient(optimizer):
 def test_decay_beside_the_gradient_of_a_plain_module():
     (one,) = decay(Adapted(Plain(ADAMW), l2=0.05), trained=True)
     assert one.consequence == (
-        "No penalty has these steps, since Adam scales the gradient and not the decay: J does not contain it, and "
+        "No penalty has these steps, since AdamW scales the gradient and not the decay: J does not contain it, and "
         "scores through a curvature are of another function."
     )
     assert one.remedy.startswith(
@@ -114,10 +147,11 @@ def test_decay_beside_the_gradient_of_a_plain_module():
     assert one.weight is Weight.WARNING
 
 
-def test_decay_that_is_part_of_a_recorded_step():
-    assert decay(Stated(ADAMW), recorded=True) == [
+@pytest.mark.parametrize("optimizer", [ADAMW, OF_OTHERS[0]], ids=lambda one: one.func.__name__)
+def test_decay_that_is_part_of_a_recorded_step(optimizer):
+    assert decay(Stated(optimizer), recorded=True) == [
         Finding(
-            "AdamW decays weights by 0.05 beside the gradient",
+            f"{optimizer.func.__name__} decays weights by 0.05 beside the gradient",
             "Stated.configure_optimizers",
             "Handled by methods that follow the recorded run: the decay is part of its steps. J does not contain it, "
             "so curvature methods are of another function.",
@@ -125,3 +159,25 @@ def test_decay_that_is_part_of_a_recorded_step():
             Weight.NOTE,
         )
     ]
+
+
+def test_a_step_that_no_recorder_knows_is_no_part_of_a_recording():
+    (one,) = decay(Stated(OF_OTHERS[1]), recorded=True)
+    assert (one.what, one.weight) == ("NAdam decays weights by 0.05 beside the gradient", Weight.FATAL)
+
+
+def test_groups_of_both_kinds_are_two_findings():
+    def both(parameters):
+        weight, bias = parameters
+        beside = {"params": [bias], "weight_decay": 0.2, "decoupled_weight_decay": True}
+        return optim.Adam([{"params": [weight], "weight_decay": 0.1}, beside])
+
+    first, second = decay(Stated(both))
+    assert first.what == "Adam decays weights by 0.2 beside the gradient"
+    assert second.what == "Adam decays weights by 0.1, which J does not contain"
+    assert second.consequence == "It minimises J + ½ · 0.1 · ‖layer.weight‖²: the fit refuses it."
+
+
+def test_decay_beside_the_gradient_is_not_left_to_the_penalty_of_the_same_size():
+    (one,) = decay(Adapted(Plain(OF_OTHERS[0]), l2=0.05))
+    assert (one.what, one.weight) == ("Adam decays weights by 0.05 beside the gradient", Weight.FATAL)

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 from ifloo.data import AdaptedData
 from ifloo.errors import InputError
 from ifloo.models import Adapted
-from ifloo.objective.findings import Finding, Weight
-from ifloo.stages.doctor import Subject, at_the_door, examine
+from ifloo.objective import Finding, Weight
+from ifloo.stages import Subject, examine
+from ifloo.stages.doctor import at_the_door
 from tests.problems import Logistic
 from tests.stages.patients import C, D, Data, N, Noisy, Plain, Stated, Stream, X, Y, dataset, loaded, losses, subject
 
@@ -186,6 +187,20 @@ def test_what_a_recorded_fit_refuses():
     module = Stated(optim.RMSprop)
     assert [one.what for one in found(module, unrolled=True)] == ["optimizer RMSprop, which no recorded step contains"]
     assert found(module) == []
+
+
+def test_a_decay_that_no_curvature_has():
+    class Decayed(Stated):
+        decoupled_decay = 0.05
+
+    first, second = found(Decayed(lambda p: optim.AdamW(p, weight_decay=0.05)), checkpoint="base.pth")[:2]
+    assert first == error(
+        "influence inverts the curvature of J, and this model was trained with a decoupled weight decay of 0.05: the "
+        "decay is part of the optimizer's step and not of J, so that the curvature would be that of another function.",
+        "Decayed.decoupled_decay",
+        "Use the unrolled method, which differentiates the steps themselves, or put the decay into `penalty`.",
+    )
+    assert second.what == "AdamW decays weights by 0.05 beside the gradient"
 
 
 def test_lbfgs_in_batches():

@@ -26,6 +26,10 @@ RUNS = {
     "nesterov": (functools.partial(optim.SGD, lr=0.1, momentum=0.9, nesterov=True), updates.SGD(0.9, nesterov=True)),
     "adam": (functools.partial(optim.Adam, lr=0.02, betas=(0.8, 0.9)), updates.Adam(0.8, 0.9)),
     "adamw": (functools.partial(optim.AdamW, lr=0.02, weight_decay=0.1), updates.Adam(decay=0.1)),
+    "adamw by its flag": (
+        functools.partial(optim.Adam, lr=0.02, weight_decay=0.1, decoupled_weight_decay=True),
+        updates.Adam(decay=0.1),
+    ),
 }
 
 

@@ -1,0 +1,42 @@
+"""How a checkpoint that does not say how it was trained is refitted: as flags and config say, now or at its scoring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from ifloo.cli.inherit import RECIPE
+from ifloo.errors import InputError
+from ifloo.refit import Recipe
+from ifloo.store import Layout, Manifest
+
+
+def said_recipe(given: Namespace, checkpoint: Path, layout: Layout, refitting: bool) -> dict[str, Any]:
+    """Settings of the Trainer that were said, by name; those of the scores in the folder unless said anew.
+
+    Args:
+        given: what flags and config files say, without defaults.
+        checkpoint: from elsewhere.
+        layout: where its scores are, if there are any.
+        refitting: these scores are to be held against refits, and are not made or completed now.
+
+    Raises:
+        InputError: refits are asked for in another way than was said when the model was scored.
+    """
+    trainer = given.get("trainer") or Namespace()
+    asked = Recipe.said(trainer).compared()
+    now = {name: asked[name] for name in RECIPE if name in trainer}
+    recorded = Manifest.at(layout.manifest).sections().get("influence", {}).get("recorded") or {}
+    before = {name: value for name, value in (recorded.get("recipe") or {}).items() if name in RECIPE}
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    if changed and refitting:
+        raise InputError(
+            f"{layout.manifest}: another way to train was said when the checkpoint {checkpoint}, which does not say "
+            "it itself, was scored.\n"
+            + "\n".join(f"  trainer.{name}: then {before[name]!r}, now {now[name]!r}" for name in changed)
+            + "\n  Leave these settings out (refits then train as was said), or give them to `ifloo influence` first: "
+            "it keeps the scores that are there."
+        )
+    return {**before, **now}

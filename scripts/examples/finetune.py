@@ -1,0 +1,55 @@
+"""A CNN fine-tuned around weights it was given: which samples of the fine-tuning helped, proved by refits.
+
+python -m scripts.examples.finetune      two ordinary fits, which leave pretrained.ckpt and finetuned.ckpt; then
+ifloo pipeline --config scripts/examples/finetune.yaml
+"""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector
+from torch.utils.data import DataLoader, Subset
+
+from scripts.examples.plain import DigitCNN, Digits
+
+
+class FineTuned(DigitCNN):
+    """29,066 weights, held near where they start by ½ λ ‖θ − θ₀‖² (L2-SP: Li et al. 2018, arXiv:1802.01483)."""
+
+    start: Tensor
+
+    def __init__(self, pretrained: str = "pretrained.ckpt", decay: float = 0.03, iterations: int = 400) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.load_state_dict(torch.load(pretrained, weights_only=True)["state_dict"])
+        self.register_buffer("start", parameters_to_vector(self.parameters()).detach())
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) + penalty(self)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        settings = {"max_iter": self.hparams["iterations"], "history_size": 50, "line_search_fn": "strong_wolfe"}
+        return torch.optim.LBFGS(self.parameters(), tolerance_grad=1e-9, tolerance_change=0, **settings)
+
+
+def penalty(model: FineTuned) -> Tensor:
+    away = parameters_to_vector(model.parameters()) - model.start
+    return 0.5 * model.hparams["decay"] * away.square().sum()
+
+
+def fitted(model: DigitCNN, data: DataLoader, epochs: int, checkpoint: str) -> None:
+    trainer = L.Trainer(
+        max_epochs=epochs, precision="64-true", accelerator="cpu", logger=False, enable_checkpointing=False
+    )
+    trainer.fit(model, data)
+    trainer.save_checkpoint(checkpoint)
+
+
+if __name__ == "__main__":
+    L.seed_everything(0)
+    digits = Digits(train=5000)
+    digits.setup()
+    fitted(DigitCNN(), DataLoader(Subset(digits.train, range(4000, 5000)), 100, shuffle=True), 60, "pretrained.ckpt")
+    fitted(FineTuned(), DataLoader(Subset(digits.train, range(4000)), 4000), 1, "finetuned.ckpt")
