@@ -1,4 +1,4 @@
-"""The callback that finishes a convex fit, and measures the end of any."""
+"""The callback that finishes a fit at the minimum of its J, and measures the end of any."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from ifloo.objective import FunctionalLosses, Objective, TrainingData, scoring, 
 from ifloo.objective.loaders import as_given
 from ifloo.params import ParamSpace
 from ifloo.refit.newton import Inner, Minimum, newton_cg
-from ifloo.solvers import Nystrom, Preconditioner
+from ifloo.refit.trust_region import trust_region
+from ifloo.solvers import Nystrom, Preconditioner, SolveError
 
 logger = logging.getLogger(__name__)
+NEARER = 1e-3  # of ‖∇J‖: where the preconditioner is made anew, where J is not convex
 REACHABLE = {torch.float64: 1e-10, torch.float32: 3e-6}
 
 
 class NewtonFinish(L.Callback):
-    """After training: Newton-CG on the same J(θ; w) to a small ‖∇J‖, or ‖∇J‖ measured where that is not asked for.
+    """After training: Newton steps on the same J(θ; w) to a small ‖∇J‖, or ‖∇J‖ measured where that is not asked for.
+
+    Where the module knows that J is strongly convex the steps are those of `newton_cg`, elsewhere of `trust_region`.
 
     One instance may serve many fits on the same training data: the data and the preconditioner are kept.
 
@@ -34,7 +38,7 @@ class NewtonFinish(L.Callback):
         self,
         after: Literal["lbfgs", "always", "never"] = "lbfgs",
         tolerance: float | None = None,
-        max_steps: int = 20,
+        max_steps: int = 100,
         preconditioner: Preconditioner | None = None,
         keep_graph: bool = True,
         inner_dtype: Literal["float32", "float64"] | None = None,
@@ -43,7 +47,7 @@ class NewtonFinish(L.Callback):
         """Settings.
 
         Args:
-            after: which fits to finish; L-BFGS is what minimises a fixed convex J.
+            after: which fits to finish; L-BFGS is what minimises a fixed J.
             tolerance: ‖∇J‖ to reach; None: 1e-10 in float64, 3e-6 in float32.
             max_steps: Newton steps.
             preconditioner: of the inner CG; None: `Nystrom()`.
@@ -119,14 +123,31 @@ class NewtonFinish(L.Callback):
 
     def _finish(self, objective: Objective, theta: torch.Tensor) -> Minimum:
         tolerance = self.tolerance or REACHABLE.get(theta.dtype, REACHABLE[torch.float32])
-        if self._inner is None and float(objective.gradient(theta).norm()) > tolerance:
-            self._inner = self._prepared_inner(objective, theta)
-        return newton_cg(objective, theta, tolerance, self.max_steps, self._inner)
+        convex = getattr(objective.losses.module, "strong_convexity", lambda: None)() is not None
+        if self._inner is None and (norm := float(objective.gradient(theta).norm())) > tolerance:
+            self._inner = self._prepared_inner(objective, theta) if convex else self._inner_here(objective, theta)
+            if not convex and (halfway := NEARER * norm) > tolerance:
+                # The Hessian of the start is not that of the minimum: its preconditioner would do less and less.
+                theta = trust_region(objective, theta, halfway, self.max_steps, self._inner).theta
+                self._inner = self._inner_here(objective, theta)
+        minimise = newton_cg if convex else trust_region
+        return minimise(objective, theta, tolerance, self.max_steps, self._inner)
+
+    def _inner_here(self, objective: Objective, theta: torch.Tensor) -> Inner:
+        """With a preconditioner where the Hessian is positive definite, and without one elsewhere."""
+        try:
+            return self._prepared_inner(objective, theta)
+        except SolveError as error:
+            logger.info("finish: no preconditioner. %s", error)
+            return self._plain_inner(theta)
 
     def _prepared_inner(self, objective: Objective, theta: torch.Tensor) -> Inner:
         """Shared by all fits: where the preconditioner was made changes the number of steps only."""
+        inner = self._plain_inner(theta)
+        return replace(inner, preconditioner=self.preconditioner.prepare(inner.hessian(objective, theta)))
+
+    def _plain_inner(self, theta: torch.Tensor) -> Inner:
         assert self._data is not None
         wanted = getattr(torch, self.inner_dtype) if self.inner_dtype else theta.dtype
         data = None if wanted == theta.dtype else TrainingData(self._data.loader, theta.device, wanted)
-        inner = Inner(None, self.keep_graph, data)
-        return replace(inner, preconditioner=self.preconditioner.prepare(inner.hessian(objective, theta)))
+        return Inner(None, self.keep_graph, data)

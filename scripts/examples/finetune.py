@@ -4,6 +4,7 @@ python -m scripts.examples.finetune      two ordinary fits, which leave pretrain
 ifloo pipeline --config scripts/examples/finetune.yaml
 """
 
+import sys
 from typing import Any
 
 import lightning as L
@@ -20,7 +21,7 @@ class FineTuned(DigitCNN):
 
     start: Tensor
 
-    def __init__(self, pretrained: str = "pretrained.ckpt", decay: float = 0.03, iterations: int = 400) -> None:
+    def __init__(self, pretrained: str = "pretrained.ckpt", decay: float = 0.05, iterations: int = 400) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.load_state_dict(torch.load(pretrained, weights_only=True)["state_dict"])
@@ -48,8 +49,10 @@ def fitted(model: DigitCNN, data: DataLoader, epochs: int, checkpoint: str) -> N
 
 
 if __name__ == "__main__":
+    wrong = float(sys.argv[1]) if len(sys.argv) > 1 else 0.0  # share of the labels to flip: are they found?
     L.seed_everything(0)
-    digits = Digits(train=5000)
-    digits.setup()
-    fitted(DigitCNN(), DataLoader(Subset(digits.train, range(4000, 5000)), 100, shuffle=True), 60, "pretrained.ckpt")
-    fitted(FineTuned(), DataLoader(Subset(digits.train, range(4000)), 4000), 1, "finetuned.ckpt")
+    clean, given = Digits(train=5000), Digits(train=4000, corrupt=wrong)
+    for digits in (clean, given):
+        digits.setup()
+    fitted(DigitCNN(), DataLoader(Subset(clean.train, range(4000, 5000)), 100, shuffle=True), 60, "pretrained.ckpt")
+    fitted(FineTuned(), DataLoader(given.train, 4000), 1, "finetuned.ckpt")
