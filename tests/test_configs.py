@@ -67,3 +67,11 @@ def test_a_config_instantiates_after_a_fit(tmp_path, config):
         made = parsed(tmp_path, command, config, quick)
         assert made["base"] is not None
         assert made["experiment"] == config.stem
+
+
+@pytest.mark.parametrize(("said", "run"), [((), "flips"), (("--trainer.logger.init_args.name=mine",), "mine")])
+def test_a_run_is_named_after_its_experiment(tmp_path, said, run):
+    """One folder for the fit and its report, whatever the experiment; a name that is given stays."""
+    config = CHECKOUT / "configs" / "mnist.yaml"
+    made = parsed(tmp_path, "pipeline", config, ["--experiment=flips", "--data.source=embedded", *said])
+    assert Path(made["trainer"].logger.log_dir) == Path("lightning_logs") / run

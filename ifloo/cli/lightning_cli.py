@@ -109,6 +109,7 @@ class IflooCLI(LightningCLI):
         A fit is asked for with all its settings: a checkpoint of others is replaced on demand only.
         """
         config = self.config[self.subcommand]
+        _name_run(config, self.given)
         if self.elsewhere is not None:
             said = said_recipe(self.given, self.elsewhere, self.layout, self.subcommand == "loo")
             self.base = load_elsewhere(self.elsewhere, config.seed_everything, said)
@@ -194,6 +195,15 @@ class IflooCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         (self.work or commands.COMMANDS[subcommand])(self.setup)
+
+
+def _name_run(config: Namespace, given: Namespace) -> None:
+    """A TensorBoard logger that is given no name writes where the report does: into the run of the experiment."""
+    logger, said = config.trainer.logger, (given.get("trainer") or Namespace()).get("logger")
+    if not isinstance(said, Namespace) or not said.class_path.endswith(".TensorBoardLogger"):
+        return
+    if "name" not in (said.get("init_args") or Namespace()):
+        logger.init_args.name = config.experiment
 
 
 def _refuse_finish(finish: NewtonFinish) -> None:
