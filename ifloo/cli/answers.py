@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ifloo.objective import Batch, OutputLosses, scoring
-from ifloo.objective.batches import as_made, map_tensors
+from ifloo.objective.batches import as_made, moved
 from ifloo.report.gallery import ConversationSet
 from ifloo.store import JSON
 
@@ -113,5 +113,5 @@ def _until(ids: Sequence[int], end: int) -> list[int]:
 
 
 def _moved(batch: Batch, module: Any) -> Batch:
-    device = next(module.parameters()).device
-    return map_tensors(lambda x: x.to(device), batch)
+    weight = next(module.parameters())
+    return moved(batch, weight.device, weight.dtype)

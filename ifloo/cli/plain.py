@@ -11,7 +11,7 @@ import lightning as L
 
 from ifloo.data import AdaptedData, serves_attribution
 from ifloo.errors import InputError
-from ifloo.models import Adapted, SampleLossModule
+from ifloo.models import Adapted, AdaptedOutputs, LossesOfOutputs, SampleLossModule
 from ifloo.store import JSON
 
 
@@ -22,6 +22,9 @@ class Adaptation:
     Attributes:
         sample_losses: dotted name of a function (model, batch) -> [b], nats, unreduced, without penalty; null: the
             module's training_step is run on batches of one.
+        outputs: dotted name of a function (model, batch) -> [b, ...], such as logits, in place of sample_losses and
+            together with output_losses: Gauss-Newton and predicted classes need them.
+        output_losses: dotted name of a function (outputs, batch) -> [b], nats, convex in the outputs.
         penalty: dotted name of a function (model) -> [], nats; null: none beside `l2`.
         l2: λ of the penalty ½λ‖θ‖²; what an optimizer's weight_decay that adds λθ to the gradient amounts to.
         still: fits take no step of the module's own optimizer and leave everything to the Newton finish: for warm
@@ -29,6 +32,8 @@ class Adaptation:
     """
 
     sample_losses: str | None = None
+    outputs: str | None = None
+    output_losses: str | None = None
     penalty: str | None = None
     l2: float = 0.0
     still: bool = False
@@ -46,13 +51,25 @@ class Adaptation:
                     "modules that do not.\n  Leave them out."
                 )
             return module
-        losses = dotted(self.sample_losses, "adapt.sample_losses") if self.sample_losses else None
         penalty = dotted(self.penalty, "adapt.penalty") if self.penalty else None
+        if self.outputs or self.output_losses:
+            return AdaptedOutputs(module, self._of_outputs(), penalty, self.l2, self.still)
+        losses = dotted(self.sample_losses, "adapt.sample_losses") if self.sample_losses else None
         return Adapted(module, losses, penalty, self.l2, self.still)
+
+    def _of_outputs(self) -> LossesOfOutputs:
+        if self.sample_losses or not (self.outputs and self.output_losses):
+            raise InputError(
+                f"The losses of a sample are stated by adapt.sample_losses alone, or by adapt.outputs and "
+                f"adapt.output_losses together; got sample_losses {self.sample_losses}, outputs {self.outputs}, "
+                f"output_losses {self.output_losses}.\n  Give one of the two."
+            )
+        return LossesOfOutputs(dotted(self.outputs, "adapt.outputs"), dotted(self.output_losses, "adapt.output_losses"))
 
     def compared(self) -> dict[str, JSON]:
         """The part of it that changes numbers."""
-        return {"sample_losses": self.sample_losses, "penalty": self.penalty, "l2": self.l2}
+        parts = {"outputs": self.outputs, "output_losses": self.output_losses} if self.outputs else {}
+        return {"sample_losses": self.sample_losses, **parts, "penalty": self.penalty, "l2": self.l2}
 
 
 def dotted(path: str, setting: str) -> Callable[..., Any]:

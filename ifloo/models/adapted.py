@@ -103,7 +103,7 @@ class Adapted(SampleLossModule):
 
     def again(self, model: L.LightningModule) -> Adapted:
         """Another module of the same class, adapted in the same way."""
-        return Adapted(model, self.losses, self.own_penalty, self.l2, self.still)
+        return type(self)(model, self.losses, self.own_penalty, self.l2, self.still)
 
     def on_train_start(self) -> None:
         """Leaves to the penalty what an optimizer would decay by the same λ; refuses any other decay."""

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector
 from torch.utils.data import DataLoader, Subset
 
@@ -21,7 +22,7 @@ class FineTuned(DigitCNN):
 
     start: Tensor
 
-    def __init__(self, pretrained: str = "pretrained.ckpt", decay: float = 0.05, iterations: int = 400) -> None:
+    def __init__(self, pretrained: str = "pretrained.ckpt", decay: float = 0.1, iterations: int = 400) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.load_state_dict(torch.load(pretrained, weights_only=True)["state_dict"])
@@ -33,6 +34,14 @@ class FineTuned(DigitCNN):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         settings = {"max_iter": self.hparams["iterations"], "history_size": 50, "line_search_fn": "strong_wolfe"}
         return torch.optim.LBFGS(self.parameters(), tolerance_grad=1e-9, tolerance_change=0, **settings)
+
+
+def outputs(model: FineTuned, batch: Any) -> Tensor:
+    return model(batch[0])
+
+
+def output_losses(logits: Tensor, batch: Any) -> Tensor:
+    return cross_entropy(logits, batch[1], reduction="none")
 
 
 def penalty(model: FineTuned) -> Tensor:
@@ -54,5 +63,5 @@ if __name__ == "__main__":
     clean, given = Digits(train=5000), Digits(train=4000, corrupt=wrong)
     for digits in (clean, given):
         digits.setup()
-    fitted(DigitCNN(), DataLoader(Subset(clean.train, range(4000, 5000)), 100, shuffle=True), 60, "pretrained.ckpt")
+    fitted(DigitCNN(), DataLoader(Subset(clean.train, range(4000, 5000)), 100, shuffle=True), 20, "pretrained.ckpt")
     fitted(FineTuned(), DataLoader(given.train, 4000), 1, "finetuned.ckpt")

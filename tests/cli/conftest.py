@@ -1,11 +1,15 @@
 """A small experiment, made once; tests that change it work on a copy."""
 
 import shutil
+import sys
 from pathlib import Path
 
+import lightning as L
 import pytest
 
+from tests.cli import plain_project
 from tests.cli.image_text import TINY, N
+from tests.cli.plain_running import PROJECT, QUIET
 from tests.cli.running import done, ifloo, small
 
 
@@ -36,3 +40,22 @@ def image_text(image_text_rows, tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     done(ifloo(folder, "pipeline", *TINY, *image_text_rows))
     return folder
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A folder with the project in it and a checkpoint of its own Trainer, at a minimum."""
+    shutil.copy(plain_project.__file__, tmp_path / f"{PROJECT}.py")
+    sys.path.insert(0, str(tmp_path))
+    sys.modules.pop(PROJECT, None)
+    try:
+        module = __import__(PROJECT)
+        trainer = L.Trainer(max_epochs=1, accelerator="cpu", enable_checkpointing=False, **QUIET)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path)
+            trainer.fit(module.Softmax(), datamodule=module.Digits())
+            trainer.save_checkpoint("own.ckpt", weights_only=True)
+        yield tmp_path
+    finally:
+        sys.path.remove(str(tmp_path))
+        sys.modules.pop(PROJECT, None)

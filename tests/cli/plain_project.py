@@ -67,6 +67,14 @@ class Contrastive(Softmax):
         return cross_entropy(z @ z.T, torch.arange(len(z)))
 
 
+def outputs(model: Softmax, batch: Any) -> Tensor:
+    return model.linear(batch[0])
+
+
+def output_losses(z: Tensor, batch: Any) -> Tensor:
+    return cross_entropy(z, batch[1], reduction="none")
+
+
 def losses(model: Softmax, batch: Any) -> Tensor:
     return cross_entropy(model.linear(batch[0]), batch[1], reduction="none")
 

@@ -1,8 +1,6 @@
 """Plain modules and plain data on the command line: from a foreign checkpoint, or all the way to a verdict."""
 
 import json
-import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +18,8 @@ from ifloo.refit import NewtonFinish, Recipe
 from ifloo.solvers import CG
 from ifloo.store import influences
 from tests.cli import plain_project
+from tests.cli.plain_running import LOSSES, MADE, PROJECT, QUIET, from_checkpoint, run
 from tests.cli.running import Outcome, contents, done, ifloo
-
-PROJECT = "plain_project_of_a_user"
-QUIET: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-MADE = (f"--model={PROJECT}.Softmax", f"--data={PROJECT}.Digits", "--trainer.accelerator=cpu")
-LOSSES = f"--adapt.sample_losses={PROJECT}.losses"
-
-
-@pytest.fixture
-def project(tmp_path):
-    """A folder with the project in it and a checkpoint of its own Trainer, at a minimum."""
-    shutil.copy(plain_project.__file__, tmp_path / f"{PROJECT}.py")
-    sys.path.insert(0, str(tmp_path))
-    sys.modules.pop(PROJECT, None)
-    try:
-        module = __import__(PROJECT)
-        trainer = L.Trainer(max_epochs=1, accelerator="cpu", enable_checkpointing=False, **QUIET)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(tmp_path)
-            trainer.fit(module.Softmax(), datamodule=module.Digits())
-            trainer.save_checkpoint("own.ckpt", weights_only=True)
-        yield tmp_path
-    finally:
-        sys.path.remove(str(tmp_path))
-        sys.modules.pop(PROJECT, None)
-
-
-def run(folder: Path, command: str, *more: str) -> Outcome:
-    return ifloo(folder, command, *MADE, *more)
-
-
-def from_checkpoint(folder: Path, *more: str) -> Outcome:
-    return run(folder, "influence", "--ckpt_path=own.ckpt", "--attribution.damping=0.1", *more)
 
 
 @pytest.mark.parametrize(
