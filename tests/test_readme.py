@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from ifloo.__main__ import main
 from ifloo.cli.lightning_cli import IflooCLI
+from scripts.examples.plain import DigitCNN
 from tests.cli.running import CHECKOUT, call
 
 README = CHECKOUT / "README.md"
@@ -69,7 +71,7 @@ def script_parses(folder: Path, path: str, arguments: Sequence[str]) -> None:
 
 
 def check(folder: Path, line: str) -> None:
-    words = shlex.split(line)
+    words = shlex.split(re.sub(r"-m (scripts)\.(\w+)\.(\w+)", r"\1/\2/\3.py", line))  # a script as a module
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):  # VARIABLE=value before the command
         words = words[1:]
     if words[:1] == ["ifloo"]:
@@ -92,9 +94,10 @@ def check(folder: Path, line: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Looks like the checkout to a command, and is not it."""
+    """Looks like the checkout to a command, and is not it; holds what its commands before left there."""
     for name in ("configs", "scripts"):
         (tmp_path / name).symlink_to(CHECKOUT / name)
+    torch.save({"state_dict": DigitCNN().state_dict()}, tmp_path / "pretrained.ckpt")
     return tmp_path
 
 
