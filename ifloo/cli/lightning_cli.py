@@ -111,7 +111,7 @@ class IflooCLI(LightningCLI):
         config = self.config[self.subcommand]
         _name_run(config, self.given)
         if self.elsewhere is not None:
-            said = said_recipe(self.given, self.elsewhere, self.layout, self.subcommand == "loo")
+            said = said_recipe(self.given, self.elsewhere, self.layout, self.subcommand == "loo", config.overwrite)
             self.base = load_elsewhere(self.elsewhere, config.seed_everything, said)
             inherit(config, self.given, self.base)
         elif self.subcommand in ("fit", "pipeline", "doctor"):

@@ -121,7 +121,7 @@ class AdaptedData(L.LightningDataModule):
     @property
     def corrupted_ids(self) -> tuple[int, ...]:
         """Training ids whose labels the data module says are wrong on purpose; none where it says nothing."""
-        return tuple(getattr(self.data, "corrupted_ids", ()))
+        return tuple(int(i) for i in getattr(self.data, "corrupted_ids", None) or ())
 
     def prepare_data(self) -> None:
         self.data.prepare_data()

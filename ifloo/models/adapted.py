@@ -121,8 +121,8 @@ class Adapted(SampleLossModule):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Puts weights into the module, with all their digits: weights of 64 bits make it one of 64 bits."""
-        tensors = [v for v in state_dict.values() if isinstance(v, Tensor) and v.is_floating_point()]
-        if {v.dtype for v in tensors} == {torch.float64}:  # a Trainer with precision 64-true leaves no word of it
+        # A Trainer with precision 64-true leaves no word of it in the module.
+        if any(isinstance(v, Tensor) and v.dtype is torch.float64 for v in state_dict.values()):
             self.model.to(torch.float64)
         return self.model.load_state_dict(state_dict, *args, **kwargs)
 

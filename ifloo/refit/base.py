@@ -108,7 +108,8 @@ def load_elsewhere(path: Path, seed: int, said: Mapping[str, Any]) -> Base:
     Args:
         path: of the file.
         seed: of refits.
-        said: fields of a `Recipe`; the others are Lightning's defaults.
+        said: fields of a `Recipe`. Left out: one epoch (or, where steps are limited, as many as these take), the
+            precision that weights of 64 bits show, else Lightning's defaults.
 
     Raises:
         InputError: the file is missing, unreadable, or no Lightning checkpoint.
@@ -123,7 +124,11 @@ def load_elsewhere(path: Path, seed: int, said: Mapping[str, Any]) -> Base:
         )
     if SECTION in content:
         return _base(path, content, content[SECTION])
-    recipe = Recipe(**said).compared()
+    found: dict[str, Any] = {"max_epochs": -1} if "max_steps" in said else {}
+    base = _base(path, content, {})
+    if any(v.dtype is torch.float64 for v in base.state.values()):
+        found["precision"] = "64-true"
+    recipe = Recipe(**{**found, **said}).compared()
     record = {"model_class": None, "seed": seed, "fingerprint": None, "recipe": recipe, "said": dict(said)}
     return _base(path, content, record)
 

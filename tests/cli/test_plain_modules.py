@@ -1,6 +1,7 @@
 """Plain modules and plain data on the command line: from a foreign checkpoint, or all the way to a verdict."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +232,7 @@ def test_flags_beside_a_checkpoint_of_another_trainer_are_how_refits_train(proje
     done(run(project, "influence", *REFITS))  # says nothing, and changes nothing
     assert manifest(project)["influence"]["recorded"]["recipe"] == said
     done(run(project, "loo", *REFITS))
-    assert manifest(project)["loo"]["compared"]["recipe"] == {**Recipe().compared(), **said}
+    assert manifest(project)["loo"]["compared"]["recipe"] == {**Recipe(precision="64-true").compared(), **said}
     assert contents(project)["outputs/experiment/influences_test_2.npz"] == scores
 
 
@@ -257,9 +258,30 @@ def test_refits_in_another_way_than_was_said_at_the_scoring(project):
 def test_a_pipeline_from_a_checkpoint_of_another_trainer_refits_as_flags_say(project):
     done(run(project, "pipeline", *REFITS, EPOCHS))
     refits = contents(project)["outputs/experiment/loo_losses_test_2.jsonl"]
-    assert manifest(project)["loo"]["compared"]["recipe"] == Recipe(max_epochs=2).compared()
+    assert manifest(project)["loo"]["compared"]["recipe"] == Recipe(max_epochs=2, precision="64-true").compared()
     done(run(project, "pipeline", *REFITS))
     assert contents(project)["outputs/experiment/loo_losses_test_2.jsonl"] == refits
+    before = contents(project)
     said = run(project, "pipeline", *REFITS, "--trainer.max_epochs=1")
     assert said.code == 2
-    assert "\n  recipe.max_epochs: stored 2, asked 1\n" in said.err
+    assert "\n  trainer.max_epochs: then 2, now 1\n" in said.err
+    assert contents(project) == before
+    done(run(project, "pipeline", *REFITS))  # what was refused is not remembered
+
+
+def test_another_checkpoint_takes_nothing_of_what_was_said_of_the_first(project):
+    done(from_checkpoint(project, EPOCHS))
+    shutil.copy(project / "own.ckpt", project / "other.ckpt")
+    done(run(project, "influence", "--ckpt_path=other.ckpt", "--attribution.damping=0.2", "--overwrite"))
+    assert "recipe" not in manifest(project)["influence"]["recorded"]
+
+
+@pytest.mark.parametrize("part", ["limit_train_batches=0.5", "overfit_batches=2"])
+def test_refits_on_part_of_the_data(project, part):
+    said = from_checkpoint(project, f"--trainer.{part}")
+    assert said.code == 2
+    limit, overfit = ("0.5", "None") if "limit" in part else ("None", "2")
+    assert said.err == (
+        "ifloo: error: Refits train on all the data, as J is over all of it; got limit_train_batches = "
+        f"{limit}, overfit_batches = {overfit}.\n  To train on fewer samples limit the data module.\n"
+    )

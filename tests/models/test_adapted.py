@@ -215,6 +215,9 @@ def test_no_digit_of_a_checkpoint_is_lost(written):
     for name, value in module.state_dict().items():
         assert torch.equal(value, state[name].to(value.dtype))
         assert value.dtype == torch.promote_types(written, torch.float32)
+    mixed = {name: value.double() if name == "head.weight" else value for name, value in Net().state_dict().items()}
+    module.load_state_dict(mixed)
+    assert all(torch.equal(value, mixed[name].double()) for name, value in module.double().state_dict().items())
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
