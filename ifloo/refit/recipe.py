@@ -41,7 +41,7 @@ class Recipe:
 
     max_epochs: int = 1
     accumulate_grad_batches: int = 1
-    gradient_clip_val: float | None = None
+    gradient_clip_val: int | float | None = None
     precision: str = "32-true"
     max_steps: int = -1
     gradient_clip_algorithm: str | None = None
