@@ -1,4 +1,4 @@
-"""Data modules: where the samples come from, each with an id that no limit, shuffle or batch size changes."""
+"""Data modules and data sets; every sample has an id that does not depend on limits, shuffling or the batch size."""
 
 from ifloo.data.adapted import AdaptedData, Samples, data_as_written, serves_attribution
 from ifloo.data.digits import DigitSet

@@ -1,4 +1,4 @@
-"""Any LightningDataModule as the commands need it: samples by id, their content, something to show of each."""
+"""Adapter for plain LightningDataModules: samples by id, a hash of their content, an image and a caption of each."""
 
 from __future__ import annotations
 
@@ -17,18 +17,23 @@ from ifloo.errors import InputError
 from ifloo.objective.batches import ID_KEYS, Batch, Identified, as_made, batch_size, fetched, sample_ids, tensors_of
 from ifloo.objective.loaders import as_given, identified, sequential
 
-AT_ONCE = 512  # samples in memory while they are read once
-SMALLEST = 4  # pixels of a side: what is smaller is no picture
+AT_ONCE = 512  # samples per batch while the data are read once
+SMALLEST = 4  # smallest side of an image, pixels: smaller tensors are not shown as images
 
 
 class Samples:
-    """The samples behind a loader, by id: key `idx` or `sample_index`, the third item, else the position."""
+    """Samples of a loader, accessed by id: key `idx` or `sample_index`, the third item, else the position.
+
+    Args:
+        loader: Loader over a fixed set of samples.
+        where: Name of the data in error messages.
+    """
 
     def __init__(self, loader: DataLoader, where: str) -> None:
-        """Reads the data once if the batches carry ids.
+        """Reads all data once if the batches carry ids.
 
         Raises:
-            InputError: no fixed set of samples is behind the loader, or an id occurs twice.
+            InputError: If the loader has no fixed set of samples, or an id occurs twice.
         """
         self.loader, self.where = sequential(loader, AT_ONCE), where
         self.dataset, self.collate = as_given(self.loader)
@@ -44,10 +49,10 @@ class Samples:
         return len(self.ids)
 
     def batch(self, ids: Sequence[int]) -> Identified:
-        """The samples with these ids, in this order.
+        """Returns the samples with these ids, in this order.
 
         Raises:
-            InputError: an id that is not there.
+            InputError: If an id does not exist.
         """
         for i in ids:
             if int(i) not in self._row_of:
@@ -56,18 +61,18 @@ class Samples:
                     f"{self.where}: id {int(i)} is not there; {len(known)} samples have ids within {min(known)}.."
                     f"{max(known)}.\n  Choose another id."
                 )
-        made = self._collated([self._row_of[int(i)] for i in ids])
-        return Identified(made, torch.tensor([int(i) for i in ids], dtype=torch.int64))
+        batch = self._collated([self._row_of[int(i)] for i in ids])
+        return Identified(batch, torch.tensor([int(i) for i in ids], dtype=torch.int64))
 
     def picture(self, id_: int) -> UInt8[np.ndarray, "..."] | None:
-        """The first image-shaped tensor of a sample, its values stretched to 0..255; None where there is none."""
+        """Returns the first image-shaped tensor of a sample, scaled to 0..255; None if it has none."""
         for tensor in tensors_of(self._one(id_)):
             if (image := _image(tensor)) is not None:
                 return image
         return None
 
     def caption(self, id_: int) -> str:
-        """The first single number of a sample that is not its id, such as its label; empty where there is none."""
+        """Returns the first scalar of a sample that is not its id, such as its label; empty if it has no scalar."""
         for tensor in _without_ids(self._one(id_)):
             if tensor.ndim == 1 or (tensor.ndim == 2 and tensor.shape[1] == 1):
                 value = tensor.reshape(-1)[0].item()
@@ -75,7 +80,7 @@ class Samples:
         return ""
 
     def contents(self) -> Iterator[Batch]:
-        """All samples in order, a few hundred at a time."""
+        """Iterates over all samples in order, in batches of `AT_ONCE`."""
         return iter(self.loader)
 
     def _one(self, id_: int) -> Batch:
@@ -87,23 +92,23 @@ class Samples:
     def _ids(self) -> Tensor:
         if sample_ids(self._collated([0])) is None:
             return torch.arange(len(self.dataset))
-        found = [sample_ids(batch) for batch in self.loader]
-        return torch.cat([ids.cpu() for ids in found if ids is not None])
+        ids_of_batches = [sample_ids(batch) for batch in self.loader]
+        return torch.cat([ids.cpu() for ids in ids_of_batches if ids is not None])
 
 
 class AdaptedData(L.LightningDataModule):
-    """A plain data module: its loaders, and the samples behind them.
+    """A plain data module with access to its samples by id.
 
-    Test samples are those of `test_dataloader`, or of `val_dataloader` where there is no other.
+    Test samples are those of `test_dataloader`, or of `val_dataloader` if the module defines no `test_dataloader`.
 
     Attributes:
-        data: the data module.
+        data: The wrapped data module.
     """
 
     free_settings: frozenset[str] = frozenset({"num_workers", "pin_memory", "persistent_workers", "prefetch_factor"})
 
     def __init__(self, data: L.LightningDataModule) -> None:
-        """Wraps a data module, which is not copied."""
+        """Wraps a data module without copying it."""
         super().__init__()
         self.data = data
         self._ready: set[str | None] = set()
@@ -120,23 +125,23 @@ class AdaptedData(L.LightningDataModule):
 
     @property
     def corrupted_ids(self) -> tuple[int, ...]:
-        """Training ids whose labels the data module says are wrong on purpose; none where it says nothing."""
+        """Training ids whose labels the data module declares wrong on purpose; empty if it declares none."""
         return tuple(int(i) for i in getattr(self.data, "corrupted_ids", None) or ())
 
     def prepare_data(self) -> None:
         self.data.prepare_data()
 
     def setup(self, stage: str | None = None) -> None:
-        """Sets up the data module, once for each stage however often it is called."""
+        """Sets up the data module once per stage; further calls for the same stage do nothing."""
         if stage not in self._ready:
             self.data.setup(stage)  # type: ignore[arg-type]
             self._ready.add(stage)
 
     def train_dataloader(self) -> DataLoader:
-        """The training loader, its batches with ids.
+        """Returns the training loader with sample ids added to its batches.
 
         Raises:
-            InputError: it is not one loader over a fixed set of samples.
+            InputError: If the data module does not return a single loader over a fixed set of samples.
         """
         return identified(_single(self.data.train_dataloader(), "train_dataloader", self.data))
 
@@ -152,10 +157,10 @@ class AdaptedData(L.LightningDataModule):
 
     @property
     def test_set(self) -> Samples:
-        """The test samples.
+        """Test samples of the data module.
 
         Raises:
-            InputError: the data module has none.
+            InputError: If the data module defines neither `test_dataloader` nor `val_dataloader`.
         """
         if self._has("test_dataloader"):
             return self._samples("test", "test_dataloader", "test")
@@ -167,11 +172,11 @@ class AdaptedData(L.LightningDataModule):
         )
 
     def test_batch(self, ids: Sequence[int]) -> Identified:
-        """The test samples with these ids; errors as those of `Samples.batch`."""
+        """Returns the test samples with these ids; raises the same errors as `Samples.batch`."""
         return self.test_set.batch(ids)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the training samples as the model is given them, and of their ids."""
+        """Returns the SHA-256 of the training samples, as the model receives them, and of their ids."""
         if self._fingerprint is None:
             digest = hashlib.sha256()
             for batch in self.train_set.contents():
@@ -185,8 +190,8 @@ class AdaptedData(L.LightningDataModule):
     def _samples(self, name: str, loader: str, stage: str) -> Samples:
         if name not in self._sets:
             self.setup(stage)
-            given = _single(getattr(self.data, loader)(), loader, self.data)
-            self._sets[name] = Samples(given, f"{type(self.data).__name__}.{loader}")
+            single = _single(getattr(self.data, loader)(), loader, self.data)
+            self._sets[name] = Samples(single, f"{type(self.data).__name__}.{loader}")
         return self._sets[name]
 
     def _has(self, loader: str) -> bool:
@@ -194,12 +199,12 @@ class AdaptedData(L.LightningDataModule):
 
 
 def data_as_written(data: Any) -> Any:
-    """The data module as its author knows it."""
+    """Returns the user's own data module, without the adapter around it."""
     return data.data if isinstance(data, AdaptedData) else data
 
 
 def serves_attribution(data: Any) -> bool:
-    """Whether a data module has what the commands ask for itself."""
+    """Returns whether a data module offers by itself everything the commands need."""
     return all(hasattr(type(data), name) for name in ("fingerprint", "test_batch", "train_set", "test_set"))
 
 
@@ -223,7 +228,7 @@ def _without_ids(batch: Batch) -> Iterator[Tensor]:
 
 
 def _image(tensor: Tensor) -> np.ndarray | None:
-    """`[1, h, w]`, `[1, 1, h, w]`, `[1, 3, h, w]` or `[1, h, w, 3]` as uint8 `[h, w]` or `[h, w, 3]`."""
+    """Converts `[1, h, w]`, `[1, 1, h, w]`, `[1, 3, h, w]` or `[1, h, w, 3]` to uint8 `[h, w]` or `[h, w, 3]`."""
     x = tensor[0].detach().cpu()
     if x.ndim == 3 and x.shape[0] in (1, 3):
         x = x.permute(1, 2, 0)

@@ -1,4 +1,4 @@
-"""Digits held in memory: pixels as they came, the model's input made once, and an id for each image."""
+"""Data set of digit images in memory: the original pixels, the model inputs computed once, an id for each image."""
 
 import random
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ Dtype = Literal["float32", "float64"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}
 SIDE = 28
 CLASSES = 10
-MEAN, STD = 0.1307, 0.3081  # of the 60,000 training images' pixels/255, to four digits: the customary constants
+MEAN, STD = 0.1307, 0.3081  # the customary constants: pixels/255 of the 60,000 training images, to four digits
 BLOCK = 4096
 
 
@@ -27,16 +27,16 @@ class DigitSet(Dataset[dict[str, Tensor]]):
     write into a batch.
 
     Args:
-        images: pixels, 0..255.
-        labels: 0..9.
-        ids: what names each image everywhere, here its position in the original file.
-        normalize: x is (pixel/255 - 0.1307) / 0.3081 instead of pixel/255.
-        dtype: of x.
-        where: what an error calls these data.
-        true_labels: what the labels were before some were flipped, for captions; None: none was.
+        images: Pixels, 0..255.
+        labels: Labels, 0..9.
+        ids: Ids that identify the images in all results; here positions in the original file.
+        normalize: Whether x is (pixel/255 - 0.1307) / 0.3081 instead of pixel/255.
+        dtype: Data type of x.
+        where: Name of the data in error messages.
+        true_labels: Labels before some were flipped, for captions; None if no label was flipped.
 
     Raises:
-        InputError: counts that differ, images of another size, labels outside 0..9, an id twice.
+        InputError: If the counts differ, images have another size, labels are outside 0..9, or an id occurs twice.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class DigitSet(Dataset[dict[str, Tensor]]):
         return {"x": self.x[row], "labels": self.labels[row], "idx": self.ids[row]}
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """A whole batch at once: what torch's DataLoader calls instead of one `__getitem__` per sample."""
+        """Returns a whole batch at once; torch's DataLoader calls this instead of `__getitem__` for each sample."""
         columns = {"x": self.x, "labels": self.labels, "idx": self.ids}
         rows = list(rows)
         if rows and rows == list(range(rows[0], rows[0] + len(rows))) and rows[0] >= 0 and rows[-1] < len(self):
@@ -78,24 +78,24 @@ class DigitSet(Dataset[dict[str, Tensor]]):
         return {name: column.index_select(0, index) for name, column in columns.items()}
 
     def rows(self, ids: Sequence[int]) -> list[int]:
-        """The rows these ids stand in; `KeyError` for an id that is not here."""
+        """Returns the row of each id; raises `KeyError` if an id does not exist."""
         return [self._row_of[int(id_)] for id_ in ids]
 
     def picture(self, id_: int) -> UInt8[np.ndarray, "28 28"]:
         return self.images[self._row_of[int(id_)]].numpy()
 
     def caption(self, id_: int) -> str:
-        """The label, and beside it what it was where it is a flipped one, such as "6 (was 4)"."""
+        """Returns the label and, if it was flipped, the original label, such as "6 (was 4)"."""
         row = self._row_of[int(id_)]
         label, true = int(self.labels[row]), int(self.true_labels[row])
         return str(label) if label == true else f"{label} (was {true})"
 
 
 def flipped(labels: UInt8[Tensor, " n"], share: float, seed: int) -> tuple[UInt8[Tensor, " n"], list[int]]:
-    """The labels with round(share n) of them, drawn at random, changed to one of the nine others, each as likely.
+    """Flips round(share n) labels, drawn at random, each to one of the nine other classes with equal probability.
 
     Returns:
-        The new labels, and the rows that were changed, in order.
+        The new labels, and the rows that were changed, in ascending order.
     """
     draw = random.Random(seed)  # its random() gives the same numbers in every version of Python
     keys = [draw.random() for _ in range(len(labels))]

@@ -1,4 +1,4 @@
-"""Published IDX files over HTTP: mirrors, retries, checksum of the content, and never half a file on disk."""
+"""Download of published IDX files over HTTP with mirrors, retries, checksums and atomic writes."""
 
 import os
 import queue
@@ -24,13 +24,13 @@ CHUNK = 1 << 16
 
 
 class _TransferError(Exception):
-    """One attempt at one mirror failed; the text says how."""
+    """Failure of one attempt at one mirror; the message gives the reason."""
 
 
-class _Patience:
-    """A deadline that moves with progress: seconds without one new byte, over all files, mirrors and retries together.
+class _StallTimeout:
+    """A deadline that every received byte renews; it is shared by all files, mirrors and retries.
 
-    A slow transfer is never cut, and without a network everything is over after `seconds`.
+    A slow transfer is never interrupted, and without a network the download ends after `seconds`.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -44,25 +44,26 @@ class _Patience:
         return max(0.0, self._deadline - time.monotonic())
 
     def one_wait(self) -> float:
-        """At most half of it for one silent mirror, so that the next one gets its turn."""
+        """Returns the wait for one silent mirror: at most half of `seconds`, so that the next mirror is tried too."""
         return min(self.seconds / 2, self.left())
 
 
 def download(
     files: Sequence[IdxFile], root: Path, mirrors: Sequence[str] = MIRRORS, *, patience: float = 8.0, rounds: int = 3
 ) -> None:
-    """Put `<name>.gz` of each file into `root`, whole and verified.
+    """Downloads each file to `<root>/<name>.gz`, complete and verified.
 
     Args:
-        files: what to fetch; each is asked for as `<mirror><name>.gz`.
-        root: the folder, made when the first file has arrived.
-        mirrors: URLs ending in a slash, tried in turn; the one that answered is asked first for the next file.
-        patience: seconds without one new byte, in all, after which it gives up.
-        rounds: how often each mirror is tried for one file.
+        files: Files to fetch, each from `<mirror><name>.gz`.
+        root: Target folder; it is created when the first file has arrived.
+        mirrors: URLs that end in a slash, tried in turn; the mirror that answered is tried first for the next file.
+        patience: Total time without one new byte after which the download gives up, seconds.
+        rounds: Number of attempts at each mirror for one file.
 
-    `WorkError` if no mirror gives a file with the right content, or if it cannot be written.
+    Raises:
+        WorkError: If no mirror delivers a file with the right content, or a file cannot be written.
     """
-    clock = _Patience(patience)
+    clock = _StallTimeout(patience)
     order = list(mirrors)
     for file in files:
         body, mirror = _from_any(file, order, clock, rounds, root)
@@ -70,10 +71,12 @@ def download(
         order = [mirror, *(other for other in order if other != mirror)]
 
 
-def _from_any(file: IdxFile, mirrors: Sequence[str], clock: _Patience, rounds: int, root: Path) -> tuple[bytes, str]:
+def _from_any(
+    file: IdxFile, mirrors: Sequence[str], clock: _StallTimeout, rounds: int, root: Path
+) -> tuple[bytes, str]:
     failures: dict[str, str] = {}
     for attempt in range(rounds):
-        time.sleep(min(0.25 * attempt, clock.left()))  # a server that is restarting gets a moment
+        time.sleep(min(0.25 * attempt, clock.left()))  # time for a server that is restarting
         for mirror in mirrors:
             url = f"{mirror}{file.name}.gz"
             if clock.left() <= 0:
@@ -85,7 +88,7 @@ def _from_any(file: IdxFile, mirrors: Sequence[str], clock: _Patience, rounds: i
     raise WorkError(_gave_up(file, root, failures))
 
 
-def _body(url: str, clock: _Patience) -> bytes:
+def _body(url: str, clock: _StallTimeout) -> bytes:
     try:
         with _open(url, clock.one_wait()) as response:
             return _received(response, url.rpartition("/")[2], clock)
@@ -99,15 +102,15 @@ def _body(url: str, clock: _Patience) -> bytes:
 
 
 def _open(url: str, seconds: float) -> HTTPResponse:
-    """`urlopen` whose whole wait is bounded: its own timeout leaves out the name look-up, which may hang far longer.
+    """Opens a URL within a total time limit; the timeout of `urlopen` does not cover name resolution, which may hang.
 
     Raises:
-        TimeoutError: no answer within so many seconds.
+        TimeoutError: If no answer arrives within `seconds`.
     """
     answers: queue.SimpleQueue[HTTPResponse | Exception] = queue.SimpleQueue()
     given_up = threading.Event()
 
-    def ask() -> None:
+    def request() -> None:
         try:
             response = urllib.request.urlopen(url, timeout=seconds)
         except Exception as error:
@@ -118,7 +121,7 @@ def _open(url: str, seconds: float) -> HTTPResponse:
         else:
             answers.put(response)
 
-    threading.Thread(target=ask, daemon=True, name="ifloo-download").start()
+    threading.Thread(target=request, daemon=True, name="ifloo-download").start()
     try:
         answer = answers.get(timeout=seconds)
     except queue.Empty:
@@ -129,17 +132,17 @@ def _open(url: str, seconds: float) -> HTTPResponse:
     return answer
 
 
-def _received(response: HTTPResponse, name: str, clock: _Patience) -> bytes:
-    announced = response.headers.get("Content-Length")
-    size = int(announced) if announced and announced.isdigit() else None
+def _received(response: HTTPResponse, name: str, clock: _StallTimeout) -> bytes:
+    content_length = response.headers.get("Content-Length")
+    size = int(content_length) if content_length and content_length.isdigit() else None
     body = bytearray()
-    # disable=None: no bar where nobody watches (a log file, a CI job).
+    # disable=None: no progress bar when the output is not a terminal (a log file, a CI job).
     with tqdm(desc=name, total=size, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
         while chunk := response.read1(CHUNK):
             body += chunk
             bar.update(len(chunk))
             clock.renew()
-    if size is not None and len(body) != size:  # read1 does not tell a closed connection from the end
+    if size is not None and len(body) != size:  # read1 cannot distinguish a closed connection from the end of the file
         raise _TransferError(f"the connection broke after {len(body)} of {size} bytes")
     return bytes(body)
 
@@ -175,7 +178,7 @@ def _write_atomically(target: Path, body: bytes) -> None:
 def _remove(part: Path) -> None:
     try:
         part.unlink(missing_ok=True)
-    except OSError:  # the folder itself is what failed; there is nothing to clean up, and the first error matters
+    except OSError:  # the folder itself failed, so nothing is left to clean up; the first error is the one to report
         return
 
 

@@ -1,4 +1,4 @@
-"""IDX, the format of the MNIST files: a magic number, the sizes, then the values as unsigned bytes."""
+"""Reader of IDX, the format of the MNIST files: a magic number, the sizes, then the values as unsigned bytes."""
 
 import gzip
 import hashlib
@@ -20,7 +20,13 @@ FETCH_AGAIN = "Put an intact copy there, or delete it to have it downloaded agai
 
 @dataclass(frozen=True)
 class IdxFile:
-    """A published IDX file: its name (without .gz), its number of dimensions, the MD5 of its uncompressed content."""
+    """A published IDX file.
+
+    Attributes:
+        name: File name without .gz.
+        ndim: Number of dimensions of the array.
+        md5: MD5 of the uncompressed content.
+    """
 
     name: str
     ndim: int
@@ -28,16 +34,19 @@ class IdxFile:
 
 
 def read_idx(path: Path, ndim: int, md5: str | None = None, remedy: str = FETCH_AGAIN) -> UInt8[np.ndarray, "..."]:
-    """The array in an IDX file of unsigned bytes, gzip or plain (told by its content, not by its name); read-only.
+    """Reads an IDX file of unsigned bytes, gzip or plain (recognised by its content, not by its name).
 
     Args:
-        path: the file.
-        ndim: 3 for images [n, height, width], 1 for labels [n].
-        md5: of the uncompressed content; None leaves it unchecked.
-        remedy: the next step an error proposes.
+        path: Path of the file.
+        ndim: Number of dimensions: 3 for images [n, height, width], 1 for labels [n].
+        md5: Expected MD5 of the uncompressed content; None skips the check.
+        remedy: Next step that an error message proposes.
+
+    Returns:
+        The array, read-only.
 
     Raises:
-        InputError: the file is missing, unreadable, truncated, corrupt, of another type, or not the published one.
+        InputError: If the file is missing, unreadable, truncated, corrupt, of another type, or not the published one.
     """
     try:
         content = uncompressed(path.read_bytes())
@@ -51,7 +60,7 @@ def read_idx(path: Path, ndim: int, md5: str | None = None, remedy: str = FETCH_
 
 
 def uncompressed(raw: bytes) -> bytes:
-    """The content of a file that may be gzip or plain; one of `GZIP_ERRORS` if it is broken gzip."""
+    """Decompresses the content of a file if it is gzip; raises one of `GZIP_ERRORS` if the gzip data is corrupt."""
     return gzip.decompress(raw) if raw.startswith(GZIP_MAGIC) else raw
 
 

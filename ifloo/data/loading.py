@@ -1,4 +1,4 @@
-"""What data modules share whose sets make whole batches themselves (`__getitems__`)."""
+"""Helpers of the data modules whose data sets return whole batches (`__getitems__`)."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from torch.utils.data import DataLoader, Dataset
 def loader_of(
     data: Dataset[dict[str, Tensor]], batch_size: int, num_workers: int, shuffle: bool = False
 ) -> DataLoader[dict[str, Tensor]]:
-    """Batches as the set makes them, uncopied; a batch size beyond the set is the whole set."""
+    """Returns a loader of the batches of `data.__getitems__`, uncopied; the batch size is at most the set's size."""
     return DataLoader(
         data,
         batch_size=min(batch_size, len(cast(Sized, data))),
         shuffle=shuffle,
         num_workers=num_workers,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         persistent_workers=num_workers > 0,
     )
 
 
-def _as_it_is(batch: Any) -> Any:
-    """The set has made the batch; a named function, so that worker processes can receive it."""
+def _unchanged(batch: Any) -> Any:
+    """Returns the batch, which the data set has already collated; a named function can be sent to worker processes."""
     return batch
 
 
 @rank_zero_only
-def say(log: logging.Logger, level: int, line: str) -> None:
-    """One line in the name of a data module, however many processes there are."""
+def log_on_rank_zero(log: logging.Logger, level: int, line: str) -> None:
+    """Logs one line of a data module, in the process of rank 0 only."""
     log.log(level, line)

@@ -1,4 +1,4 @@
-"""MNIST for Lightning: the full files from a folder or the network, else the digits that come with ifloo."""
+"""Data module of MNIST: the full files from a folder or the network, else the digits that come with ifloo."""
 
 import hashlib
 import logging
@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 
 from ifloo.data.digits import DigitSet, Dtype, flipped
 from ifloo.data.download import MIRRORS, download
-from ifloo.data.loading import loader_of, say
-from ifloo.data.source import FULL, FourFiles, Source, Taken, Wanted, embedded, full, missing
+from ifloo.data.loading import loader_of, log_on_rank_zero
+from ifloo.data.source import FULL, FourFiles, Source, SourceSetting, Taken, embedded, full, missing
 from ifloo.errors import InputError, WorkError
 
 _log = logging.getLogger(__name__)
@@ -23,12 +23,20 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Content:
-    """What `setup` found."""
+    """Data read by `setup`.
+
+    Attributes:
+        source: Source of the digits.
+        train: Training images in use.
+        test: Test images in use.
+        test_available: Number of test images before `test_limit`.
+        corrupted_ids: Training ids whose label was flipped on purpose.
+    """
 
     source: Source
     train: DigitSet
     test: DigitSet
-    test_available: int  # before test_limit
+    test_available: int
     corrupted_ids: tuple[int, ...]
 
 
@@ -36,34 +44,35 @@ class MNISTDataModule(L.LightningDataModule):
     """Handwritten digits as dict batches {"x": [b, 784], "labels": [b], "idx": [b]}; idx is the position in the file.
 
     Args:
-        root: folder of the four IDX files, gzip or plain (also `raw/` or `MNIST/raw/` in it); downloads land there.
-        source: "full" needs the 60,000 + 10,000 images, "embedded" takes the 5,000 + 1,000 that come with ifloo without
-            looking further, "auto" takes the full files if it can get them. After `setup` it holds the one taken.
-        train_limit: use only the first so many training images; None for all.
-        test_limit: the same for the test images.
-        corrupt: share of the training labels in use that are flipped to another class on purpose, 0 to below 1: can
-            they be found? Test labels stay as they are.
-        corrupt_seed: of which are flipped, and to what; the same on every machine.
-        normalize: x is (pixel/255 - 0.1307) / 0.3081 instead of pixel/255.
-        dtype: of x.
-        batch_size: of all loaders; as large as the training set or larger means full batch, in file order and uncopied.
-        shuffle: draw the training batches in random order (mini-batches only; a full batch has no order).
-        num_workers: processes that load; the data are in memory, so 0 is usually fastest.
+        root: Folder of the four IDX files, gzip or plain (also `raw/` or `MNIST/raw/` in it); target of downloads.
+        source: "full" requires the 60,000 + 10,000 images, "embedded" takes the 5,000 + 1,000 that come with ifloo,
+            "auto" takes the full files if they can be obtained. After `setup` the setting holds the source taken.
+        train_limit: Number of training images to use, from the first; None for all.
+        test_limit: Number of test images to use, from the first; None for all.
+        corrupt: Share of the training labels in use that are flipped to another class on purpose, 0 to below 1, to
+            test whether they can be found. Test labels are never flipped.
+        corrupt_seed: Random seed of the choice of flipped labels and their new classes; the same on every machine.
+        normalize: Whether x is (pixel/255 - 0.1307) / 0.3081 instead of pixel/255.
+        dtype: Data type of x.
+        batch_size: Batch size of all loaders; the size of the training set or more means full batch, in file order and
+            uncopied.
+        shuffle: Whether training batches are drawn in random order (mini-batches only; a full batch has no order).
+        num_workers: Number of loading processes; the data are in memory, so 0 is usually fastest.
 
     Raises:
-        InputError: a setting out of range; from `setup`, files that are missing, broken, or not MNIST.
+        InputError: If a setting is out of range; in `setup`, if files are missing, broken, or not MNIST.
     """
 
     files: ClassVar[FourFiles] = FULL
     mirrors: ClassVar[tuple[str, ...]] = MIRRORS
-    # Settings that change no number: results made under other values of these are the same results. The content that
-    # `source` leads to is what `fingerprint` tells apart.
+    # Settings that change no number: results computed under other values of these are the same results. Different
+    # content, which `source` may lead to, is distinguished by `fingerprint`.
     free_settings: ClassVar[frozenset[str]] = frozenset({"root", "source", "test_limit", "num_workers"})
 
     def __init__(
         self,
         root: str | Path = "./mnist",
-        source: Wanted = "auto",
+        source: SourceSetting = "auto",
         train_limit: int | None = None,
         test_limit: int | None = None,
         corrupt: float = 0.0,
@@ -76,7 +85,7 @@ class MNISTDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         root = str(root)  # a Path in the hyperparameters would make the checkpoint unreadable with weights_only=True
-        _one_of("source", source, get_args(Wanted))
+        _one_of("source", source, get_args(SourceSetting))
         _one_of("dtype", dtype, get_args(Dtype))
         _at_least("train_limit", train_limit, 1)
         _at_least("test_limit", test_limit, 1)
@@ -92,18 +101,18 @@ class MNISTDataModule(L.LightningDataModule):
         self._fingerprint: str | None = None
 
     def prepare_data(self) -> None:
-        """Download what `root` lacks (Lightning calls this in one process per node).
+        """Downloads the files that `root` lacks (Lightning calls this in one process per node).
 
         Raises:
-            InputError: source is "full" and a file can be had neither from `root` nor from a mirror.
+            InputError: If `source` is "full" and a file is available neither in `root` nor from a mirror.
         """
         if self._content is not None or self.hparams["source"] == "embedded":
             return
-        lacking = missing(self._root, self.files)
-        if not lacking:
+        absent = missing(self._root, self.files)
+        if not absent:
             return
         try:
-            download(lacking, self._root, self.mirrors)
+            download(absent, self._root, self.mirrors)
             self._how_full = f"downloaded into {self._root}"
         except WorkError as error:
             if self.hparams["source"] == "full":
@@ -113,29 +122,29 @@ class MNISTDataModule(L.LightningDataModule):
             self._why_not_full += "; " + str(error).splitlines()[0].rstrip(".")
 
     def setup(self, stage: str | None = None) -> None:
-        """Choose the source and read it, once however often it is called."""
+        """Chooses the source and reads it; only the first call does any work."""
         if self._content is not None:
             return
-        if self.trainer is None:  # used without a Trainer, which would have called it
+        if self.trainer is None:  # without a Trainer, prepare_data has not been called yet
             self.prepare_data()
         source = self._choose()
         train_images, train_labels, test_images, test_labels = source.read()
-        given, wrong = self._corrupted(train_labels)
+        labels, flipped_ids = self._corrupted(train_labels)
         self._content = _Content(
             source,
-            self._digits(train_images, given, "train", source, train_labels),
+            self._digits(train_images, labels, "train", source, train_labels),
             self._digits(test_images, test_labels, "test", source, test_labels),
             test_available=len(test_images),
-            corrupted_ids=tuple(wrong),
+            corrupted_ids=tuple(flipped_ids),
         )
-        asked = self.hparams["source"]
-        self.hparams["source"] = source.taken  # so that a checkpoint records what the model was trained on
-        fell_back = asked == "auto" and source.taken == "embedded"
-        say(
+        setting = self.hparams["source"]
+        self.hparams["source"] = source.taken  # so that a checkpoint records the data the model was trained on
+        fell_back = setting == "auto" and source.taken == "embedded"
+        log_on_rank_zero(
             _log,
             logging.WARNING if fell_back else logging.INFO,
             f"MNIST: {len(self.train_set)} training and {len(self.test_set)} test images of the {source.taken} digits "
-            f"(source {asked}: {source.reason}){self._flips_told(len(wrong))}",
+            f"(source {setting}: {source.reason}){self._flips_note(len(flipped_ids))}",
         )
 
     @property
@@ -170,10 +179,10 @@ class MNISTDataModule(L.LightningDataModule):
         return self._loader(self.test_set)
 
     def test_batch(self, ids: Sequence[int]) -> dict[str, Tensor]:
-        """The test images with these ids, in this order.
+        """Returns the test images with these ids, in this order.
 
         Raises:
-            InputError: an id outside the test images in use.
+            InputError: If no test image in use has one of the ids.
         """
         for id_ in ids:
             if not 0 <= id_ < len(self.test_set):
@@ -181,9 +190,9 @@ class MNISTDataModule(L.LightningDataModule):
         return self.test_set.__getitems__(self.test_set.rows(ids))
 
     def fingerprint(self) -> str:
-        """SHA-256 of the training data as the model is given them, but for dtype: pixels, labels, ids, normalisation.
+        """Returns the SHA-256 of the training data except their dtype: pixels, labels, ids, normalisation.
 
-        An id names the same test image in either source, so the test images need no fingerprint.
+        An id refers to the same test image in either source, so the test images need no fingerprint.
         """
         if self._fingerprint is None:
             train = self.train_set
@@ -194,13 +203,13 @@ class MNISTDataModule(L.LightningDataModule):
         return self._fingerprint
 
     def _choose(self) -> Source:
-        asked: Wanted = self.hparams["source"]
-        if asked == "embedded":
+        setting: SourceSetting = self.hparams["source"]
+        if setting == "embedded":
             return embedded("asked for")
-        found = full(self._root, self._how_full, self.files)
-        if found is not None:
-            return found
-        if asked == "full":
+        source = full(self._root, self._how_full, self.files)
+        if source is not None:
+            return source
+        if setting == "full":
             names = ", ".join(file.name for file in missing(self._root, self.files))
             raise InputError(
                 f"source full: not in {self._root}: {names}.\n"
@@ -209,18 +218,18 @@ class MNISTDataModule(L.LightningDataModule):
         return embedded(self._why_not_full)
 
     def _corrupted(self, labels: Tensor) -> tuple[Tensor, list[int]]:
-        """The training labels as the model is given them, and the ids (positions) of those flipped."""
+        """Returns the training labels in use, some flipped, and the ids (positions) of the flipped labels."""
         in_use = labels[: self.hparams["train_limit"]]
         return flipped(in_use, self.hparams["corrupt"], self.hparams["corrupt_seed"])
 
-    def _flips_told(self, count: int) -> str:
+    def _flips_note(self, count: int) -> str:
         corrupt, seed = self.hparams["corrupt"], self.hparams["corrupt_seed"]
         return f"; {count} training labels are flipped (corrupt {corrupt:g}, corrupt_seed {seed})" if corrupt else ""
 
     def _digits(self, images: Tensor, labels: Tensor, part: str, source: Source, true_labels: Tensor) -> DigitSet:
         limit: int | None = self.hparams[f"{part}_limit"]
         if limit is not None and limit > len(images):
-            say(
+            log_on_rank_zero(
                 _log,
                 logging.WARNING,
                 f"{part}_limit is {limit}, the {part} images are {len(images)}: all of them are used",

@@ -1,4 +1,4 @@
-"""The four files of MNIST: which there are, what their content is, and where on disk they may lie."""
+"""The four MNIST files: their names, checksums and possible places on disk."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,10 @@ from torch import Tensor
 from ifloo.data.idx import FETCH_AGAIN, IdxFile, read_idx
 from ifloo.errors import InputError
 
-Wanted = Literal["auto", "full", "embedded"]
+SourceSetting = Literal["auto", "full", "embedded"]
 Taken = Literal["full", "embedded"]
 EMBEDDED_ROOT = Path(__file__).parent / "embedded"
-LAYOUTS = (".", "raw", "MNIST/raw")  # ours, and torchvision's seen from its dataset folder or from its root
+LAYOUTS = (".", "raw", "MNIST/raw")  # the files directly in root; torchvision's dataset folder; torchvision's root
 
 
 class FourFiles(NamedTuple):
@@ -50,7 +50,14 @@ EMBEDDED = _four(
 
 @dataclass(frozen=True)
 class Source:
-    """Where the digits come from, and why from there."""
+    """Source of the digits.
+
+    Attributes:
+        taken: Name of the source.
+        reason: Reason why this source was chosen, for messages.
+        files: The four published files.
+        paths: Paths of the four files, in the same order.
+    """
 
     taken: Taken
     reason: str
@@ -58,9 +65,10 @@ class Source:
     paths: tuple[Path, ...]
 
     def read(self) -> tuple[UInt8[Tensor, "..."], ...]:
-        """Training images and labels, test images and labels.
+        """Reads training images and labels, test images and labels.
 
-        `InputError` if a file is missing, truncated, corrupt, or not the published one.
+        Raises:
+            InputError: If a file is missing, truncated, corrupt, or not the published one.
         """
         remedy = FETCH_AGAIN if self.taken == "full" else "ifloo's own files are damaged: install it again."
         return tuple(
@@ -70,21 +78,21 @@ class Source:
 
 
 def embedded(reason: str) -> Source:
-    """The first 5,000 training and first 1,000 test images, which come with ifloo."""
+    """Returns the source of the first 5,000 training and the first 1,000 test images, which come with ifloo."""
     return Source("embedded", reason, EMBEDDED, tuple(EMBEDDED_ROOT / f"{file.name}.gz" for file in EMBEDDED))
 
 
 def full(root: Path, reason: str, files: FourFiles) -> Source | None:
-    """The files in `root`, or None when one is not there."""
+    """Returns the source of the full files in `root`, or None if one of them is missing."""
     paths = [path for file in files if (path := _find(root, file))]
     return Source("full", reason, files, tuple(paths)) if len(paths) == len(files) else None
 
 
 def missing(root: Path, files: FourFiles) -> list[IdxFile]:
-    """What `root` lacks.
+    """Lists the files that `root` lacks.
 
     Raises:
-        InputError: `root` is not a folder.
+        InputError: If `root` is not a folder.
     """
     if root.exists() and not root.is_dir():
         raise InputError(

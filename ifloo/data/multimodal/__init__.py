@@ -1,4 +1,4 @@
-"""Image-text data: jsonl conversations with image files, tokens for a small multimodal language model, ids as ever."""
+"""Image-text data: jsonl conversations with image files, as tokens and pixels for a small multimodal language model."""
 
 from ifloo.data.multimodal.dataset import MultimodalSet
 from ifloo.data.multimodal.module import MultimodalDataModule

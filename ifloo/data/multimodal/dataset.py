@@ -1,4 +1,4 @@
-"""Image-text rows of a jsonl file as batches: read from the file when asked, or kept in memory where all fit."""
+"""Data set of the image-text rows of a jsonl file, kept in memory if they all fit, else read for each batch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Picture = UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]
 
 
 class _Columns(NamedTuple):
-    """Rows ready for batches, but for the pixels' dtype."""
+    """Columns of a batch, except that pixels are still bytes."""
 
     input_ids: Int64[Tensor, "n s"]
     labels: Int64[Tensor, "n s"]
@@ -41,25 +41,26 @@ class _Columns(NamedTuple):
 
 
 class MultimodalSet(Dataset[dict[str, Tensor]]):
-    """Rows with ids; batches are dicts, all of one width whatever rows they hold.
+    """Rows with ids; batches are dicts whose shapes depend on the set, not on the rows of the batch.
 
     input_ids, labels, attention_mask [b, s] int64 with s the longest row of the set; pixel_values [b, m, c, h, w] in
-    0..1 with m the most images of a row (at least 1), zeros where image_flags [b, m] is 0; sample_index [b], the id:
-    the position of the row's line in its file, which no limit and no skipped row changes; answer_positions [b, a], the
-    positions whose next token is labelled (what a model need compute logits for), -1 beyond them, a the most of a row.
-    A batch of consecutive rows may share memory with the set: do not write into a batch.
+    0..1 with m the largest number of images of a row (at least 1), zeros where image_flags [b, m] is 0; sample_index
+    [b], the id: the position of the row's line in its file, which no limit and no skipped row changes; answer_positions
+    [b, a], the positions whose next token is labelled (the only ones that need logits), padded with -1 to a, the
+    largest number of such positions of a row. A batch of consecutive rows may share memory with the set: do not write
+    into a batch.
 
     Args:
-        path: the jsonl file.
-        form: how its rows are read.
-        limit: use only the first so many usable rows; None for all.
+        path: Path of the jsonl file.
+        form: Settings by which rows are read.
+        limit: Number of usable rows to read, from the first; None for all.
         on_bad_row: "error" refuses the file at its first bad row, "skip" leaves bad rows out and lists them.
-        dtype: of pixel_values.
-        setting: what an error calls the path.
+        dtype: Data type of pixel_values.
+        setting: Name of the setting that holds the path, for error messages.
 
     Raises:
-        InputError: the file or one of its rows cannot be used; where not everything fits in memory, an image whose
-            content is broken is found when its batch is made.
+        InputError: If the file or one of its rows cannot be used. If the rows do not all fit in memory, an image with
+            broken content is only detected when its batch is read.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class MultimodalSet(Dataset[dict[str, Tensor]]):
         self.seq_len = int(self._index.lengths.max())
         self.answer_len = int(self._index.answers.max())
         self.max_images = max(1, int(self._index.images.max()))
-        self._kept = self._read(range(len(self)), watched=True) if self._bytes() <= CACHE_BYTES else None
+        self._kept = self._read(range(len(self)), show_progress=True) if self._bytes() <= CACHE_BYTES else None
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -88,7 +89,7 @@ class MultimodalSet(Dataset[dict[str, Tensor]]):
 
     @property
     def rows_cut(self) -> int:
-        """How many rows were too long and lost text."""
+        """Number of rows that were too long and lost text."""
         return self._index.rows_cut
 
     def __len__(self) -> int:
@@ -98,10 +99,10 @@ class MultimodalSet(Dataset[dict[str, Tensor]]):
         return {name: column[0] for name, column in self.__getitems__([row]).items()}
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """A whole batch at once: what torch's DataLoader calls instead of one `__getitem__` per sample.
+        """Returns a whole batch at once; torch's DataLoader calls this instead of `__getitem__` for each sample.
 
         Raises:
-            IndexError: no such row.
+            IndexError: If a row does not exist.
         """
         rows = list(rows)
         if outside := [row for row in rows if not 0 <= row < len(self)]:
@@ -121,19 +122,19 @@ class MultimodalSet(Dataset[dict[str, Tensor]]):
         }
 
     def rows(self, ids: Sequence[int]) -> list[int]:
-        """The rows these ids stand in.
+        """Returns the row of each id.
 
         Raises:
-            KeyError: an id that is not here.
+            KeyError: If an id does not exist.
         """
-        wanted, known = np.array(ids, np.int64), self.ids.numpy()
-        rows = np.searchsorted(known, wanted).clip(max=len(known) - 1)
-        if len(lacking := wanted[known[rows] != wanted]):
-            raise KeyError(int(lacking[0]))
+        requested, known = np.array(ids, np.int64), self.ids.numpy()
+        rows = np.searchsorted(known, requested).clip(max=len(known) - 1)
+        if len(unknown := requested[known[rows] != requested]):
+            raise KeyError(int(unknown[0]))
         return rows.tolist()
 
     def picture(self, id_: int) -> Picture | None:
-        """The first image of a row as the model sees it; None for a row of text only."""
+        """Returns the first image of a row as the model sees it; None for a row of text only."""
         return next(iter(self.pictures(id_)), None)
 
     def pictures(self, id_: int) -> list[Picture]:
@@ -143,23 +144,23 @@ class MultimodalSet(Dataset[dict[str, Tensor]]):
         return [image[0] if len(image) == 1 else image.transpose(1, 2, 0) for image in shown]
 
     def question(self, id_: int) -> str:
-        """What the user said last before the last answer, without the markers of images."""
+        """Returns the last text of the user before the last answer, without image markers."""
         return self._parsed(id_).question
 
     def answer(self, id_: int) -> str:
         return self._parsed(id_).answer
 
     def caption(self, id_: int) -> str:
-        """Question and answer in one short line."""
+        """Returns question and answer in one short line."""
         row = self._parsed(id_)
         answer = _short(row.answer, CAPTION // 2)
         return f"{_short(row.question, CAPTION - len(answer))} -> {answer}"
 
     def content_sha256(self) -> str:
-        """Of everything these rows give a model, and of their ids.
+        """Returns the SHA-256 of everything a model reads from these rows, and of their ids.
 
         Raises:
-            InputError: an image is no longer there.
+            InputError: If an image no longer exists.
         """
         digest = hashlib.sha256(self.form.description().encode())
         bar = tqdm(self._parse(range(len(self))), "fingerprint", len(self), leave=False, disable=None)
@@ -171,7 +172,7 @@ class MultimodalSet(Dataset[dict[str, Tensor]]):
         return digest.hexdigest()
 
     def _bytes(self) -> int:
-        """An estimate of the memory all rows would take."""
+        """Estimates the memory that all rows need, bytes."""
         pixels = self.max_images * self.form.channels * self.form.height * self.form.width
         return len(self) * (pixels + 8 * (3 * self.seq_len + self.answer_len + self.max_images))
 
@@ -181,14 +182,15 @@ class MultimodalSet(Dataset[dict[str, Tensor]]):
     def _parse(self, rows: Sequence[int]) -> Iterator[Row]:
         return map(self.form.row, self.file.at_offsets([int(self._index.offsets[row]) for row in rows]))
 
-    def _read(self, rows: Sequence[int], watched: bool = False) -> _Columns:
-        """These rows from the file and its images.
+    def _read(self, rows: Sequence[int], show_progress: bool = False) -> _Columns:
+        """Reads rows from the file and its images.
 
         Raises:
-            InputError: the content of an image is broken.
+            InputError: If the content of an image is broken.
         """
         columns = self._empty(len(rows))
-        bar = tqdm(self._parse(rows), self.file.path.name, len(rows), leave=False, disable=None if watched else True)
+        disable = None if show_progress else True  # None: no progress bar when the output is not a terminal
+        bar = tqdm(self._parse(rows), self.file.path.name, len(rows), leave=False, disable=disable)
         for i, row in enumerate(bar):
             try:
                 laid = self.form.tokens(row)
@@ -216,6 +218,6 @@ class MultimodalSet(Dataset[dict[str, Tensor]]):
 
 
 def _short(text: str, width: int) -> str:
-    """One line without control characters."""
+    """Shortens a text to one line of at most `width` characters, without control characters."""
     line = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
     return line if len(line) <= width else line[: width - 1] + "…"

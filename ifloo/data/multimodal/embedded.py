@@ -1,7 +1,7 @@
-"""A small real image-text set made once from the digits that come with ifloo: PNG files and jsonl, as users have them.
+"""Generator of a small image-text set from the digits that come with ifloo, as PNG files and jsonl.
 
-One digit, or two side by side; questions about the digit, its parity, the sum, and which is larger, in English and
-Chinese. The jsonl is the same to the byte, the images to the pixel, on every machine.
+An image shows one digit, or two side by side; the questions are about the digit, its parity, the sum, and which is
+larger, in English and Chinese. On every machine the jsonl is the same to the byte and the images to the pixel.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Kind(NamedTuple):
     """One kind of question.
 
     Attributes:
-        name: in the row's id.
-        share: of all rows, in percent.
-        digits: in the picture.
-        question: in each language.
-        answer: from the digits, in a language.
+        name: Name of the kind in the row's id.
+        share: Share of all rows, percent.
+        digits: Number of digits in the image.
+        question: Text of the question in each language.
+        answer: Function that computes the answer from the digits, in a language.
     """
 
     name: str
@@ -78,13 +78,13 @@ KINDS = (
 
 @dataclass(frozen=True)
 class EmbeddedSet:
-    """Where the files are.
+    """Paths of the generated set.
 
     Attributes:
-        train_jsonl: 2,000 rows.
-        test_jsonl: 200 rows.
-        image_root: what the image paths in the rows start from.
-        corrupted_ids: training rows (positions in the file, from 0) whose answer is wrong on purpose.
+        train_jsonl: File of the 2,000 training rows.
+        test_jsonl: File of the 200 test rows.
+        image_root: Folder that the image paths in the rows are relative to.
+        corrupted_ids: Training rows (positions in the file, from 0) whose answer is wrong on purpose.
     """
 
     train_jsonl: Path
@@ -119,16 +119,19 @@ class _Row(NamedTuple):
 
 
 def make_embedded(root: Path, corrupt: float = 0.0) -> EmbeddedSet:
-    """Writes what is missing of the set under `root` and says where it is.
+    """Writes the files of the set that are missing under `root`.
 
     Args:
-        root: folder; images are shared by all values of `corrupt`.
-        corrupt: share of training rows, 0 to 1, whose answer is replaced by another answer to the same kind of
-            question; which rows stands in `corrupted_<share>.json`.
+        root: Target folder; images are shared by all values of `corrupt`.
+        corrupt: Share of training rows, 0 to below 1, whose answer is replaced by another answer to the same kind of
+            question; `corrupted_<share>.json` lists these rows.
+
+    Returns:
+        The paths of the set.
 
     Raises:
-        InputError: the share is out of range, or a file there is not the one this function writes.
-        WorkError: a file cannot be written.
+        InputError: If the share is out of range, or an existing file differs from the one this function writes.
+        WorkError: If a file cannot be written.
     """
     if not 0 <= corrupt < 1:
         raise InputError(f"corrupt: expected a share from 0 to below 1, found {corrupt}.\n  0.05 is 5 % of the rows.")
@@ -151,7 +154,7 @@ def make_embedded(root: Path, corrupt: float = 0.0) -> EmbeddedSet:
 
 
 def _rows(part: str, images: NDArray[np.uint8], labels: NDArray[np.integer], count: int, seed: int) -> Iterator[_Row]:
-    """Rows in a mixed order; no image stands in two of them."""
+    """Yields the rows in random order; no image occurs in two rows."""
     draw = random.Random(seed)  # its random() gives the same numbers in every version of Python
     order = iter(_shuffled(range(len(images)), draw))
     kinds = [kind for kind in KINDS for _ in range(kind.share * count // 100)]
@@ -163,7 +166,7 @@ def _rows(part: str, images: NDArray[np.uint8], labels: NDArray[np.integer], cou
 
 
 def _corrupted(rows: Sequence[_Row], share: float) -> dict[int, str]:
-    """Wrong answers by position: each an answer that some other row of that kind and language has."""
+    """Draws wrong answers, by position: each is the answer of another row of the same kind and language."""
     draw = random.Random(2)
     chosen = sorted(_shuffled(range(len(rows)), draw)[: round(share * len(rows))])
     wrong = {}
@@ -187,10 +190,10 @@ def _png(picture: NDArray[np.uint8]) -> bytes:
 
 
 def _write_text(path: Path, text: str) -> None:
-    """Writes a text that must be this one.
+    """Writes a text file, or checks that an existing file holds this text.
 
     Raises:
-        InputError: another text is there.
+        InputError: If the existing file holds another text.
     """
     content = text.encode("utf-8")
     if not path.exists():
@@ -203,10 +206,10 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """The file appears whole or not at all.
+    """Writes a file atomically.
 
     Raises:
-        WorkError: it cannot be written.
+        WorkError: If the file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:

@@ -1,4 +1,4 @@
-"""How a line of the data becomes the numbers a model reads: all settings of that in one place."""
+"""Settings that turn a line of the data into the numbers a model reads."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ Channels = Literal[1, 3]
 
 @dataclass(frozen=True)
 class Form:
-    """Settings of a set of rows; every method raises `BadRowError` on a row that does not meet them.
+    """Settings of a set of rows; every method raises `BadRowError` for a row that does not meet them.
 
     Attributes:
-        names: what the fields are called in the data.
-        tokenizer: of the text.
-        image_root: the folder no image path may leave.
-        height: of the canvas, pixels.
-        width: of the canvas, pixels.
-        channels: 1 for grey, 3 for RGB.
-        num_image_tokens: tokens each image takes.
-        max_seq_len: tokens a row may have.
+        names: Key of each field in the data.
+        tokenizer: Tokenizer of the text.
+        image_root: Folder that no image path may leave.
+        height: Height of the canvas, pixels.
+        width: Width of the canvas, pixels.
+        channels: Number of colour channels: 1 for grey, 3 for RGB.
+        num_image_tokens: Number of tokens of each image.
+        max_seq_len: Largest number of tokens of a row.
     """
 
     names: Mapping[str, str]
@@ -45,7 +45,7 @@ class Form:
     max_seq_len: int
 
     def below(self, image_root: Path) -> Form:
-        """The same for images in another folder."""
+        """Returns the same settings for images in another folder."""
         return replace(self, image_root=image_root)
 
     def row(self, line: bytes) -> Row:
@@ -55,7 +55,7 @@ class Form:
         return lay_out(row, self.tokenizer, self.num_image_tokens, self.max_seq_len)
 
     def find_images(self, row: Row) -> list[Path]:
-        """The image files of a row, which are all there; what is in them is not looked at."""
+        """Returns the paths of a row's images and checks that they exist; does not read their content."""
         return [locate(name, self.image_root) for name in row.images]
 
     def pixels(self, row: Row) -> Iterator[UInt8[np.ndarray, "c h w"]]:
@@ -63,7 +63,7 @@ class Form:
             yield read_image(name, self.image_root, self.height, self.width, self.channels)
 
     def content_digest(self, row: Row) -> bytes:
-        """SHA-256 of what the row gives the model: tokens, labels, and the bytes of its image files."""
+        """Returns the SHA-256 of what the model reads from a row: tokens, labels, and the bytes of its image files."""
         laid = self.tokens(row)
         digest = hashlib.sha256(json.dumps([laid.input_ids, laid.labels]).encode())
         for path in self.find_images(row):
@@ -71,7 +71,7 @@ class Form:
         return digest.digest()
 
     def description(self) -> str:
-        """Everything but the folder, which changes no number."""
+        """Returns all settings as JSON except the folder, which changes no number."""
         return json.dumps(
             {
                 "fields": dict(self.names),

@@ -1,4 +1,4 @@
-"""Image files as arrays of one size: found below one folder only, decoded by Pillow, refused rather than guessed."""
+"""Image files as arrays of one size: restricted to one folder, decoded by Pillow, refused if the content is unclear."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from PIL import Image, ImageOps
 
 from ifloo.data.multimodal.row import BadRowError
 
-# Pillow knows more, some of which start other programs.
+# Pillow reads more formats, but some of them start other programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
 def locate(name: str, root: Path) -> Path:
-    """The file of an image in the data, with links followed.
+    """Returns the path of an image file, with symbolic links resolved.
 
     Args:
-        name: a path from `root`, or an absolute one below it.
-        root: the folder that no image may leave.
+        name: Path relative to `root`, or an absolute path below it.
+        root: Folder that no image path may leave.
 
     Raises:
-        BadRowError: it leaves the folder, or there is no such file.
+        BadRowError: If the path leaves the folder, or the file does not exist.
     """
     real_root = os.path.realpath(root)
     try:
@@ -40,14 +40,14 @@ def locate(name: str, root: Path) -> Path:
 
 
 def read_image(name: str, root: Path, height: int, width: int, channels: int) -> UInt8[np.ndarray, "c h w"]:
-    """Pixels 0..255 of the image, top left on a canvas of zeros.
+    """Reads an image as pixels 0..255, placed top left on a canvas of zeros.
 
-    Turned as its EXIF says, laid on white where it is transparent, and scaled down (never up) to fit, every pixel the
-    mean of those it replaces.
+    The image is rotated by its EXIF orientation, transparent parts become white, and it is scaled down (never up) to
+    fit, each new pixel being the mean of the pixels it replaces.
 
     Raises:
-        BadRowError: no such file, no image of a known format, broken, or more pixels than Pillow takes for harmless.
-        MemoryError: none is left; that is not the image's fault.
+        BadRowError: If the file does not exist, has an unknown format, is broken, or exceeds Pillow's pixel limit.
+        MemoryError: If memory runs out, which is not counted as a bad row.
     """
     path = locate(name, root)
     try:
@@ -60,8 +60,8 @@ def read_image(name: str, root: Path, height: int, width: int, channels: int) ->
         raise BadRowError(f"image {name!r}: expected at most {limit:,} pixels, found more", _PUT) from error
     except MemoryError:
         raise
-    except Exception as error:  # decoders raise whatever they like on a broken file
-        reason = f"an image that cannot be decoded ({_said(error, path, name)})"
+    except Exception as error:  # decoders raise exceptions of any type on a broken file
+        reason = f"an image that cannot be decoded ({_first_line(error, path, name)})"
         raise BadRowError(f"image {name!r}: expected {', '.join(FORMATS)}, found {reason}", _PUT) from error
     canvas = np.zeros((channels, height, width), np.uint8)
     planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
@@ -80,10 +80,10 @@ def _pixels(image: Image.Image, height: int, width: int, mode: str) -> UInt8[np.
 
 
 def _eight_bits(image: Image.Image, file_format: str | None) -> Image.Image:
-    """Pillow's own conversion would clip 16 bits to white.
+    """Converts 16-bit images by their high bytes; Pillow's own conversion would clip them to white.
 
     Raises:
-        ValueError: values whose range is unknown.
+        ValueError: If the range of the values is unknown.
     """
     if image.mode in SIXTEEN_BITS or (image.mode == "I" and file_format in ("PNG", "PPM")):
         return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
@@ -95,11 +95,11 @@ def _eight_bits(image: Image.Image, file_format: str | None) -> Image.Image:
 def _opaque(image: Image.Image) -> Image.Image:
     if "A" not in image.mode and "a" not in image.mode and "transparency" not in image.info:
         return image
-    seen = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
+    with_alpha = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", with_alpha.size, "white"), with_alpha)
 
 
-def _said(error: Exception, path: Path, name: str) -> str:
+def _first_line(error: Exception, path: Path, name: str) -> str:
     return (str(error) or type(error).__name__).splitlines()[0].replace(str(path), name).rstrip(".")
 
 

@@ -1,4 +1,4 @@
-"""A file of lines read one at a time: where each begins, so that any of them can be read again without the others."""
+"""Random access to the lines of a jsonl file by byte offset."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Line(NamedTuple):
     """A line that is not blank.
 
     Attributes:
-        position: in the file, from 0, blank lines counted.
-        offset: of its first byte.
-        content: without the line end.
+        position: Position of the line in the file, from 0, blank lines counted.
+        offset: Offset of the line's first byte.
+        content: Bytes of the line without the line end.
     """
 
     position: int
@@ -28,12 +28,12 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class JsonlFile:
-    """A file as it was when first seen; every later look makes sure that it still is.
+    """A file and its state when it was first opened; reading by offset checks that the state is unchanged.
 
     Attributes:
-        path: of the file.
-        size: bytes.
-        changed: time of the last change, in nanoseconds.
+        path: Path of the file.
+        size: Size of the file, bytes.
+        changed: Time of the last change, nanoseconds.
     """
 
     path: Path
@@ -42,23 +42,27 @@ class JsonlFile:
 
     @classmethod
     def at(cls, path: Path, setting: str) -> JsonlFile:
-        """The file there.
+        """Opens a file once and records its state.
+
+        Args:
+            path: Path of the file.
+            setting: Name of the setting that holds the path, for error messages.
 
         Raises:
-            InputError: it cannot be read; the text names the setting it came from.
+            InputError: If the file cannot be read.
         """
         try:
             with path.open("rb") as file:
-                found = os.fstat(file.fileno())
+                state = os.fstat(file.fileno())
                 file.read(1)
         except OSError as error:
             raise InputError(
                 f"{setting}: expected a jsonl file, found: {error.strerror}: {path}.\n  Give the path of one."
             ) from error
-        return cls(path, found.st_size, found.st_mtime_ns)
+        return cls(path, state.st_size, state.st_mtime_ns)
 
     def lines(self) -> Iterator[Line]:
-        """All lines that are not blank, in order; a byte order mark is passed over, Windows line ends are fine."""
+        """Yields the lines that are not blank, in order, without byte order mark and line ends (also Windows')."""
         with self.path.open("rb") as file:
             offset = 0
             for position, raw in enumerate(file):
@@ -68,10 +72,10 @@ class JsonlFile:
                 offset += len(raw)
 
     def at_offsets(self, offsets: Sequence[int]) -> Iterator[bytes]:
-        """The lines that begin there, in this order.
+        """Yields the lines that begin at these offsets, in this order.
 
         Raises:
-            InputError: the file has changed.
+            InputError: If the file has changed.
         """
         with self.path.open("rb") as file:
             now = os.fstat(file.fileno())

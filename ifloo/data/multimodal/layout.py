@@ -1,4 +1,4 @@
-"""A conversation as one sequence of tokens, which of them the loss counts, and what is cut when it is too long."""
+"""Layout of a conversation as one sequence of tokens: which tokens the loss counts, and which are cut if too long."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Laid:
     """One row as the model reads it.
 
     Attributes:
-        input_ids: at most `max_seq_len`.
-        labels: the same where the loss counts (answers and their ends), else -100.
-        cut: whether something was left out to make it fit.
+        input_ids: Token ids, at most `max_seq_len`.
+        labels: Token ids where the loss counts them (answers and their end tokens), else -100.
+        cut: Whether text was cut to make the row fit.
     """
 
     input_ids: list[int]
@@ -26,7 +26,7 @@ class Laid:
 
     @property
     def answer_positions(self) -> list[int]:
-        """Where the next token is one that the loss counts."""
+        """Positions whose next token is counted by the loss."""
         return [k - 1 for k, label in enumerate(self.labels) if label != NO_LOSS]
 
 
@@ -35,11 +35,11 @@ class _Piece:
     """Tokens that are kept or cut together.
 
     Attributes:
-        tokens: what is left of them.
-        answer: the loss counts them.
-        turn: position of the turn.
-        order: the lower, the earlier it is cut; 0 is never cut.
-        keep: tokens that stay whatever happens.
+        tokens: Tokens that remain.
+        answer: Whether the loss counts the tokens.
+        turn: Position of the turn.
+        order: Order of cutting: pieces of lower order are cut first, pieces of order 0 are never cut.
+        keep: Number of tokens that must remain.
     """
 
     tokens: list[int]
@@ -56,14 +56,14 @@ USER_TEXT, SYSTEM_TEXT, EARLIER_ANSWER, LAST_ANSWER = 1, 2, 3, 4
 
 
 def lay_out(row: Row, tokenizer: Tokenizer, num_image_tokens: int, max_seq_len: int) -> Laid:
-    """BOS, then each turn: the mark of its role, its text with the places of its images, EOS after an answer.
+    """Lays out a row: BOS, then for each turn its role token, its text with image tokens, and EOS after an answer.
 
-    What is too long loses text in this order: the user's oldest turns, the system's, earlier answers (all from their
-    beginning; an answer that was cut is no longer learned), and at last the end of the last answer, of which at least
-    the first token stays. Images are never cut.
+    Rows that are too long lose text in this order: the user's oldest turns, the system's turns, earlier answers (all
+    from their beginning; an answer that was cut is no longer trained on), and last the end of the last answer, of which
+    at least the first token remains. Images are never cut.
 
     Raises:
-        BadRowError: what may not be cut does not fit, or an answer has no token.
+        BadRowError: If the parts that must not be cut do not fit, or an answer has no token.
     """
     pieces = [_Piece([tokenizer.bos], turn=-1)]
     for position in range(len(row.turns)):

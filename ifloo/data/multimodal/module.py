@@ -1,4 +1,4 @@
-"""Image-text rows for Lightning: jsonl files of one's own, or a small set made from the digits that come with ifloo."""
+"""Data module of image-text rows: the user's jsonl files, or a small set made from the digits that come with ifloo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ifloo.data.loading import loader_of, say
+from ifloo.data.loading import loader_of, log_on_rank_zero
 from ifloo.data.multimodal.dataset import Dtype, MultimodalSet
 from ifloo.data.multimodal.embedded import EmbeddedSet, make_embedded
 from ifloo.data.multimodal.form import Channels, Form
@@ -28,7 +28,15 @@ Taken = Literal["embedded", "jsonl"]
 
 @dataclass(frozen=True)
 class _Content:
-    """What `setup` found."""
+    """Data read by `setup`.
+
+    Attributes:
+        train: Training rows in use.
+        test: Test rows in use.
+        taken: Name of the source.
+        reason: Reason why this source was chosen, for messages.
+        corrupted_ids: Training ids whose answer is wrong on purpose, before `train_limit`.
+    """
 
     train: MultimodalSet
     test: MultimodalSet
@@ -41,31 +49,31 @@ class MultimodalDataModule(L.LightningDataModule):
     """Conversations about images as dict batches (see `MultimodalSet`); an id is the position of a row's line.
 
     Args:
-        train_jsonl: rows to train on; None for the set made from the digits that come with ifloo.
-        test_jsonl: rows to validate on and to explain; needed with `train_jsonl`.
-        image_root: what the image paths in the rows start from, and may not leave; None for the folder of each file.
-        root: where the set that comes with ifloo is written.
-        corrupt: share of its training answers that are made wrong on purpose, 0 to below 1.
-        train_limit: use only the first so many usable training rows; None for all.
-        test_limit: the same for the test rows.
+        train_jsonl: File of the training rows; None for the set made from the digits that come with ifloo.
+        test_jsonl: File of the rows to validate on and to explain; required with `train_jsonl`.
+        image_root: Folder that image paths are relative to and may not leave; None for the folder of each file.
+        root: Folder to which the set that comes with ifloo is written.
+        corrupt: Share of that set's training answers that are made wrong on purpose, 0 to below 1.
+        train_limit: Number of usable training rows to read, from the first; None for all.
+        test_limit: Number of usable test rows to read, from the first; None for all.
         on_bad_row: "error" refuses a file at its first bad row, "skip" leaves bad rows out and lists them.
-        fields: other names for image, conversations, from, value, messages, role, content, such as {"image": "img"}.
-        tokenizer: of the text; None for `ByteTokenizer`. A checkpoint does not hold it.
-        image_size: of the canvas images are put on, pixels: a side, or [height, width].
-        channels: 1 for grey, 3 for RGB.
-        num_image_tokens: tokens that stand for one image, as many as the model makes of it.
-        max_seq_len: tokens of a row at most; longer rows lose text, questions first.
-        dtype: of pixel_values.
-        batch_size: of all loaders; as large as the training set or larger means full batch, in file order.
-        shuffle: draw the training batches in random order (mini-batches only; a full batch has no order).
-        num_workers: processes that load; 0 is fastest while everything fits in memory.
+        fields: Other names for image, conversations, from, value, messages, role, content, such as {"image": "img"}.
+        tokenizer: Tokenizer of the text, which is not stored in checkpoints; None for `ByteTokenizer`.
+        image_size: Size of the canvas that images are placed on, pixels: a side, or [height, width].
+        channels: Number of colour channels: 1 for grey, 3 for RGB.
+        num_image_tokens: Number of tokens of one image, equal to the model's.
+        max_seq_len: Largest number of tokens of a row; longer rows lose text, questions first.
+        dtype: Data type of pixel_values.
+        batch_size: Batch size of all loaders; the size of the training set or more means full batch, in file order.
+        shuffle: Whether training batches are drawn in random order (mini-batches only; a full batch has no order).
+        num_workers: Number of loading processes; 0 is fastest while everything fits in memory.
 
     Raises:
-        InputError: a setting out of range; from `setup`, files or rows that cannot be used.
+        InputError: If a setting is out of range; in `setup`, if files or rows cannot be used.
     """
 
-    # Settings that change no number: results made under other values of these are the same results. The training rows
-    # that paths and `on_bad_row` lead to are what `fingerprint` tells apart.
+    # Settings that change no number: results computed under other values of these are the same results. Different
+    # training rows, which paths and `on_bad_row` may lead to, are distinguished by `fingerprint`.
     free_settings: ClassVar[frozenset[str]] = frozenset(
         {"train_jsonl", "test_jsonl", "image_root", "root", "test_limit", "on_bad_row", "num_workers"}
     )
@@ -110,23 +118,23 @@ class MultimodalDataModule(L.LightningDataModule):
         self._fingerprint: str | None = None
 
     def prepare_data(self) -> None:
-        """Writes what is missing of the set that comes with ifloo (Lightning calls this in one process per node)."""
+        """Writes the missing files of the set that comes with ifloo (Lightning calls this in one process per node)."""
         if self.hparams["train_jsonl"] is None and self._embedded is None:
             self._embedded = make_embedded(Path(self.hparams["root"]), self.hparams["corrupt"])
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads and checks the rows, once however often it is called."""
+        """Reads and checks the rows; only the first call does any work."""
         if self._content is not None:
             return
-        self.prepare_data()  # the processes that did not prepare find everything written
+        self.prepare_data()  # in the other processes, which did not call it; the files are already written then
         train, test = self._paths()
-        made = self._embedded
+        embedded = self._embedded
         self._content = _Content(
             train=self._set("train", train),
             test=self._set("test", test),
-            taken="embedded" if made else "jsonl",
-            reason=f"no train_jsonl is given; made in {self.hparams['root']}" if made else "train_jsonl is given",
-            corrupted_ids=made.corrupted_ids if made else (),
+            taken="embedded" if embedded else "jsonl",
+            reason=f"no train_jsonl is given; made in {self.hparams['root']}" if embedded else "train_jsonl is given",
+            corrupted_ids=embedded.corrupted_ids if embedded else (),
         )
         self._report()
 
@@ -154,12 +162,12 @@ class MultimodalDataModule(L.LightningDataModule):
 
     @property
     def skipped(self) -> list[dict[str, Any]]:
-        """The bad rows left out of both files: {"file", "line", "reason"}; lines count from 1."""
+        """Bad rows left out of both files: {"file", "line", "reason"}; lines count from 1."""
         return [asdict(row) for part in (self.train_set, self.test_set) for row in part.skipped]
 
     @property
     def rows_cut(self) -> int:
-        """How many rows of both files were longer than max_seq_len and lost text."""
+        """Number of rows of both files that were longer than max_seq_len and lost text."""
         return self.train_set.rows_cut + self.test_set.rows_cut
 
     @property
@@ -181,10 +189,10 @@ class MultimodalDataModule(L.LightningDataModule):
         return self._loader(self.test_set)
 
     def test_batch(self, ids: Sequence[int]) -> dict[str, Tensor]:
-        """The test rows with these ids, in this order.
+        """Returns the test rows with these ids, in this order.
 
         Raises:
-            InputError: an id that no test row in use has.
+            InputError: If no test row in use has one of the ids.
         """
         try:
             return self.test_set.__getitems__(self.test_set.rows(ids))
@@ -192,7 +200,7 @@ class MultimodalDataModule(L.LightningDataModule):
             raise InputError(self._no_such_test_id(error.args[0])) from error
 
     def fingerprint(self) -> str:
-        """SHA-256 of the training data as the model is given them, but for dtype: tokens, image files, ids."""
+        """Returns the SHA-256 of the training data except their dtype: tokens, image files, ids."""
         if self._fingerprint is None:
             self._fingerprint = self.train_set.content_sha256()
         return self._fingerprint
@@ -222,22 +230,24 @@ class MultimodalDataModule(L.LightningDataModule):
         return self._content
 
     def _report(self) -> None:
-        """One line for what was read, and one for each thing a user would want to know."""
+        """Logs one line about the data read, and a warning for each limit, bad row or cut that applies."""
         for part, rows in (("train", self.train_set), ("test", self.test_set)):
             limit = self.hparams[f"{part}_limit"]
             if limit is not None and limit > len(rows):
-                said = f"{part}_limit is {limit}, the usable {part} rows are {len(rows)}: all of them are used"
-                say(_log, logging.WARNING, said)
+                line = f"{part}_limit is {limit}, the usable {part} rows are {len(rows)}: all of them are used"
+                log_on_rank_zero(_log, logging.WARNING, line)
             if rows.skipped:
                 first = rows.skipped[0]
                 bad, good = len(rows.skipped), len(rows)
                 where = f"{first.file}: {bad} of {bad + good} rows are bad and left out"
-                say(_log, logging.WARNING, f"{where}, the first at line {first.line}: {first.reason}")
+                log_on_rank_zero(_log, logging.WARNING, f"{where}, the first at line {first.line}: {first.reason}")
         if self.rows_cut:
             limit = self.hparams["max_seq_len"]
-            say(_log, logging.WARNING, f"{self.rows_cut} rows are longer than max_seq_len {limit} and lost text")
+            log_on_rank_zero(
+                _log, logging.WARNING, f"{self.rows_cut} rows are longer than max_seq_len {limit} and lost text"
+            )
         counts = f"{len(self.train_set)} training and {len(self.test_set)} test rows"
-        say(_log, logging.INFO, f"Image-text data: {counts} ({self.source_taken}: {self.source_reason})")
+        log_on_rank_zero(_log, logging.INFO, f"Image-text data: {counts} ({self.source_taken}: {self.source_reason})")
 
     def _no_such_test_id(self, id_: int) -> str:
         known, limit = self.test_set.ids, self.hparams["test_limit"]

@@ -1,4 +1,4 @@
-"""One line of a jsonl file as a conversation about images: what is accepted, and why a row is not."""
+"""Parser of one line of a jsonl file: a conversation about images, or the reason why the line is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROLES: dict[str, Role] = {
     "system": "system",
 }
 MARKER = "<image>"
-# (list of turns, who speaks, what is said): the form of LLaVA, and that of chats.
+# Keys of (list of turns, speaker, text): the format of LLaVA, and the format of chats.
 FORMS = (("conversations", "from", "value"), ("messages", "role", "content"))
 FIELDS = ("image", *FORMS[0], *FORMS[1])
 RENAME = "Correct the row, or name its keys by fields"
@@ -28,8 +28,8 @@ class BadRowError(Exception):
     """A row that cannot be used.
 
     Attributes:
-        reason: what was expected and what came, without file and line.
-        step: what to do about it.
+        reason: Expected and actual content, without file and line.
+        step: Next step for the user.
     """
 
     def __init__(self, reason: str, step: str = "Correct the row") -> None:
@@ -45,11 +45,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Row:
-    """A conversation; the k-th `<image>` in its turns is the k-th of its images.
+    """A conversation; the k-th `<image>` in its turns stands for the k-th of its images.
 
     Attributes:
-        turns: at least one is the assistant's, and none of those is empty or holds a marker.
-        images: file names, as they stand in the data.
+        turns: Turns of the conversation; at least one is the assistant's, and those are not empty and hold no marker.
+        images: File names of the images, as written in the data.
     """
 
     turns: tuple[Turn, ...]
@@ -66,16 +66,16 @@ class Row:
 
     @property
     def question(self) -> str:
-        """What the user said last before that answer, without the marker of the image; empty if nothing."""
-        asked = [turn.text for turn in self.turns[: self.last_answer] if turn.role == "user"]
-        return asked[-1].replace(MARKER, "").strip() if asked else ""
+        """Last text of the user before the last answer, without image markers; empty if the user has no such turn."""
+        questions = [turn.text for turn in self.turns[: self.last_answer] if turn.role == "user"]
+        return questions[-1].replace(MARKER, "").strip() if questions else ""
 
 
 def field_names(given: Mapping[str, str] | None) -> dict[str, str]:
-    """What each field is called in the data: its own name unless another is given.
+    """Returns the key of each field in the data: the field's own name unless another is given.
 
     Raises:
-        InputError: a field that does not exist.
+        InputError: If a field does not exist.
     """
     given = given or {}
     if unknown := sorted(given.keys() - set(FIELDS)):
@@ -87,14 +87,14 @@ def field_names(given: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def parse_row(line: bytes, names: Mapping[str, str]) -> Row:
-    """The conversation in a line of JSON.
+    """Parses a line of JSON as a conversation.
 
     Args:
-        line: bytes, UTF-8.
-        names: as `field_names` gives them.
+        line: Bytes of the line, UTF-8.
+        names: Key of each field, as returned by `field_names`.
 
     Raises:
-        BadRowError: the line does not hold one.
+        BadRowError: If the line does not hold a conversation.
     """
     data = _object(line)
     turns, images = _turns(data, names), _images(data, names["image"])
@@ -141,10 +141,10 @@ def _turn(turn: Any, speaker: str, text: str, where: str) -> Turn:
             raise BadRowError(f"{where}.{key}: expected text, found {_kind(turn[key])}")
     if turn[speaker] not in ROLES:
         raise BadRowError(f"{where}.{speaker}: expected one of {', '.join(ROLES)}, found {_shown(turn[speaker])}")
-    role, said = ROLES[turn[speaker]], turn[text]
-    if role == "assistant" and not said.strip():
+    role, content = ROLES[turn[speaker]], turn[text]
+    if role == "assistant" and not content.strip():
         raise BadRowError(f"{where}.{text}: expected an answer, found an empty one")
-    return Turn(role, _whole(said, f"{where}.{text}"))
+    return Turn(role, _checked_unicode(content, f"{where}.{text}"))
 
 
 def _images(data: dict[str, Any], key: str) -> tuple[str, ...]:
@@ -156,14 +156,14 @@ def _images(data: dict[str, Any], key: str) -> tuple[str, ...]:
             raise BadRowError(f"{key}: expected a path or a list of paths, found {found}")
         if not image:
             raise BadRowError(f"{key}: expected a path, found an empty one")
-    return tuple(_whole(image, key) for image in images)
+    return tuple(_checked_unicode(image, key) for image in images)
 
 
 def _with_markers(turns: tuple[Turn, ...], images: int) -> tuple[Turn, ...]:
-    """The turns with one marker per image: at the start of the first user turn where the row says nothing.
+    """Returns the turns with one marker per image, adding markers to the first user turn if the row has none.
 
     Raises:
-        BadRowError: markers and images do not match, or a marker stands in an answer.
+        BadRowError: If markers and images do not match, or an answer contains a marker.
     """
     if any(MARKER in turn.text for turn in turns if turn.role == "assistant"):
         raise BadRowError(f"expected {MARKER} in questions only, found it in an answer")
@@ -181,7 +181,7 @@ def _with_markers(turns: tuple[Turn, ...], images: int) -> tuple[Turn, ...]:
     return (*turns[:first], shown, *turns[first + 1 :])
 
 
-def _whole(text: str, where: str) -> str:
+def _checked_unicode(text: str, where: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -195,7 +195,7 @@ def _count(number: int, name: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """As in Python, so that nothing in the data acts on a terminal; shortened."""
+    """Returns a shortened Python literal of a text, so that control characters in the data cannot act on a terminal."""
     return repr(text) if len(text) <= 30 else repr(text[:30]) + "..."
 
 

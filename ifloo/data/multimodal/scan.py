@@ -1,4 +1,4 @@
-"""The one pass over a file before it is used: every row checked, and only small numbers about each kept."""
+"""First pass over a jsonl file: checks every row and keeps an index of offsets and lengths."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ OnBadRow = Literal["error", "skip"]
 
 @dataclass(frozen=True)
 class Skipped:
-    """A row that was left out: the line counts from 1, as editors do."""
+    """A bad row that was left out.
+
+    Attributes:
+        file: Path of the file.
+        line: Line number, from 1 as in editors.
+        reason: Expected and actual content.
+    """
 
     file: str
     line: int
@@ -31,16 +37,16 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Index:
-    """The usable rows of a file.
+    """Index of the usable rows of a file.
 
     Attributes:
-        ids: positions of their lines in the file, from 0; ascending.
-        offsets: where each line begins, bytes.
-        lengths: tokens of each.
-        answers: tokens the loss counts of each.
-        images: number of images of each.
-        rows_cut: how many were too long and lost text.
-        skipped: the rows left out.
+        ids: Positions of the rows' lines in the file, from 0; ascending.
+        offsets: Offset of each row's line, bytes.
+        lengths: Number of tokens of each row.
+        answers: Number of tokens of each row that the loss counts.
+        images: Number of images of each row.
+        rows_cut: Number of rows that were too long and lost text.
+        skipped: Bad rows left out.
     """
 
     ids: Int64[Tensor, " n"]
@@ -55,16 +61,16 @@ class Index:
 def scan(file: JsonlFile, form: Form, limit: int | None, on_bad_row: OnBadRow) -> Index:
     """Checks the rows of a file, up to `limit` usable ones.
 
-    With "error" the first bad row ends it; images must exist and are decoded later. With "skip" bad rows are listed and
-    left out; images are decoded here, so that it is known how many rows there are.
+    With "error" the first bad row raises; images must exist and are decoded later. With "skip" bad rows are listed and
+    left out; images are decoded here, so that the number of usable rows is known.
 
     Raises:
-        InputError: a bad row, or no usable row.
+        InputError: If a row is bad and `on_bad_row` is "error", or no row is usable.
     """
     columns = [array("q") for _ in ("ids", "offsets", "lengths", "answers", "images")]
     skipped: list[Skipped] = []
     rows_cut = 0
-    # disable=None: no bar where nobody watches (a log file, a CI job).
+    # disable=None: no progress bar when the output is not a terminal (a log file, a CI job).
     with tqdm(desc=file.path.name, total=file.size, unit="B", unit_scale=True, leave=False, disable=None) as bar:
         for line in file.lines():
             try:
@@ -92,7 +98,7 @@ def refusal(file: JsonlFile, position: int, bad: BadRowError) -> str:
 
 
 def _check(line: Line, form: Form, decode: bool) -> tuple[tuple[int, int, int], bool]:
-    """Tokens, answer tokens and images of a row, and whether it was cut."""
+    """Returns the numbers of tokens, answer tokens and images of a row, and whether it was cut."""
     row = form.row(line.content)
     laid = form.tokens(row)
     if decode:

@@ -1,4 +1,4 @@
-"""The settings of the data module that can be wrong by themselves, and what is said then."""
+"""Checks of the settings of `MultimodalDataModule` that need no data."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ VALUES: dict[str, tuple[Any, ...]] = {
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Refuses numbers that are too small, values that do not exist, and paths that do not go together.
+    """Checks that numbers are large enough, values are among the allowed ones, and paths go together.
 
     Raises:
-        InputError: the first setting that is wrong.
+        InputError: If a setting is wrong; the message names the first one.
     """
     for name, least in LEAST.items():
         if settings[name] is not None and settings[name] < least:
@@ -42,10 +42,10 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def canvas(image_size: int | list[int]) -> tuple[int, int]:
-    """Height and width in pixels.
+    """Returns height and width of the canvas, pixels.
 
     Raises:
-        InputError: not one number, or two, of 1 or more.
+        InputError: If `image_size` is not one or two numbers of 1 or more.
     """
     size = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
     if len(size) != 2 or min(size) < 1:

@@ -1,4 +1,4 @@
-"""Text to token ids and back; the marks of a conversation are ids of their own, after those of the text."""
+"""Tokenizers: text to token ids and back; the special ids of a conversation follow the ids of the text."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ SPECIALS = ("pad", "bos", "eos", "user", "assistant", "system", "image")
 
 
 class Tokenizer(ABC):
-    """What a model reads: text ids 0..text_size-1, then the special ids in the order of `SPECIALS`.
+    """Base class of tokenizers: text ids 0..text_size-1, then the special ids in the order of `SPECIALS`.
 
     No text encodes to a special id, so that no row can imitate the end of an answer or an image.
 
     Attributes:
-        text_size: number of ids of text.
-        vocab_size: of all ids, special ones included.
-        pad: fills rows up to the common length.
-        bos: begins a row.
-        eos: ends an answer.
-        user: begins a turn of the user.
-        assistant: begins an answer.
-        system: begins a turn of the system.
-        image: stands where a piece of an image goes.
+        text_size: Number of text ids.
+        vocab_size: Number of all ids, including the special ones.
+        pad: Id that fills rows up to the common length.
+        bos: Id that begins a row.
+        eos: Id that ends an answer.
+        user: Id that begins a turn of the user.
+        assistant: Id that begins an answer.
+        system: Id that begins a turn of the system.
+        image: Id of an image token.
     """
 
     def __init__(self, text_size: int) -> None:
@@ -38,19 +38,19 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without any special id."""
+        """Encodes a text as ids, without any special id."""
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids; special ids, and labels of no loss, are left out."""
+        """Decodes ids to text; special ids and ignored labels (-100) are left out."""
 
     @abstractmethod
     def description(self) -> str:
-        """Tells tokenizers apart that give other ids: the same on every machine and in every run."""
+        """Returns a text that identifies the mapping from text to ids, the same on every machine and in every run."""
 
 
 class ByteTokenizer(Tokenizer):
-    """The bytes of UTF-8: no vocabulary file, and nothing unknown in any language."""
+    """Tokenizer whose tokens are the bytes of UTF-8: it needs no vocabulary file and covers every language."""
 
     def __init__(self) -> None:
         super().__init__(256)
@@ -69,10 +69,10 @@ class HuggingFaceTokenizer(Tokenizer):
     """The tokenizer of a published model, through the package transformers.
 
     Args:
-        name_or_path: a name on the hub or a folder; no code that comes with it is run.
+        name_or_path: Name on the hub, or a folder; code that comes with the tokenizer is not run.
 
     Raises:
-        InputError: transformers is not installed, or there is no such tokenizer.
+        InputError: If transformers is not installed, or the tokenizer does not exist.
     """
 
     def __init__(self, name_or_path: str) -> None:
@@ -101,6 +101,6 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._wrapped.decode([i for i in ids if 0 <= i < self.text_size])
 
     def description(self) -> str:
-        """By the vocabulary and not by the name, which may be a path."""
+        """Returns class and SHA-256 of the vocabulary, but not the name, which may be a path."""
         vocabulary = json.dumps(sorted(self._wrapped.get_vocab().items()))
         return f"{type(self._wrapped).__name__}, vocabulary {hashlib.sha256(vocabulary.encode()).hexdigest()}"
