@@ -1,4 +1,4 @@
-"""The wing of models: LightningModules that meet the contract, and what makes any other meet it."""
+"""Models: LightningModules that meet the model contract, and adapters for modules that do not."""
 
 from ifloo.models.adapted import Adapted, as_written
 from ifloo.models.logistic import LogisticRegression

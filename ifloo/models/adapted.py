@@ -1,4 +1,9 @@
-"""Any LightningModule made to meet the contract: the loss of one sample found, the penalty stated."""
+"""Adapter by which a plain LightningModule meets the model contract: sample losses and penalty.
+
+A wrapper that only holds the module would not do: the Trainer calls the hooks of the module it is given, checkpoints
+must keep the names of the user's parameters, and `self.log` in the user's steps must see the hook that is running.
+`Adapted` therefore forwards every hook that the module's class overrides, its state dict and its hyperparameters.
+"""
 
 from __future__ import annotations
 
@@ -25,18 +30,18 @@ _OURS = frozenset({"training_step", "configure_optimizers", "on_train_start", "s
 
 
 class Adapted(SampleLossModule):
-    """A plain LightningModule under the contract; parameters, checkpoints and hooks stay those of the module.
+    """A plain LightningModule that meets the contract; parameters, checkpoints and hooks remain those of the module.
 
-    ℓ_i is what `sample_losses` gives, or else the module's own `training_step` run on batches of one under vmap: a
-    penalty that it adds then counts as part of ℓ_i, and of L_t.
+    ℓ_i is computed by `sample_losses`, or else by the module's own `training_step` on batches of one under vmap: a
+    penalty that the step adds then counts as part of ℓ_i, and of L_t.
 
     Attributes:
-        model: the module.
-        losses: the function that gives ℓ; None: its `training_step`.
-        l2: λ of ½λ‖θ‖² over its trainable parameters, nats.
+        model: The wrapped module.
+        losses: Function that computes ℓ; None for the module's `training_step`.
+        l2: λ of ½λ‖θ‖² over the module's trainable parameters, nats.
     """
 
-    wraps = "model."  # what stands before the names of parameters; patterns do without it
+    wraps = "model."  # prefix of the parameter names, which patterns of parameter names leave out
 
     def __init__(
         self,
@@ -46,17 +51,18 @@ class Adapted(SampleLossModule):
         l2: float = 0.0,
         still: bool = False,
     ) -> None:
-        """Wraps a module, which is not copied.
+        """Wraps a module without copying it.
 
         Args:
-            model: the module.
-            sample_losses: of (model, batch): `[b]`, nats, unreduced, without penalty.
-            penalty: of the model: R(θ) beside ½λ‖θ‖², `[]`.
-            still: take no optimizer step; the fit is left to what follows it, such as a Newton finish.
-            l2: λ. An optimizer's `weight_decay` that adds λθ to the gradient is this penalty, and is left to it.
+            model: Module to wrap.
+            sample_losses: Function of (model, batch) that returns ℓ, `[b]`, nats, unreduced, without penalty.
+            penalty: Function of the model that returns the part of R(θ) beside ½λ‖θ‖², `[]`, nats.
+            still: Whether the optimizer takes no step; the training is left to a later stage, such as a Newton finish.
+            l2: λ. A `weight_decay` of λ that the optimizer adds to the gradient is the same penalty; it is set to 0
+                when training starts, so that the penalty is not counted twice.
 
         Raises:
-            InputError: a negative λ, or a module that optimizes by hand and has no loss that could be run alone.
+            InputError: If λ is negative, or the module optimizes manually and `sample_losses` is not given.
         """
         super().__init__()
         if not 0 <= l2 < float("inf"):
@@ -65,32 +71,32 @@ class Adapted(SampleLossModule):
             _refuse_without_step(model)
         self.model = model
         self.losses, self.own_penalty, self.l2, self.still = sample_losses, penalty, l2, still
-        # Noted here: in a functional call the values that stand in for parameters may not say that they are trained.
+        # Recorded here because in a functional call the tensors that replace parameters may lack requires_grad.
         self._trainable = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
         for name in _overridden(model):
             self.__dict__[name] = getattr(model, name)
 
     @property
     def one_by_one(self) -> bool:
-        """Whether a layer sees one sample at a time, under vmap."""
+        """Whether layers see one sample at a time, under vmap."""
         return self.losses is None
 
     def sample_losses(self, batch: Batch) -> Float[Tensor, " b"]:
-        """ℓ of each sample, nats.
+        """Computes ℓ of each sample, nats.
 
         Raises:
-            InputError: the `training_step` gives no loss, or reads what is no tensor.
+            InputError: If `training_step` returns no loss, or reads a part of the batch that is not a tensor.
         """
         with silenced(self.model):
             return self.losses(self.model, batch) if self.losses else _step_losses(self.model, batch)
 
     def step_loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """What the module's `training_step` makes of a batch."""
+        """Computes the loss that the module's `training_step` returns for a batch, nats."""
         with silenced(self.model):
             return _step(self.model, batch)
 
     def penalty(self) -> Float[Tensor, ""]:
-        """½λ‖θ‖² plus what the penalty given says; zero where neither was given."""
+        """Computes ½λ‖θ‖² plus the penalty function given, nats; zero if neither was given."""
         trained = [p for n, p in self.model.named_parameters() if n in self._trainable]
         squares = torch.stack([p.square().sum() for p in trained]).sum() if self.l2 else trained[0].new_zeros(())
         own = self.own_penalty(self.model) if self.own_penalty else 0.0
@@ -102,11 +108,11 @@ class Adapted(SampleLossModule):
         return self.model.configure_optimizers()
 
     def again(self, model: L.LightningModule) -> Adapted:
-        """Another module of the same class, adapted in the same way."""
+        """Adapts another module of the same class in the same way."""
         return type(self)(model, self.losses, self.own_penalty, self.l2, self.still)
 
     def on_train_start(self) -> None:
-        """Leaves to the penalty what an optimizer would decay by the same λ; refuses any other decay."""
+        """Sets a coupled weight decay equal to λ to zero, since the penalty contains it; refuses any other decay."""
         self.model.on_train_start()
         for optimizer in self.trainer.optimizers:
             if type(optimizer) in COUPLED:
@@ -116,12 +122,12 @@ class Adapted(SampleLossModule):
         super().on_train_start()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """That of the module: a checkpoint of ours is one of the module's."""
+        """Returns the state dict of the wrapped module, so that checkpoints are checkpoints of that module."""
         return self.model.state_dict(*args, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Puts weights into the module, with all their digits: weights of 64 bits make it one of 64 bits."""
-        # A Trainer with precision 64-true leaves no word of it in the module.
+        """Loads weights into the wrapped module, which is converted to float64 if the weights are float64."""
+        # A Trainer with precision 64-true does not record the precision in the module.
         if any(isinstance(v, Tensor) and v.dtype is torch.float64 for v in state_dict.values()):
             self.model.to(torch.float64)
         return self.model.load_state_dict(state_dict, *args, **kwargs)
@@ -136,7 +142,7 @@ class Adapted(SampleLossModule):
 
     @property
     def _current_fx_name(self) -> str | None:
-        """Which hook is running, as Lightning notes it for `self.log`: the module is the one that logs."""
+        """Name of the running hook, which Lightning sets for `self.log`; forwarded because the wrapped module logs."""
         return getattr(self._modules.get("model"), "_current_fx_name", None)
 
     @_current_fx_name.setter
@@ -146,18 +152,18 @@ class Adapted(SampleLossModule):
 
 
 def as_written(module: Any) -> Any:
-    """The module as its author knows it."""
+    """Returns the user's own module, without the adapter around it."""
     return module.model if isinstance(module, Adapted) else module
 
 
 def run_step(model: L.LightningModule, batch: Batch) -> Any:
-    """What a module's `training_step` gives, with a batch index where it takes one."""
+    """Calls a module's `training_step`, with batch index 0 if it takes one."""
     step: Any = model.training_step
     return step(batch, 0) if len(inspect.signature(step).parameters) > 1 else step(batch)
 
 
 def _overridden(model: L.LightningModule) -> list[str]:
-    """What the module's class writes anew of Lightning's: hooks and steps that its training and evaluation run."""
+    """Lists the hooks and steps of LightningModule that the module's class overrides."""
     public = [n for n in dir(L.LightningModule) if not n.startswith("_") and n not in _OURS]
     functions = [n for n in public if inspect.isfunction(inspect.getattr_static(L.LightningModule, n))]
     nn_own = {n for n in dir(nn.Module) if n != "forward"}
@@ -167,12 +173,12 @@ def _overridden(model: L.LightningModule) -> list[str]:
 
 
 def _step_losses(model: L.LightningModule, batch: Batch) -> Float[Tensor, " b"]:
-    """The loss of `training_step` on each sample as a batch of one."""
+    """Computes the loss of `training_step` on each sample as a batch of one."""
 
-    def one(*parts: Tensor) -> Tensor:
+    def one_loss(*parts: Tensor) -> Tensor:
         return _step(model, _sample(batch, iter(parts), batch_size(batch)))
 
-    return vmap(one, randomness="different")(*(x for x in tensors_of(batch) if x.ndim))
+    return vmap(one_loss, randomness="different")(*(x for x in tensors_of(batch) if x.ndim))
 
 
 def _step(model: L.LightningModule, batch: Batch) -> Float[Tensor, ""]:
@@ -180,7 +186,7 @@ def _step(model: L.LightningModule, batch: Batch) -> Float[Tensor, ""]:
 
 
 def _sample(batch: Batch, parts: Iterator[Tensor], b: int) -> Batch:
-    """The batch of one that holds these parts, in the order of the batch's tensors."""
+    """Builds a batch of one from the tensors of one sample, in the order of the batch's tensors."""
     if isinstance(batch, Tensor):
         return next(parts).unsqueeze(0) if batch.ndim else batch
     if isinstance(batch, Mapping):
@@ -194,7 +200,7 @@ def _sample(batch: Batch, parts: Iterator[Tensor], b: int) -> Batch:
 
 
 class _NoTensor:
-    """Stands for one Python object a sample (a text, a path), which vmap cannot deal out: an error if it is read."""
+    """Placeholder for a list of one Python object per sample, such as texts, which vmap cannot split; reading it fails."""
 
     def __init__(self, kind: str) -> None:
         self._kind = kind

@@ -1,4 +1,4 @@
-"""Weight decay of an optimizer: inside the gradient, where a penalty says the same, or beside it, where none does."""
+"""Weight decay of optimizers: coupled (part of the gradient, equal to a penalty) or decoupled (part of the step)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 from torch import optim
 
-# Whose decay adds λθ to the gradient, which is what the penalty ½λ‖θ‖² does, unless their groups decouple it.
+# Optimizers whose decay adds λθ to the gradient, as the penalty ½λ‖θ‖² does, unless a group decouples it.
 COUPLED = (optim.SGD, optim.Adam, optim.Adagrad, optim.RMSprop, optim.NAdam)
-# Who shrink weights beside the gradient whatever is said; not every version of torch has all of them.
+# Optimizers whose decay always shrinks the weights directly; not every version of torch has all of them.
 ALWAYS_DECOUPLED = tuple(getattr(optim, name) for name in ("AdamW", "Adafactor", "Muon") if hasattr(optim, name))
 
 
 def decoupled(optimizer: optim.Optimizer, group: Mapping[str, Any]) -> bool:
-    """Whether a decay of these parameters is part of the step and of no objective (Loshchilov & Hutter 2019).
+    """Returns whether the decay of a parameter group is part of the step, not of J (Loshchilov & Hutter 2019).
 
     Args:
-        optimizer: of torch, or of a class derived from one of its.
-        group: of its parameters.
+        optimizer: An optimizer of torch, or of a derived class.
+        group: Parameter group of the optimizer.
     """
     return isinstance(optimizer, ALWAYS_DECOUPLED) or bool(group.get("decoupled_weight_decay"))

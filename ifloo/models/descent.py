@@ -1,4 +1,4 @@
-"""The optimizer of a model trained by small steps: its rule, and how the learning rate rises and falls."""
+"""Optimizer and learning-rate schedule of models trained by many small steps: warm-up, then a half cosine."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ OptimizerName = Literal["sgd", "adam", "adamw"]
 
 @dataclass(frozen=True)
 class Descent:
-    """Warm-up, then a half cosine.
+    """Settings of an optimizer whose learning rate warms up linearly and then falls by a half cosine.
 
     Attributes:
-        optimizer: `sgd`, `adam` or `adamw`.
-        lr: highest learning rate.
-        momentum: of sgd.
-        betas: of adam and adamw.
-        epsilon: of adam and adamw.
-        weight_decay: of adamw, decoupled from the gradient.
-        warmup: share of the steps in which the rate rises from 0 to `lr`.
-        final_lr: share of `lr` that is left at the last step.
+        optimizer: Name of the optimizer: `sgd`, `adam` or `adamw`.
+        lr: Highest learning rate.
+        momentum: Momentum of sgd.
+        betas: Decay rates of the moment estimates of adam and adamw.
+        epsilon: Term added to the denominator of adam and adamw.
+        weight_decay: Weight decay of adamw, decoupled from the gradient.
+        warmup: Share of the steps in which the rate rises from 0 to `lr`.
+        final_lr: Learning rate at the last step, as a share of `lr`.
     """
 
     optimizer: OptimizerName
@@ -43,7 +43,7 @@ class Descent:
         """Checks the numbers.
 
         Raises:
-            InputError: one is out of range, or a decay that this optimizer does not decouple.
+            InputError: If a number is out of range, or the optimizer does not decouple the weight decay.
         """
         if not 0 < self.lr < float("inf"):
             raise InputError(f"lr must be a finite number > 0, got {self.lr}.")
@@ -57,21 +57,21 @@ class Descent:
             )
 
     def over(self, parameters: Iterable[nn.Parameter], steps: int | float) -> dict[str, Any]:
-        """Optimizer and schedule of a fit of so many steps, as Lightning takes them.
+        """Returns optimizer and schedule of a fit of `steps` steps, in the form Lightning takes.
 
         Raises:
-            InputError: the fit has no end.
+            InputError: If the number of steps is infinite.
         """
         if math.isinf(steps):
             raise InputError(
                 "The learning rate follows the number of steps of the fit, and this fit has no end.\n"
                 "  Set max_epochs or max_steps of the Trainer."
             )
-        optimizer = self._made(parameters)
+        optimizer = self._build_optimizer(parameters)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _Rate(self.warmup, self.final_lr, int(steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _made(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def _build_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         if self.optimizer == "sgd":
             return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum)
         if self.optimizer == "adam":
@@ -83,15 +83,15 @@ class Descent:
 
 @dataclass(frozen=True)
 class _Rate:
-    """Learning rate of step k (from 0) as a share of the highest; an object, so that it travels between processes."""
+    """Learning rate of step k (from 0) as a share of the highest; an object, so that it can be pickled."""
 
     warmup: float
     final: float
     steps: int
 
     def __call__(self, k: int) -> float:
-        rising = max(1, round(self.warmup * self.steps))
-        if k < rising:
-            return (k + 1) / rising
-        fallen = min(1.0, (k - rising + 1) / max(1, self.steps - rising))
-        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * fallen))
+        warmup_steps = max(1, round(self.warmup * self.steps))
+        if k < warmup_steps:
+            return (k + 1) / warmup_steps
+        progress = min(1.0, (k - warmup_steps + 1) / max(1, self.steps - warmup_steps))
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))

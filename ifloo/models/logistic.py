@@ -1,4 +1,4 @@
-"""Multinomial logistic regression, the convex case: every number about it can be proved."""
+"""Multinomial logistic regression: a convex objective, for which every result can be checked against theory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEP_SIZE: dict[str, float] = {"lbfgs": 1.0, "sgd": 0.1, "adamw": 1e-3}
 class LogisticRegression(SampleLossModule):
     """ℓ_i = cross-entropy of softmax(W x_i + b), R = ½ λ (‖W‖² + ‖b‖²), as in Koh & Liang 2017, section 4.
 
-    Understands dict batches `{"x", "labels"}` and tuples `(x, y, ...)`.
+    Batches are dicts `{"x", "labels"}` or tuples `(x, y, ...)`.
     """
 
     def __init__(
@@ -36,23 +36,23 @@ class LogisticRegression(SampleLossModule):
         tolerance_grad: float = 1e-5,
         dtype: Literal["float64", "float32"] = "float64",
     ) -> None:
-        """Starts at zero weights: J is convex, so nothing depends on the start.
+        """Initialises all weights to zero; J is convex, so the minimum does not depend on the start.
 
         Args:
-            num_features: d; inputs of any shape are flattened to it.
-            num_classes: C.
-            bias: whether to have an intercept (penalised like the weights).
+            num_features: Number of features d; inputs of any shape are flattened to d numbers.
+            num_classes: Number of classes C.
+            bias: Whether the model has an intercept (penalised like the weights).
             l2_reg: λ of the penalty ½λ‖θ‖², per nat of mean loss.
             optimizer: `lbfgs` (full batch, strong Wolfe), `sgd`, or `adamw` with weight_decay 0: the penalty is in J.
-            lr: step size; None: 1 for lbfgs (its line search does the rest), 0.1 for sgd, 0.001 for adamw.
-            momentum: of sgd.
-            max_iter: L-BFGS iterations in one outer step.
-            tolerance_grad: L-BFGS stops when no entry of ∇J is larger. Its line search compares values of J and stalls
-                near ‖∇J‖ = 1e-8; from here Newton-CG is faster and goes further.
-            dtype: of the weights.
+            lr: Step size; None for 1 with lbfgs (its line search adapts it), 0.1 with sgd, 0.001 with adamw.
+            momentum: Momentum of sgd.
+            max_iter: Number of L-BFGS iterations in one outer step.
+            tolerance_grad: Largest entry of |∇J| at which L-BFGS stops. Its line search compares values of J and stalls
+                near ‖∇J‖ = 1e-8; from about 1e-5 on, Newton-CG is faster and gets closer to the minimum.
+            dtype: Data type of the weights.
 
         Raises:
-            InputError: a negative λ.
+            InputError: If λ is negative or not finite.
         """
         super().__init__()
         if not 0 <= l2_reg < float("inf"):
@@ -64,12 +64,12 @@ class LogisticRegression(SampleLossModule):
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
 
     def outputs(self, batch: Batch) -> Float[Tensor, "b c"]:
-        """Logits."""
+        """Computes the logits."""
         x, _ = _inputs_and_labels(batch)
         return self.linear(x.flatten(1).to(self.linear.weight.dtype))
 
     def output_losses(self, outputs: Float[Tensor, "b c"], batch: Batch) -> Float[Tensor, " b"]:
-        """Cross-entropy of each row, nats."""
+        """Computes the cross-entropy of each row, nats."""
         _, labels = _inputs_and_labels(batch)
         return nn.functional.cross_entropy(outputs, labels.long(), reduction="none")
 

@@ -1,4 +1,4 @@
-"""The contract as a LightningModule: one loss serves training, scoring and refits."""
+"""Base class of models that meet the contract: one loss serves training, scoring and refits."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from ifloo.objective.weights import SampleWeights
 
 
 class SampleLossModule(L.LightningModule, ABC):
-    """A LightningModule that states ℓ_i and R apart, so that J(θ; w) is known and every sample has a weight.
+    """A LightningModule that states ℓ_i and R separately, so that J(θ; w) is known and every sample has a weight.
 
     `training_step` is final: mean of w[id] · ℓ + R. The penalty belongs in `penalty`, not in the optimizer: otherwise
     the curvature is that of another function than the one trained.
 
     Attributes:
-        sample_weights: w, by sample id; all 1 unless a refit sets it.
+        sample_weights: Weights w by sample id; all 1 unless a refit sets them.
     """
 
     def __init__(self) -> None:
-        """Starts with every weight 1."""
+        """Sets every sample weight to 1."""
         super().__init__()
         self.sample_weights = SampleWeights()
 
     def __init_subclass__(cls) -> None:
-        """Refuses a training loss that is not J.
+        """Checks that the subclass does not replace the training loss J.
 
         Raises:
-            InputError: the subclass has a `training_step` of its own.
+            InputError: If the subclass defines `training_step`.
         """
         super().__init_subclass__()
         if "training_step" in cls.__dict__:
@@ -46,14 +46,14 @@ class SampleLossModule(L.LightningModule, ABC):
 
     @abstractmethod
     def sample_losses(self, batch: Batch) -> Float[Tensor, " b"]:
-        """ℓ of each sample of the batch, nats, unreduced, without the penalty."""
+        """Computes ℓ of each sample of the batch, nats, unreduced, without the penalty."""
 
     @abstractmethod
     def penalty(self) -> Float[Tensor, ""]:
-        """R(θ), e.g. ½λ‖θ‖²; zero is said aloud."""
+        """Computes the penalty R(θ), e.g. ½λ‖θ‖², a scalar tensor, nats; return `zeros(())` if there is none."""
 
     def strong_convexity(self) -> float | None:
-        """A known μ > 0 with ∇²J ⪰ μI everywhere, for error bounds; None where none is known."""
+        """Returns a known μ > 0 with ∇²J ⪰ μI everywhere, for error bounds; None if no such μ is known."""
         return None
 
     @final
@@ -66,11 +66,12 @@ class SampleLossModule(L.LightningModule, ABC):
         return loss
 
     def on_train_start(self) -> None:
-        """Refuses what Lightning accepts in silence and L-BFGS cannot do.
+        """Refuses training settings under which the function trained would not be J, or L-BFGS would not work.
 
         Raises:
-            InputError: L-BFGS with mini-batches, accumulation, clipping or reduced precision; any optimizer with weight
-                decay, unless it is decoupled (AdamW) and the steps are recorded, of which it is then a part.
+            InputError: If L-BFGS is used with mini-batches, accumulation, clipping or reduced precision; or if an
+                optimizer has weight decay, unless the decay is decoupled (AdamW) and the steps, which then contain it,
+                are recorded.
         """
         if any(isinstance(o, torch.optim.LBFGS) for o in self.trainer.optimizers):
             _refuse_for_lbfgs(self.trainer)
@@ -103,14 +104,14 @@ class SampleLossModule(L.LightningModule, ABC):
 
 
 def _refuse_for_lbfgs(trainer: L.Trainer) -> None:
-    asked: dict[str, Any] = {
+    unsuitable: dict[str, Any] = {
         f"{trainer.num_training_batches} batches an epoch (batch_size < n)": trainer.num_training_batches != 1,
         f"accumulate_grad_batches = {trainer.accumulate_grad_batches}": trainer.accumulate_grad_batches != 1,
         # 1 or 1.0: Lightning takes both
         f"gradient_clip_val = {trainer.gradient_clip_val or 0:g}": bool(trainer.gradient_clip_val),
         f"precision = {trainer.precision}": str(trainer.precision) not in ("32-true", "64-true"),
     }
-    found = [what for what, refused in asked.items() if refused]
+    found = [setting for setting, refused in unsuitable.items() if refused]
     if found:
         raise InputError(
             f"Optimizer lbfgs minimises one fixed function: it needs the full batch, no accumulation, no clipping and "

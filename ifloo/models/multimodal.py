@@ -1,4 +1,4 @@
-"""A small language model that reads images: image tokens where `<image>` stands, text tokens around them."""
+"""Small multimodal language model: image tokens replace `<image>` in a sequence of text tokens."""
 
 from __future__ import annotations
 
@@ -18,47 +18,47 @@ from ifloo.models.module import SampleLossModule
 from ifloo.models.transformer import PatchEmbedding, Transformer
 from ifloo.objective.batches import Batch
 
-IGNORED = -100  # label of a token that no loss is taken of
+IGNORED = -100  # label of tokens that the loss does not count
 COUNTS = ("vocab_size", "embed_dim", "num_heads", "num_layers", "max_seq_len", "patch_size", "num_image_tokens")
 
 
 class MultimodalLM(SampleLossModule):
     """ℓ_i = mean cross-entropy of the answer's tokens, nats; R = ½ λ ‖θ‖² over all trained weights.
 
-    Understands dict batches `{"input_ids" [b, s], "labels" [b, s], "attention_mask" [b, s], "pixel_values"
+    Batches are dicts `{"input_ids" [b, s], "labels" [b, s], "attention_mask" [b, s], "pixel_values"
     [b, m, c, h, w], "sample_index" [b]}`. The k-th group of `num_image_tokens` image ids in a row stands for its k-th
-    image; the tokens of one image see each other, all others what comes before them. With "answer_positions" [b, a]
-    (the positions whose next token is labelled, -1 beyond them) logits and the last block are computed there alone,
-    which changes no loss. A row without a labelled token has loss 0.
+    image; the tokens of one image attend to each other, all other tokens to the ones before them. With
+    "answer_positions" [b, a] (the positions whose next token is labelled, padded with -1) logits and the last block are
+    computed at these positions only, which changes no loss. A row without a labelled token has loss 0.
 
     Args:
-        vocab_size: tokens of the tokenizer, specials included.
-        image_token_id: the token that stands for a piece of an image.
-        embed_dim: d.
-        num_heads: of attention; a divisor of d.
-        num_layers: blocks.
-        max_seq_len: learned positions; no row may be longer.
-        image_size: pixels, a side or [height, width]; multiples of `patch_size`.
-        channels: 1 grey, 3 RGB.
-        patch_size: pixels of a side.
-        num_image_tokens: tokens of each image; a divisor of its number of patches.
-        dropout: of what a block adds; 0 for any attribution.
-        qk_norm: normalise queries and keys, which keeps training smooth for longer.
-        tied_head: the head's weights are those of the token embedding.
-        l2_reg: λ.
-        optimizer: `sgd`, `adam`, or `adamw` with decoupled `weight_decay`, which is no part of J.
-        lr: highest learning rate.
-        momentum: of sgd.
-        beta1: of adam and adamw.
-        beta2: of adam and adamw.
-        epsilon: of adam and adamw.
-        weight_decay: of adamw.
-        warmup: share of the steps in which the rate rises from 0 to `lr`; then it falls by a half cosine.
-        final_lr: share of `lr` that is left at the end.
-        dtype: of the weights.
+        vocab_size: Number of tokens of the tokenizer, including special tokens.
+        image_token_id: Id of an image token.
+        embed_dim: Embedding dimension d.
+        num_heads: Number of attention heads; a divisor of d.
+        num_layers: Number of transformer blocks.
+        max_seq_len: Number of learned positions; no row may be longer.
+        image_size: Size of the images, pixels: a side or [height, width]; multiples of `patch_size`.
+        channels: Number of colour channels: 1 for grey, 3 for RGB.
+        patch_size: Side of a patch, pixels.
+        num_image_tokens: Number of tokens of each image; a divisor of the number of patches.
+        dropout: Dropout rate of each block's residual branches; must be 0 for attribution.
+        qk_norm: Whether queries and keys are normalised, which keeps training smooth for longer.
+        tied_head: Whether the head shares the weights of the token embedding.
+        l2_reg: λ of the penalty.
+        optimizer: `sgd`, `adam`, or `adamw` with decoupled `weight_decay`, which is not part of J.
+        lr: Highest learning rate.
+        momentum: Momentum of sgd.
+        beta1: Decay rate of the first moment of adam and adamw.
+        beta2: Decay rate of the second moment of adam and adamw.
+        epsilon: Term added to the denominator of adam and adamw.
+        weight_decay: Weight decay of adamw.
+        warmup: Share of the steps in which the rate rises from 0 to `lr`; then it falls by a half cosine.
+        final_lr: Learning rate at the last step, as a share of `lr`.
+        dtype: Data type of the weights.
 
     Raises:
-        InputError: sizes that do not go together, or a number out of range.
+        InputError: If sizes do not go together, or a number is out of range.
     """
 
     def __init__(
@@ -111,14 +111,14 @@ class MultimodalLM(SampleLossModule):
 
     @property
     def decoupled_decay(self) -> float:
-        """Weight decay that the optimizer applies beside the gradient, and that J does not contain."""
+        """Weight decay that the optimizer applies to the weights directly, not contained in J."""
         return self.hparams["weight_decay"]
 
     def outputs(self, batch: Batch) -> Float[Tensor, "b a v"]:
-        """Logits of the tokens that follow `answer_positions`, or of all where the batch does not say which.
+        """Computes logits of the tokens that follow `answer_positions`, or of all tokens if the batch has no such key.
 
         Raises:
-            InputError: rows longer than the model's positions, or images of another shape than its own.
+            InputError: If rows are longer than `max_seq_len`, or images have another shape than the model's.
         """
         self._check_shapes(batch)
         ids = batch["input_ids"]
@@ -128,11 +128,11 @@ class MultimodalLM(SampleLossModule):
         placed = images.gather(1, order.unsqueeze(-1).expand(*order.shape, images.shape[-1]))
         x = torch.where(is_image.unsqueeze(-1), placed, self.tokens(ids)) + self.positions[: ids.shape[1]]
         positions = batch.get("answer_positions")
-        asking = None if positions is None else positions.clamp_min(0)
-        return self.head(self.transformer(x, self._visible(is_image, batch["attention_mask"]), asking))
+        queries = None if positions is None else positions.clamp_min(0)
+        return self.head(self.transformer(x, self._visible(is_image, batch["attention_mask"]), queries))
 
     def output_losses(self, outputs: Float[Tensor, "b a v"], batch: Batch) -> Float[Tensor, " b"]:
-        """Mean cross-entropy of the labelled tokens of each row, nats."""
+        """Computes the mean cross-entropy of the labelled tokens of each row, nats."""
         targets = _targets(batch)
         counted = targets != IGNORED
         right = outputs.gather(-1, targets.clamp_min(0).unsqueeze(-1)).squeeze(-1)
@@ -155,16 +155,16 @@ class MultimodalLM(SampleLossModule):
 
     @torch.no_grad()
     def generated(self, batch: Batch, end: int) -> Int[Tensor, "b max_seq_len"]:
-        """The rows with their last answer replaced by what the model says, word by word the likeliest, `end` after it.
+        """Replaces the last answer of each row by the model's own, generated by greedy decoding and ended by `end`.
 
-        No image is ever said: there is none to show.
+        Image tokens are never generated.
 
         Args:
-            batch: rows whose last labelled stretch is that answer.
-            end: token that ends an answer; it also fills what follows.
+            batch: Rows whose last run of labelled tokens is the answer to replace.
+            end: Token that ends an answer; it also fills the rest of the row.
 
         Raises:
-            InputError: as `outputs`.
+            InputError: If `outputs` raises it for this batch.
         """
         self._check_shapes(batch)
         length, start = self.hparams["max_seq_len"], _last_answer(batch["labels"])
@@ -174,13 +174,13 @@ class MultimodalLM(SampleLossModule):
         ids = torch.where(place < start.unsqueeze(1), ids, end)
         at, done = start.clone(), torch.zeros_like(start, dtype=torch.bool)
         while not bool(done.all()):
-            asked = {**batch, "input_ids": ids, "attention_mask": (place < at.unsqueeze(1)).long()}
-            logits = self.outputs({**asked, "answer_positions": (at - 1).unsqueeze(1)})[:, 0]
-            said = logits.index_fill(1, image, -torch.inf).argmax(-1)
+            prefix = {**batch, "input_ids": ids, "attention_mask": (place < at.unsqueeze(1)).long()}
+            logits = self.outputs({**prefix, "answer_positions": (at - 1).unsqueeze(1)})[:, 0]
+            token = logits.index_fill(1, image, -torch.inf).argmax(-1)
             here = (place == at.unsqueeze(1)) & ~done.unsqueeze(1)
-            ids = torch.where(here, said.unsqueeze(1), ids)
+            ids = torch.where(here, token.unsqueeze(1), ids)
             at = at + (~done).long()
-            done = done | (said == end) | (at >= length)
+            done = done | (token == end) | (at >= length)
         return ids
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
@@ -191,10 +191,10 @@ class MultimodalLM(SampleLossModule):
         self.log(f"{stage}/loss", self.output_losses(outputs, batch).mean(), on_epoch=True, batch_size=len(right))
 
     def _check_shapes(self, batch: Batch) -> None:
-        """Shapes only, which are known under every transform.
+        """Checks shapes only, which are known under every transform.
 
         Raises:
-            InputError: as `outputs`.
+            InputError: If rows are longer than `max_seq_len`, or images have another shape than the model's.
         """
         length, most = batch["input_ids"].shape[1], self.hparams["max_seq_len"]
         if length > most:
@@ -211,7 +211,7 @@ class MultimodalLM(SampleLossModule):
             )
 
     def _visible(self, is_image: Bool[Tensor, "b s"], mask: Int[Tensor, "b s"]) -> Bool[Tensor, "b s s"]:
-        """Who sees whom: [query, key]. A token that pads sees itself, so that no softmax is empty."""
+        """Computes the attention mask [query, key]; padding tokens see themselves, so no softmax is empty."""
         s = is_image.shape[1]
         which = (is_image.long().cumsum(1) - 1).div(self.hparams["num_image_tokens"], rounding_mode="floor")
         same = (which.unsqueeze(2) == which.unsqueeze(1)) & is_image.unsqueeze(2) & is_image.unsqueeze(1)
@@ -221,7 +221,7 @@ class MultimodalLM(SampleLossModule):
 
 
 def _targets(batch: Batch) -> Int[Tensor, "b a"]:
-    """The token that follows each position whose logits are given; `IGNORED` where none counts."""
+    """Returns the next token of each position that has logits; `IGNORED` if the loss does not count it."""
     following = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
     positions = batch.get("answer_positions")
     if positions is None:
@@ -230,7 +230,7 @@ def _targets(batch: Batch) -> Int[Tensor, "b a"]:
 
 
 def _last_answer(labels: Int[Tensor, "b s"]) -> Int[Tensor, " b"]:
-    """Where the last labelled stretch of each row begins."""
+    """Returns the position where the last run of labelled tokens of each row begins."""
     counted = labels != IGNORED
     begins = counted & ~F.pad(counted[:, :-1], (1, 0), value=False)
     place = torch.arange(labels.shape[1], device=labels.device)
@@ -238,10 +238,10 @@ def _last_answer(labels: Int[Tensor, "b s"]) -> Int[Tensor, " b"]:
 
 
 def _sides(image_size: int | list[int]) -> tuple[int, int]:
-    """Height and width.
+    """Returns height and width, pixels.
 
     Raises:
-        InputError: not one number, or two, of 1 or more.
+        InputError: If `image_size` is not one or two numbers of 1 or more.
     """
     sides = [image_size] * 2 if isinstance(image_size, int) else list(image_size)
     if len(sides) != 2 or min(sides) < 1:

@@ -1,4 +1,4 @@
-"""Plain modules that state their outputs apart from their losses: what Gauss-Newton and predicted classes need."""
+"""Adapter for plain modules with separate outputs and losses, which Gauss-Newton and predicted classes require."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ OutputLossesFunction = Callable[[Tensor, Batch], Tensor]  # (outputs, a batch) -
 
 @dataclass(frozen=True)
 class LossesOfOutputs:
-    """ℓ = losses(outputs(model, batch), batch): a function of (model, batch), as `Adapted` takes it.
+    """ℓ = losses(outputs(model, batch), batch) as a function of (model, batch), the form `Adapted` takes.
 
     Attributes:
-        outputs: of the module, `[b, ...]`, such as logits.
-        losses: of each sample from its outputs, `[b]`, nats, without penalty; convex in them.
+        outputs: Function of (model, batch) that returns the outputs, `[b, ...]`, such as logits.
+        losses: Function of (outputs, batch) that returns the loss of each sample, `[b]`, nats, without penalty; convex
+            in the outputs.
     """
 
     outputs: OutputsFunction
@@ -34,15 +35,15 @@ class LossesOfOutputs:
 
 
 class AdaptedOutputs(Adapted):
-    """A plain module whose losses are `LossesOfOutputs`: it meets `OutputLosses` as well."""
+    """A plain module whose losses are `LossesOfOutputs`, so that it meets the contract `OutputLosses` too."""
 
     losses: LossesOfOutputs
 
     def outputs(self, batch: Batch) -> Float[Tensor, "b ..."]:
-        """The module's outputs, e.g. logits."""
+        """Computes the module's outputs, e.g. logits."""
         with silenced(self.model):
             return self.losses.outputs(self.model, batch)
 
     def output_losses(self, outputs: Float[Tensor, "b ..."], batch: Batch) -> Float[Tensor, " b"]:
-        """ℓ of each sample from its outputs, nats."""
+        """Computes ℓ of each sample from its outputs, nats."""
         return self.losses.losses(outputs, batch)

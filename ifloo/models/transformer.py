@@ -1,4 +1,4 @@
-"""A causal transformer whose every module works under vmap, jvp and vjp: no fused kernels, no state, no statistics."""
+"""Causal transformer whose modules all work under vmap, jvp and vjp: no fused kernels, no state, no statistics."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch.nn import functional as F
 
 
 class PatchEmbedding(nn.Module):
-    """An image cut into patches, neighbouring ones joined, each group embedded as one token."""
+    """Embedding of an image: it is cut into patches, and each group of neighbouring patches becomes one token."""
 
     def __init__(
         self, image_size: tuple[int, int], channels: int, patch_size: int, num_tokens: int, embed_dim: int
     ) -> None:
-        """Sizes in pixels.
+        """Creates the two layers and the position embedding.
 
         Args:
-            image_size: (height, width), multiples of the patch size.
-            channels: of a pixel.
-            patch_size: side of a patch.
-            num_tokens: groups of consecutive patches (row by row); a divisor of the number of patches.
-            embed_dim: d.
+            image_size: Height and width, pixels; multiples of the patch size.
+            channels: Number of channels of a pixel.
+            patch_size: Side of a patch, pixels.
+            num_tokens: Number of groups of consecutive patches (row by row); a divisor of the number of patches.
+            embed_dim: Embedding dimension d.
         """
         super().__init__()
         height, width = image_size
@@ -45,7 +45,7 @@ class PatchEmbedding(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention, optionally with normalised queries and keys (Henry et al. 2020).
 
-    Normalised, no logit exceeds √d_head times the product of two gains: steps of training then stay smooth for longer.
+    With normalisation no logit exceeds √d_head, so that training remains smooth for longer.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, qk_norm: bool) -> None:
@@ -55,15 +55,15 @@ class Attention(nn.Module):
         self.out = nn.Linear(embed_dim, embed_dim)
 
     def forward(
-        self, x: Float[Tensor, "b s d"], visible: Bool[Tensor, "b 1 a s"], asking: Float[Tensor, "b a d"] | None = None
+        self, x: Float[Tensor, "b s d"], visible: Bool[Tensor, "b 1 a s"], queries: Float[Tensor, "b a d"] | None = None
     ) -> Float[Tensor, "b a d"]:
-        """What the positions `asking` (None: all of x) read from x."""
-        if asking is None:
+        """Computes the attention output of the queries `queries` (None: all of x) over keys and values of x."""
+        if queries is None:
             q, k, v = (self._heads(part) for part in self.qkv(x).chunk(3, -1))
         else:
             d = x.shape[-1]
             weight, bias = self.qkv.weight, self.qkv.bias
-            q = self._heads(F.linear(asking, weight[:d], bias[:d]))
+            q = self._heads(F.linear(queries, weight[:d], bias[:d]))
             k, v = (self._heads(part) for part in F.linear(x, weight[d:], bias[d:]).chunk(2, -1))
         if self.qk_norm:
             q, k = _unit_rms(q), _unit_rms(k)
@@ -80,7 +80,7 @@ def _unit_rms(x: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Pre-norm attention and GELU perceptron, each added to the stream."""
+    """Pre-norm attention and GELU perceptron, each added to the residual stream."""
 
     def __init__(self, embed_dim: int, num_heads: int, qk_norm: bool, dropout: float) -> None:
         super().__init__()
@@ -90,40 +90,40 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Float[Tensor, "b s d"], visible: Bool[Tensor, "b 1 a s"], asking: Int[Tensor, "b a"] | None = None
+        self, x: Float[Tensor, "b s d"], visible: Bool[Tensor, "b 1 a s"], queries: Int[Tensor, "b a"] | None = None
     ) -> Float[Tensor, "b a d"]:
-        """The stream after this block, at the positions `asking` (None: at all)."""
+        """Computes the residual stream after this block, at the positions `queries` (None: at all positions)."""
         normed = self.norm_attention(x)
-        if asking is None:
+        if queries is None:
             x = x + self.dropout(self.attention(normed, visible))
         else:
-            x = rows_at(x, asking) + self.dropout(self.attention(normed, visible, rows_at(normed, asking)))
+            x = rows_at(x, queries) + self.dropout(self.attention(normed, visible, rows_at(normed, queries)))
         return x + self.dropout(self.down(F.gelu(self.up(self.norm_mlp(x)))))
 
 
 def rows_at(x: Shaped[Tensor, "b s *d"], positions: Int[Tensor, "b a"]) -> Shaped[Tensor, "b a *d"]:
-    """x[b, positions[b, a]]."""
+    """Gathers x[b, positions[b, a]]."""
     index = positions.reshape(*positions.shape, *(1 for _ in x.shape[2:])).expand(*positions.shape, *x.shape[2:])
     return x.gather(1, index)
 
 
 class Transformer(nn.Module):
-    """Blocks and a last norm over embedded tokens."""
+    """Transformer blocks and a final norm over embedded tokens."""
 
     def __init__(self, embed_dim: int, num_heads: int, num_layers: int, qk_norm: bool, dropout: float) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, qk_norm, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(embed_dim)
         for name, parameter in self.named_parameters():
-            if name.endswith(("out.weight", "down.weight")):  # what is added to the stream: less of it the more layers
+            if name.endswith(("out.weight", "down.weight")):  # residual branches, smaller the more layers
                 nn.init.normal_(parameter, std=1 / math.sqrt(2 * num_layers * parameter.shape[1]))
 
     def forward(
-        self, x: Float[Tensor, "b s d"], visible: Bool[Tensor, "b s s"], asking: Int[Tensor, "b a"] | None = None
+        self, x: Float[Tensor, "b s d"], visible: Bool[Tensor, "b s s"], queries: Int[Tensor, "b a"] | None = None
     ) -> Float[Tensor, "b a d"]:
-        """The stream at the positions `asking` (None: at all); the last block need not know it anywhere else."""
+        """Computes the stream at the positions `queries` (None: at all); the last block computes only these."""
         *first, last = self.blocks
         for block in first:
             x = block(x, visible.unsqueeze(1))
-        seen = visible if asking is None else rows_at(visible, asking)
-        return self.norm(last(x, seen.unsqueeze(1), asking))
+        seen = visible if queries is None else rows_at(visible, queries)
+        return self.norm(last(x, seen.unsqueeze(1), queries))
