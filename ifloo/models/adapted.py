@@ -200,7 +200,7 @@ def _sample(batch: Batch, parts: Iterator[Tensor], b: int) -> Batch:
 
 
 class _NoTensor:
-    """Placeholder for a list of one Python object per sample, such as texts, which vmap cannot split; reading it fails."""
+    """Placeholder for a list of one Python object per sample, e.g. texts, which vmap cannot split; reading it fails."""
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
