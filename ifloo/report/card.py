@@ -1,4 +1,4 @@
-"""One sample of an image-text data set on a card: its images, what is asked, what is answered, its id and score."""
+"""Card of one image-text sample for a matplotlib figure: images, question, answer, id and score."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ifloo.report.lettering import Lettering
 from ifloo.report.page import Box, Page
 from ifloo.report.style import FAINT, INK, QUIET, number
 
-_PICTURES = 4  # of one sample; more are counted, not shown
+_PICTURES = 4  # images shown per sample; the number of further ones is written below
 
 # Inches.
 _PAD, _GAP, _STRIP = 0.13, 0.08, 0.05
@@ -27,12 +27,12 @@ class GalleryRow:
     """One sample of an image-text data set.
 
     Attributes:
-        id: of the sample.
-        pictures: uint8, each [height, width] or [height, width, 3]; none for a sample of text alone.
-        question: what the model is asked.
-        answer: what it should answer.
-        score: on the test loss, nats per unit weight; None for the test itself.
-        answered: what the model did answer; empty where nobody asked it.
+        id: Id of the sample.
+        pictures: Images, uint8, each [height, width] or [height, width, 3]; empty for a sample of text only.
+        question: Question to the model.
+        answer: Correct answer.
+        score: Score on the test loss, nats per unit weight; None for the test sample itself.
+        answered: The model's own answer; empty if it was not generated.
     """
 
     id: int
@@ -43,10 +43,13 @@ class GalleryRow:
     answered: str = ""
 
     def check(self, name: str) -> None:
-        """Pass where all pictures can be drawn.
+        """Checks that all images can be drawn.
+
+        Args:
+            name: Name of the row in error messages.
 
         Raises:
-            InputError: one is not a uint8 image, [height, width] or [height, width, 3], or empty.
+            InputError: If an image is empty, or not uint8 with shape [height, width] or [height, width, 3].
         """
         for place, picture in enumerate(self.pictures):
             shape, kind = np.shape(picture), np.asarray(picture).dtype
@@ -59,15 +62,15 @@ class GalleryRow:
 
 @dataclass(frozen=True, eq=False)
 class Card:
-    """A sample as it will be drawn.
+    """Drawing of one sample.
 
     Attributes:
-        row: the sample.
-        width: of the card, inches.
-        picture: height kept for images, inches.
-        text: size of question and answer.
-        most: lines of each of them at most.
-        colour: of its edge and its score.
+        row: The sample.
+        width: Width of the card, inches.
+        picture: Height reserved for images, inches.
+        text: Text style of question and answer.
+        most: Largest number of lines of the question, and of the answer.
+        colour: Colour of the card's edge and of the score.
     """
 
     row: GalleryRow
@@ -79,18 +82,18 @@ class Card:
 
     @property
     def height(self) -> float:
-        """What its content needs, inches."""
+        """Height that the content needs, inches."""
         below = sum(_GAP + _SMALL.step + len(lines) * self.text.step for _, lines in self._below())
         return _PAD + self.picture + below + _GAP + _SMALL.step + _PAD
 
     def draw(self, page: Page, x: float, y: float, height: float) -> None:
-        """Draw it with its upper left corner at (x, y), inches; its height may be more than it needs."""
+        """Draws the card with its upper left corner at (x, y), inches; `height` may exceed what the content needs."""
         page.rectangle(Box(x, y, self.width, height), facecolor="white", edgecolor=FAINT, linewidth=0.8)
         page.rectangle(Box(x, y, self.width, _STRIP), facecolor=self.colour)
         left = x + _PAD
         top = Box(left, y + _PAD, self._inner, self.picture)
         page.rectangle(top, facecolor=_PAPER)
-        self._draw_pictures(page, top) if self.row.pictures else self._draw_paper(page, top)
+        self._draw_pictures(page, top) if self.row.pictures else self._draw_question(page, top)
         at = top.y + top.height
         for label, lines in self._below():
             at = self._draw_block(page, left, at + _GAP, label, lines)
@@ -110,7 +113,7 @@ class Card:
         return f"id {self.row.id}" + (f" · {hidden} more" if hidden > 0 else "")
 
     def _below(self) -> list[tuple[str, list[str]]]:
-        """What stands below the images, or below the paper with the question where there are none."""
+        """Lists label and lines of each text below the images, or below the question if the sample has no image."""
         texts = [("question", self.row.question if self.row.pictures else "")]
         texts += [("answer", self.row.answer), ("the model answered", self.row.answered)]
         blocks = [(label, self.text.lines(text, self._inner, self.most)) for label, text in texts]
@@ -120,8 +123,8 @@ class Card:
         page.lines(x, y, [label], _SMALL, QUIET)
         return page.lines(x, y + _SMALL.step, lines, self.text, INK)
 
-    def _draw_paper(self, page: Page, box: Box) -> None:
-        """Draw the question where the images of others are, with as many lines as there is room for."""
+    def _draw_question(self, page: Page, box: Box) -> None:
+        """Draws the question in the box of the images, with as many lines as fit."""
         room = int((box.height - 2 * _PAD - _SMALL.step) / self.text.step)
         lines = self.text.lines(self.row.question, box.width - 2 * _PAD, max(room, 1))
         self._draw_block(page, box.x + _PAD, box.y + _PAD, "question, no image", lines)
@@ -142,6 +145,6 @@ def _cells(box: Box, count: int, columns: int) -> list[Box]:
 
 
 def _area(box: Box, picture: NDArray[np.uint8]) -> float:
-    """How large a picture comes out in a box."""
+    """Computes the area of an image scaled to fit a box, square inches."""
     height, width = picture.shape[:2]
     return height * width * min(box.width / width, box.height / height) ** 2

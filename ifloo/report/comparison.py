@@ -1,4 +1,4 @@
-"""Several methods against the same refits: what each predicted, and how well that agrees with what happened."""
+"""Figure that compares several methods on the same refits: predicted against actual changes, one panel per method."""
 
 from __future__ import annotations
 
@@ -32,22 +32,25 @@ def methods_comparison(
     title: str,
     noise_floor: float | None = None,
 ) -> Figure:
-    """Draw predicted against actual changes of one test loss, a panel for each method, in the order given.
+    """Draws predicted against actual changes of one test loss, one panel per method, in the order of `predicted`.
 
-    The vertical axis is the same in all panels. Where a method predicts changes of about the actual size, its
-    horizontal axis is that too and the line y = x is the diagonal; others have an axis of their own, and there the
-    line y = x shows how far their units are off.
+    The vertical axis is the same in all panels. If a method predicts changes of about the actual size, its horizontal
+    axis is the same too and the line y = x is the diagonal; other methods have their own horizontal axis, on which the
+    line y = x shows by how much their units differ.
 
     Args:
-        predicted: by method, [n] each, nats; NaN where a method says nothing about a removal.
-        actual: [n], nats, from refits.
-        kinds: [n], why each was removed: a name in `figures.KINDS`.
-        agreements: statistics of all n by method; None where there are none.
-        title: what the picture is of.
-        noise_floor: changes up to this size (nats) are grey; None draws no band.
+        predicted: Predicted changes by method, [n] each, nats; NaN where a method has no prediction for a removal.
+        actual: Actual changes, [n], nats, from refits.
+        kinds: Reason of each removal, [n]: keys of `figures.KINDS`.
+        agreements: Statistics of all n removals by method; None if they are undefined.
+        title: Title of the figure.
+        noise_floor: Largest change covered by the grey band, nats; None draws no band.
+
+    Returns:
+        The figure.
 
     Raises:
-        InputError: no method, or not one value of each per removal.
+        InputError: If `predicted` is empty, or the lengths differ.
     """
     clouds, y = _checked(predicted, actual, len(kinds))
     columns = min(len(clouds), _COLUMNS)
@@ -86,8 +89,8 @@ def _checked(predicted: Mapping[str, ArrayLike], actual: ArrayLike, n: int) -> t
 
 
 def _panel(axes: Axes, x: Array, y: Array, kinds: np.ndarray, found: Agreement | None, reach: float) -> None:
-    there = np.isfinite(x)
-    own = 1.08 * float(np.abs(x[there]).max(initial=0.0)) or reach
+    defined = np.isfinite(x)
+    own = 1.08 * float(np.abs(x[defined]).max(initial=0.0)) or reach
     same = 1 / _SAME_UNITS <= own / reach <= _SAME_UNITS
     width = max(own, reach) if same else own
     axes.set_xlim(-width, width)
@@ -105,16 +108,16 @@ def _panel(axes: Axes, x: Array, y: Array, kinds: np.ndarray, found: Agreement |
         axes.plot(ends, found.slope * ends + found.intercept, color=FIT, linewidth=2.4, label="least squares", zorder=2)
     axes.plot(ends, ends, color=INK, linewidth=1.0, linestyle=(0, (4, 3)), label="y = x", zorder=2.5)
     for kind, (colour, marker, name) in KINDS.items():
-        chosen = there & (kinds == kind)
+        chosen = defined & (kinds == kind)
         if chosen.any():
             axes.scatter(
                 x[chosen], y[chosen], s=20, color=colour, marker=marker, edgecolor="white", linewidth=0.4, label=name
             )
-    note = "\n".join(_told(found)) if found else "no statistics:\nits predictions do not vary"
+    note = "\n".join(_statistics_lines(found)) if found else "no statistics:\nits predictions do not vary"
     axes.text(0, 1.03, note, transform=axes.transAxes, fontsize=8, color=QUIET, va="bottom", linespacing=1.35)
 
 
-def _told(found: Agreement) -> list[str]:
+def _statistics_lines(found: Agreement) -> list[str]:
     form = ".3f" if 0.01 <= abs(found.slope) < 100 else ".3g"
     return [
         f"Pearson {number(found.pearson, '.3f')} {_between(found.pearson_ci, '.3f')}".rstrip(),

@@ -1,4 +1,4 @@
-"""The pictures behind the scores: a test image beside the training images that matter most to it."""
+"""Figure of a test image beside its most influential training images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,14 @@ _TEST_WIDTH, _TEXT_WIDTH = 2.6, 4.4
 
 @dataclass(frozen=True, eq=False)
 class TrainingPicture:
-    """A training image (uint8 `[h, w]` or `[h, w, 3]`) with its score on the test loss, in nats per unit weight."""
+    """A training image with its score.
+
+    Attributes:
+        id: Id of the training sample.
+        picture: Image, uint8, `[h, w]` or `[h, w, 3]`.
+        caption: Caption, such as the label.
+        score: Score on the test loss, nats per unit weight.
+    """
 
     id: int
     picture: NDArray[np.uint8]
@@ -36,10 +43,20 @@ def digit_grid(
     *,
     title: str,
 ) -> Figure:
-    """Draw the test image beside the most helpful and the most harmful training images, in the order given.
+    """Draws the test image beside the most helpful and the most harmful training images, in the order given.
+
+    Args:
+        test_picture: Test image, uint8, `[h, w]` or `[h, w, 3]`.
+        test_caption: Caption of the test image.
+        helpful: Training images of the most negative scores.
+        harmful: Training images of the most positive scores.
+        title: Title of the figure.
+
+    Returns:
+        The figure.
 
     Raises:
-        InputError: an image is neither a grey one ([height, width]) nor one of colours ([height, width, 3]).
+        InputError: If an image is neither grey ([height, width]) nor RGB ([height, width, 3]).
     """
     named = [("The test image", test_picture), *((f"Training image {t.id}", t.picture) for t in (*helpful, *harmful))]
     for name, picture in named:

@@ -1,4 +1,4 @@
-"""The pictures of one test sample. Each function gives a Figure; `save_figure` alone writes."""
+"""Figures of one test sample. Each function returns a Figure; only `save_figure` writes a file."""
 
 import io
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from ifloo.store import replacing
 _BINS_PER_SIDE = 60
 
 
-# Why a sample was removed: colour, marker, name in the legend. Drawn in this order, the test's own on top.
+# Reason of a removal: colour, marker, name in the legend. Drawn in this order, so that the test's own top-k is on top.
 KINDS = {
     "other": (QUIET, "s", "top-k of other tests"),
     "random": (CONTROL, "^", "random controls"),
@@ -30,7 +30,7 @@ KINDS = {
 
 
 def save_figure(figure: Figure, path: Path | str) -> None:
-    """Write a PNG at 150 dots per inch; an old picture stays whole until the new one is complete."""
+    """Writes a PNG at 150 dots per inch; an existing file is replaced only when the new one is complete."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=DPI)
     with replacing(path) as file:
@@ -38,19 +38,23 @@ def save_figure(figure: Figure, path: Path | str) -> None:
 
 
 def influence_distribution(scores: ArrayLike, train_ids: ArrayLike, top_ids: ArrayLike, *, title: str) -> Figure:
-    """Draw how the scores of all training samples on one test loss are distributed.
+    """Draws the distribution of the scores of all training samples on one test loss.
 
-    Bars have one width and zero is an edge, so none mixes helpful and harmful; counts are logarithmic, so that a tail
-    of single samples shows beside tens of thousands near zero. The strip below marks each of the top-k.
+    All bars have the same width and zero is a bin edge, so no bar mixes helpful and harmful samples; counts are
+    logarithmic, so that a tail of single samples is visible beside tens of thousands near zero. The strip below marks
+    each of the top-k.
 
     Args:
-        scores: [n], nats per unit weight; negative = helpful.
-        train_ids: [n].
-        top_ids: ids of the top-k by size; each must be in `train_ids`.
-        title: what the picture is of, such as "test image 8: a 5, taken for a 6".
+        scores: Scores, [n], nats per unit weight; negative = helpful.
+        train_ids: Ids of the training samples, [n].
+        top_ids: Ids of the top-k by size; each must be in `train_ids`.
+        title: Title of the figure, such as "test image 8: a 5, taken for a 6".
+
+    Returns:
+        The figure.
 
     Raises:
-        InputError: not one id per score, a score that is not finite, or a top id that is not a training id.
+        InputError: If the lengths differ, a score is not finite, or a top id is not a training id.
     """
     values, ids = np.asarray(scores, dtype=np.float64), np.asarray(train_ids)
     if values.ndim != 1 or values.shape != ids.shape or not values.size:
@@ -64,7 +68,7 @@ def influence_distribution(scores: ArrayLike, train_ids: ArrayLike, top_ids: Arr
         axes, strip = figure.subplots(2, 1, sharex=True, height_ratios=[12, 1])
         handles = [*_bars(axes, values, ids), _rug(strip, values[top])]
         figure.suptitle(title, x=0.012, ha="left", fontsize=12, weight="bold")
-        # Above the picture: no shape of the distribution can reach it there.
+        # The legend is above the axes, so that no shape of the distribution can overlap it.
         axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2)
         axes.set_ylabel("training samples per bar (log scale)")
         axes.tick_params(axis="x", length=0)
@@ -73,7 +77,7 @@ def influence_distribution(scores: ArrayLike, train_ids: ArrayLike, top_ids: Arr
 
 
 def _bars(axes: Axes, values: Array, ids: NDArray[np.integer]) -> list[Artist]:
-    """Draw the histogram and give its legend: for each sign that occurs, how many and which is the strongest."""
+    """Draws the histogram and returns its legend entries: for each sign, the count and the strongest sample."""
     reach = float(np.abs(values).max()) or 1.0
     edges = np.linspace(0, reach, _BINS_PER_SIDE + 1)
     handles: list[Artist] = []
@@ -99,7 +103,7 @@ def _bars(axes: Axes, values: Array, ids: NDArray[np.integer]) -> list[Artist]:
 
 
 def _rug(strip: Axes, top: Array) -> Artist:
-    """Draw a stroke for each of the top-k and give its entry in the legend."""
+    """Draws a stroke for each of the top-k and returns the legend entry."""
     signs = ((top < 0, HELPFUL), (top > 0, HARMFUL), (top == 0, QUIET))
     for chosen, colour in signs:
         strip.vlines(top[chosen], 0, 1, color=colour, linewidth=1.1, alpha=0.85)
@@ -123,19 +127,22 @@ def influence_vs_loo(
     ids: Sequence[int] | None = None,
     noise_floor: float | None = None,
 ) -> Figure:
-    """Draw predicted against actual changes of one test loss, with the line they should lie on.
+    """Draws predicted against actual changes of one test loss, with the line y = x of exact predictions.
 
     Args:
-        predicted: [n], nats.
-        actual: [n], nats, from refits.
-        kinds: [n], why each was removed: a name in `KINDS`.
-        agreement: statistics of all n.
-        title: what the picture is of.
-        ids: [n] ids removed; names the two ends of the cloud.
-        noise_floor: changes up to this size (nats) are grey; None draws no band.
+        predicted: Predicted changes, [n], nats.
+        actual: Actual changes, [n], nats, from refits.
+        kinds: Reason of each removal, [n]: keys of `KINDS`.
+        agreement: Statistics of all n removals.
+        title: Title of the figure.
+        ids: Ids of the removed samples, [n], used to label the two extreme points; None labels none.
+        noise_floor: Largest change covered by the grey band, nats; None draws no band.
+
+    Returns:
+        The figure.
 
     Raises:
-        InputError: not one value of each per removal.
+        InputError: If the lengths differ.
     """
     x, y = np.asarray(predicted, dtype=np.float64), np.asarray(actual, dtype=np.float64)
     _one_of_each(x, y, kinds, ids)
@@ -162,16 +169,16 @@ def influence_vs_loo(
 
 
 def _lines(axes: Axes, ends: Array, found: Agreement) -> None:
-    """Draw y = x in dashes over the fitted line, so that both show where they agree."""
+    """Draws y = x dashed over the fitted line, so that both are visible where they coincide."""
     axes.plot(ends, ends, color=INK, linewidth=1.0, linestyle=(0, (5, 3)), zorder=2, label="y = x")
     axes.plot(ends, found.slope * ends + found.intercept, color=FIT, linewidth=2.6, zorder=1.8, label="least squares")
 
 
 def _one_of_each(x: Array, y: Array, kinds: Sequence[str], ids: Sequence[int] | None) -> None:
     if x.ndim != 1 or not x.size or x.shape != y.shape or len(kinds) != len(x) or len(ids or x) != len(x):
-        given = f"predicted {x.shape}, actual {y.shape}, kinds ({len(kinds)},)"
-        given += "" if ids is None else f", ids ({len(ids)},)"
-        raise InputError(f"The picture needs one value of each per removal, all [n]; {given}.")
+        shapes = f"predicted {x.shape}, actual {y.shape}, kinds ({len(kinds)},)"
+        shapes += "" if ids is None else f", ids ({len(ids)},)"
+        raise InputError(f"The picture needs one value of each per removal, all [n]; {shapes}.")
     if unknown := sorted(set(kinds) - set(KINDS)):
         raise InputError(f"A removal is one of {sorted(KINDS)}; got {unknown}.")
 
@@ -200,7 +207,7 @@ def _equal_limits(axes: Axes, x: Array, y: Array) -> Array:
 
 
 def _name_ends(axes: Axes, x: Array, y: Array, ids: Sequence[int]) -> None:
-    """Name the two ends of the cloud, towards the middle of the picture and off the line y = x."""
+    """Labels the points of smallest and largest actual change, on the side away from the line y = x."""
     middle = sum(axes.get_xlim()) / 2
     for at in (int(y.argmin()), int(y.argmax())):
         left = x[at] < middle
@@ -217,7 +224,7 @@ def _name_ends(axes: Axes, x: Array, y: Array, ids: Sequence[int]) -> None:
 
 
 def _statistics_panel(panel: Axes, axes: Axes, found: Agreement) -> None:
-    """Fill the column beside the picture, where no cloud of points can reach: legend above, statistics below."""
+    """Fills the column beside the scatter plot, so that no point overlaps it: legend above, statistics below."""
     panel.set_axis_off()
     panel.legend(handles=axes.get_legend_handles_labels()[0], loc="upper left", bbox_to_anchor=(-0.08, 1.02))
     entries = [

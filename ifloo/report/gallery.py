@@ -1,4 +1,4 @@
-"""The rows behind the scores of an image-text model: a test row beside the training rows that matter most to it."""
+"""Figure of an image-text test row beside its most influential training rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TITLE, _HEADING, _NOTE = Lettering(12, bold=True), Lettering(10, bold=True), Le
 
 @runtime_checkable
 class ConversationSet(Protocol):
-    """A data set whose samples are a question, its answer and the images they are about."""
+    """Protocol of data sets whose samples have a question, an answer and images."""
 
     def question(self, id_: int, /) -> str: ...
     def answer(self, id_: int, /) -> str: ...
@@ -36,7 +36,7 @@ class ConversationSet(Protocol):
 
 
 def pictures_of(data: Any, id_: int) -> Sequence[NDArray[np.uint8]]:
-    """The pictures of a sample, of such a set or of one with a picture for each sample at most."""
+    """Returns the images of a sample of a `ConversationSet`, or of a set with at most one image per sample."""
     if isinstance(data, ConversationSet):
         return list(data.pictures(id_))
     picture = data.picture(id_)
@@ -44,20 +44,29 @@ def pictures_of(data: Any, id_: int) -> Sequence[NDArray[np.uint8]]:
 
 
 def row_of(data: ConversationSet, id_: int, score: float | None = None, answered: str = "") -> GalleryRow:
-    """A sample of such a set as a row of the gallery."""
+    """Returns a sample of a `ConversationSet` as a row of the gallery."""
     return GalleryRow(id_, data.pictures(id_), data.question(id_), data.answer(id_), score, answered)
 
 
 def gallery(test: GalleryRow, helpful: Sequence[GalleryRow], harmful: Sequence[GalleryRow], *, title: str) -> Figure:
-    """Draw the test row beside the most helpful and the most harmful training rows, in the order given.
+    """Draws the test row beside the most helpful and the most harmful training rows, in the order given.
+
+    Args:
+        test: Test row.
+        helpful: Training rows of the most negative scores.
+        harmful: Training rows of the most positive scores.
+        title: Title of the figure.
+
+    Returns:
+        The figure.
 
     Raises:
-        InputError: a picture is not a uint8 image, [height, width] or [height, width, 3], or empty.
+        InputError: If an image is empty, or not uint8 with shape [height, width] or [height, width, 3].
     """
     test.check("test row")
     for row in (*helpful, *harmful):
         row.check("training row")
-    tested = Card(test, _TEST_WIDTH, _TEST_PICTURE, Lettering(10), 9, INK)
+    test_card = Card(test, _TEST_WIDTH, _TEST_PICTURE, Lettering(10), 9, INK)
     groups = [
         _Group(text, colour, [Card(row, _WIDTH, _PICTURE, Lettering(8.5), 4, colour) for row in rows])
         for text, colour, rows in (
@@ -67,7 +76,7 @@ def gallery(test: GalleryRow, helpful: Sequence[GalleryRow], harmful: Sequence[G
         if rows
     ]
     width = 2 * _MARGIN + _TEST_WIDTH + max((_APART + one.width for one in groups), default=0.0)
-    below = max(_HEAD + tested.height, sum(one.height for one in groups) + _APART * (len(groups) - 1))
+    below = max(_HEAD + test_card.height, sum(one.height for one in groups) + _APART * (len(groups) - 1))
     height = 2 * _MARGIN + _HEAD + below + (_NOTE.step + _GAP if groups else 0)
     with styled(width, height) as figure:
         figure.set_layout_engine("none")
@@ -75,7 +84,7 @@ def gallery(test: GalleryRow, helpful: Sequence[GalleryRow], harmful: Sequence[G
         page.lines(_MARGIN, _MARGIN, _TITLE.lines(title, width - 2 * _MARGIN, 1), _TITLE)
         top = _MARGIN + _HEAD
         page.lines(_MARGIN, top, ["test row"], _HEADING)
-        tested.draw(page, _MARGIN, top + _HEAD, tested.height)
+        test_card.draw(page, _MARGIN, top + _HEAD, test_card.height)
         for one in groups:
             top = one.draw(page, _MARGIN + _TEST_WIDTH + _APART, top) + _APART
         if groups:
@@ -86,7 +95,7 @@ def gallery(test: GalleryRow, helpful: Sequence[GalleryRow], harmful: Sequence[G
 
 @dataclass(frozen=True)
 class _Group:
-    """Cards under one heading, a few to a line."""
+    """Cards under one heading, at most `_PER_ROW` in a line."""
 
     text: str
     colour: str
@@ -102,7 +111,7 @@ class _Group:
         return _HEAD + sum(max(card.height for card in line) + _GAP for line in self._lines()) - _GAP
 
     def draw(self, page: Page, x: float, y: float) -> float:
-        """Draw it; gives where it ends."""
+        """Draws the group and returns the y coordinate of its lower end, inches."""
         page.lines(x, y, [self.text], _HEADING, self.colour)
         y += _HEAD
         for line in self._lines():

@@ -1,4 +1,4 @@
-"""What an experiment was made with, flat and short, as a table of runs wants it."""
+"""Settings of an experiment as flat, short hyperparameters for TensorBoard's table of runs."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from ifloo.report.plain import one_line
 
 Setting = str | float
 
-_MOST = 80  # characters of a value
-_MEMORY = ("max_bytes",)  # how much room there was changes no number
+_MOST = 80  # largest length of a value, characters
+_MEMORY = ("max_bytes",)  # memory limits, which change no number
 _SCORES = ("method", "curvature", "damping", "solver", "parameters", "dtype", "scores_dtype")
 _REFITS = ("removal", "init")
 
 
 def hyper_parameters(sections: Mapping[str, Any]) -> dict[str, Setting]:
-    """The settings of model, data, scores and refits, from the sections of a manifest, by the names of their flags.
+    """Returns the settings of model, data, scores and refits in a manifest, by the names of their flags.
 
-    So `attribution.damping`, `data.train_limit`, `model.l2_reg`, `refit.removal`, and `model` and `seed`. What is not
-    set is left out, what has settings of its own is told by its class and those that are set.
+    Examples: `attribution.damping`, `data.train_limit`, `model.l2_reg`, `refit.removal`, `model`, `seed`. Settings that
+    are None are left out; a nested object is represented by its class and its settings.
     """
     influence = sections.get("influence", {}).get("compared", {})
     refits = sections.get("loo", {}).get("compared", {})
@@ -31,7 +31,7 @@ def hyper_parameters(sections: Mapping[str, Any]) -> dict[str, Setting]:
         **{f"refit.{name}": refits.get(name) for name in _REFITS},
         "seed": influence.get("seed"),
     }
-    return {name: value for key, given in named.items() for name, value in _flat(key, given)}
+    return {name: value for key, nested in named.items() for name, value in _flat(key, nested)}
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Setting]]:

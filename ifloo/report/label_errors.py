@@ -1,4 +1,4 @@
-"""How fast labels known to be wrong turn up when the data are looked at in the order of a ranking."""
+"""Figure of label errors: the share of known wrong labels found while inspecting the data in the order of a ranking."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ifloo.errors import InputError
 from ifloo.report.mislabels import NAMES, Mislabels
 from ifloo.report.style import CONTROL, FAINT, FIT, HARMFUL, HELPFUL, INK, QUIET, styled
 
-_LOOKS = {
+_LINE_STYLES = {
     "self_influence": (HELPFUL, "solid"),
     "tracin": (CONTROL, "solid"),
     "last_layer": (FIT, (0, (5, 2))),
@@ -22,13 +22,18 @@ _LOOKS = {
 
 
 def label_errors(found: Mislabels) -> Figure:
-    """Draw the share of wrong labels found against the share of the data looked at, a line for each ranking.
+    """Draws the share of wrong labels found against the share of the data inspected, one line per ranking.
 
-    Left, the beginning, up to twice the tenth that the verdict counts in; right, all of it. The dashed diagonal is
-    what any order finds by chance, the edge of the grey area what the best possible one does.
+    The left panel shows the beginning, up to twice the tenth in which the verdict counts; the right panel all data. The dashed diagonal is the expectation of a random order, the edge of the grey area the best possible order.
+
+    Args:
+        found: Rankings and the labels known to be wrong.
+
+    Returns:
+        The figure.
 
     Raises:
-        InputError: no ranking, or one of no wrong label.
+        InputError: If `found` has no ranking, or a ranking has no wrong label.
     """
     if not found.ranked or not all(wrong.any() for wrong in found.ranked.values()):
         raise InputError(
@@ -53,10 +58,10 @@ def label_errors(found: Mislabels) -> Figure:
 
 def _lines(axes: Axes, found: Mislabels, reach: float) -> None:
     for name, wrong in found.ranked.items():
-        colour, dashes = _LOOKS[name]
-        looked, share = _curve(wrong)
+        colour, dashes = _LINE_STYLES[name]
+        inspected, share = _curve(wrong)
         text = f"{NAMES[name]}: {found.found[name]:,} of {found.corrupted:,}"
-        axes.plot(looked, share, color=colour, linestyle=dashes, linewidth=1.8, label=text)
+        axes.plot(inspected, share, color=colour, linestyle=dashes, linewidth=1.8, label=text)
     best = next(iter(found.ranked.values())).mean()
     axes.fill_between([0, best, 1], [0, 1, 1], 1, color=FAINT, zorder=0.5, linewidth=0)
     chance = f"by chance: {found.chance:.3g} of {found.corrupted:,}"
@@ -69,6 +74,6 @@ def _lines(axes: Axes, found: Mislabels, reach: float) -> None:
 
 
 def _curve(wrong: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Shares looked at and found, from none to all."""
-    looked = np.arange(len(wrong) + 1) / len(wrong)
-    return looked, np.concatenate([[0.0], np.cumsum(wrong) / wrong.sum()])
+    """Returns the shares of data inspected and of wrong labels found, from none to all."""
+    inspected = np.arange(len(wrong) + 1) / len(wrong)
+    return inspected, np.concatenate([[0.0], np.cumsum(wrong) / wrong.sum()])

@@ -1,4 +1,4 @@
-"""Text of any language on a picture: which letters there are, how wide they are, where a line may break."""
+"""Text of any language in matplotlib figures: available characters, their widths, and line breaks."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ HAN_FILE = Path(__file__).parent / "fonts" / "han.ttf"
 POINTS = 72  # to the inch
 ELLIPSIS = "…"
 
-_LEADING = 1.42  # from one line to the next, in sizes of the font
-_KERNING = 1.02  # words may come out this much wider than the sum of their letters
-_UNITS_SIZE = 100  # points at which letters are measured
+_LEADING = 1.42  # distance of two lines, in units of the font size
+_KERNING = 1.02  # words may be this much wider than the sum of their letters
+_UNITS_SIZE = 100  # font size at which characters are measured, points
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
 _VARIANTS = range(0xFE00, 0xFE10)
 
-# A line may break between any two characters of Chinese or Japanese, but not before a mark that closes, nor after one
-# that opens.
+# A line may break between any two characters of Chinese or Japanese, but not before a closing mark, nor after an
+# opening one.
 _WIDE = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
 _OPENING = "“‘「『《〈（【〔［｛"
 _CLOSING = "”’」』》〉）】〕］｝，。、；：？！…％,.;:?!%)"
@@ -35,33 +35,44 @@ _UNIT = re.compile(rf"[{_OPENING}]*(?:[^\s{_WIDE}{_OPENING}]+|[{_WIDE}])[{_CLOSI
 
 @dataclass(frozen=True)
 class Lettering:
-    """A size (points) and weight of the letters on a picture; widths are in inches."""
+    """Style of text in a figure.
+
+    Attributes:
+        size: Font size, points.
+        bold: Whether the text is bold.
+    """
 
     size: float
     bold: bool = False
 
     @property
     def step(self) -> float:
-        """From one line to the next, inches."""
+        """Distance from one line to the next, inches."""
         return _LEADING * self.size / POINTS
 
     @property
     def font(self) -> FontProperties:
-        """What matplotlib needs to draw with it."""
+        """Font properties for matplotlib."""
         _register()
         return FontProperties(family=[LATIN, HAN], size=self.size, weight=_weight(self.bold))
 
     def readable(self, text: str) -> str:
-        """The text on one line, each character that no font has as its name in brackets, or as its number."""
+        """Returns the text on one line; a character that no font has becomes its name or code point in brackets."""
         visible = (c for c in " ".join(unicodedata.normalize("NFC", text).split()) if not _is_unseen(c))
         return "".join(c if _advance(c, self.bold) is not None else _named(c) for c in visible)
 
     def width(self, text: str) -> float:
-        """Of readable text on one line, at most."""
+        """Returns an upper bound of the width of readable text on one line, inches."""
         return _KERNING * sum(_advance(c, self.bold) or 0.0 for c in text) * self.size / POINTS
 
     def lines(self, text: str, width: float, most: int) -> list[str]:
-        """The text, readable, in lines up to this width; what goes beyond `most` lines is cut off with an ellipsis."""
+        """Breaks a text into readable lines up to a width, cut off with an ellipsis after `most` lines.
+
+        Args:
+            text: Text to break.
+            width: Largest width of a line, inches.
+            most: Largest number of lines.
+        """
         lines: list[str] = []
         line = ""
         for unit in self._units(self.readable(text), width):
@@ -78,7 +89,7 @@ class Lettering:
         return lines
 
     def _units(self, text: str, width: float) -> Iterator[str]:
-        """What no line breaks: words, and single characters of Chinese; a word wider than a line in parts that fit."""
+        """Yields unbreakable parts: words and single Chinese characters; words wider than a line in parts that fit."""
         for unit in _UNIT.finditer(text):
             part = ""
             for c in unit.group():
@@ -99,7 +110,7 @@ def _weight(bold: bool) -> str:
 
 
 def _is_unseen(c: str) -> bool:
-    """Whether a character only joins, directs or varies others, or would stand as a mark of its own where it cannot."""
+    """Returns whether a character has no glyph: control, direction and variant characters, unavailable combining marks."""
     lost_mark = unicodedata.combining(c) > 0 and _advance(c, False) is None
     return lost_mark or unicodedata.category(c) in ("Cc", "Cf") or ord(c) in _VARIANTS or ord(c) in _SKIN_TONES
 
@@ -112,7 +123,7 @@ def _named(c: str) -> str:
 
 @lru_cache(maxsize=1)
 def _register() -> None:
-    """Makes our font known to matplotlib, for bold text too; what its user has chosen stays as it is."""
+    """Registers the Han font with matplotlib, also for bold text, without changing the user's font settings."""
     known = font_manager.fontManager
     known.addfont(HAN_FILE)
     known.ttflist.append(replace(known.ttflist[-1], weight=700))
@@ -130,7 +141,7 @@ def _fonts(bold: bool) -> list[FT2Font]:
 
 @lru_cache(maxsize=20_000)
 def _advance(c: str, bold: bool) -> float | None:
-    """Width of a character in sizes of the font, from the first font that has it; None where none does."""
+    """Returns the width of a character in units of the font size, from the first font that has it; None if none has."""
     for font in _fonts(bold):
         if font.get_char_index(ord(c)):
             return font.load_char(ord(c)).linearHoriAdvance / 0x10000 / _UNITS_SIZE

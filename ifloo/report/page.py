@@ -1,4 +1,4 @@
-"""A sheet of pictures and text placed by the inch, from its upper left corner: what is measured cannot overlap."""
+"""Canvas on a matplotlib figure: images and text at positions in inches from the upper left corner."""
 
 from __future__ import annotations
 
@@ -15,12 +15,19 @@ from numpy.typing import NDArray
 from ifloo.report.lettering import POINTS, Lettering
 from ifloo.report.style import FAINT, INK
 
-_ASCENT = 0.98  # of a line's first letters above its base, in sizes of the font
+_ASCENT = 0.98  # height of a line's top above its baseline, in units of the font size
 
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle on the page, inches; y from the top."""
+    """A rectangle on the page.
+
+    Attributes:
+        x: Distance from the left edge, inches.
+        y: Distance from the top edge, inches.
+        width: Width, inches.
+        height: Height, inches.
+    """
 
     x: float
     y: float
@@ -28,13 +35,13 @@ class Box:
     height: float
 
     def inset(self, margin: float) -> Box:
-        """The rectangle with a margin taken off each side."""
+        """Returns the rectangle reduced by a margin on each side."""
         return Box(self.x + margin, self.y + margin, self.width - 2 * margin, self.height - 2 * margin)
 
 
 @dataclass(frozen=True, eq=False)
 class Page:
-    """Draws on a figure of `width` and `height` inches; text is drawn as it stands, never as mathematics."""
+    """Canvas on a figure of `width` and `height` inches; text is drawn literally, never parsed as mathematics."""
 
     figure: Figure
     width: float
@@ -45,14 +52,17 @@ class Page:
         return Affine2D().scale(1, -1).translate(0, self.height) + self.figure.dpi_scale_trans
 
     def rectangle(self, box: Box, **look: Any) -> None:
-        """A filled or outlined rectangle behind all images and text; `look` as matplotlib's patches."""
+        """Draws a rectangle behind all images and text; `look` holds properties of matplotlib's patches."""
         look = {"linewidth": 0, "zorder": -1, **look}
         self.figure.add_artist(Rectangle((box.x, box.y), box.width, box.height, transform=self._inches, **look))
 
     def lines(
         self, x: float, y: float, lines: Sequence[str], lettering: Lettering, colour: str = INK, align: str = "left"
     ) -> float:
-        """Lines of text, readable and measured by the caller, the first with its top at y; gives where they end."""
+        """Draws lines of readable text, the first with its top at y, and returns the y coordinate of their end, inches.
+
+        The caller makes sure that the lines fit (see `Lettering.lines`).
+        """
         for number, line in enumerate(lines):
             self.figure.text(
                 x,
@@ -68,7 +78,7 @@ class Page:
         return y + len(lines) * lettering.step
 
     def picture(self, box: Box, picture: NDArray[np.uint8]) -> None:
-        """An image, as large as it can be in the middle of the box."""
+        """Draws an image in the middle of a box, as large as fits."""
         height, width = picture.shape[:2]
         scale = min(box.width / width, box.height / height)
         wide, high = width * scale, height * scale

@@ -1,4 +1,4 @@
-"""Text of samples made fit for one line of a table: no line breaks, nothing that turns the direction of the rest."""
+"""Sanitised text of samples: one line, no control or direction characters, escaped for Markdown and matplotlib."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _ESCAPED = {ord(mark): f"&#{ord(mark)};" for mark in string.punctuation}
 
 
 def one_line(text: str, most: int) -> str:
-    """The text on one line of at most so many characters, every stretch of white space a space.
+    """Returns the text on one line of at most `most` characters, each run of white space replaced by a space.
 
-    Control characters, what turns the direction of writing and halves of surrogate pairs are left out: no tab, line or
-    file can be broken by them.
+    Control characters, direction marks and halves of surrogate pairs are removed, so that they can break no column,
+    line or file.
     """
     spaced = (" " if mark.isspace() else mark for mark in text)
     kept = (mark for mark in spaced if mark not in _TURNING and unicodedata.category(mark) not in ("Cc", "Cs"))
@@ -21,24 +21,24 @@ def one_line(text: str, most: int) -> str:
 
 
 def short(text: str, most: int) -> str:
-    """The text, cut off with an ellipsis beyond `most` characters."""
+    """Returns the text, cut off with an ellipsis beyond `most` characters."""
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
 def markdown(text: str, most: int) -> str:
-    """The text on one line of Markdown that says just this: every mark of ASCII is an HTML entity.
+    """Returns the text on one line of Markdown, all ASCII punctuation replaced by HTML entities.
 
-    So neither Markdown nor HTML finds anything in it to act upon, in a table or outside.
+    Neither Markdown nor HTML then interprets any part of it, in a table or outside.
     """
     return one_line(text, most).translate(_ESCAPED)
 
 
 def drawn(text: str, most: int) -> str:
-    """The text on one line of a picture, where what stands between two dollar signs would be read as a formula."""
+    """Returns the text on one line for matplotlib, dollar signs escaped, which would otherwise enclose formulas."""
     return one_line(text, most).replace("$", r"\$")
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A table of Markdown; cells are as they shall stand there (see `markdown`)."""
+    """Returns a Markdown table; the cells must already be escaped (see `markdown`)."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

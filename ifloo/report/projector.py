@@ -1,4 +1,4 @@
-"""Training samples as points: gradients at a few dimensions, and what to colour and to name them by."""
+"""Data of TensorBoard's projector: projected gradients of training samples, with columns to colour and label them."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from ifloo.store import StoredInfluences, replacing
 log = logging.getLogger(__name__)
 TAG = "sample_gradients"
 CONFIG = "projector_config.pbtxt"
-MOST_POINTS = 2000  # that a browser turns without a stutter, and a sheet of pictures has room for
+MOST_POINTS = 2000  # more would make a browser slow to rotate, and would not fit on the sheet of images
 LEAST_POINTS = 100
-NUMBERS = 4_000_000_000  # of gradients formed in all: a large model has fewer points, so that a report stays quick
-_TILE = 48  # pixels of a picture at most, a side
-_MOST_TEXT = 80  # characters of a caption
+NUMBERS = 4_000_000_000  # most gradient entries computed: a large model has fewer points, so that a report is quick
+_TILE = 48  # largest side of an image, pixels
+_MOST_TEXT = 80  # largest length of a caption, characters
 
 
 @dataclass(frozen=True)
 class Points:
-    """Which training samples are shown.
+    """Choice of the training samples to show.
 
     Attributes:
-        positions: `[k]` of them among all n, increasing.
-        top: how many of the largest |s| of each test are among them for certain.
-        n: training samples in all.
+        positions: Positions of the chosen samples among all n, `[k]`, increasing.
+        top: Number of samples of largest |s| of each test that are always included.
+        n: Number of all training samples.
     """
 
     positions: NDArray[np.int64]
@@ -49,7 +49,7 @@ class Points:
 
     @property
     def note(self) -> str:
-        """Which they are, for the reader."""
+        """Sentence that describes the choice, for the reader."""
         if len(self.positions) == self.n:
             return f"All {self.n} training samples."
         return (
@@ -59,7 +59,7 @@ class Points:
 
 
 def points(stored: Sequence[StoredInfluences], most: int, seed: int = 0) -> Points:
-    """At most so many samples: half of the room for the largest |s|, shared by the tests, the rest at random."""
+    """Chooses at most `most` samples: half of them for the largest |s| of the tests, the others at random."""
     n = len(stored[0].train_ids)
     if n <= most:
         return Points(np.arange(n), n, n)
@@ -72,16 +72,23 @@ def points(stored: Sequence[StoredInfluences], most: int, seed: int = 0) -> Poin
 
 
 def room(size: int) -> int:
-    """How many points a model of so many parameters has."""
+    """Returns the number of points for a model of `size` parameters."""
     return max(LEAST_POINTS, min(MOST_POINTS, NUMBERS // size))
 
 
 def metadata(
     stored: Sequence[StoredInfluences], further: Mapping[str, NDArray[np.float64]], data: Any, chosen: Points
 ) -> tuple[list[str], list[list[str]]]:
-    """Names of the columns, and a row for each point: id, caption, scores, their percentiles, further rankings `[n]`.
+    """Returns column names and a row for each point: id, caption, scores, their percentiles, further rankings.
 
-    Scores are heavy-tailed, and all but a few points have the colour of zero; percentiles tell the others apart.
+    Scores are heavy-tailed: coloured by score, all but a few points have the colour of zero; percentiles distinguish
+    them.
+
+    Args:
+        stored: Scores of each test.
+        further: Further rankings of all n training samples by name, `[n]` each.
+        data: Training set, for captions.
+        chosen: Samples to show.
     """
     at = chosen.positions
     ids = stored[0].train_ids[at].tolist()
@@ -111,9 +118,9 @@ def _caption(data: Any, id_: int) -> str:
 
 
 def tiles(data: Any, ids: Sequence[int]) -> Tensor | None:
-    """A picture of each sample, `[k, 3, s, s]` from 0 to 1, blank where one has none; None where none has.
+    """Returns an image of each sample, `[k, 3, s, s]` in 0..1, blank for a sample without one; None if none has one.
 
-    Grey ones are turned to dark on light: the projector multiplies them with the colour of the point.
+    Grey images are inverted to dark on light, because the projector multiplies them by the colour of the point.
     """
     pictures = [next(iter(pictures_of(data, i)), None) for i in ids]
     sides = [max(picture.shape[:2]) for picture in pictures if picture is not None]
@@ -144,10 +151,13 @@ def write(
     further: Mapping[str, NDArray[np.float64]],
     data: Any,
 ) -> Points:
-    """Writes the points for the projector in place of those of an earlier report; embeddings of others stay.
+    """Writes the points of the projector, replacing those of an earlier report; other embeddings are kept.
+
+    Returns:
+        The samples shown.
 
     Raises:
-        InputError: the data are not those the scores are of.
+        InputError: If the training data are not those that were scored.
     """
     chosen = points(stored, room(gradients.size))
     ids = stored[0].train_ids[chosen.positions]
@@ -168,12 +178,12 @@ def write(
 
 
 def _others(config: Path) -> list[Any]:
-    """Embeddings in this folder that are not ours."""
-    found = ProjectorConfig()
+    """Reads the embeddings of this folder that ifloo did not write."""
+    existing = ProjectorConfig()
     if config.exists():
         try:
-            text_format.Parse(config.read_text(encoding="utf-8"), found)
+            text_format.Parse(config.read_text(encoding="utf-8"), existing)
         except (text_format.ParseError, UnicodeDecodeError) as error:
             log.warning("%s cannot be read (%s) and is replaced.", config, error)
             return []
-    return [one for one in found.embeddings if not one.tensor_path.startswith(f"00000/{TAG}/")]
+    return [one for one in existing.embeddings if not one.tensor_path.startswith(f"00000/{TAG}/")]

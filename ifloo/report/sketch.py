@@ -1,4 +1,4 @@
-"""Gradients of samples at a few dimensions, by a random projection that is never written down as a matrix."""
+"""Random projection of sample gradients to a few dimensions, without storing a projection matrix."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from ifloo.objective.functional import FunctionalLosses
 from ifloo.objective.loaders import as_given
 from ifloo.params import ParamSpace
 
-MOST_AT_ONCE = 256  # samples in one batch
-BYTES_AT_ONCE = 64 << 20  # of gradients, and as much again while they are projected
+MOST_AT_ONCE = 256  # largest number of samples in one batch
+BYTES_AT_ONCE = 64 << 20  # largest size of a batch's gradients; projecting them takes as much again
 
 
 class Sketch:
-    """S: [p] -> [d], each parameter with a random sign into one of d sums, of equal size but for one parameter.
+    """Count sketch S: [p] -> [d]: each parameter is added with a random sign to one of d sums of nearly equal size.
 
-    (Sx)·(Sy) is x·y on average over seeds, with a variance of at most (‖x‖²‖y‖² + (x·y)²)/d; where p <= d nothing is
-    lost.
+    The expectation of (Sx)·(Sy) over seeds is x·y, with a variance of at most (‖x‖²‖y‖² + (x·y)²)/d; if p <= d the
+    products are exact.
 
     Source: Charikar, Chen & Farach-Colton 2002 (Finding frequent items in data streams); Weinberger et al. 2009,
     arXiv:0902.2206.
     """
 
     def __init__(self, size: int, dimensions: int, seed: int) -> None:
-        """Draws signs and places for `size` parameters; the same seed draws the same."""
+        """Draws signs and places for `size` parameters; equal seeds give equal sketches."""
         generator = torch.Generator().manual_seed(seed)
         self.dimensions = dimensions
         self.order = torch.randperm(size, generator=generator)
         self.signs = torch.randint(2, (size,), generator=generator) * 2 - 1
 
     def __call__(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k d"]:
-        """S v of each row."""
+        """Computes S v of each row v."""
         mixed = (V * self.signs.to(V))[:, self.order.to(V.device)]
         width = -(-V.shape[1] // self.dimensions)
         return F.pad(mixed, (0, width * self.dimensions - V.shape[1])).view(len(V), width, self.dimensions).sum(1)
@@ -48,14 +48,14 @@ class Sketch:
 
 @dataclass(frozen=True)
 class SampleGradients:
-    """∇ℓ_i(θ̂) of chosen training samples, projected as they are formed: memory for a block of them, never n x p.
+    """∇ℓ_i(θ̂) of chosen training samples, projected block by block, so that n x p numbers are never in memory.
 
     Attributes:
-        module: meets the contract; its weights are θ̂.
-        loader: of all training samples.
-        parameters: shell-style patterns of the parameters θ consists of.
-        dimensions: d, kept of each gradient.
-        seed: of the projection.
+        module: Module that meets the contract; its weights are θ̂.
+        loader: Loader of all training samples.
+        parameters: Shell-style patterns of the parameters that θ consists of.
+        dimensions: Dimension d of the projected gradients.
+        seed: Random seed of the projection.
     """
 
     module: nn.Module
@@ -66,14 +66,18 @@ class SampleGradients:
 
     @property
     def size(self) -> int:
-        """p, the number of attributed parameters."""
+        """Number p of attributed parameters."""
         return ParamSpace.of(self.module, self.parameters).size
 
     def projected(self, positions: Int[Tensor, " k"], ids: Int[Tensor, " k"]) -> Float[Tensor, "k d"]:
-        """S ∇ℓ_i of the samples at these positions of the data set.
+        """Computes S ∇ℓ_i of the samples at these positions of the data set.
+
+        Args:
+            positions: Positions of the samples in the data set.
+            ids: Expected ids of these samples.
 
         Raises:
-            InputError: the samples there carry other ids: the scores are of other data.
+            InputError: If the samples at these positions have other ids, so that the scores are of other data.
         """
         space = ParamSpace.of(self.module, self.parameters)
         losses, sketch = FunctionalLosses(self.module, space), Sketch(space.size, self.dimensions, self.seed)

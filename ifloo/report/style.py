@@ -1,4 +1,4 @@
-"""One look for all pictures: colours that stay apart for colour-blind readers and in print, and few lines."""
+"""Style of all matplotlib figures: colours that colour-blind readers and print can distinguish, and few lines."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -43,7 +43,7 @@ STYLE: dict[Any, Any] = {
     "xtick.labelsize": 9.5,
     "ytick.labelsize": 9.5,
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # shipped with matplotlib: the same picture everywhere
+    "font.sans-serif": ["DejaVu Sans"],  # shipped with matplotlib, so that figures are the same everywhere
     "legend.frameon": False,
     "legend.fontsize": 9.5,
     "figure.constrained_layout.w_pad": 0.1,  # inches
@@ -55,7 +55,7 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def styled(width: float, height: float) -> Generator[Figure, None, None]:
-    """Give an empty figure (inches) and hold the style while it is drawn; no state of pyplot is touched."""
+    """Yields an empty figure (size in inches) with the style active while it is drawn; pyplot's state is unchanged."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
@@ -63,10 +63,10 @@ def styled(width: float, height: float) -> Generator[Figure, None, None]:
 
 
 def number(value: float, form: str) -> str:
-    """Write a number with a true minus sign."""
+    """Formats a number with a true minus sign."""
     return format(value, form).replace("-", "\N{MINUS SIGN}")
 
 
 def slope_form(slope: float) -> str:
-    """How to write a slope in a table: methods in units of their own are far from 1."""
+    """Returns the format of a slope in a table; the slope of a method with other units may be far from 1."""
     return ".4f" if 0.01 <= abs(slope) < 1000 else ".2e"
