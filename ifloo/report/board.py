@@ -1,4 +1,4 @@
-"""TensorBoard: everything of an experiment in its one run folder, in groups to be read from the first to the last."""
+"""TensorBoard report: all results of an experiment in its run folder, in numbered groups that form a reading order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ifloo.report.sketch import SampleGradients
 from ifloo.report.verdict import Comparison
 from ifloo.store import Layout, Manifest, StoredInfluences
 
-SUFFIX = ".report"  # of our event file, so that a new report replaces the old one
+SUFFIX = ".report"  # suffix of the report's event file, by which a new report replaces the old one
 PERCENTILES = range(101)
 STATISTICS = ("pearson", "spearman", "slope", "intercept", "median_rel_err")
 
@@ -54,14 +54,14 @@ _CONTENT = {
 
 @dataclass(frozen=True)
 class Board:
-    """Writes a report for TensorBoard.
+    """Writer of a report for TensorBoard.
 
     Attributes:
-        layout: where the results are.
-        datamodule: gives `train_set` and `test_set`.
-        log_dir: the run folder.
-        outcomes: what the model made of a test sample.
-        gradients: of the training samples, for the projector; None: without it.
+        layout: Paths of the results.
+        datamodule: Data module with `train_set` and `test_set`.
+        log_dir: Run folder.
+        outcomes: Outcome of the model by test id, such as "taken for a 6".
+        gradients: Gradients of the training samples, for the projector; None leaves the projector out.
     """
 
     layout: Layout
@@ -77,18 +77,18 @@ class Board:
         figures: Mapping[int, Mapping[str, Figure]],
         wrong: Mislabels | None = None,
     ) -> None:
-        """Writes the event file and the points of the projector in place of those of an earlier report.
+        """Writes the event file and the points of the projector, replacing those of an earlier report.
 
         Args:
-            scored: all tests by their ids, with or without a verdict.
-            compared: the verdicts.
-            figures: pictures of each test, by name.
-            wrong: what rankings find of wrong labels; None where none are known.
+            scored: Scores of all tests by test id, with or without refits.
+            compared: Comparisons with refits by test id.
+            figures: Figures by test id and name.
+            wrong: Rankings of label errors; None if no label is known to be wrong.
 
         Raises:
-            InputError: the training data are not those the scores are of.
+            InputError: If the training data are not those that were scored.
         """
-        scored = dict(sorted(scored.items()))  # where the id of a test is a step, steps increase
+        scored = dict(sorted(scored.items()))  # test ids serve as steps, which must increase
         further = self._further(scored)
         with _events(self.log_dir) as writer:
             self._verdict(writer, compared)
@@ -107,14 +107,14 @@ class Board:
                 writer.add_text(f"{SELF}/wrong labels", notes.mislabels(wrong))
                 writer.add_figure(f"{SELF}/wrong labels", label_errors(wrong), close=False)
             points = self._points(writer, list(scored.values()), further)
-            there = {
+            written = {
                 **dict.fromkeys((SAMPLES, SCORES), True),
                 **dict.fromkeys((VERDICT, TOGETHER), bool(compared)),
                 SELF: bool(further),
                 SOLVER: any(one.residual_curve is not None for one in scored.values()),
                 BY_TEST: len(compared) > 1,
             }
-            content = {group: text for group, text in _CONTENT.items() if there[group]}
+            content = {group: text for group, text in _CONTENT.items() if written[group]}
             writer.add_text(GUIDE, notes.guide({**content, **points}))
 
     def _verdict(self, writer: SummaryWriter, compared: Mapping[int, Comparison]) -> None:
@@ -125,9 +125,9 @@ class Board:
         found = together.groups["all"] if together else tests[0].agreement() if tests else None
         metrics = {f"{TOGETHER}/{name}": value for name, value in _numbers(tests, found).items()}
         settings = hyper_parameters(Manifest.at(self.layout.manifest).sections())
-        # add_hparams would make a run of its own below this one; its three summaries serve this one as well.
+        # add_hparams would create another run below this one; its three summaries can be added to this run directly.
         events = writer.file_writer
-        assert events is not None  # from its making to its close
+        assert events is not None  # until the writer is closed
         for summary in hparams(settings, metrics):
             events.add_summary(summary)
         for tag, value in metrics.items():
@@ -138,7 +138,7 @@ class Board:
                     writer.add_scalar(f"{BY_TEST}/{name}", value, t)
 
     def _further(self, scored: Mapping[int, StoredInfluences]) -> dict[str, NDArray[np.float64]]:
-        """Self-influences and losses of the training samples, `[n]`, in the order of the scores."""
+        """Returns self-influences and losses of the training samples by name, `[n]`, in the order of the scores."""
         if (found := self_influences(self.layout)) is None:
             return {}
         order = next(iter(scored.values())).train_ids
@@ -149,7 +149,7 @@ class Board:
     def _points(
         self, writer: SummaryWriter, stored: Sequence[StoredInfluences], further: Mapping[str, NDArray[np.float64]]
     ) -> dict[str, str]:
-        """The points of the projector, and what the guide says of them."""
+        """Writes the points of the projector and returns their description for the guide."""
         if self.gradients is None:
             return {}
         train = self.datamodule.train_set
@@ -163,7 +163,7 @@ class Board:
 
 @contextmanager
 def _events(folder: Path) -> Generator[SummaryWriter, None, None]:
-    """A writer whose file takes the place of those of earlier reports; if anything fails it is gone and they stay."""
+    """Yields a writer whose file replaces those of earlier reports; on an error only the new file is deleted."""
     obsolete = before = set(folder.glob(f"*{SUFFIX}"))
     try:
         with SummaryWriter(str(folder), filename_suffix=SUFFIX) as writer:
@@ -177,7 +177,7 @@ def _events(folder: Path) -> Generator[SummaryWriter, None, None]:
 
 
 def _spread(writer: SummaryWriter, group: str, name: str, values: ArrayLike) -> None:
-    """The histogram of values, zero an edge, and their percentiles."""
+    """Writes the histogram of values, with zero as a bin edge, and their percentiles."""
     values = np.asarray(values, dtype=np.float64)
     low, high = min(values.min(), 0.0), max(values.max(), 0.0)
     edges = np.concatenate([np.linspace(low, 0, _BINS_PER_SIDE + 1), np.linspace(0, high, _BINS_PER_SIDE + 1)])
@@ -187,7 +187,7 @@ def _spread(writer: SummaryWriter, group: str, name: str, values: ArrayLike) -> 
 
 
 def _side_by_side(writer: SummaryWriter, t: int, scores: NDArray[np.float32]) -> None:
-    """One histogram of many: tests differ by orders of magnitude, so each in units of its largest |s|."""
+    """Writes a test's step of the histogram of all tests, in units of its largest |s|: sizes differ by magnitudes."""
     values = scores.astype(np.float64)
     largest = float(np.abs(values).max()) or 1.0
     writer.add_histogram(f"{SCORES}/all tests, in units of the largest", values / largest, t, bins=UNITS)
@@ -199,7 +199,7 @@ def _curve(writer: SummaryWriter, tag: str, curve: NDArray[np.float64] | None) -
 
 
 def _numbers(tests: Sequence[Comparison], found: Agreement | None) -> dict[str, float]:
-    """Statistics of the refits of some tests, and the worst of what stands behind them; what there is of it."""
+    """Returns statistics of the refits of some tests and the worst value of each certificate, leaving out None."""
     if not tests:
         return {}
     statistics = {name: getattr(found, name) for name in STATISTICS} if found else {}

@@ -12,7 +12,7 @@ from ifloo.errors import InputError
 from ifloo.report.mislabels import NAMES, Mislabels
 from ifloo.report.style import CONTROL, FAINT, FIT, HARMFUL, HELPFUL, INK, QUIET, styled
 
-_LINE_STYLES = {
+_LOOKS = {
     "self_influence": (HELPFUL, "solid"),
     "tracin": (CONTROL, "solid"),
     "last_layer": (FIT, (0, (5, 2))),
@@ -24,7 +24,8 @@ _LINE_STYLES = {
 def label_errors(found: Mislabels) -> Figure:
     """Draws the share of wrong labels found against the share of the data inspected, one line per ranking.
 
-    The left panel shows the beginning, up to twice the tenth in which the verdict counts; the right panel all data. The dashed diagonal is the expectation of a random order, the edge of the grey area the best possible order.
+    The left panel shows the beginning, up to twice the tenth in which the verdict counts; the right panel shows all
+    data. The dashed diagonal is the expectation of a random order, the edge of the grey area the best possible order.
 
     Args:
         found: Rankings and the labels known to be wrong.
@@ -58,7 +59,7 @@ def label_errors(found: Mislabels) -> Figure:
 
 def _lines(axes: Axes, found: Mislabels, reach: float) -> None:
     for name, wrong in found.ranked.items():
-        colour, dashes = _LINE_STYLES[name]
+        colour, dashes = _LOOKS[name]
         inspected, share = _curve(wrong)
         text = f"{NAMES[name]}: {found.found[name]:,} of {found.corrupted:,}"
         axes.plot(inspected, share, color=colour, linestyle=dashes, linewidth=1.8, label=text)

@@ -110,7 +110,7 @@ def _weight(bold: bool) -> str:
 
 
 def _is_unseen(c: str) -> bool:
-    """Returns whether a character has no glyph: control, direction and variant characters, unavailable combining marks."""
+    """Returns whether a character has no glyph: control, direction and variant characters, unknown combining marks."""
     lost_mark = unicodedata.combining(c) > 0 and _advance(c, False) is None
     return lost_mark or unicodedata.category(c) in ("Cc", "Cf") or ord(c) in _VARIANTS or ord(c) in _SKIN_TONES
 

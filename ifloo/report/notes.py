@@ -1,4 +1,4 @@
-"""What TensorBoard's tab of texts says: where to look, the verdict as a table, and the samples behind the scores."""
+"""Texts of the TensorBoard report: a guide to its groups, the verdict as tables, the most influential samples."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ifloo.report.style import number, slope_form
 from ifloo.report.verdict import Comparison
 from ifloo.store import StoredInfluences
 
-MOST = 300  # characters of a question, an answer or a caption
+MOST = 300  # largest length of a question, an answer or a caption, characters
 
 
 def guide(board: Mapping[str, str]) -> str:
-    """Where to look for what; group of tags -> what it shows."""
+    """Writes a table of the groups of tags and their contents."""
     rows = [[f"**{markdown(group, MOST)}**", markdown(what, MOST)] for group, what in board.items()]
     return table(["group", "what it shows"], rows)
 
 
 def verdict(compared: Mapping[int, Comparison], together: Pooled | None) -> str:
-    """Predicted against actual change of the test losses, with 95 % intervals, and the certificate behind them."""
+    """Writes tables of predicted against actual change of the test losses, with 95 % intervals, and of certificates."""
     rows = []
     if together is not None:
         named = {**together.groups, **{f"all, by {name}": found for name, found in together.methods.items()}}
@@ -71,8 +71,8 @@ def _statistics(test: str, name: str, found: Agreement) -> list[str]:
 def _between(value: float | None, interval: Interval | None, form: str) -> str:
     if value is None:
         return "none"
-    told = number(value, form)
-    return told if interval is None else f"{told} ({number(interval[0], form)} to {number(interval[1], form)})"
+    text = number(value, form)
+    return text if interval is None else f"{text} ({number(interval[0], form)} to {number(interval[1], form)})"
 
 
 def _certificate(t: int, one: Comparison) -> list[str]:
@@ -81,7 +81,7 @@ def _certificate(t: int, one: Comparison) -> list[str]:
 
 
 def mislabels(found: Mislabels) -> str:
-    """How many of the labels known to be wrong each ranking finds, beside chance."""
+    """Writes a table of the number of wrong labels that each ranking finds, and of the number expected by chance."""
     counts = {**{NAMES[name]: f"{count}" for name, count in found.found.items()}, "by chance": f"{found.chance:.3g}"}
     return (
         f"{found.corrupted} training answers are wrong on purpose. Found among the {found.looked_at} rows that stand "
@@ -90,16 +90,16 @@ def mislabels(found: Mislabels) -> str:
 
 
 def samples(datamodule: Any, stored: StoredInfluences, answered: str = "") -> str:
-    """A test sample and the training samples that matter most to it, their text escaped.
+    """Writes tables of a test sample and its most influential training samples, all text escaped.
 
     Args:
-        datamodule: gives `train_set` and `test_set`.
-        stored: scores on the test sample.
-        answered: what the model made of it.
+        datamodule: Data module with `train_set` and `test_set`.
+        stored: Scores on the test sample.
+        answered: Outcome of the model on the test sample; empty if unknown.
     """
     words = _Words(datamodule.test_set)
-    said = [] if not answered else [f"The model: {markdown(answered, MOST)}"]
-    parts = [table(["test", *words.head], [[str(stored.test_id), *words.of(stored.test_id)]]), *said]
+    outcome = [] if not answered else [f"The model: {markdown(answered, MOST)}"]
+    parts = [table(["test", *words.head], [[str(stored.test_id), *words.of(stored.test_id)]]), *outcome]
     words = _Words(datamodule.train_set)
     most = Extremes.of(stored)
     for heading, at in (
@@ -114,12 +114,12 @@ def samples(datamodule: Any, stored: StoredInfluences, answered: str = "") -> st
 
 
 class _Words:
-    """What a data set says of its samples in words, a cell for each part."""
+    """Text of a data set's samples as table cells: question and answer, or label."""
 
     def __init__(self, data: Any) -> None:
-        self.data, self.asks = data, isinstance(data, ConversationSet)
-        self.head = ["question", "answer"] if self.asks else ["label"]
+        self.data, self.conversation = data, isinstance(data, ConversationSet)
+        self.head = ["question", "answer"] if self.conversation else ["label"]
 
     def of(self, id_: int) -> list[str]:
-        said = [self.data.question(id_), self.data.answer(id_)] if self.asks else [self.data.caption(id_)]
-        return [markdown(text, MOST) for text in said]
+        texts = [self.data.question(id_), self.data.answer(id_)] if self.conversation else [self.data.caption(id_)]
+        return [markdown(text, MOST) for text in texts]

@@ -51,9 +51,9 @@ def test_what_stands_against_the_verdict_is_said(tmp_path):
     text = Reader(written(tmp_path, [few])).text
     assert "Test 3: only 9 refits: take the statistics as a hint, and their intervals as too narrow." in text
     assert "Test 3: 2 of 9 refits may be off by more than 5 % of their change." in text
-    assert f"Test 3: {quiet} of 9 changes are below the noise floor and say nothing of their own." in text
+    assert f"Test 3: {quiet} of 9 changes are below the noise floor and carry no information by themselves." in text
     unknown = Reader(written(tmp_path, [comparison(flagged=None, noise_floor=None)])).text
-    assert "Test 3: how exact a single refit is, nobody knows: there is no bound and no noise floor." in unknown
+    assert "Test 3: the error of a single refit is unknown: there is no bound and no noise floor." in unknown
     assert "there are no" not in Reader(written(tmp_path, [comparison()])).text
 
 
@@ -132,7 +132,7 @@ def test_scores_without_refits_are_shown_and_called_unverified(tmp_path):
     one = comparison().stored
     reader = Reader(written(tmp_path, [], unverified={T: (one, 2)}))
     assert "Nothing has been verified yet." in reader.text
-    assert "there are only 2 refits without the samples they name" in reader.text
+    assert "there are only 2 refits without these samples." in reader.text
     assert "The command “ifloo loo”, with the same settings, does that" in reader.text
     assert "plotted" not in reader.ids
     assert {"certificate", "samples"} <= set(reader.ids)

@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: no network, no other file."""
+"""The report as one self-contained HTML file: it needs no network and no other file."""
 
 from ifloo.report.html.page import write_html
 

@@ -1,4 +1,4 @@
-"""How far the numbers of a page can be trusted: of each test, in the words of its table."""
+"""Certificate of each test as named entries: accuracy of the scores and of the refits."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from ifloo.report.html.numbers import compact, counted
 from ifloo.report.verdict import Comparison
 from ifloo.store import StoredInfluences
 
-REPLAYED = "REPLAYED"  # the status of scores that follow the recorded run
+REPLAYED = "REPLAYED"  # status of scores computed by replaying the recorded run
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One number of a certificate: its name, the number, and what it means."""
+    """One entry of a certificate.
+
+    Attributes:
+        name: Name of the number.
+        value: Number as text.
+        note: Meaning of the number.
+    """
 
     name: str
     value: str
@@ -24,7 +30,7 @@ class Entry:
 
 
 def certificate(stored: StoredInfluences, one: Comparison | None) -> list[Entry]:
-    """The entries of one test, scores first; those of refits where there are some."""
+    """Returns the entries of one test: those of the scores, then those of the refits if the test has any."""
     entries = [_solve(stored), _residual(stored)]
     if stored.damping:
         undamped = compact(stored.undamped_residual, ".2g")
@@ -79,5 +85,5 @@ def _of_refits(one: Comparison) -> list[Entry]:
 
 
 def columns(certificates: Sequence[Sequence[Entry]]) -> list[Entry]:
-    """One entry of each name, in order, whichever test has it: the head of a table."""
+    """Returns one entry per name over all tests, in order: the header of a table."""
     return list({entry.name: entry for entries in reversed(certificates) for entry in entries}.values())

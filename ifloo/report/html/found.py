@@ -1,4 +1,4 @@
-"""The statistics of a page, each calculated once: every one of them costs its bootstrap."""
+"""Statistics of a page, each computed once because each costs a bootstrap."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from ifloo.agreement import Agreement
 from ifloo.report.pooled import Pooled
 from ifloo.report.verdict import Comparison
 
-ALL = "all"  # key of all tests together, where there are several
+ALL = "all"  # key of all tests together, present if there are several tests
 Groups = Mapping[str, Agreement | None]
-"""Statistics of `all`, `top_k` and `random` removals; None where there are too few."""
+"""Statistics of `all`, `top_k` and `random` removals; None if there are too few."""
 
 
 def found(compared: Mapping[int, Comparison], together: Pooled | None) -> dict[str, Groups]:
-    """Statistics of each test by its id as text, those of all together first."""
+    """Returns the statistics by test id as text, preceded by those of all tests together."""
     pooled = {ALL: together.groups} if together else {}
     return pooled | {str(t): _of(one) for t, one in compared.items()}
 

@@ -1,4 +1,4 @@
-"""The distribution of the scores as bars that a page can draw without a script."""
+"""Histogram of the scores as bars that a page can draw without a script."""
 
 from __future__ import annotations
 
@@ -11,18 +11,26 @@ import numpy as np
 from ifloo.report.html.numbers import compact, counted, signed
 from ifloo.store import StoredInfluences
 
-BINS = 40  # to each side of 0
+BINS = 40  # number of bins on each side of 0
 
 
 @dataclass(frozen=True)
 class Bar:
-    """Scores between two ends; places and heights in hundredths of the picture, the height on a log scale."""
+    """One bar of the histogram; lengths in hundredths of the picture, the height on a log scale.
+
+    Attributes:
+        left: Position of the left edge.
+        width: Width of the bar.
+        height: Height of the bar.
+        kind: `helpful` or `harmful`.
+        title: Description of the bar: count and limits.
+    """
 
     left: float
     width: float
     height: float
     kind: str
-    told: str
+    title: str
 
 
 @dataclass(frozen=True)
@@ -30,14 +38,14 @@ class Histogram:
     """All scores of a test.
 
     Attributes:
-        bars: `helpful` ones left of the middle, `harmful` ones right of it.
-        strokes: places of the scores of largest size, hundredths, with their kind.
-        lines: heights and counts of the powers of ten.
-        low: the left end, as text; `high` the right one.
-        high: the right end.
-        helpful: how many scores are negative.
-        harmful: how many are positive.
-        zero: how many are 0.
+        bars: Bars, `helpful` ones left of the middle, `harmful` ones right of it.
+        strokes: Positions of the scores of largest size, hundredths, with their kind.
+        lines: Heights (hundredths) and labels of the powers of ten.
+        low: Left end of the axis, as text.
+        high: Right end of the axis, as text.
+        helpful: Number of negative scores.
+        harmful: Number of positive scores.
+        zero: Number of scores equal to 0.
     """
 
     bars: Sequence[Bar]
@@ -51,13 +59,13 @@ class Histogram:
 
 
 def histogram(stored: StoredInfluences, k: int) -> Histogram:
-    """Bars over all n scores, in nats per unit weight, and strokes for the `k` of largest size."""
+    """Computes bars of all n scores, nats per unit weight, and strokes for the `k` scores of largest size."""
     values = stored.scores.astype(np.float64)
     reach = float(np.abs(values).max(initial=0.0)) or 1.0
     edges = np.linspace(-reach, reach, 2 * BINS + 1)
     edges[BINS] = 0.0
     counts, _ = np.histogram(values[values != 0], edges)
-    # One sample is a bar of its own height, not none: the scale starts below 1. There is room above the highest.
+    # The scale starts below 1, so that a bar of one sample is visible; the highest bar leaves some room above.
     scale = math.log10(max(int(counts.max()), 1) / 0.7) / 0.94
     bars = [
         Bar(
@@ -65,7 +73,7 @@ def histogram(stored: StoredInfluences, k: int) -> Histogram:
             width=50 / BINS,
             height=100 * math.log10(count / 0.7) / scale,
             kind="helpful" if high <= 0 else "harmful",
-            told=f"{counted(count, 'sample')} between {signed(low)} and {signed(high)}",
+            title=f"{counted(count, 'sample')} between {signed(low)} and {signed(high)}",
         )
         for low, high, count in zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True)
         if count

@@ -1,4 +1,4 @@
-"""Did the predicted changes come true? The answer in plain sentences, and what stands against it."""
+"""Headline of the page: whether the predicted changes came true, in plain sentences, with the reasons for doubt."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ifloo.report.smoothness import REMOVED_PEARSON, REMOVED_SLOPES
 from ifloo.report.verdict import Comparison
 from ifloo.store import CORRECTED, UNSURE
 
-ROUGHLY = 0.5  # a correlation below which half of the order in the changes is not the predicted one
-FEW = 10  # refits below which a bootstrap interval is narrower than it should be
+ROUGHLY = 0.5  # lowest correlation at which predictions count as roughly true
+FEW = 10  # number of refits below which a bootstrap interval is narrower than it should be
 
 
 class Level(Enum):
-    """How far the predicted changes came true; the value is said of one test, in a table."""
+    """Degree to which the predicted changes came true; the value is the text for one test in a table."""
 
     TRUE = "came true"
     ORDER = "right order, wrong size"
@@ -41,11 +41,11 @@ _LEVELS = {
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a statistic says.
+    """Level that a statistic reaches.
 
     Attributes:
-        level: by the statistic itself.
-        sure: whether both ends of its intervals say the same, and the refits are not few.
+        level: Level of the statistic itself.
+        sure: Whether both ends of its intervals have the same level and there are at least `FEW` refits.
     """
 
     level: Level
@@ -54,13 +54,13 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Answer:
-    """The head of the page.
+    """Head of the page.
 
     Attributes:
-        tone: `good`, `middling`, `bad` or `none`, by which it is coloured.
-        headline: one plain sentence.
-        sentences: what it rests on.
-        cautions: what a reader should know before believing it.
+        tone: `good`, `middling`, `bad` or `none`; determines the colour.
+        headline: Verdict in one plain sentence.
+        sentences: Evidence for the verdict.
+        cautions: Reasons for doubt.
     """
 
     tone: str
@@ -70,7 +70,7 @@ class Answer:
 
 
 def judged(found: Agreement | None) -> Judgement:
-    """The level that Pearson correlation and slope reach: `TRUE` by the same bounds as the check for smoothness."""
+    """Returns the level of Pearson correlation and slope; `TRUE` has the same bounds as the check for smoothness."""
     if found is None:
         return Judgement(Level.SILENT, False)
     level = _level(found.pearson, found.slope)
@@ -92,13 +92,13 @@ def answer(
     statistics: Mapping[str, Groups],
     unverified: Mapping[int, int],
 ) -> Answer:
-    """The answer for all tests.
+    """Composes the head of the page for all tests.
 
     Args:
-        compared: tests with refits.
-        together: what methods predicted for all of them; None for one test.
-        statistics: by view, as `found` gives them.
-        unverified: tests with scores, and too few refits to compare them with: how many.
+        compared: Comparisons with refits by test id.
+        together: Statistics of all tests together; None for one test.
+        statistics: Statistics by view, as returned by `found`.
+        unverified: Number of refits of each test that has scores but too few refits for a comparison.
     """
     if not compared:
         return _unverified(unverified)
@@ -119,12 +119,12 @@ def answer(
 
 
 def _headline(each: Sequence[Judgement], refits: Sequence[int]) -> tuple[str, str]:
-    """Tone and sentence, by the levels of the tests."""
+    """Returns tone and headline by the levels of the tests."""
     levels = Counter(one.level for one in each)
     if len(levels) > 1:
         good = levels[Level.TRUE]
-        said = f"for {good} of {len(each)} test samples" if good else "for none of the test samples in full"
-        return ("middling" if good else "bad"), f"The predicted changes came true {said}."
+        scope = f"for {good} of {len(each)} test samples" if good else "for none of the test samples in full"
+        return ("middling" if good else "bad"), f"The predicted changes came true {scope}."
     level, sure = each[0].level, all(one.sure for one in each)
     hedge = "" if sure else f", as far as {counted(sum(refits), 'refit')} can tell"
     return {
@@ -147,8 +147,8 @@ def _sentences(compared: Mapping[int, Comparison], together: Pooled | None, grou
         f"influence scores had predicted by how much. That gives {counted(refits, 'comparison')}."
     )
     corrected = together.methods.get(CORRECTED) if together else tests[0].methods().get(CORRECTED, {}).get("all")
-    said = [first, _of_all(groups["all"]), _of_random(groups["random"]), _of_corrected(corrected)]
-    return [sentence for sentence in said if sentence]
+    sentences = [first, _of_all(groups["all"]), _of_random(groups["random"]), _of_corrected(corrected)]
+    return [sentence for sentence in sentences if sentence]
 
 
 def _of_all(found: Agreement | None) -> str:
@@ -167,7 +167,7 @@ def _of_all(found: Agreement | None) -> str:
 
 def _of_random(found: Agreement | None) -> str:
     if found is None:
-        return "There are too few samples drawn at random among them to say how ordinary samples fare."
+        return "Too few samples were drawn at random to tell how well the scores predict ordinary samples."
     pearson, slope = correlation(found.pearson), ratio(found.slope)
     return (
         f"For the {counted(found.n, 'removal')} drawn at random, which no choice of large scores can flatter: "
@@ -188,27 +188,31 @@ def _of_corrected(found: Agreement | None) -> str:
 
 
 def _cautions(t: int, one: Comparison, groups: Groups) -> list[str]:
-    n, found, said = len(one.ids), groups["all"], _of_controls(groups)
+    n, found, cautions = len(one.ids), groups["all"], _of_controls(groups)
     if one.roughness:
-        said.append(one.roughness)
+        cautions.append(one.roughness)
     if n < FEW:
-        said.append(f"only {counted(n, 'refit')}: take the statistics as a hint, and their intervals as too narrow.")
+        cautions.append(
+            f"only {counted(n, 'refit')}: take the statistics as a hint, and their intervals as too narrow."
+        )
     if one.flagged:
-        said.append(
+        cautions.append(
             f"{one.flagged} of {counted(n, 'refit')} may be off by more than {percent(UNSURE)} of their change."
         )
     if one.flagged is None:
-        said.append("how exact a single refit is, nobody knows: there is no bound and no noise floor.")
+        cautions.append("the error of a single refit is unknown: there is no bound and no noise floor.")
     if found is not None and one.noise_floor is not None and found.n_rel_err < n:
         quiet = n - found.n_rel_err
-        said.append(f"{quiet} of {counted(n, 'change')} are below the noise floor and say nothing of their own.")
+        cautions.append(
+            f"{quiet} of {counted(n, 'change')} are below the noise floor and carry no information by themselves."
+        )
     if one.stored.damping and one.stored.undamped_residual:
-        said.append(f"the scores are of a system damped by {one.stored.damping:g}, not of the loss as it is.")
-    return [f"Test {t}: {caution}" for caution in said]
+        cautions.append(f"the scores are those of a system damped by {one.stored.damping:g}, not of the undamped loss.")
+    return [f"Test {t}: {caution}" for caution in cautions]
 
 
 def _of_controls(groups: Groups) -> list[str]:
-    """Large scores make a high correlation by themselves; the controls may tell another story."""
+    """Returns a caution if random controls reach another level: large scores alone can make a correlation high."""
     everything, random = judged(groups["all"]).level, groups["random"]
     if random is None or random.n < FEW or (level := judged(random).level) is everything:
         return []
@@ -238,8 +242,8 @@ def _unverified(unverified: Mapping[int, int]) -> Answer:
         "none",
         "Nothing has been verified yet.",
         [
-            f"This page shows the influence scores of {named}: which training samples are said to help or to harm. "
-            f"Whether that is true is not known: {so_far} without the samples they name.",
+            f"This page shows the influence scores of {named}: which training samples are predicted to help or to "
+            f"harm. Whether that is true is not known: {so_far} without these samples.",
             "The command “ifloo loo”, with the same settings, does that; “ifloo report” then writes the verdict here.",
         ],
     )

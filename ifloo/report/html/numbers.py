@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers formatted for readers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable
 from ifloo.agreement import Interval
 from ifloo.report.style import number
 
-NONE = "–"  # where there is no number
+NONE = "–"  # placeholder for a missing number
 _RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 _NARROW = "\N{NARROW NO-BREAK SPACE}"
 
 
 def compact(value: float | None, form: str = ".3g") -> str:
-    """Three digits, powers of ten as such: 1.2 × 10⁻⁹."""
+    """Formats a number with three digits and a written power of ten: 1.2 × 10⁻⁹."""
     if value is None:
         return NONE
     mantissa, _, exponent = number(value, form).partition("e")
@@ -24,12 +24,12 @@ def compact(value: float | None, form: str = ".3g") -> str:
 
 
 def signed(value: float | None) -> str:
-    """The same with its sign."""
+    """Formats a number as `compact` does, with its sign."""
     return compact(value, "+.3g")
 
 
 def correlation(value: float | None, decimals: int | None = None) -> str:
-    """Three decimals; five where three would round it to 1."""
+    """Formats a correlation with three decimals, or five if three would round it to 1."""
     if value is None:
         return NONE
     return number(value, f".{_decimals(value) if decimals is None else decimals}f")
@@ -40,12 +40,12 @@ def _decimals(value: float) -> int:
 
 
 def ratio(value: float | None) -> str:
-    """A slope: three decimals where it is anywhere near 1."""
+    """Formats a slope, with three decimals if it is between 0.01 and 100 in size."""
     return number(value, ".3f") if value is not None and 0.01 <= abs(value) < 100 else compact(value)
 
 
 def percent(value: float | None) -> str:
-    """A share as a percentage of two digits or three."""
+    """Formats a share as a percentage of two or three digits."""
     if value is None:
         return NONE
     if value >= 10:
@@ -54,12 +54,12 @@ def percent(value: float | None) -> str:
 
 
 def interval(bounds: Interval | None, form: Callable[[float | None], str]) -> str:
-    """Both ends in brackets; nothing where there is no interval."""
+    """Formats both ends of an interval in brackets; returns an empty text for None."""
     return "" if bounds is None else f"[{form(bounds[0])}, {form(bounds[1])}]"
 
 
 def correlations(bounds: Interval | None) -> str:
-    """The same of correlations, both ends to as many decimals."""
+    """Formats an interval of correlations, both ends with the same number of decimals."""
     if bounds is None:
         return ""
     decimals = max(map(_decimals, bounds))
@@ -67,5 +67,5 @@ def correlations(bounds: Interval | None) -> str:
 
 
 def counted(n: int, one: str, many: str = "") -> str:
-    """1 refit, 1,200 refits."""
+    """Formats a count with its noun: 1 refit, 1,200 refits."""
     return f"{n:,} {one if n == 1 else many or one + 's'}"

@@ -1,4 +1,4 @@
-"""Writes the page: data and template in, one file out."""
+"""Writer of the page: renders the template with all data into one file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ifloo.report.verdict import DEFINITIONS, Comparison
 from ifloo.store import JSON, WEIGHTS, Layout, Manifest, StoredInfluences, replacing
 
 HERE = Path(__file__).parent
-# What could break out of a script element, or end a line within a string of older JavaScript.
+# Characters that could end a script element, or a line within a string of older JavaScript.
 _UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
@@ -41,27 +41,28 @@ def write_html(
     unverified: Mapping[int, tuple[StoredInfluences, int]] | None = None,
     mislabels: Mislabels | None = None,
 ) -> Path:
-    """Writes the report of an experiment as one HTML file, whole or not at all.
+    """Writes the report of an experiment atomically as one HTML file.
 
     Args:
-        layout: of the files of the experiment.
-        datamodule: gives `train_set` and `test_set`, with `picture(id)` and `caption(id)` or as a `ConversationSet`.
-        compared: predicted and actual changes, by test id.
-        outcomes: what the model made of a test sample, by test id.
-        unverified: tests with too few refits for a comparison, by id: their scores, and how many refits there are.
-        mislabels: what self-influence found of answers known to be wrong; None where none are known.
+        layout: Paths of the experiment's files.
+        datamodule: Data module whose `train_set` and `test_set` have `picture(id)` and `caption(id)` or are a
+            `ConversationSet`.
+        compared: Predicted and actual changes by test id.
+        outcomes: Outcome of the model by test id.
+        unverified: Scores and number of refits of each test that has too few refits for a comparison, by test id.
+        mislabels: Wrong labels found by each ranking; None if no label is known to be wrong.
 
     Returns:
         Path of the file.
 
     Raises:
-        InputError: a picture of the data set is none the page can show, or the manifest cannot be read.
-        WorkError: the file could not be written; an old one is unchanged.
+        InputError: If the page cannot show an image of the data set, or the manifest cannot be read.
+        WorkError: If the file cannot be written; an existing file is then unchanged.
     """
     facts = _facts(layout, datamodule, compared, outcomes, unverified or {}, mislabels)
     page = _template().render(**facts)
     with replacing(layout.report) as file:
-        # A lone surrogate, of a file name that is not UTF-8, becomes \udcXX, also within JSON its own way to write it.
+        # A lone surrogate (from a file name that is not UTF-8) becomes \udcXX, which is also how JSON writes it.
         file.write(page.encode("utf-8", errors="backslashreplace"))
     return layout.report
 
@@ -74,7 +75,7 @@ def _facts(
     unverified: Mapping[int, tuple[StoredInfluences, int]],
     mislabels: Mislabels | None,
 ) -> dict[str, Any]:
-    """All that the template needs."""
+    """Returns all variables of the template."""
     together = pooled(compared)
     statistics = found(compared, together)
     album = Album(datamodule.train_set, datamodule.test_set)
@@ -112,22 +113,22 @@ def _facts(
 
 
 def script_json(value: JSON) -> str:
-    """The value as JSON that may stand in a script element, whatever text is in it.
+    """Returns a value as JSON that is safe inside a script element, whatever text it contains.
 
     Raises:
-        ValueError: a number in it is not finite.
+        ValueError: If a number in it is not finite.
     """
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_UNSAFE)
 
 
 @cache
 def script_text(path: Path) -> str:
-    """A script of the package, as a browser sees it: lines end in a line feed alone."""
+    """Reads a script of the package with line ends normalised to line feeds, as a browser does."""
     return path.read_text(encoding="utf-8")
 
 
 def _hashes(scripts: Iterable[str]) -> str:
-    """The only scripts that the page lets run, as its security policy names them."""
+    """Returns the hashes of the page's scripts for its security policy, which allows no other script."""
     digests = (hashlib.sha256(text.encode("utf-8")).digest() for text in scripts)
     return " ".join(f"'sha256-{base64.b64encode(digest).decode('ascii')}'" for digest in digests)
 

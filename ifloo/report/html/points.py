@@ -1,4 +1,4 @@
-"""What the script of the page draws: every refit as a point, with what each method predicted for it."""
+"""Data of the page's scatter plot: every refit as a point, with the prediction of each method."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Tests = Mapping[int, Comparison]
 
 
 def points(compared: Tests, together: Pooled | None, statistics: Mapping[str, Groups], album: Album) -> dict[str, JSON]:
-    """The refits of all tests with their statistics, as data that JSON can hold.
+    """Returns the refits of all tests with their statistics, as JSON values.
 
     A point is `[test id, training id, kind, actual, predicted by the first method, by the second, ...]`, nats, null
-    where a method predicted nothing. Thumbnails go to the points of largest actual change first. Errors as those of
-    `Album.of_training`.
+    if a method has no prediction. Thumbnails are given to the points of largest actual change first. Raises the same
+    errors as `Album.of_training`.
     """
     methods = list(dict.fromkeys([SCORES, *(name for one in compared.values() for name in one.further)]))
     for _, id_ in sorted(_sizes(compared), reverse=True):
@@ -45,9 +45,9 @@ def _sizes(compared: Tests) -> list[tuple[float, int]]:
 
 
 def _rows(t: int, one: Comparison, methods: list[str]) -> list[JSON]:
-    nothing = np.full(len(one.ids), math.nan)
-    by = [one.predicted if name == SCORES else one.further.get(name, nothing) for name in methods]
-    columns = [one.ids.tolist(), one.kinds, one.actual.tolist(), *(x.tolist() for x in by)]
+    missing = np.full(len(one.ids), math.nan)
+    predictions = [one.predicted if name == SCORES else one.further.get(name, missing) for name in methods]
+    columns = [one.ids.tolist(), one.kinds, one.actual.tolist(), *(x.tolist() for x in predictions)]
     return [[t, id_, kind, *map(_finite, rest)] for id_, kind, *rest in zip(*columns, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""What the numbers were made with, from the manifest."""
+"""Settings and versions by which the numbers were computed, from the manifest."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_FIRST = ("fit", "influence", "loo")  # in the order in which things happen
-_LONGEST = 8  # entries of a list that are written out
+_FIRST = ("fit", "influence", "loo")  # order in which the stages run
+_LONGEST = 8  # longest list that is written out in full, entries
 _SHOWN_ONCE = ("versions", "platform", "git_revision")
 
 
@@ -17,11 +17,11 @@ class Stage:
     """One section of the manifest.
 
     Attributes:
-        name: of the section.
-        time: when its results were made, UTC.
-        compared: settings that change a number, without those of an earlier stage.
-        recorded: the others.
-        shared: how many settings are left out because an earlier stage shows the same.
+        name: Name of the section.
+        time: Time when its results were computed, UTC.
+        compared: Settings that change a number, without those that an earlier stage shows.
+        recorded: Settings that change no number.
+        shared: Number of settings left out because an earlier stage shows the same value.
     """
 
     name: str
@@ -33,11 +33,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Provenance:
-    """All sections.
+    """All sections of a manifest.
 
     Attributes:
-        summary: what most readers look for.
-        stages: the sections in the order in which things happen, then by name.
+        summary: Most important entries.
+        stages: Sections in the order in which the stages run, then by name.
     """
 
     summary: Sequence[tuple[str, str]]
@@ -45,7 +45,7 @@ class Provenance:
 
 
 def provenance(sections: Mapping[str, Mapping[str, Any]]) -> Provenance:
-    """The sections of a manifest as text, in which no setting stands twice with the same value."""
+    """Converts the sections of a manifest to text, without settings that an earlier section has with equal value."""
     names = [name for name in _FIRST if name in sections] + sorted(set(sections) - set(_FIRST))
     seen: dict[str, str] = {}
     stages = []
@@ -69,7 +69,7 @@ def _summary(sections: Mapping[str, Mapping[str, Any]], names: Sequence[str]) ->
         for package, version in ((sections[name].get("recorded") or {}).get("versions") or {}).items():
             if str(version) not in versions.setdefault(package, []):
                 versions[package].append(str(version))
-    # Stages may have been run with different versions; then all of them are named.
+    # Stages may have been run with different versions; then all versions are listed.
     packages = ", ".join(f"{package} {' and '.join(found)}" for package, found in versions.items())
     found = {
         "model": settings.get("model"),

@@ -1,5 +1,5 @@
 "use strict";
-// The page's own script. Text from data is only ever set as text: no markup is made from it.
+// Script of the page. Text from data is only ever set as text content, never parsed as markup.
 (() => {
   const root = document.documentElement;
   const at = (id) => document.getElementById(id);
@@ -7,15 +7,15 @@
   const SYMBOLS = { top: "circle", random: "triangle-up", other: "square" };
   const SHAPES = { top: "M5 0a5 5 0 1 0 .01 0z", random: "M5 0L10 9.5H0z", other: "M0.5 0.5h9v9h-9z" };
   const COLOURS = { top: "--helpful", random: "--control", other: "--other" };
-  const ORDER = ["other", "random", "top"]; // drawn in this order, the test's own on top
+  const ORDER = ["other", "random", "top"]; // order of drawing: the test's own top-k is on top
   const SAME_UNITS = 3; // predictions up to this many times too large or small are drawn on equal axes
-  const FIRST_ROWS = 500; // of the table; more on demand
-  const PAPER = { width: 620, height: 520 }; // pixels, of the picture in print
-  const SMALL = 40; // pixels: pictures up to this size are shown with their pixels as squares
+  const FIRST_ROWS = 500; // rows of the table that are shown at first
+  const PAPER = { width: 620, height: 520 }; // size of the plot in print, pixels
+  const SMALL = 40; // images up to this height (pixels) are enlarged without smoothing
   const phone = matchMedia("(max-width: 640px)");
   const coarse = matchMedia("(pointer: coarse)");
 
-  const [TEST, ID, KIND, ACTUAL, BY] = [0, 1, 2, 3, 4]; // places in a point
+  const [TEST, ID, KIND, ACTUAL, BY] = [0, 1, 2, 3, 4]; // indices into a point's array
   const points = data.points.map((row, index) => ({
     index,
     test: row[TEST],
@@ -29,7 +29,7 @@
     view: at("view") ? "all" : null,
     method: 0,
     kinds: new Set(ORDER),
-    wanted: "",
+    query: "",
     sort: "actual",
     down: true,
     all: false,
@@ -37,7 +37,7 @@
     shown: [],
   };
 
-  // Small things.
+  // Elements and numbers.
 
   function element(tag, text, name) {
     const made = document.createElement(tag);
@@ -62,7 +62,7 @@
     image.src = uri;
   }
 
-  // Three digits and a true minus sign, powers of ten as such.
+  // Formats a number with three digits, a true minus sign and a written power of ten.
   function compact(value, digits = 3) {
     if (value === null || value === undefined) return "–";
     if (value === 0) return "0";
@@ -87,29 +87,29 @@
 
   let paper = false; // while the page is being printed
 
-  // Which points are there.
+  // Selection of points.
 
   function view() {
-    const alone = state.view === "all" && data.views.length === 1; // of several tests one has refits
+    const alone = state.view === "all" && data.views.length === 1; // only one of several tests has refits
     return data.views.find((one) => one.key === state.view || alone);
   }
   const predicted = (point) => point.by[state.method];
   const inView = (point) => state.view === "all" || String(point.test) === state.view;
 
   function matches(point) {
-    const wanted = state.wanted;
-    return !wanted || String(point.id) === wanted || point.caption.toLowerCase().includes(wanted);
+    const query = state.query;
+    return !query || String(point.id) === query || point.caption.toLowerCase().includes(query);
   }
 
-  const there = () => points.filter((point) => inView(point) && predicted(point) !== null);
-  const chosen = () => there().filter((point) => state.kinds.has(point.kind) && matches(point));
+  const available = () => points.filter((point) => inView(point) && predicted(point) !== null);
+  const chosen = () => available().filter((point) => state.kinds.has(point.kind) && matches(point));
 
-  // The picture.
+  // Plot.
 
   const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
   function ranges() {
-    const all = there();
+    const all = available();
     const xs = all.map(predicted);
     const ys = all.map((point) => point.actual);
     const reach = (values) => Math.max(...values.map(Math.abs), 0) || 1;
@@ -133,7 +133,7 @@
 
   function traces(range) {
     const width = range[1] - range[0];
-    const ends = [range[0] - 20 * width, range[1] + 20 * width]; // beyond what zooming out shows
+    const ends = [range[0] - 20 * width, range[1] + 20 * width]; // longer than zooming out can show
     const fit = view().fits[state.method];
     const made = [];
     if (fit) made.push(line(ends, fit.slope, fit.intercept, "least squares", { color: colour("--fit"), width: 3 }));
@@ -192,7 +192,7 @@
       font: { family: getComputedStyle(document.body).fontFamily, color: colour("--ink") },
       showlegend: false,
       hovermode: "closest",
-      // A finger that drags means to scroll the page, until it has zoomed in.
+      // On touch screens dragging scrolls the page, until the plot is zoomed in.
       dragmode: coarse.matches ? false : "zoom",
       xaxis: axis("predicted change (nats)", x),
       yaxis: axis("actual change (nats)", y),
@@ -204,7 +204,7 @@
             },
           ]
         : [],
-      uirevision: `${state.view} ${state.method}`, // zoom stays while the filter changes
+      uirevision: `${state.view} ${state.method}`, // keeps the zoom while the filter changes
     };
   }
 
@@ -235,10 +235,10 @@
     place();
   }
 
-  // The card of a point.
+  // Card of a point.
 
   const tip = at("tip");
-  function told(point) {
+  function description(point) {
     const prefix = state.view === "all" ? `test ${point.test}, ` : "";
     return { title: `${prefix}training id ${point.id}`, what: point.caption, kind: data.kinds[point.kind] };
   }
@@ -250,7 +250,7 @@
 
   function show(point) {
     state.current = point;
-    const { title, what, kind } = told(point);
+    const { title, what, kind } = description(point);
     const who = element("div", undefined, "who");
     const [uri] = sample(point.id).pictures;
     if (uri) who.append(picture(uri, ""));
@@ -283,7 +283,7 @@
     mark();
   }
 
-  // Ring in the picture, colour in the table: the same point.
+  // Marks the current point by a ring in the plot and by colour in the table.
   function mark() {
     const current = state.current;
     const last = plot.data.length - 1;
@@ -302,7 +302,7 @@
     if (below > box.scrollTop) box.scrollTop = below;
   }
 
-  // The table.
+  // Table.
 
   const COLUMNS = [
     ["id", "id", (point) => point.id],
@@ -389,7 +389,7 @@
     reveal(row);
   }
 
-  // What stands beside the picture.
+  // Statistics and filters beside the plot.
 
   function statistics() {
     const fit = view().fits[state.method];
@@ -423,7 +423,7 @@
   }
 
   function chips() {
-    const all = there();
+    const all = available();
     const made = [...ORDER].reverse().flatMap((kind) => {
       const count = all.filter((point) => point.kind === kind).length;
       if (!count) return [];
@@ -455,10 +455,10 @@
       state.current = null;
       tip.hidden = true;
     }
-    const [shown, all] = [state.shown.length, there().length];
-    const said = shown === all ? `${all} points` : `${shown} of ${all} points`;
-    at("count").textContent = said;
-    at("frame").setAttribute("aria-label", `Scatter plot of predicted and actual changes, ${said}`);
+    const [shown, all] = [state.shown.length, available().length];
+    const count = shown === all ? `${all} points` : `${shown} of ${all} points`;
+    at("count").textContent = count;
+    at("frame").setAttribute("aria-label", `Scatter plot of predicted and actual changes, ${count}`);
     const done = draw();
     table();
     if (state.current) show(state.current);
@@ -479,7 +479,7 @@
     return update();
   }
 
-  // What a reader does.
+  // Events.
 
   function step(by) {
     const order = [...state.shown].sort((a, b) => predicted(a) - predicted(b) || a.index - b.index);
@@ -487,7 +487,7 @@
     const from = order.indexOf(state.current);
     const to = from < 0 ? (by > 0 ? 0 : order.length - 1) : Math.min(Math.max(from + by, 0), order.length - 1);
     show(order[to]);
-    const { title, what, kind } = told(order[to]);
+    const { title, what, kind } = description(order[to]);
     const changes = `predicted ${signed(predicted(order[to]))}, actual ${signed(order[to].actual)} nats`;
     at("say").textContent = `${title}, ${what}, ${kind}, ${changes}`;
     const row = row_of(order[to]);
@@ -510,7 +510,7 @@
     const point_of = (event) => points[event.points.find((one) => one.customdata !== undefined)?.customdata];
     plot.on("plotly_hover", (event) => {
       const point = point_of(event);
-      if (point && point !== state.current) show(point); // drawing the ring makes the plot say it again
+      if (point && point !== state.current) show(point); // drawing the ring triggers the event again
     });
     plot.on("plotly_unhover", () => {
       if (!phone.matches) hide();
@@ -555,7 +555,7 @@
 
   function listen_to_controls() {
     at("search").addEventListener("input", (event) => {
-      state.wanted = event.target.value.trim().toLowerCase();
+      state.query = event.target.value.trim().toLowerCase();
       update();
     });
     at("zoom-in").addEventListener("click", () => zoom(0.5));
@@ -570,26 +570,26 @@
     });
   }
 
-  // Light and dark.
+  // Light and dark theme.
 
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  let asked = null; // by the button; until then the system decides
+  let choice_of_theme = null; // set by the button; until then the system's theme is used
   function theme(redraw) {
-    const wanted = asked || (dark.matches ? "dark" : "light");
-    root.dataset.theme = wanted;
+    const name = choice_of_theme || (dark.matches ? "dark" : "light");
+    root.dataset.theme = name;
     const button = at("theme");
     button.hidden = false;
-    button.textContent = wanted === "dark" ? "Light" : "Dark";
-    button.setAttribute("aria-label", `Change to ${wanted === "dark" ? "light" : "dark"} colours`);
+    button.textContent = name === "dark" ? "Light" : "Dark";
+    button.setAttribute("aria-label", `Change to ${name === "dark" ? "light" : "dark"} colours`);
     if (redraw && view()) draw();
   }
   dark.addEventListener("change", () => theme(true));
   at("theme").addEventListener("click", () => {
-    asked = root.dataset.theme === "dark" ? "light" : "dark";
+    choice_of_theme = root.dataset.theme === "dark" ? "light" : "dark";
     theme(true);
   });
 
-  // Paper is light, and nothing on it can be opened.
+  // Print uses the light theme and shows the content of all details.
   let closed = [];
   function to_paper() {
     closed = [...document.querySelectorAll("details:not([open])")];
@@ -606,7 +606,7 @@
   addEventListener("beforeprint", to_paper);
   addEventListener("afterprint", from_paper);
 
-  // Begin.
+  // Start.
 
   theme(false);
   for (const image of document.querySelectorAll("img[data-sample]")) {
@@ -630,5 +630,5 @@
     show_view();
     listen_to_plot();
   }
-  root.dataset.ready = String(Math.round(performance.now())); // milliseconds since the page was asked for
+  root.dataset.ready = String(Math.round(performance.now())); // milliseconds since navigation started
 })();

@@ -1,4 +1,4 @@
-"""The samples that the page shows, each read once: what they are in words, and their thumbnails."""
+"""Cache of the samples that the page shows, with their texts and thumbnails; each sample is read once."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ifloo.report.html.thumbnails import thumbnail
 from ifloo.report.plain import short
 from ifloo.store import JSON
 
-MOST_BYTES = 4 << 20  # of all thumbnails together, so that a page stays one that can be mailed
-PICTURES = 4  # of one sample; more are counted, not shown
-_TEXT = 480  # characters of a question or an answer
-_CAPTION = 140  # characters beside a point
+MOST_BYTES = 4 << 20  # largest size of all thumbnails together, so that a page can be sent by mail
+PICTURES = 4  # images shown per sample; of further ones only the number is shown
+_TEXT = 480  # largest length of a question or an answer, characters
+_CAPTION = 140  # largest length of a caption beside a point, characters
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Sample:
     """A sample as the page shows it.
 
     Attributes:
-        id: of the sample.
-        caption: what it is, in one short line.
-        pictures: data URIs.
-        hidden: pictures it has beyond those.
-        question: what the model is asked; empty for a sample that is no conversation, as is `answer`.
-        answer: what it should answer.
+        id: Id of the sample.
+        caption: Description in one short line.
+        pictures: Thumbnails as data URIs.
+        hidden: Number of further images.
+        question: Question to the model; empty if the sample is not a conversation.
+        answer: Correct answer; empty if the sample is not a conversation.
     """
 
     id: int
@@ -40,14 +40,14 @@ class Sample:
 
 @dataclass
 class Album:
-    """The samples of a page by key, and how much room their thumbnails have taken.
+    """Samples of a page by key, within a limit on the size of their thumbnails.
 
     Attributes:
-        train: the training set.
-        test: the test set; each with `picture(id)` and `caption(id)` or as a `ConversationSet`.
-        most_bytes: of all thumbnails together; samples that come later have none.
-        samples: those shown so far: `8` of the training set, `test 8` of the test set.
-        left_out: samples whose thumbnails found no room.
+        train: Training set, with `picture(id)` and `caption(id)` or a `ConversationSet`.
+        test: Test set, of the same kind.
+        most_bytes: Largest size of all thumbnails together; samples added beyond it have none.
+        samples: Samples added so far; key `8` for the training set, `test 8` for the test set.
+        left_out: Number of samples without thumbnails because of the limit.
     """
 
     train: Any
@@ -58,19 +58,19 @@ class Album:
     _bytes: int = 0
 
     def of_training(self, id_: int, pictures: int = PICTURES) -> Sample:
-        """A training sample with up to so many pictures; the first call for an id decides how many.
+        """Returns a training sample with at most `pictures` images; the first call for an id determines the number.
 
         Raises:
-            InputError: a picture is none the page can show.
+            InputError: If the page cannot show an image.
         """
         return self._shown(str(id_), self.train, id_, pictures, f"training sample {id_}")
 
     def of_test(self, id_: int) -> Sample:
-        """A test sample; errors as those of `of_training`."""
+        """Returns a test sample; raises the same errors as `of_training`."""
         return self._shown(f"test {id_}", self.test, id_, PICTURES, f"test sample {id_}")
 
     def to_json(self) -> dict[str, JSON]:
-        """What the script of the page needs of them."""
+        """Returns captions and thumbnails by key, for the script of the page."""
         return {
             key: {"caption": short(one.caption, _CAPTION), "pictures": list(one.pictures)}
             for key, one in self.samples.items()
@@ -78,11 +78,11 @@ class Album:
 
     def _shown(self, key: str, data: Any, id_: int, most: int, name: str) -> Sample:
         if key not in self.samples:
-            there = pictures_of(data, id_)
-            uris = self._fitting([thumbnail(picture, name) for picture in there[:most]])
+            images = pictures_of(data, id_)
+            uris = self._fitting([thumbnail(image, name) for image in images[:most]])
             question, answer = _texts_of(data, id_)
             caption = _one_line(question, answer) if isinstance(data, ConversationSet) else str(data.caption(id_))
-            hidden = len(there) - len(uris)
+            hidden = len(images) - len(uris)
             self.samples[key] = Sample(id_, caption, uris, hidden, short(question, _TEXT), short(answer, _TEXT))
         return self.samples[key]
 

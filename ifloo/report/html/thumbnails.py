@@ -1,4 +1,4 @@
-"""Small pictures that travel inside the page, as data URIs."""
+"""Thumbnails as data URIs, embedded in the page."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from PIL import Image
 
 from ifloo.errors import InputError
 
-SIDE = 64  # pixels, of the longer side at most
-_COLOURS = 256  # a byte per pixel: the largest colour thumbnail is a third of what it would be in full colour
+SIDE = 64  # largest side of a thumbnail, pixels
+_COLOURS = 256  # one byte per pixel: the largest colour thumbnail has a third of the size in full colour
 
 
 def thumbnail(picture: NDArray[np.uint8], name: str) -> str:
-    """The picture as a PNG data URI, its longer side shrunk to at most `SIDE` pixels; small ones keep their pixels.
+    """Encodes an image as a PNG data URI, its longer side at most `SIDE` pixels; smaller images keep their size.
 
     Args:
-        picture: uint8, [height, width] or [height, width, 3].
-        name: what an error calls it.
+        picture: Image, uint8, [height, width] or [height, width, 3].
+        name: Name of the sample in error messages.
 
     Raises:
-        InputError: it is no such picture, or empty.
+        InputError: If the image has another type or shape, or is empty.
     """
     shape, kind = np.shape(picture), np.asarray(picture).dtype
     if kind != np.uint8 or len(shape) not in (2, 3) or shape[2:] not in ((), (3,)) or 0 in shape:

@@ -1,4 +1,4 @@
-"""Tests with scores that no refit has verified yet: a page shows them, and says so."""
+"""Tests whose scores have too few refits for a verdict; the page shows them as not verified."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ifloo.store import NULL_ID, Layout, LossFile, StoredInfluences
 
 
 def unverified(layout: Layout, test_ids: Sequence[int]) -> dict[int, tuple[StoredInfluences, int]]:
-    """The scores of the tests whose refits are too few for a verdict, and how many refits they have, by test id.
+    """Returns scores and number of refits of each test that has too few refits for a verdict, by test id.
 
     Raises:
-        InputError: the scores of such a test are missing or were made with other settings than the manifest says, or
-            its file of refits is damaged.
+        InputError: If the scores of such a test are missing or were computed with other settings than the manifest's,
+            or its file of refits is damaged.
     """
     found = {}
     for t in test_ids:

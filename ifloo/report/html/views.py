@@ -1,4 +1,4 @@
-"""What the page shows of one test, or of all together: the parts of which the template makes sections."""
+"""Views of the page: the data from which the template makes the sections of one test, or of all tests together."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ _GROUPS = {"all": "all refits", "top_k": "top-k by |s|", "random": "random contr
 
 @dataclass(frozen=True)
 class Removed:
-    """What was predicted for a removal, and what happened, nats."""
+    """Change of the test loss on a removal.
+
+    Attributes:
+        predicted: Predicted change, nats.
+        actual: Actual change after retraining, nats.
+    """
 
     predicted: float
     actual: float
@@ -32,7 +37,13 @@ class Removed:
 
 @dataclass(frozen=True)
 class Card:
-    """A training sample in the gallery: its score (nats per unit weight), and its refit where there is one."""
+    """A training sample in the gallery.
+
+    Attributes:
+        sample: The sample.
+        score: Score on the test loss, nats per unit weight.
+        removed: Predicted and actual change on its removal; None if it was not removed.
+    """
 
     sample: Sample
     score: float
@@ -41,20 +52,20 @@ class Card:
 
 @dataclass(frozen=True)
 class View:
-    """One test.
+    """View of one test.
 
     Attributes:
-        id: of the test.
-        sample: it itself.
-        outcome: what the model made of it.
-        stored: its scores.
-        one: its refits; None without.
-        together: statistics of all of them.
-        judgement: of them.
-        certificate: of its numbers.
-        histogram: of its scores.
-        helpful: training samples of most negative score.
-        harmful: of most positive score.
+        id: Id of the test sample.
+        sample: The test sample.
+        outcome: Outcome of the model on it.
+        stored: Scores of the training samples.
+        one: Comparison with refits; None if there are none.
+        together: Statistics of all refits of the test.
+        judgement: Judgement of these statistics.
+        certificate: Entries of the certificate.
+        histogram: Histogram of the scores.
+        helpful: Training samples of most negative score.
+        harmful: Training samples of most positive score.
     """
 
     id: int
@@ -72,12 +83,12 @@ class View:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of statistics.
+    """Table of statistics.
 
     Attributes:
-        key: the view it belongs to: the id of a test, or `all`.
-        title: what it is of.
-        rows: name, how many refits, statistics; None where nothing varies.
+        key: Key of the view it belongs to: the id of a test, or `all`.
+        title: Title of the table.
+        rows: Name and statistics of each row; the statistics are None if they are undefined.
     """
 
     key: str
@@ -88,7 +99,7 @@ class Table:
 def view(
     stored: StoredInfluences, one: Comparison | None, together: Agreement | None, album: Album, outcome: str
 ) -> View:
-    """The view of one test; errors as those of `Album.of_training`."""
+    """Builds the view of one test; raises the same errors as `Album.of_training`."""
     most = Extremes.of(stored)
     return View(
         id=stored.test_id,
@@ -114,7 +125,7 @@ def _card(stored: StoredInfluences, one: Comparison | None, album: Album, at: in
 
 
 def groups_tables(statistics: Mapping[str, Groups]) -> list[Table]:
-    """Statistics of all refits, of the top-k and of the controls, for each view."""
+    """Builds the tables of all refits, of the top-k and of the controls, one per view."""
     return [
         Table(key, _title(key), [(name, groups[group]) for group, name in _GROUPS.items()])
         for key, groups in statistics.items()
@@ -124,7 +135,7 @@ def groups_tables(statistics: Mapping[str, Groups]) -> list[Table]:
 def methods_tables(
     compared: Mapping[int, Comparison], together: Pooled | None, statistics: Mapping[str, Groups]
 ) -> list[Table]:
-    """What further methods predicted for the same refits, ours first; empty where there are none."""
+    """Builds the tables of further methods on the same refits, preceded by the influence scores; empty without any."""
     further: dict[str, Mapping[str, Agreement | None]] = {ALL: together.methods} if together else {}
     further |= {str(t): {name: found["all"] for name, found in one.methods().items()} for t, one in compared.items()}
     return [
@@ -139,5 +150,5 @@ def _title(key: str) -> str:
 
 
 def label(method: str) -> str:
-    """The name of a method as people read it."""
+    """Returns the name of a method for readers."""
     return "leverage counted in" if method == CORRECTED else method
