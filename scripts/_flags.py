@@ -1,4 +1,4 @@
-"""What the scripts share: from their flags to those of `ifloo`."""
+"""Shared flags of the scripts, and their translation to the flags of `ifloo`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 @dataclass(frozen=True)
 class Experiment:
-    """One of the original tool's experiments, in the words of ifloo.
+    """One experiment of the original tool, expressed as settings of ifloo.
 
     Attributes:
-        name: of it, of its config and of its default files.
-        model: class of its model.
-        data: class of its data.
-        settings: what each flag of its own sets.
-        optimizers: those that its model knows.
+        name: Name of the experiment, of its config and of its default files.
+        model: Class of the model.
+        data: Class of the data module.
+        settings: Settings of ifloo that each flag of this experiment sets.
+        optimizers: Optimizers that the model supports.
     """
 
     name: str
@@ -36,16 +36,17 @@ class Experiment:
     def outputs(self) -> str:
         return f"./outputs/{self.name}"
 
-    def said(self, args: argparse.Namespace) -> list[str]:
-        """Its own flags that were given."""
+    def given_flags(self, args: argparse.Namespace) -> list[str]:
+        """Lists the flags of this experiment that were given."""
         return [flag for flag in self.settings if getattr(args, flag) is not None]
 
     def own(self, args: argparse.Namespace) -> list[str]:
-        """The settings its own flags make."""
-        return [f"--{setting}={getattr(args, flag)}" for flag in self.said(args) for setting in self.settings[flag]]
+        """Returns the settings of ifloo set by this experiment's flags."""
+        flags = self.given_flags(args)
+        return [f"--{setting}={getattr(args, flag)}" for flag in flags for setting in self.settings[flag]]
 
     def as_fitted(self) -> list[str]:
-        """Model and data with nothing said about them: all settings come from the checkpoint."""
+        """Returns model and data without settings, so that all settings come from the checkpoint."""
         return [f"--model={self.model}", f"--data={self.data}", "--trainer.logger=false"]
 
 
@@ -83,16 +84,16 @@ EXPERIMENTS = (MNIST, MULTIMODAL)
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Flags that every script accepts."""
-    made = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    made.add_argument("--experiment", choices=[one.name for one in EXPERIMENTS], required=True)
-    made.add_argument("--seed", type=int)
-    mnist = made.add_argument_group("of --experiment mnist")
+    """Returns a parser of the flags that every script accepts."""
+    flags = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    flags.add_argument("--experiment", choices=[one.name for one in EXPERIMENTS], required=True)
+    flags.add_argument("--seed", type=int)
+    mnist = flags.add_argument_group("of --experiment mnist")
     mnist.add_argument("--mnist_root", help="folder of the IDX files; downloads land there")
     mnist.add_argument("--mnist_train_limit", type=int)
     mnist.add_argument("--mnist_test_limit", type=int)
     mnist.add_argument("--mnist_source", choices=["auto", "full", "embedded"])
-    multimodal = made.add_argument_group("of --experiment multimodal")
+    multimodal = flags.add_argument_group("of --experiment multimodal")
     multimodal.add_argument("--train_jsonl", help="rows to train on; default: the set that comes with ifloo")
     multimodal.add_argument("--test_jsonl", help="rows to explain; default: those of --train_jsonl")
     multimodal.add_argument("--image_root", help="folder of the images of both; default: the folder of each")
@@ -103,16 +104,16 @@ def parser(description: str) -> argparse.ArgumentParser:
     multimodal.add_argument("--num_heads", type=int)
     multimodal.add_argument("--num_layers", type=int)
     multimodal.add_argument("--max_seq_len", type=int, help="tokens of a row, for model and data")
-    return made
+    return flags
 
 
 def parsed(flags: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, Experiment]:
-    """The flags given, and the experiment; leaves with an error where a flag is not one of this experiment."""
+    """Parses the flags and returns them with the experiment; exits with an error on a flag of another experiment."""
     args = flags.parse_args(argv)
     (experiment,) = (one for one in EXPERIMENTS if one.name == args.experiment)
     for other in EXPERIMENTS:
-        if other is not experiment and (said := other.said(args)):
-            named = ", ".join(f"--{flag}" for flag in said)
+        if other is not experiment and (foreign := other.given_flags(args)):
+            named = ", ".join(f"--{flag}" for flag in foreign)
             flags.error(f"only --experiment {other.name} has {named}; leave out what is not of {experiment.name}")
     optimizer = getattr(args, "optimizer", None)
     if optimizer not in (None, *experiment.optimizers):
@@ -122,13 +123,13 @@ def parsed(flags: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[
 
 
 def given(**flags: object) -> list[str]:
-    """`--key value` for each flag that was given; two underscores stand for a dot."""
-    said = {name.replace("__", "."): value for name, value in flags.items() if value is not None}
-    return [f"--{name}={value}" for name, value in said.items()]
+    """Returns `--key=value` for each flag that is not None; two underscores stand for a dot."""
+    values = {name.replace("__", "."): value for name, value in flags.items() if value is not None}
+    return [f"--{name}={value}" for name, value in values.items()]
 
 
 def add_fit(flags: argparse.ArgumentParser) -> None:
-    """The flags of a fit."""
+    """Adds the flags of a fit."""
     flags.add_argument("--optimizer", choices=["lbfgs", "sgd", "adam", "adamw"])
     flags.add_argument("--l2_reg", type=float)
     flags.add_argument("--lr", type=float)
@@ -137,7 +138,7 @@ def add_fit(flags: argparse.ArgumentParser) -> None:
 
 
 def fit(args: argparse.Namespace, experiment: Experiment) -> list[str]:
-    """The settings of a fit that were given, on top of the experiment's config."""
+    """Returns the experiment's config and the settings of a fit that were given."""
     return [
         f"--config={CONFIGS / experiment.name}.yaml",
         *experiment.own(args),
@@ -154,7 +155,7 @@ def fit(args: argparse.Namespace, experiment: Experiment) -> list[str]:
 
 
 def _tests(args: argparse.Namespace) -> list[str]:
-    """The original tool took one file: its rows are what there is to explain."""
+    """Uses the training file as test file if only that was given, as the original tool did, and prints a note."""
     if args.train_jsonl is None or args.test_jsonl is not None:
         return []
     print(

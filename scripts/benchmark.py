@@ -24,7 +24,7 @@ GROWTH_REFITS = 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the script; returns 0 only if everything asked for ran."""
+    """Runs the script; returns 0 only if every requested method ran."""
     args = _parser().parse_args(argv)
     if args.task:
         return _work(args.task, args.row)
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = args.scores_dir or Path(temporary)
         for row in _measured(args, folder):
             rows.append(row)
-            _say(row)
+            _print_progress(row)
             if args.json:
                 report.save(rows, args.json)
     rows += [*bound(rows), *growth.exponents(rows)]
@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.save(rows, args.json)
         args.json.with_suffix(".md").write_text(table)
         report.picture(rows, args.json.with_suffix(".png"))
-    wanting = [row for row in rows if row["error"] or (row["skipped"] and args.methods)]
-    return 1 if wanting else 0
+    failed = [row for row in rows if row["error"] or (row["skipped"] and args.methods)]
+    return 1 if failed else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,17 +81,17 @@ def _methods(text: str) -> list[str]:
 
 
 def _known(text: str, names: Sequence[str], what: str) -> list[str]:
-    """The names in a list with commas.
+    """Splits a list with commas and checks the names.
 
     Raises:
-        ArgumentTypeError: a name that is none of those known.
+        ArgumentTypeError: If a name is unknown.
     """
-    asked = [name.strip() for name in text.split(",") if name.strip()]
-    if not asked or (unknown := [name for name in asked if name not in names]):
+    chosen_names = [name.strip() for name in text.split(",") if name.strip()]
+    if not chosen_names or (unknown := [name for name in chosen_names if name not in names]):
         raise argparse.ArgumentTypeError(
-            f"no {what} {unknown if asked else text!r}; there are {', '.join(dict.fromkeys(names))}"
+            f"no {what} {unknown if chosen_names else text!r}; there are {', '.join(dict.fromkeys(names))}"
         )
-    return asked
+    return chosen_names
 
 
 def _counts(text: str) -> list[int]:
@@ -99,10 +99,10 @@ def _counts(text: str) -> list[int]:
 
 
 def _at_least_nine(text: str) -> int:
-    """A count of test images.
+    """Parses a number of test images.
 
     Raises:
-        ArgumentTypeError: test image 8 would be missing.
+        ArgumentTypeError: If test image 8 would be missing.
     """
     if int(text) < 9:
         raise argparse.ArgumentTypeError(f"{text} leaves out test image 8, the one of T1 and R500; give 9 or more")
@@ -110,13 +110,13 @@ def _at_least_nine(text: str) -> int:
 
 
 def _measured(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
-    """All rows, in the order in which they are measured."""
+    """Yields all rows in the order in which they are measured."""
     if args.growth:
         for n in args.growth:
             yield from _at(args, folder / f"n{n}", n, ["T1", "T100", "R500"], min(args.refits, GROWTH_REFITS))
         return
     n = args.n or (55_000 if args.root else 5_000)
-    if {"GEMM", "T10000"} & set(args.work):  # what T10000 is held against is measured with it
+    if {"GEMM", "T10000"} & set(args.work):  # T10000 is compared with the machine's own speed
         yield from _machine(args, folder, n)
     if args.work == ["GEMM"]:
         return
@@ -135,7 +135,7 @@ def _machine(args: argparse.Namespace, folder: Path, n: int) -> Iterator[Row]:
 
 
 def _at(args: argparse.Namespace, folder: Path, n: int, works: list[str], refits: int) -> Iterator[Row]:
-    """Base model, exact scores, then every method of every work at one n; nothing more where those two fail."""
+    """Measures base model and exact scores, then every method of every work at one n; stops if the first two fail."""
     folder.mkdir(parents=True, exist_ok=True)
     common = {
         "folder": str(folder),
@@ -169,8 +169,8 @@ def _one(args: argparse.Namespace, method: Method, work: str, common: dict) -> R
     return row | {"note": "; ".join(filter(None, [method.note, row["note"]])) or None}
 
 
-def _say(row: Row) -> None:
-    """One line of progress."""
+def _print_progress(row: Row) -> None:
+    """Prints one line of progress."""
     found = row["error"] and f"FAILED: {row['error']}"
     found = found or (row["skipped"] and f"skipped: {row['skipped']}")
     if not found:
@@ -182,7 +182,7 @@ def _say(row: Row) -> None:
 
 
 def _work(task: Path, row: Path) -> int:
-    """What a worker process does."""
+    """Runs one task in a worker process and writes its row."""
     from bench.worker import run
 
     done = run(Task(**json.loads(task.read_text())))

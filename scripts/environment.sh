@@ -1,26 +1,26 @@
-# Sourced by the other scripts: leaves in $PYTHON a Python that can import ifloo, making .venv if there is none.
+# Sourced by the other scripts: sets $PYTHON to a Python that can import ifloo, and creates .venv if none can.
 # usage: . scripts/environment.sh [EXTRA ...]      extras of pyproject.toml to install, e.g. test
 IFLOO_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-_ifloo_has() { # PYTHON MODULE...: can it import them? (found, not loaded: torch takes seconds)
+_ifloo_has() { # PYTHON MODULE...: whether it can import them (they are only located, since loading torch takes seconds)
     "$1" - "${@:2}" <<'PY' 2>/dev/null
 import importlib.util, sys
 sys.path = [p for p in sys.path if p not in ("", ".")]
 sys.exit(any(importlib.util.find_spec(m) is None for m in sys.argv[1:]))
 PY
 }
-_ifloo_wanted=(ifloo torch lightning jsonargparse)
+_ifloo_modules=(ifloo torch lightning jsonargparse)
 _ifloo_extras=""
 for _extra in "$@"; do
     _ifloo_extras="${_ifloo_extras:+$_ifloo_extras,}$_extra"
     case "$_extra" in
-        cluster) _ifloo_wanted+=(distributed cloudpickle) ;;
-        test) _ifloo_wanted+=(pytest beartype distributed cloudpickle) ;;
-        dev) _ifloo_wanted+=(pytest beartype distributed cloudpickle ruff mypy xdist shtab) ;;
+        cluster) _ifloo_modules+=(distributed cloudpickle) ;;
+        test) _ifloo_modules+=(pytest beartype distributed cloudpickle) ;;
+        dev) _ifloo_modules+=(pytest beartype distributed cloudpickle ruff mypy xdist shtab) ;;
     esac
 done
 PYTHON=""
 for _candidate in "$IFLOO_ROOT/.venv/bin/python" python python3; do
-    if command -v "$_candidate" >/dev/null && _ifloo_has "$_candidate" "${_ifloo_wanted[@]}"; then
+    if command -v "$_candidate" >/dev/null && _ifloo_has "$_candidate" "${_ifloo_modules[@]}"; then
         PYTHON="$_candidate"
         break
     fi
@@ -35,7 +35,7 @@ if [ -z "$PYTHON" ]; then
         }
     fi
     PYTHON="$IFLOO_ROOT/.venv/bin/python"
-    # The tested versions are those for Python >= 3.11; an older one takes what pyproject.toml allows.
+    # The tested versions need Python >= 3.11; an older Python installs what pyproject.toml allows.
     _ifloo_pins=()
     if "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
         _ifloo_pins=(-c "$IFLOO_ROOT/constraints.txt")

@@ -1,4 +1,4 @@
-"""Influence of the training samples on one test sample or all: `ifloo influence` under the original tool's flags."""
+"""Influence of the training samples on one test sample or all: `ifloo influence` with the original tool's flags."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         attribution__test_ids="all" if args.all_test_ids else f"[{args.test_id}]",
         attribution__top_k=args.topk,
     )
-    how = method(args, flags, experiment)
-    command = ["influence", *experiment.as_fitted(), *experiment.own(args), *settings, *how]
+    method_settings = method(args, flags, experiment)
+    command = ["influence", *experiment.as_fitted(), *experiment.own(args), *settings, *method_settings]
     if args.all_test_ids:
         folder = args.save_all_dir or Path(experiment.outputs) / "all_tests"
         return run(command, all_tests_to(folder, bool(args.resume_all_test)))
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def method(args: argparse.Namespace, flags: argparse.ArgumentParser, experiment: Experiment) -> list[str]:
-    """How the scores are made: at the minimum of a convex J by its Hessian, elsewhere through the training itself."""
+    """Returns the settings of the method: the Hessian at the minimum of a convex J, unrolled training otherwise."""
     kind, delta = _kind(args, flags), _damping(args, flags, experiment)
     if experiment is not MULTIMODAL:
         return _solver(args, "attribution", kind, delta)
@@ -78,16 +78,16 @@ def method(args: argparse.Namespace, flags: argparse.ArgumentParser, experiment:
 
 
 def _kind(args: argparse.Namespace, flags: argparse.ArgumentParser) -> str | None:
-    """The solver asked for; LiSSA where one of its flags is given."""
+    """Returns the requested solver, or LiSSA if one of its flags is given."""
     lissa = {"--recursion_depth": args.recursion_depth, "--damp": args.damp, "--scale": args.scale}
-    said = [name for name, value in lissa.items() if value is not None]
-    if said and args.solver not in (None, "lissa"):
-        flags.error(f"{', '.join(said)} belong to LiSSA; leave them out with --solver {args.solver}")
-    return "lissa" if said else args.solver
+    given_flags = [name for name, value in lissa.items() if value is not None]
+    if given_flags and args.solver not in (None, "lissa"):
+        flags.error(f"{', '.join(given_flags)} belong to LiSSA; leave them out with --solver {args.solver}")
+    return "lissa" if given_flags else args.solver
 
 
 def _damping(args: argparse.Namespace, flags: argparse.ArgumentParser, experiment: Experiment) -> float | None:
-    """δ; LiSSA's `damp` becomes the damping of the curvature, which is the identical iteration."""
+    """Returns δ; LiSSA's `damp` becomes the damping of the curvature, which gives the identical iteration."""
     if args.damp is None:
         return args.damping
     if args.damping is not None:
@@ -102,7 +102,7 @@ def _damping(args: argparse.Namespace, flags: argparse.ArgumentParser, experimen
 
 
 def _solver(args: argparse.Namespace, group: str, kind: str | None, delta: float | None) -> list[str]:
-    """The solver and the damping, as settings of a group."""
+    """Returns solver and damping as settings of a group."""
     settings = {f"{group}.damping": delta}
     if kind == "lissa":
         settings |= {

@@ -11,8 +11,8 @@ from _flags import add_fit, fit, given, parsed, parser
 from ifloo.cli.named_files import loo_to
 from ifloo.cli.run import run
 
-# The ids of the file and nothing else: no refits of other kinds, and no record of the fit, for which nobody asks here
-# and whose place is beside another checkpoint.
+# Refits the ids of the file only: no refits of other kinds, and no record of the fit, which is not needed here and
+# would be stored beside another checkpoint.
 ALONE = (
     *("--refit.weight_steps=0", "--refit.groups=[]", "--refit.seeds=0"),
     *("--attribution.method=null", "--attribution.further=[]"),

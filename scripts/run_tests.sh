@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The test suite; sets itself up. Further flags go to pytest, e.g. -m "not full" or tests/test_flagship.py.
-# Two files of tests run at a time where pytest-xdist is installed; -n 0 runs one.
+# The test suite; installs what it needs. Further flags are passed to pytest, e.g. -m "not full" or tests/test_flagship.py.
+# Two test files run at a time if pytest-xdist is installed; -n 0 runs one.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/environment.sh test
@@ -14,7 +14,7 @@ for argument in "$@"; do
     if [ -e "${argument%%::*}" ]; then files=$((files + 1)); fi
     if [ -d "$argument" ]; then files=$((files + 1)); fi
 done
-[ "$files" = 1 ] && two=() # a single file: nothing to deal out
-# Each of two has one core: threads of its own would wait for those of the other.
+[ "$files" = 1 ] && two=() # a single file cannot be distributed
+# Each of two processes has one core: more threads would only wait for each other.
 [ ${#two[@]} = 0 ] || export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 exec "$PYTHON" -m pytest ${two[@]+"${two[@]}"} "$@"

@@ -1,4 +1,4 @@
-"""Trains the base model and writes its checkpoint: `ifloo fit` under the flags of the original tool."""
+"""Trains the base model and writes its checkpoint: `ifloo fit` with the original tool's flags."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_fit(flags)
     flags.add_argument("--save_path", required=True)
     args, experiment = parsed(flags, argv)
-    # A script told an output file by name replaces that file.
+    # The output file is named explicitly, so it is replaced.
     return run(["fit", "--overwrite", *fit(args, experiment), *given(checkpoint=args.save_path)])
 
 

@@ -1,4 +1,4 @@
-"""Verdict and pictures of tests that were scored and refitted: `ifloo report` under the original tool's flags."""
+"""Verdict and pictures of tests that were scored and refitted: `ifloo report` with the original tool's flags."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What `scripts/benchmark.py` is made of."""
+"""Modules of `scripts/benchmark.py`."""

@@ -1,4 +1,4 @@
-"""The base model all methods share, fitted once to ‖∇J‖ <= 1e-10 and kept as a checkpoint."""
+"""Base model shared by all methods, fitted once to ‖∇J‖ <= 1e-10 and stored as a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ L2_REG = 0.01
 
 
 def fit(task: Task) -> Row:
-    """Fits, or takes the checkpoint that is there if it is of the same images; gives what is known of it."""
+    """Fits the base model, or loads an existing checkpoint of the same images; returns entries of its row."""
     data, path = data_of(task), base_file(task)
     try:
-        there = load_base(path)
+        stored = load_base(path)
     except InputError:
-        there = None
-    if there and there.record["fingerprint"] == data.fingerprint():
-        size = sum(w.numel() for w in there.state.values())
-        return {"residual": there.record["grad_norm"], "p": size, "note": f"taken from {path}, not fitted in this run"}
+        stored = None
+    if stored and stored.record["fingerprint"] == data.fingerprint():
+        size = sum(w.numel() for w in stored.state.values())
+        return {"residual": stored.record["grad_norm"], "p": size, "note": f"taken from {path}, not fitted in this run"}
     module = LogisticRegression(l2_reg=L2_REG, tolerance_grad=1e-4)
     finish = NewtonFinish(tolerance=1e-10, inner_dtype="float32")
     trainer = L.Trainer(

@@ -1,6 +1,6 @@
-"""What InfluenceCallback costs in epochs in which it does nothing: epochs without and with it in turn, in one fit.
+"""Cost of InfluenceCallback in epochs in which it does nothing: epochs without and with it alternate in one fit.
 
-The third of every three epochs has an empty Callback in its place: what Lightning itself takes to call one.
+Every third epoch has an empty Callback in its place, which measures the cost of Lightning's calls themselves.
 
 python scripts/bench/callback.py [--epochs 200] [--json out/callback.json]
 """
@@ -24,14 +24,14 @@ from torch.utils.data import DataLoader, TensorDataset
 from ifloo.data import MNISTDataModule
 from ifloo.stages import InfluenceCallback
 
-TARGET = 0.01  # of an epoch's time
+TARGET = 0.01  # largest acceptable cost, as a share of an epoch's time
 
 
 KINDS = ("without", "with", "empty")
 
 
 class ConvNet(L.LightningModule):
-    """About 30,000 parameters: so small that whatever is added to an epoch stands out."""
+    """A CNN of about 30,000 parameters, so small that any added cost per epoch is visible."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,10 +49,10 @@ class ConvNet(L.LightningModule):
 
 
 class Turns(L.Callback):
-    """Puts nothing, another callback or an empty one into the Trainer, epoch by epoch, and times the epochs.
+    """Gives the Trainer no callback, another one or an empty one in turn, epoch by epoch, and times the epochs.
 
     Attributes:
-        seconds: of epochs, by kind; of the processor, which a busy machine does not stretch (nothing here waits).
+        seconds: Processor seconds of each epoch by kind; unlike wall time they do not depend on the machine's load.
     """
 
     def __init__(self, other: L.Callback) -> None:
@@ -61,7 +61,7 @@ class Turns(L.Callback):
         self._begun: tuple[str, float] | None = None
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """One turn is from the start of an epoch to the start of the next: all hooks between are in it."""
+        """Ends the time of the last epoch and starts the next, so that all hooks in between are included."""
         now = time.process_time()
         if self._begun is not None:
             kind, begun = self._begun
@@ -72,15 +72,15 @@ class Turns(L.Callback):
 
 
 def measured(epochs: int, n: int = 1000) -> dict[str, float]:
-    """Median processor seconds of an epoch of each kind, and the median of (with − without)/without of neighbours.
+    """Measures median processor seconds per epoch of each kind, and median relative costs against neighbouring epochs.
 
     Args:
-        epochs: of each kind.
-        n: training samples, in batches of 50.
+        epochs: Number of epochs of each kind.
+        n: Number of training samples, in batches of 50.
 
     Returns:
-        Seconds by kind; `share` of the callback and `share_empty` of an empty one; `share_se`, the standard error of
-        `share` from the spread of 20 blocks.
+        Seconds by kind; `share`, the median of (with − without)/without; `share_empty`, the same of an empty callback;
+        `share_se`, the standard error of `share` from the spread of 20 blocks.
     """
     data = MNISTDataModule(source="embedded", train_limit=n, test_limit=4, dtype="float32")
     data.setup()
@@ -90,7 +90,7 @@ def measured(epochs: int, n: int = 1000) -> dict[str, float]:
         other = InfluenceCallback(test, every_n_epochs=10 * epochs, output_dir=folder)
         turns = Turns(other)
         trainer = L.Trainer(
-            max_epochs=len(KINDS) * epochs + 1,  # the last one has no neighbours, and ends without the callback
+            max_epochs=len(KINDS) * epochs + 1,  # one more: the last epoch is not timed, and runs without the callback
             accelerator="cpu",
             callbacks=[turns, other],
             logger=False,
@@ -117,23 +117,23 @@ def _shares(without: list[float], others: list[float]) -> list[float]:
 
 
 def main() -> None:
-    """Prints one row, and writes it where asked."""
+    """Prints one row, and writes it to `--json` if given."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=200, help="of each kind")
+    parser.add_argument("--epochs", type=int, default=200, help="epochs of each kind")
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    args = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    row = measured(given.epochs)
+    row = measured(args.epochs)
     print(
         f"epoch without {1e3 * row['seconds_without']:.2f} ms, with {1e3 * row['seconds_with']:.2f} ms "
         f"({row['epochs_of_each']} of each): {row['share']:+.2%} ± {row['share_se']:.2%} (target < {TARGET:.0%}); "
         f"an empty callback {row['share_empty']:+.2%}"
     )
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(row, indent=1) + "\n")
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(row, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Wall time, processor time and memory of this process, and of parts of a work that is scaled up."""
+"""Wall time, processor time and memory of this process, and the scaling of partly timed works."""
 
 from __future__ import annotations
 
@@ -9,33 +9,38 @@ from dataclasses import dataclass, field
 
 
 def cpu_seconds() -> float:
-    """User and system time of this process, its threads, and children that have ended."""
+    """Returns user and system time of this process, its threads, and children that have ended."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def peak_gib() -> float:
-    """Largest resident size of this process so far, GiB (children that have ended are not added)."""
+    """Returns the largest resident size of this process so far, GiB (children that have ended are not added)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds of a work."""
+    """Time of a work.
+
+    Attributes:
+        wall: Wall time, seconds.
+        cpu: Processor time, seconds.
+    """
 
     wall: float
     cpu: float
 
     def scaled(self, units: Spent, done: int, of: int) -> Spent:
-        """These seconds if `of` units had been done, of which `done` took `units`: all else counts once."""
+        """Extrapolates to `of` units from `done` units that took `units`; time outside the units counts once."""
         more = of / done - 1
         return Spent(self.wall + more * units.wall, self.cpu + more * units.cpu)
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Started when it is made."""
+    """Clock that starts when it is created."""
 
     wall: float = field(default_factory=time.perf_counter)
     cpu: float = field(default_factory=cpu_seconds)

@@ -1,6 +1,6 @@
-"""The truth all methods are held against: textbook Newton systems in float64, written without ifloo's solvers.
+"""Exact scores to which all methods are compared: textbook Newton systems in float64, without ifloo's solvers.
 
-Softmax regression without intercept, J = (1/n) Σ ℓ_i + ½λ‖W‖²: H is formed block by block, factorised, and every
+For softmax regression without intercept, J = (1/n) Σ ℓ_i + ½λ‖W‖², H is formed block by block and factorised, and every
 solution is checked (and refined once) with products that do not use the formed matrix.
 """
 
@@ -18,7 +18,7 @@ from bench.task import Row, Task
 from ifloo.refit import weights_sha256
 
 RESIDUAL = 1e-10
-SPREAD = 50  # further tests of T10000, over the whole range
+SPREAD = 50  # further tests of T10000 with exact scores, evenly spaced over the whole range
 REMOVALS_AT_ONCE = 50
 
 
@@ -27,10 +27,10 @@ class Textbook:
     """J of softmax regression at fixed weights, float64.
 
     Attributes:
-        x: `[n, d]`.
-        labels: `[n]`.
-        probabilities: `[n, C]`.
-        l2: λ.
+        x: Inputs, `[n, d]`.
+        labels: Labels, `[n]`.
+        probabilities: Predicted probabilities, `[n, C]`.
+        l2: λ of the penalty.
     """
 
     x: Array
@@ -48,7 +48,7 @@ class Textbook:
         return len(self.x)
 
     def hessian(self) -> Array:
-        """`[C d, C d]`; blocks (1/n) Xᵀ diag(±w) X + λI, half of the products by symmetry."""
+        """Computes H, `[C d, C d]`, from blocks (1/n) Xᵀ diag(±w) X + λI; half of the products follow by symmetry."""
         d, P = self.x.shape[1], self.probabilities
         C = P.shape[1]
         blocks = np.zeros((C, d, C, d))
@@ -63,7 +63,7 @@ class Textbook:
         return H
 
     def product(self, V: Array) -> Array:
-        """H times each row of `[m, C d]`, without the matrix."""
+        """Computes H times each row of V, `[m, C d]`, without forming H."""
         C = self.probabilities.shape[1]
         out = np.empty_like(V)
         for k, v in enumerate(V):
@@ -73,7 +73,7 @@ class Textbook:
         return out
 
     def scores(self, directions: Array) -> Array:
-        """−(1/n) ∇ℓ_i · v for each row v, `[m, n]`."""
+        """Computes −(1/n) ∇ℓ_i · v for each row v, `[m, n]`."""
         R, C = residuals(self.probabilities, self.labels), self.probabilities.shape[1]
         return np.stack([(R * (self.x @ v.reshape(C, -1).T)).sum(1) / -self.n for v in directions])
 
@@ -84,31 +84,31 @@ def softmax(logits: Array) -> Array:
 
 
 def residuals(probabilities: Array, labels: Array) -> Array:
-    """∇ of the loss in the logits: p − y."""
+    """Computes the gradient of the loss in the logits, p − y."""
     return probabilities - np.eye(probabilities.shape[1])[labels]
 
 
 def gradients(x: Array, r: Array) -> Array:
-    """∇ℓ of samples with inputs x and logit gradients r: outer products, `[m, C d]`."""
+    """Computes ∇ℓ of samples with inputs x and logit gradients r as outer products, `[m, C d]`."""
     return np.einsum("mc,md->mcd", r, x).reshape(len(x), -1)
 
 
 def query_gradients(problem: Problem, tests: list[int]) -> Array:
-    """∇L_t of test images, float64."""
+    """Computes ∇L_t of test images, float64."""
     x = numbers(problem.test_x[tests]).astype(np.float64)
     P = softmax(x @ numbers(problem.weights).astype(np.float64).T)
     return gradients(x, residuals(P, numbers(problem.test_labels[tests])))
 
 
 def true_residual(problem: Problem, tests: list[int], directions: Array) -> float:
-    """The largest ‖∇L_t − H v_t‖ / ‖∇L_t‖, of the undamped system, in float64."""
+    """Computes the largest ‖∇L_t − H v_t‖ / ‖∇L_t‖ of the undamped system, in float64."""
     b = query_gradients(problem, tests)
     left = b - Textbook.at(problem).product(directions.astype(np.float64))
     return float((np.linalg.norm(left, axis=1) / np.linalg.norm(b, axis=1)).max())
 
 
-def wanted(problem: Problem, works: list[str]) -> list[int]:
-    """The tests whose exact scores the works need."""
+def required_tests(problem: Problem, works: list[str]) -> list[int]:
+    """Lists the tests whose exact scores the works need."""
     ids = {QUERY}
     if {"T100", "T10000"} & set(works):
         ids |= set(problem.tests("T100"))
@@ -118,15 +118,15 @@ def wanted(problem: Problem, works: list[str]) -> list[int]:
 
 
 def make(problem: Problem, task: Task) -> Outcome:
-    """Writes exact scores, and what they predict for the removals of R500, plain and leverage-corrected.
+    """Writes exact scores and their predictions for the removals of R500, plain and leverage-corrected.
 
     Raises:
-        ArithmeticError: a solution misses the residual that makes it the truth.
+        ArithmeticError: If the residual of a solution exceeds `RESIDUAL`.
     """
-    tests = wanted(problem, task.options["works"])
+    tests = required_tests(problem, task.options["works"])
     key = f"{problem.data.fingerprint()} {weights_sha256(problem.module)} {task.refits}"
-    if (there := _kept(task, key, tests)) is not None:
-        return there
+    if (stored := _stored(task, key, tests)) is not None:
+        return stored
     truth = Textbook.at(problem)
     factor = cho_factor(truth.hessian(), lower=True, overwrite_a=True, check_finite=False)
     b = query_gradients(problem, tests)
@@ -158,8 +158,8 @@ def make(problem: Problem, task: Task) -> Outcome:
     return Outcome(residual=float(residual.max()))
 
 
-def _kept(task: Task, key: str, tests: list[int]) -> Outcome | None:
-    """What an earlier run in this folder found for the same images and weights, if it is all these works need."""
+def _stored(task: Task, key: str, tests: list[int]) -> Outcome | None:
+    """Returns the result of an earlier run in this folder if it has the same images and weights and all tests."""
     if not exact_file(task).is_file():
         return None
     with np.load(exact_file(task)) as file:
@@ -173,7 +173,7 @@ def _kept(task: Task, key: str, tests: list[int]) -> Outcome | None:
 
 
 def removal_effects(truth: Textbook, factor: tuple[Array, bool], b: Array, removed: Array) -> Array:
-    """(1/n) ∇L_tᵀ (H − ∇²ℓ_i/n)⁻¹ ∇ℓ_i, nats, for each i: Woodbury on the C columns that sample i puts into H."""
+    """Computes (1/n) ∇L_tᵀ (H − ∇²ℓ_i/n)⁻¹ ∇ℓ_i, nats, for each i by the Woodbury identity on sample i's C columns."""
     C = truth.probabilities.shape[1]
     effects = []
     for start in range(0, len(removed), REMOVALS_AT_ONCE):
@@ -188,7 +188,7 @@ def removal_effects(truth: Textbook, factor: tuple[Array, bool], b: Array, remov
 
 
 def compared(task: Task, outcome: Outcome) -> Row:
-    """The statistics of a row: the worst over the tests that were done and whose exact scores there are."""
+    """Returns the statistics of a row: the worst over all scored tests that have exact scores."""
     with np.load(exact_file(task)) as file:
         truth = {name: cast(Array, file[name]) for name in file.files}
     if outcome.refits is not None:
@@ -207,10 +207,10 @@ def compared(task: Task, outcome: Outcome) -> Row:
 
 
 def _against(scores: Array, exact: Array) -> tuple[float, float, float]:
-    """Pearson, slope of exact on these, largest error relative to the largest exact score.
+    """Returns Pearson, the slope of exact on `scores`, and the largest error relative to the largest exact score.
 
     Raises:
-        ArithmeticError: a score is NaN or infinite.
+        ArithmeticError: If a score is NaN or infinite.
     """
     if not np.isfinite(scores).all():
         raise ArithmeticError(f"{(~np.isfinite(scores)).sum()} of {scores.size} scores are not finite.")
@@ -218,7 +218,7 @@ def _against(scores: Array, exact: Array) -> tuple[float, float, float]:
 
 
 def _line(x: Array, y: Array) -> tuple[float, float]:
-    """Pearson, and the slope of y on x."""
+    """Returns Pearson and the slope of y on x."""
     x, y = x - x.mean(), y - y.mean()
     return float(x @ y / np.sqrt((x @ x) * (y @ y))), float(x @ y / (x @ x))
 

@@ -1,4 +1,4 @@
-"""What the machine can do: products of matrices, and writing bytes; and the least time of T10000 that follows."""
+"""Speed of the machine: matrix products and writing of bytes, and the lower bound of T10000's time that follows."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bench.problem import data_of
 from bench.task import Row, Task
 
 REPEATS = 5
-ROWS_AT_ONCE = 256  # of scores, written and made durable together
+ROWS_AT_ONCE = 256  # rows of scores written per fsync
 FEATURES, CLASSES = 784, 10
 
 
 def peak(task: Task) -> Row:
-    """Best of several products of one shape, `[a, b] x [b, c]`."""
+    """Times products of one shape, `[a, b] x [b, c]`, and returns the best of several."""
     a, b, c = task.options["shape"]
     dtype = getattr(torch, task.dtype)
     left = torch.randn(a, b, dtype=dtype, device=task.device)
@@ -41,7 +41,7 @@ def _best(work: Callable[[], object], device: str) -> float:
 
 
 def write(task: Task) -> Row:
-    """Seconds to write float32 scores of all tests, a block of rows and an fsync at a time; the file is deleted."""
+    """Times the writing of float32 scores of all tests, in blocks of rows with an fsync each; deletes the file."""
     data = data_of(task)
     m, n = len(data.test_set), len(data.train_set)
     path = Path(task.folder) / "written.bin"
@@ -65,11 +65,11 @@ def write(task: Task) -> Row:
 
 
 def flops(n: int, m: int, d: int, live: int) -> dict[str, float]:
-    """Floating-point operations of T10000 by precision: float64 factor and solves, float32 scores.
+    """Counts the floating-point operations of T10000 by precision: float64 factor and solves, float32 scores.
 
-    Gram matrices of the C(C−1)/2 pairs of classes by symmetric products over all d inputs; Cholesky and solves of
-    p' = (C−1) · live parameters, since the classes' gradients add up to zero and dead inputs have none; scores as one
-    product `[m, p'] x [p', n]`.
+    The count consists of Gram matrices of the C(C−1)/2 pairs of classes by symmetric products over all d inputs;
+    Cholesky and solves of p' = (C−1) · live parameters, since the classes' gradients add up to zero and dead inputs
+    have none; and scores as one product `[m, p'] x [p', n]`.
     """
     p = (CLASSES - 1) * live
     factor = n * d**2 * CLASSES * (CLASSES - 1) / 2 + p**3 / 3
@@ -77,7 +77,7 @@ def flops(n: int, m: int, d: int, live: int) -> dict[str, float]:
 
 
 def bound(rows: list[Row]) -> list[Row]:
-    """Adds to each T10000 row its ratio to the bound, and gives the bound as a row; nothing where a part is missing."""
+    """Adds to each T10000 row its ratio to the bound and returns the bound as a row; [] if a part is missing."""
     peaks = {
         dtype: max(
             (r["gemm_gflops"] for r in rows if r["work"] == "GEMM" and r["dtype"] == dtype and r["gemm_gflops"]),

@@ -1,4 +1,4 @@
-"""How time and memory grow with n: the exponent of a power law through runs at several n."""
+"""Growth of time and memory with n: the exponent of a power law through runs at several n."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.task import Row
 
 
 def exponents(rows: Sequence[Row]) -> list[Row]:
-    """One row for each (work, method) that was measured at two n or more."""
+    """Returns a row for each (work, method) that was measured at two or more n."""
     series: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row["wall_s"] is not None and row["work"] in ("T1", "T100", "R500"):
@@ -31,7 +31,7 @@ def _fitted(rows: list[Row]) -> Row:
 
 
 def _slope(rows: list[Row], key: str) -> float:
-    """Least squares of log(key) on log(n)."""
+    """Computes the least-squares slope of log(key) on log(n)."""
     x, y = [math.log(row["n"]) for row in rows], [math.log(row[key]) for row in rows]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)

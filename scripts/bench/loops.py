@@ -1,4 +1,4 @@
-"""The loops of the older code, written as it has them: what a user had before, and the yardstick of every speed-up.
+"""Reference loops of the original tool, reproduced unchanged: the baseline of every speed-up.
 
 One LiSSA step is one Hessian-vector product by double backward on one sample; the score of one training sample is one
 backward pass; a refit is torch's L-BFGS with strong Wolfe on the full batch, one after the other.
@@ -16,16 +16,16 @@ from bench.exact import exact_file
 from bench.problem import QUERY, Array, Outcome, Part, Problem, Refits, numbers, some
 from bench.task import Task
 
-FLOOR = 2e-8  # ‖∇J‖ near which its line search stalls in float64; grinding on below it would only slow the yardstick
-FLOOR_STEPS = 10  # L-BFGS iterations between two looks at ‖∇J‖
-STALLED = 10  # looks without a lower ‖∇J‖: the line search has met rounding
+FLOOR = 2e-8  # ‖∇J‖ near which the line search stalls in float64; more iterations would only slow the baseline
+FLOOR_STEPS = 10  # L-BFGS iterations between two checks of ‖∇J‖
+STALLED = 10  # number of checks without a lower ‖∇J‖ after which the line search has reached rounding errors
 
 
 def lissa(problem: Problem, task: Task) -> Outcome:
-    """LiSSA with batches of one, then a loop over all training samples; `units` queries of a larger work.
+    """Runs LiSSA with batches of one, then a loop over all training samples; only `units` queries of a larger work.
 
     Raises:
-        ArithmeticError: the recursion diverged.
+        ArithmeticError: If the recursion diverges.
     """
     tests = problem.tests(task.work)
     done = some(tests, task.options.get("units"))
@@ -69,7 +69,7 @@ def _one_by_one(problem: Problem, W: Tensor, h: Tensor) -> Array:
 
 
 def lbfgs(problem: Problem, task: Task) -> Outcome:
-    """Refits by L-BFGS, `units` of them, from zero or (`warm`) the base weights, for `iterations` or to its floor."""
+    """Runs `units` refits by L-BFGS from zero or (`warm`) the base weights, for `iterations` or to the floor."""
     with np.load(exact_file(task)) as file:
         ids = file["removed"]
     done = ids[: task.options["units"]]
@@ -84,7 +84,7 @@ def lbfgs(problem: Problem, task: Task) -> Outcome:
 
 
 def _refit(problem: Problem, task: Task, removed: int | None) -> tuple[float, float]:
-    """Loss of the query and ‖∇J‖ (in float64) of a fit without one row."""
+    """Fits without one row and returns the loss of the query and ‖∇J‖ (in float64)."""
     keep = torch.ones(problem.n, dtype=torch.bool, device=problem.x.device)
     if removed is not None:
         keep[removed] = False
@@ -98,7 +98,7 @@ def _refit(problem: Problem, task: Task, removed: int | None) -> tuple[float, fl
 
 
 def _minimise(W: Tensor, x: Tensor, y: Tensor, l2: float, iterations: int | None) -> None:
-    """L-BFGS for so many iterations; None: to `FLOOR`, or until ‖∇J‖ goes no lower."""
+    """Runs L-BFGS for `iterations`; None for until `FLOOR`, or until ‖∇J‖ no longer decreases."""
     optimizer = torch.optim.LBFGS(
         [W],
         max_iter=iterations or FLOOR_STEPS,
@@ -126,7 +126,7 @@ def _minimise(W: Tensor, x: Tensor, y: Tensor, l2: float, iterations: int | None
 
 
 def _gradient_norm(W: Tensor, x: Tensor, y: Tensor, l2: float) -> float:
-    """In float64 whatever the fit was in, in slices: a float32 gradient knows its own norm to 1e-6 only."""
+    """Computes ‖∇J‖ in float64 and in slices: the norm of a float32 gradient has an error of about 1e-6."""
     W = W.double()
     total = l2 * W
     for xs, ys in zip(x.split(5000), y.split(5000), strict=True):

@@ -1,4 +1,4 @@
-"""The table of methods: which works each does, in which precision, and whether a plain run includes it."""
+"""Table of methods: the works of each, its precision, and whether a run without `--methods` includes it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class Method:
     """One method of the comparison.
 
     Attributes:
-        name: of it.
-        call: `module:function`; by work where it differs.
-        works: that it can do.
-        dtype: precision of data and model.
-        options: of the function.
-        units: of a work done, the rest scaled; works not named are done whole.
-        peer: of another library, which may not be installed.
-        usual: whether a run without `--methods` includes it.
-        note: said in its rows.
+        name: Name of the method.
+        call: `module:function` to call.
+        works: Works that it can do.
+        dtype: Precision of data and model.
+        options: Options of the function.
+        units: Number of units to time by work, the rest being extrapolated; other works are done in full.
+        peer: Whether it is of another library, which may not be installed.
+        usual: Whether a run without `--methods` includes it.
+        note: Note in its rows.
     """
 
     name: str
@@ -73,5 +73,5 @@ METHODS: tuple[Method, ...] = (
 
 
 def chosen(names: list[str] | None, work: str) -> list[Method]:
-    """The methods of a work: those named, else the usual ones."""
+    """Returns the methods of a work: those named, or else the usual ones."""
     return [m for m in METHODS if work in m.works and (m.name in names if names else m.usual)]

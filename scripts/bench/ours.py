@@ -1,4 +1,4 @@
-"""ifloo as a user runs it from Python: through `InfluenceRun` and `LeaveOneOut`, files and certificates included."""
+"""ifloo as used from Python: `InfluenceRun` and `LeaveOneOut`, including files and certificates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ifloo.store import JSON, NULL_ID, Layout, LossFile, jsonl
 
 
 def listed(problem: Problem, task: Task) -> Outcome:
-    """T1 and T100: one file of scores for each test asked for."""
+    """Runs T1 and T100: one file of scores per test."""
     tests = problem.tests(task.work)
     stored = _run(problem, task, test_ids=tests).listed(_trainer(task))
     assert [one.test_id for one in stored] == tests
@@ -32,10 +32,10 @@ def listed(problem: Problem, task: Task) -> Outcome:
 
 
 def all_tests(problem: Problem, task: Task) -> Outcome:
-    """T10000: every test there is, scores on disk.
+    """Runs T10000: the scores of every test, written to disk.
 
     Raises:
-        AssertionError: some were there already, so that the time is not that of the work.
+        AssertionError: If some scores existed already, so that the time is not that of the whole work.
     """
     run = _run(problem, task, test_ids="all")
     made = run.all_tests(_trainer(task))
@@ -51,7 +51,7 @@ def all_tests(problem: Problem, task: Task) -> Outcome:
 
 
 class _Written:
-    """Rows of scores on disk, read one at a time: in memory they would be the peak that is measured."""
+    """Rows of scores on disk, read one at a time: in memory they would dominate the measured peak."""
 
     def __init__(self, layout: Layout, index: list[dict[str, Any]]) -> None:
         self.folder, self.index = layout.all_tests, index
@@ -95,7 +95,7 @@ def _trainer(task: Task) -> Any:
 
 
 def refits(problem: Problem, task: Task) -> Outcome:
-    """R500: warm refits without the samples of largest |score|, each to ‖∇J‖ <= 1e-10; `units` of them where set."""
+    """Runs R500: warm refits without the samples of largest |score|, to ‖∇J‖ <= 1e-10; only `units` of them if set."""
     with np.load(exact_file(task)) as file:
         ids = [int(i) for i in file["removed"]]
     count = min(task.options.get("units", len(ids)), len(ids))
@@ -111,7 +111,7 @@ def refits(problem: Problem, task: Task) -> Outcome:
     change = np.array([rows[i].loss - null.loss for i in ids[:count]])
     part = None
     if count < len(ids):
-        wall = sum(float(row.seconds or 0) for row in rows.values())  # of the refits, without what they share
+        wall = sum(float(row.seconds or 0) for row in rows.values())  # time of the refits without their shared work
         part = Part(Spent(wall, spent.cpu * wall / spent.wall), count, len(ids), "refits")
     return Outcome(refits=Refits(np.array(ids[:count]), change, np.array(norms)), part=part)
 

@@ -1,4 +1,4 @@
-"""The task that every method gets: the same images and the same base model, loaded before any clock starts."""
+"""The problem given to every method: the same images and base model, loaded before any clock starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ifloo.data import MNISTDataModule
 from ifloo.models import LogisticRegression
 from ifloo.refit import Base, load_base
 
-QUERY = 8  # the test image of T1 and of the refits
+QUERY = 8  # id of the test image of T1 and of the refits
 Array = NDArray[Any]
 
 
@@ -26,10 +26,10 @@ class Problem:
     """Data and base model in the precision of a method.
 
     Attributes:
-        data: set up.
-        base: the checkpoint; its precision is float64.
-        module: with its weights, in the precision of the method.
-        device: of the reference loops and peers.
+        data: Data module after `setup`.
+        base: Checkpoint of the base model, float64.
+        module: Model with the weights of the base model, in the precision of the method.
+        device: Device of the reference loops and peers.
     """
 
     data: MNISTDataModule
@@ -39,10 +39,10 @@ class Problem:
 
     @classmethod
     def load(cls, task: Task) -> Problem:
-        """Reads what the task names.
+        """Loads data and base model of a task.
 
         Raises:
-            InputError: data or base model are not there.
+            InputError: If the data or the base model do not exist.
         """
         data, base = data_of(task), load_base(base_file(task))
         module = LogisticRegression(**{**base.model, "dtype": task.dtype})
@@ -53,7 +53,7 @@ class Problem:
 
     @cached_property
     def x(self) -> Tensor:
-        """`[n, d]`, in the precision of the method."""
+        """Inputs, `[n, d]`, in the precision of the method."""
         return self.data.train_set.x.to(self.device)
 
     @cached_property
@@ -78,7 +78,7 @@ class Problem:
 
     @property
     def weights(self) -> Tensor:
-        """W of the base model, `[C, d]`."""
+        """Weights W of the base model, `[C, d]`."""
         return self.module.linear.weight.detach()
 
     @property
@@ -86,26 +86,26 @@ class Problem:
         return float(self.base.model["l2_reg"])
 
     def tests(self, work: str) -> list[int]:
-        """The test images of a work."""
+        """Lists the test images of a work."""
         if work in ("T1", "R500"):
             return [QUERY]
-        there = len(self.data.test_set)
-        return list(range(min(100, there) if work == "T100" else there))
+        available = len(self.data.test_set)
+        return list(range(min(100, available) if work == "T100" else available))
 
 
 def data_of(task: Task) -> MNISTDataModule:
-    """The images, in memory."""
-    made = MNISTDataModule(
+    """Loads the images into memory."""
+    data = MNISTDataModule(
         root=task.root or "./mnist",
         source="full" if task.root else "embedded",
         train_limit=task.n,
         test_limit=task.tests,
         dtype=task.dtype,
     )
-    made.prepare_data()
-    made.setup("fit")
-    made.fingerprint()
-    return made
+    data.prepare_data()
+    data.setup("fit")
+    data.fingerprint()
+    return data
 
 
 def base_file(task: Task) -> Path:
@@ -118,13 +118,13 @@ def exact_file(task: Task) -> Path:
 
 @dataclass(frozen=True)
 class Part:
-    """Some of many equal units of work, timed.
+    """Timed part of a work that consists of many equal units.
 
     Attributes:
-        spent: on these units; the rest of the work's time counts once.
-        done: how many.
-        of: how many the work has.
-        unit: their name.
+        spent: Time of the timed units; the rest of the work's time counts once.
+        done: Number of timed units.
+        of: Number of all units of the work.
+        unit: Name of the units.
     """
 
     spent: Spent
@@ -135,11 +135,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Refits:
-    """Changes of the loss of the query by refits.
+    """Changes of the query's loss by refits.
 
     Attributes:
-        ids: removed, one a refit.
-        change: loss without the sample minus that of the null refit, nats.
+        ids: Id of the sample removed in each refit.
+        change: Loss without the sample minus the loss of the null refit, nats.
         grad_norm: ‖∇J‖ at the end of each refit, in float64.
     """
 
@@ -150,16 +150,16 @@ class Refits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method found.
+    """Result of a method.
 
     Attributes:
-        scores: `[m, n]`, for as many of the tests as were done, in our sign and scale where the method has it.
-        tests: their ids.
-        refits: in place of scores.
-        directions: H⁻¹∇L_t as the method has it, `[m, p]`: the true residual is worked out afterwards, untimed.
-        residual: the method's own certificate: the largest over the tests.
-        part: where only some units were done.
-        extra: further keys of the row.
+        scores: Scores of the completed tests, `[m, n]`, in ifloo's sign and, if the method allows, its scale.
+        tests: Ids of these tests.
+        refits: Result of refits, instead of scores.
+        directions: The method's H⁻¹∇L_t, `[m, p]`; the true residual is computed from it afterwards, untimed.
+        residual: The method's own certificate, the largest over the tests.
+        part: Timed part, if only some units were done.
+        extra: Further keys of the row.
     """
 
     scores: Array | None = None
@@ -176,5 +176,5 @@ def numbers(tensor: Tensor) -> Array:
 
 
 def some(tests: list[int], count: int | None) -> list[int]:
-    """The first tests of a work, for methods too slow for all of them; `None`: all."""
+    """Returns the first `count` tests of a work, for methods too slow for all; all tests if `count` is None."""
     return tests[:count]

@@ -1,4 +1,4 @@
-"""Rows as a markdown table, as JSON, and as a picture of bars."""
+"""Output of rows as a Markdown table, as JSON, and as a bar chart."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ PANEL_WIDTH, BAR = 8.0, 0.28  # inches
 
 
 def save(rows: Sequence[Row], path: Path) -> None:
-    """The rows as a JSON array, whole or not at all: called after each, so that a killed run keeps what it has."""
+    """Writes the rows atomically as a JSON array; called after each row, so that a killed run keeps its rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write((json.dumps(list(rows), indent=1) + "\n").encode())
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A table, rows in the order they were measured; where they were measured stands above it."""
+    """Returns a table of the rows in the order they were measured, below the names of the machines."""
     machines = dict.fromkeys(row["machine"] for row in rows if row.get("machine"))
     lines = [*(f"Measured on {m}." for m in machines), "", _line([title for title, _ in COLUMNS.values()])]
     lines.append("|" + "---|" * len(COLUMNS))
@@ -73,7 +73,7 @@ def _note(row: Row) -> str:
 
 
 def picture(rows: Sequence[Row], path: Path) -> bool:
-    """Seconds by method, a panel a work, on one logarithmic scale; False where there is nothing to draw."""
+    """Draws seconds by method, one panel per work, on one logarithmic scale; returns False if no row can be drawn."""
     works: dict[str, list[Row]] = {}
     for row in rows:
         if row["wall_s"] and row["work"] in ("T1", "T100", "T10000", "R500"):
@@ -86,7 +86,7 @@ def picture(rows: Sequence[Row], path: Path) -> bool:
         for panel, (work, found) in zip(panels, works.items(), strict=True):
             _bars(panel, work, sorted(found, key=lambda r: r["wall_s"]))
         seconds = [row["wall_s"] for found in works.values() for row in found]
-        panels[0].set_xlim(min(seconds) / 2, max(seconds) * 30)  # room for what stands right of a bar
+        panels[0].set_xlim(min(seconds) / 2, max(seconds) * 30)  # space for the text right of a bar
         panels[-1].set_xlabel("seconds after data are loaded (logarithmic); pale: some units timed, the rest scaled")
         figure.savefig(path, dpi=150)
     return True

@@ -1,4 +1,4 @@
-"""One measurement: what is asked of a worker process, and the row it gives back."""
+"""One measurement: the task given to a worker process, and the row it returns."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ KEYS = (
     *("work", "method", "wall_s", "cpu_s", "peak_rss_gb", "pearson", "slope", "max_rel_err", "residual"),
     *("gemm_gflops", "scaled_from", "n", "p", "dtype", "tests", "note", "error", "skipped"),
 )
-"""Of every row; null where it does not apply."""
+"""Keys of every row; null if a key does not apply."""
 
 
 class NotInstalledError(Exception):
-    """The library a method calls is not there."""
+    """The library that a method needs is not installed."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,18 @@ class Task:
     """One (work, method), for a process of its own.
 
     Attributes:
-        work: T1, T100, T10000, R500, GEMM, or what they all need (fit, exact).
-        method: its name in the table of methods.
-        call: `module:function`, given (Problem, Task).
-        folder: of the run's shared files (base model, exact scores).
-        root: of the IDX files; None: the digits that come with ifloo.
-        n: training images.
-        tests: test images in use at most; None: all there are.
-        refits: refits without the samples of largest |score| on test 8.
-        dtype: precision of data and model.
-        options: of the method.
-        accelerator: as Lightning names it.
-        devices: how many of them.
+        work: T1, T100, T10000, R500, GEMM, or the work that all others need (fit, exact).
+        method: Name in the table of methods.
+        call: `module:function`, called with (Problem, Task).
+        folder: Folder of the run's shared files (base model, exact scores).
+        root: Folder of the IDX files; None for the digits that come with ifloo.
+        n: Number of training images.
+        tests: Largest number of test images; None for all.
+        refits: Number of refits without the samples of largest |score| on test 8.
+        dtype: Precision of data and model.
+        options: Options of the method.
+        accelerator: Lightning's name of the accelerator.
+        devices: Number of devices.
     """
 
     work: str
@@ -59,11 +59,11 @@ class Task:
     devices: int = 1
 
     def function(self) -> Any:
-        """What is called; imports the library it needs.
+        """Imports the function to call, with the library it needs.
 
         Raises:
-            NotInstalledError: that library is not installed.
-            ModuleNotFoundError: a module of this project is missing, which is a fault.
+            NotInstalledError: If that library is not installed.
+            ModuleNotFoundError: If a module of this project is missing, which is a bug.
         """
         module, name = self.call.split(":")
         try:
@@ -74,11 +74,7 @@ class Task:
             raise NotInstalledError(f"{error.name} is not installed in {sys.executable}") from error
 
     def row(self, **known: Any) -> Row:
-        """A row about this task; every key is there.
-
-        Raises:
-            ValueError: a value under a name that a row does not have would be lost unseen.
-        """
+        """Returns a row of this task with all keys of `KEYS`; keys that are not given are None."""
         start = {"work": self.work, "method": self.method, "n": self.n, "dtype": self.dtype}
         return {**dict.fromkeys(KEYS), **start, **known}
 
@@ -88,27 +84,27 @@ class Task:
 
 
 def launch(task: Task, python: str = sys.executable, timeout: float | None = None) -> Row:
-    """Runs a task in a process of its own and gives its row, also where the process failed."""
+    """Runs a task in a separate process and returns its row, also if the process failed."""
     folder = Path(task.folder) / "tasks" / f"{task.work}_{task.method}".replace(" ", "_").replace("/", "_")
     folder.mkdir(parents=True, exist_ok=True)
-    asked, answer, said = folder / "task.json", folder / "row.json", folder / "log.txt"
-    asked.write_text(json.dumps(dataclasses.asdict(task)))
-    answer.unlink(missing_ok=True)
+    task_file, row_file, log_file = folder / "task.json", folder / "row.json", folder / "log.txt"
+    task_file.write_text(json.dumps(dataclasses.asdict(task)))
+    row_file.unlink(missing_ok=True)
     path = os.pathsep.join(filter(None, [str(ENTRY.parent.parent), os.environ.get("PYTHONPATH")]))
-    command = [python, str(ENTRY), "--task", str(asked), "--row", str(answer)]
-    with said.open("wb") as log:
+    command = [python, str(ENTRY), "--task", str(task_file), "--row", str(row_file)]
+    with log_file.open("wb") as log:
         try:
             done = subprocess.run(
                 command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": path}, timeout=timeout
             )
         except subprocess.TimeoutExpired:
             return task.row(error=f"not finished after {timeout:.0f} s")
-    if answer.is_file():
-        return json.loads(answer.read_text())
-    return task.row(error=_died(done.returncode, said))
+    if row_file.is_file():
+        return json.loads(row_file.read_text())
+    return task.row(error=_failure(done.returncode, log_file))
 
 
-def _died(code: int, said: Path) -> str:
-    lines = said.read_text(errors="replace").strip().splitlines()
+def _failure(code: int, log_file: Path) -> str:
+    lines = log_file.read_text(errors="replace").strip().splitlines()
     cause = f"killed by signal {-code}{', out of memory?' if code == -9 else ''}" if code < 0 else f"exit code {code}"
-    return f"the process ended without a result ({cause}): {lines[-1] if lines else 'it said nothing'}"
+    return f"the process ended without a result ({cause}): {lines[-1] if lines else 'no output'}"

@@ -1,4 +1,4 @@
-"""Runs one task in this process: loads, times, compares, and gives the row."""
+"""Worker: loads, times and compares one task in this process and returns its row."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from bench.task import NotInstalledError, Row, Task
 
 
 def run(task: Task) -> Row:
-    """The row of a task; an exception becomes its `error`."""
+    """Runs a task and returns its row; an exception becomes the row's `error`."""
     try:
         return {**_measured(task), "machine": machine()}
     except NotInstalledError as absent:
         return task.row(skipped=str(absent))
-    except Exception as error:  # a peer raises whatever it likes; the others go on
+    except Exception as error:  # a peer may raise any exception; the other methods must still run
         traceback.print_exc()
         lines = str(error).strip().splitlines() or ["no message"]
         return task.row(error=f"{type(error).__name__}: {lines[0]}")
@@ -46,12 +46,12 @@ def _measured(task: Task) -> Row:
     residual = outcome.residual
     if outcome.directions is not None:
         residual = exact.true_residual(problem, outcome.tests, outcome.directions)
-    known |= {"residual": residual, "scaled_from": _said(outcome.part), "tests": len(problem.tests(task.work))}
+    known |= {"residual": residual, "scaled_from": _scaling_note(outcome.part), "tests": len(problem.tests(task.work))}
     return task.row(**known | exact.compared(task, outcome))
 
 
 def _timed(work: Callable[[], Any]) -> tuple[Any, Spent, float]:
-    """Result, seconds, and the peak of memory so far: comparing comes later and is nobody's cost."""
+    """Returns result, time, and peak memory so far; the comparison runs later and is not included."""
     clock = Clock()
     found = work()
     if torch.cuda.is_available():
@@ -67,14 +67,14 @@ def _whole(spent: Spent, part: Part | None) -> Spent:
     return spent if part is None else spent.scaled(part.spent, part.done, part.of)
 
 
-def _said(part: Part | None) -> str | None:
+def _scaling_note(part: Part | None) -> str | None:
     if part is None or part.done == part.of:
         return None
     return f"{part.done} of {part.of} {part.unit} timed ({part.spent.wall:.3g} s)"
 
 
 def machine() -> str:
-    """Where a row was measured."""
+    """Describes the machine on which a row is measured."""
     name = torch.cuda.get_device_name() + ", " if torch.cuda.is_available() else ""
     model = _cpu_name() or platform.processor() or platform.machine()
     return f"{name}{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"

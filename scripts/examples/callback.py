@@ -1,4 +1,4 @@
-"""A Lightning project as there are many, and the three lines that add influence to it: those marked # +.
+"""An ordinary Lightning project, and the three lines that add influence to it, marked # +.
 
 python scripts/examples/callback.py && tensorboard --logdir lightning_logs
 """
@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ifloo.data import DigitSet, MNISTDataModule  # for the digits that come with it; any data will do
+from ifloo.data import DigitSet, MNISTDataModule  # for the embedded digits; any data can be used
 from ifloo.stages import InfluenceCallback  # +
 
 

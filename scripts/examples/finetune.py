@@ -1,6 +1,6 @@
-"""A CNN fine-tuned around weights it was given: which samples of the fine-tuning helped, proved by refits.
+"""A CNN fine-tuned near pre-trained weights: which samples of the fine-tuning helped, verified by refits.
 
-python -m scripts.examples.finetune      two ordinary fits, which leave pretrained.ckpt and finetuned.ckpt; then
+python -m scripts.examples.finetune      two ordinary fits, which write pretrained.ckpt and finetuned.ckpt; then
 ifloo pipeline --config scripts/examples/finetune.yaml
 """
 
@@ -18,7 +18,7 @@ from scripts.examples.plain import DigitCNN, Digits
 
 
 class FineTuned(DigitCNN):
-    """29,066 weights, held near where they start by ½ λ ‖θ − θ₀‖² (L2-SP: Li et al. 2018, arXiv:1802.01483)."""
+    """A CNN of 29,066 weights, kept near its start by ½ λ ‖θ − θ₀‖² (L2-SP: Li et al. 2018, arXiv:1802.01483)."""
 
     start: Tensor
 
@@ -58,10 +58,10 @@ def fitted(model: DigitCNN, data: DataLoader, epochs: int, checkpoint: str) -> N
 
 
 if __name__ == "__main__":
-    wrong = float(sys.argv[1]) if len(sys.argv) > 1 else 0.0  # share of the labels to flip: are they found?
+    wrong = float(sys.argv[1]) if len(sys.argv) > 1 else 0.0  # share of the labels to flip
     L.seed_everything(0)
-    clean, given = Digits(train=5000), Digits(train=4000, corrupt=wrong)
-    for digits in (clean, given):
+    clean, corrupted = Digits(train=5000), Digits(train=4000, corrupt=wrong)
+    for digits in (clean, corrupted):
         digits.setup()
     fitted(DigitCNN(), DataLoader(Subset(clean.train, range(4000, 5000)), 100, shuffle=True), 20, "pretrained.ckpt")
-    fitted(FineTuned(), DataLoader(given.train, 4000), 1, "finetuned.ckpt")
+    fitted(FineTuned(), DataLoader(corrupted.train, 4000), 1, "finetuned.ckpt")

@@ -1,4 +1,4 @@
-"""A model of your own that states its loss per sample and its penalty: trained to its minimum, scored, certified.
+"""Your own model, which states its loss per sample and its penalty: trained to its minimum, scored, certified.
 
 python scripts/examples/own_module.py
 """
@@ -18,18 +18,18 @@ from ifloo.solvers import Cholesky
 
 
 class Softmax(SampleLossModule):
-    """Two methods instead of a training_step: training, scores and refits all use them."""
+    """Softmax regression with two methods instead of a training_step, used by training, scores and refits."""
 
     def __init__(self, l2: float = 0.05) -> None:
         super().__init__()
         self.l2, self.linear = l2, nn.Linear(784, 10, bias=False, dtype=torch.float64)
 
     def sample_losses(self, batch: dict[str, Tensor]) -> Tensor:
-        """One loss a sample, nats, without the penalty."""
+        """Computes one loss per sample, nats, without the penalty."""
         return nn.functional.cross_entropy(self.linear(batch["x"]), batch["labels"], reduction="none")
 
     def penalty(self) -> Tensor:
-        """Here, and not as weight_decay of the optimizer: the curvature is that of the whole objective."""
+        """Computes the penalty; it must not be weight_decay, because the curvature is that of the whole objective."""
         return 0.5 * self.l2 * self.linear.weight.square().sum()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -39,7 +39,7 @@ class Softmax(SampleLossModule):
 L.seed_everything(0, verbose=False)
 digits = MNISTDataModule(source="embedded", train_limit=500)  # batches {"x", "labels", "idx"}; idx is a sample's id
 model = Softmax()
-# L-BFGS comes close to the minimum, a few Newton steps end there: |grad J| <= 1e-10.
+# L-BFGS gets close to the minimum, then a few Newton steps reach |grad J| <= 1e-10.
 trainer = L.Trainer(
     max_epochs=1, callbacks=[NewtonFinish()], accelerator="cpu", logger=False, enable_checkpointing=False
 )

@@ -1,6 +1,6 @@
-"""A plain LightningModule and DataModule, with a loss of each sample for ifloo: the third way in.
+"""A plain LightningModule and DataModule, with a function that gives ifloo the loss of each sample.
 
-python plain.py        an ordinary fit and checkpoint; then, with these words in one line,
+python plain.py        an ordinary fit and checkpoint; then, on one line,
 ifloo influence --model plain.DigitCNN --data plain.Digits --ckpt_path digits.ckpt
     --adapt.sample_losses plain.sample_losses --attribution.parameters "['head.*']" --attribution.damping 0.001
 """
@@ -25,7 +25,9 @@ class Digits(L.LightningDataModule):
         train, test, corrupt = (self.hparams[name] for name in ("train", "test", "corrupt"))
         digits = MNISTDataModule(source="embedded", train_limit=train, test_limit=test, corrupt=corrupt)
         digits.setup()
-        self.corrupted_ids = digits.corrupted_ids  # labels wrong on purpose, if any: the verdict counts those found
+        self.corrupted_ids = (
+            digits.corrupted_ids
+        )  # labels wrong on purpose, if any; the verdict counts how many are found
         self.train, self.test = (
             TensorDataset(part.x.float().view(-1, 1, 28, 28), part.labels)
             for part in (digits.train_set, digits.test_set)

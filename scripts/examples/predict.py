@@ -1,4 +1,4 @@
-"""The engine as a predict stage: which of a hundred new samples would help a test sample most, if trained on?
+"""The engine as a predict stage: which of a hundred new samples would help a test sample most if trained on.
 
 python scripts/examples/predict.py
 """
@@ -24,9 +24,9 @@ digits = MNISTDataModule(source="embedded", train_limit=500)
 model = LogisticRegression(l2_reg=0.05)
 trainer(max_epochs=1, callbacks=[NewtonFinish()]).fit(model, datamodule=digits)
 
-# Any loader whose batches the model understands: here a hundred test images that nobody has trained on.
+# Any loader whose batches the model accepts can be scored: here a hundred test images that were not trained on.
 candidates = Subset(digits.test_set, range(100, 200))
-loader = DataLoader(candidates, batch_size=32, collate_fn=lambda batch: batch)  # DigitSet makes whole batches
+loader = DataLoader(candidates, batch_size=32, collate_fn=lambda batch: batch)  # DigitSet returns whole batches
 
 predictor = InfluencePredictor(model, digits.train_dataloader(), queries=digits.test_batch([0, 8]))
 parts: Any = trainer().predict(predictor, loader)  # [2, b] of each batch, in order

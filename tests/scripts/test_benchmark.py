@@ -157,7 +157,7 @@ def test_a_library_that_is_absent_is_skipped_by_name():
 def test_a_process_that_dies_is_a_row(tmp_path):
     task = loaded("bench.task")
     row = task.launch(task.Task("T1", "dies", "os:abort", str(tmp_path)), python="/bin/false")
-    assert row["error"] == "the process ended without a result (exit code 1): it said nothing"
+    assert row["error"] == "the process ended without a result (exit code 1): no output"
 
 
 def test_a_process_of_its_own_gives_a_row(tmp_path):

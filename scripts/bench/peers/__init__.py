@@ -1,1 +1,1 @@
-"""Other libraries through their public interface, one file each; a library that is not installed is skipped."""
+"""Other libraries, called through their public interface, one file each; those not installed are skipped."""

@@ -1,4 +1,4 @@
-"""The base model and the images as any library takes them."""
+"""Base model and images in the form that any library takes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bench.problem import Array, Outcome, Problem, numbers
 
-BATCH = 1000  # samples whose gradients [b, p] are held at once
+BATCH = 1000  # samples per batch, whose gradients [b, p] are in memory together
 
 
 def model(problem: Problem) -> nn.Sequential:
-    """Logits of the base model, θ = its weights."""
+    """Returns a module that computes the logits of the base model; θ is its weights."""
     return nn.Sequential(copy.deepcopy(problem.module.linear)).to(problem.device).eval()
 
 
@@ -34,10 +34,10 @@ def loader(data: TensorDataset, size: int = BATCH) -> DataLoader:
 
 
 def found(problem: Problem, tests: list[int], products: Tensor, directions: Array | None = None) -> Outcome:
-    """Scores from ∇L_t · H⁻¹ ∇ℓ_i, `[m, n]`: −1/n times that is ∂L_t/∂w_i.
+    """Converts ∇L_t · H⁻¹ ∇ℓ_i, `[m, n]`, to scores: −1/n times it is ∂L_t/∂w_i.
 
     Raises:
-        ValueError: the library gave another number of scores.
+        ValueError: If the library returned another number of scores.
     """
     scores = np.asarray(numbers(products), dtype=np.float64) / -problem.n
     if scores.shape != (len(tests), problem.n):

@@ -1,4 +1,4 @@
-"""captum: Arnoldi's low-rank inverse; its Hessian is that of the sum of the losses, as is the penalty it is given."""
+"""captum: Arnoldi's low-rank inverse; its Hessian is that of the sum of the losses, so the penalty is scaled by n."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def arnoldi(problem: Problem, task: Task) -> Outcome:
     tests, model = problem.tests(task.work), plain.model(problem)
     checkpoint = Path(task.folder) / "captum.pt"
     torch.save(model.state_dict(), checkpoint)
-    made = ArnoldiInfluenceFunction(
+    influence = ArnoldiInfluenceFunction(
         model,
         plain.loader(plain.train_set(problem)),
         str(checkpoint),
@@ -26,4 +26,4 @@ def arnoldi(problem: Problem, task: Task) -> Outcome:
         **task.options,
     )
     queries = plain.test_set(problem, tests).tensors
-    return plain.found(problem, tests, made.influence(queries) * problem.n)
+    return plain.found(problem, tests, influence.influence(queries) * problem.n)

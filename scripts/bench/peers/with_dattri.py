@@ -1,4 +1,4 @@
-"""dattri: CG on one full batch (it adds up an inverse for each batch of the cached loader)."""
+"""dattri: CG on one full batch, because it sums one inverse per batch of the cached loader."""
 
 from __future__ import annotations
 

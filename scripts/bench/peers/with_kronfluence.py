@@ -1,4 +1,4 @@
-"""kronfluence: EK-FAC factors of the one layer, pairwise scores, the penalty as damping."""
+"""kronfluence: EK-FAC factors of the single layer, pairwise scores, the penalty as damping."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BATCH = 4096
 
 
 class Classification(KronfluenceTask):
-    """Cross-entropy as training loss and as what is measured."""
+    """Task with cross-entropy as training loss and as measurement."""
 
     def compute_train_loss(self, batch: Any, model: nn.Module, sample: bool = False) -> Tensor:
         x, y = batch
@@ -58,5 +58,5 @@ def ekfac(problem: Problem, task: Task) -> Outcome:
         score_args=ScoreArguments(damping_factor=problem.l2),
         overwrite_output_dir=True,
     )
-    scores = analyzer.load_pairwise_scores("pairwise")  # computing gives them to the disk only
+    scores = analyzer.load_pairwise_scores("pairwise")  # compute_pairwise_scores only writes them to disk
     return plain.found(problem, tests, scores["all_modules"])

@@ -1,4 +1,4 @@
-"""pyDVL: its Hessian is that of the mean loss over the loader's batches, and the penalty goes in as regularization."""
+"""pyDVL: its Hessian is that of the mean loss over the loader's batches; the penalty is passed as regularization."""
 
 from __future__ import annotations
 
