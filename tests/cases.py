@@ -1,4 +1,4 @@
-"""The operators and the solvers under law. A new one is one row here, and it is fully tested."""
+"""Table of the operators and solvers that the laws test; a new one is fully tested by one more row."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,12 +26,12 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "attention": Attention.make,
 }
 problem_of = cache(lambda name: PROBLEMS[name]())
-DRAWN = 9  # samples in a subsampled operator
+DRAWN = 9  # number of samples of a subsampled operator
 
 
 @dataclass(frozen=True)
 class OperatorCase:
-    """An operator over batches of a given size, and the matrix it must be."""
+    """An operator for a given batch size, and the matrix it must equal."""
 
     name: str
     build: Callable[[int], LinearOperator]
@@ -120,7 +120,7 @@ class _ExactDraw(LockstepDraw):
 
 
 class Products(LinearOperator):
-    """Products only: an operator that cannot be sampled."""
+    """A matrix as an operator that has products only and cannot be sampled."""
 
     definite = Definite.UNKNOWN
 
@@ -132,7 +132,7 @@ class Products(LinearOperator):
 
 
 def matrix_with(eigenvalues: Tensor, seed: int = 4) -> Tensor:
-    """A symmetric matrix with these eigenvalues."""
+    """Returns a symmetric matrix with these eigenvalues."""
     generator = torch.Generator().manual_seed(seed)
     Q = torch.linalg.qr(torch.randn(len(eigenvalues), len(eigenvalues), generator=generator, dtype=torch.float64)).Q
     return ((Q * eigenvalues) @ Q.T + ((Q * eigenvalues) @ Q.T).T) / 2

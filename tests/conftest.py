@@ -1,4 +1,4 @@
-"""Fixtures for every room's tests."""
+"""Fixtures of all tests."""
 
 import os
 from pathlib import Path
@@ -7,18 +7,18 @@ import pytest
 import torch
 
 CHECKOUT = Path(__file__).parents[1]
-LONG = 300.0  # seconds until another process counts as hung, however busy the machine; nobody waits for it who passes
+LONG = 300.0  # timeout of other processes, seconds; generous for busy machines, and never reached by a passing test
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    """Tensors of a few hundred numbers: on a busy machine a second thread makes them twenty times slower."""
+    """Limits torch to one thread: with a second one, small tensors take twenty times as long on a busy machine."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def mnist_root() -> Path:
-    """Folder of the four full MNIST files; tests that ask for it are marked `full` and skipped where it is not."""
+    """Folder of the four full MNIST files; tests that use it are marked `full` and skipped if it does not exist."""
     given = os.environ.get("IFLOO_MNIST_ROOT")
     root = Path(given) if given else CHECKOUT.parent / "shared" / "data" / "mnist"
     if not root.is_dir():

@@ -1,4 +1,4 @@
-"""Laws: what every operator and every solver must obey, whatever it is."""
+"""Laws that every operator and every solver must obey."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from ifloo.curvature import LinearOperator, dense
 from ifloo.solvers import Status
 from tests.cases import Matrix, OperatorCase, SolverCase, matrix_with
 
-# Sums of up to 150 products of numbers near 1, in another order: 1e-12 leaves four digits above float64 rounding.
+# Sums of up to 150 products of numbers near 1, in another order: 1e-12 is four digits above float64 rounding.
 ROUNDING = {"rtol": 1e-12, "atol": 1e-12}
 
 
@@ -46,7 +46,9 @@ def repeatable(case: OperatorCase) -> None:
     V = _vectors(A)
     first = A.matmat(V)
     assert torch.equal(A.matmat(V), first)  # the same sums in the same order: to the bit
-    torch.testing.assert_close(A.matmat(V[1:2]), first[1:2], **ROUNDING)  # one row goes another way than three
+    torch.testing.assert_close(
+        A.matmat(V[1:2]), first[1:2], **ROUNDING
+    )  # one row may take another code path than three
 
 
 OPERATOR_LAWS = [linear, symmetric, equals_its_dense, batch_size_free, repeatable]

@@ -1,7 +1,7 @@
-"""Problems that know their own answers in float64, by formulas that share no code with the engine.
+"""Problems with known solutions in float64, computed by formulas that share no code with the engine.
 
 `Ridge` has a closed form for any sample weights; `Logistic` is solved by dense Newton to rounding; `Attention` is
-small, curved and unsolved: it is there for what torch.func gets wrong.
+small, curved and untrained: it tests operations that torch.func gets wrong.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from ifloo.objective import FunctionalLosses, Objective, SampleWeights, Training
 from ifloo.params import ParamSpace
 from ifloo.solvers import Cholesky
 
-Form = Callable[[dict[str, Tensor]], Any]  # the form batches take: dict or tuple
+Form = Callable[[dict[str, Tensor]], Any]  # converts a sample to the form of its batches: dict or tuple
 
 
 def as_dict(sample: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -33,7 +33,7 @@ def as_tuple(sample: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Samples(Dataset):
-    """Rows of x and labels in a given order; the id of a row stays that of its first place."""
+    """Rows of x and labels in a given order; the id of a row is its position in x."""
 
     def __init__(self, x: Tensor, labels: Tensor, order: Tensor | None = None, form: Form = as_dict) -> None:
         self.ids = torch.arange(len(x)) if order is None else order
@@ -48,7 +48,15 @@ class Samples(Dataset):
 
 @dataclass(frozen=True)
 class Problem:
-    """A model, its n training samples, m queries, and the λ of its penalty ½λ‖θ‖²."""
+    """A model with training samples and queries.
+
+    Attributes:
+        module: Model, at its parameters θ.
+        x: Inputs of the n training samples.
+        labels: Labels of the training samples.
+        queries: Batch of m test samples.
+        penalty: λ of the penalty ½λ‖θ‖².
+    """
 
     module: nn.Module
     x: Tensor
@@ -71,25 +79,25 @@ class Problem:
     def loader(self, batch_size: int = 7, order: Tensor | None = None, form: Form = as_dict) -> DataLoader:
         return DataLoader(Samples(self.x, self.labels, order, form), batch_size=batch_size)
 
-    def data(self, batch_size: int = 7, cache_bytes: int = 1 << 30, **how: Any) -> TrainingData:
-        return TrainingData(self.loader(batch_size, **how), torch.device("cpu"), self.space.dtype, cache_bytes)
+    def data(self, batch_size: int = 7, cache_bytes: int = 1 << 30, **settings: Any) -> TrainingData:
+        return TrainingData(self.loader(batch_size, **settings), torch.device("cpu"), self.space.dtype, cache_bytes)
 
-    def objective(self, batch_size: int = 7, **how: Any) -> Objective:
-        return Objective(FunctionalLosses(self.module, self.space), self.data(batch_size, **how))
+    def objective(self, batch_size: int = 7, **settings: Any) -> Objective:
+        return Objective(FunctionalLosses(self.module, self.space), self.data(batch_size, **settings))
 
-    def engine(self, solver: Any = None, batch_size: int = 7, **how: Any) -> InfluenceEngine:
-        objective = self.objective(batch_size, **how)
+    def engine(self, solver: Any = None, batch_size: int = 7, **settings: Any) -> InfluenceEngine:
+        objective = self.objective(batch_size, **settings)
         hessian = Hessian(objective, self.theta)
         return InfluenceEngine(objective, self.theta, hessian, solver or Cholesky(), self.penalty)
 
-    # Truth, by plain autograd or by formula: no torch.func, no ifloo.
+    # Reference values by plain autograd or by formula, without torch.func and ifloo.
 
     def losses_at(self, theta: Tensor, x: Tensor, labels: Tensor) -> Tensor:
-        """ℓ of each sample."""
+        """Computes ℓ of each sample."""
         raise NotImplementedError
 
     def value(self, theta: Tensor, weights: Tensor | None = None) -> Tensor:
-        """J(θ; w) of the whole."""
+        """Computes J(θ; w) of all training samples."""
         losses = self.losses_at(theta, self.x, self.labels)
         return ((weights if weights is not None else 1.0) * losses).sum() / self.n + self.penalty / 2 * theta @ theta
 
@@ -97,7 +105,7 @@ class Problem:
         return self.losses_at(theta, self.queries["x"], self.queries["labels"])
 
     def dense_hessian(self, theta: Tensor | None = None, ids: Tensor | None = None) -> Tensor:
-        """∇²J; with `ids` (repeats count) the mean runs over these samples only."""
+        """Computes ∇²J; with `ids` (repeats count) the mean runs over these samples only."""
         ids = torch.arange(self.n) if ids is None else ids
 
         def mean(t: Tensor) -> Tensor:
@@ -107,15 +115,15 @@ class Problem:
             return torch.autograd.functional.hessian(mean, self.theta if theta is None else theta)
 
     def dense_gauss_newton(self) -> Tensor:
-        """(1/n) Σ J_iᵀ S_i J_i + λI with the loss's own second derivative S_i written by hand."""
+        """Computes (1/n) Σ J_iᵀ S_i J_i + λI with the loss's second derivative S_i derived by hand."""
         raise NotImplementedError
 
     def gradients(self, theta: Tensor, x: Tensor, labels: Tensor) -> Tensor:
-        """∇ℓ of each sample, one backward pass each."""
+        """Computes ∇ℓ of each sample, one backward pass each."""
         return torch.autograd.functional.jacobian(lambda t: self.losses_at(t, x, labels), theta)
 
     def scores(self) -> Tensor:
-        """Scores −(1/n) ∇L_t H⁻¹ ∇ℓ_i, dense."""
+        """Computes the scores −(1/n) ∇L_t H⁻¹ ∇ℓ_i with a dense H."""
         training = self.gradients(self.theta, self.x, self.labels)
         queries = self.gradients(self.theta, self.queries["x"], self.queries["labels"])
         return -queries @ torch.linalg.solve(self.dense_hessian(), training.T) / self.n
@@ -155,7 +163,7 @@ class Ridge(Problem):
         return problem
 
     def fit(self, weights: Tensor | None = None) -> Tensor:
-        """The minimiser of J(θ; w)."""
+        """Computes the minimiser of J(θ; w)."""
         w = torch.ones(self.n, dtype=self.x.dtype) if weights is None else weights
         H = (self.x.T * w) @ self.x / self.n + self.penalty * torch.eye(self.x.shape[1], dtype=self.x.dtype)
         return torch.linalg.solve(H, self.x.T @ (w * self.labels) / self.n)
@@ -167,12 +175,12 @@ class Ridge(Problem):
         return self.x.T @ self.x / self.n + self.penalty * torch.eye(self.x.shape[1], dtype=self.x.dtype)
 
     def leverages(self) -> Tensor:
-        """h_i = x_iᵀ H⁻¹ x_i / n."""
+        """Computes h_i = x_iᵀ H⁻¹ x_i / n."""
         return (self.x * torch.linalg.solve(self.dense_gauss_newton(), self.x.T).T).sum(1) / self.n
 
 
 class Classification(Problem):
-    """Cross-entropy of `logits_at`."""
+    """Problem with the cross-entropy of `logits_at` as loss."""
 
     def logits_at(self, theta: Tensor, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -208,7 +216,7 @@ class Logistic(Classification):
         return x @ theta.reshape(3, -1).T
 
     def fit(self, weights: Tensor | None = None, start: Tensor | None = None) -> Tensor:
-        """The minimiser of J(θ; w), to ‖∇J‖ <= 1e-14."""
+        """Computes the minimiser of J(θ; w), to ‖∇J‖ <= 1e-14."""
         theta = torch.zeros(3 * self.x.shape[1], dtype=self.x.dtype) if start is None else start
         for _ in range(30):
             gradient = torch.autograd.functional.jacobian(lambda t: self.value(t, weights), theta)
@@ -220,7 +228,7 @@ class Logistic(Classification):
 
 
 class AttentionModel(nn.Module):
-    """Three tokens through layer_norm and one head of attention: what forward-over-reverse AD stumbles over."""
+    """Three tokens through layer_norm and one head of attention, at which forward-over-reverse AD fails."""
 
     def __init__(self, penalty: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Tiny training runs that are recorded while torch.optim makes them, and made again under other sample weights."""
+"""Tiny training runs of torch.optim, recorded while they run, and repeated with other sample weights."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ N, D, C, BATCH, STEPS = 12, 4, 3, 5, 14
 
 
 class Curved(nn.Module):
-    """Two layers with LayerNorm between them: curved in its weights, with a penalty."""
+    """Two layers with LayerNorm between them: a loss curved in the weights, with a penalty."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Curved(nn.Module):
 
 @dataclass
 class Training:
-    """A run of torch's own optimizer: plain autograd, no functional code."""
+    """A run of torch's own optimizer by plain autograd, without functional code."""
 
     make: Callable[[Any], optim.Optimizer]
     update: Update
@@ -51,23 +51,24 @@ class Training:
         return {"x": torch.randn(3, D, generator=_seeded(4), dtype=torch.float64), "labels": torch.tensor([0, 2, 1])}
 
     def batches(self) -> list[Tensor]:
-        """Shuffled epochs; the last batch of each is short."""
+        """Returns the ids of each batch of shuffled epochs; the last batch of an epoch is short."""
         epochs = [torch.randperm(N, generator=_seeded(10 + e)).split(BATCH) for e in range(STEPS)]
         return [ids for epoch in epochs for ids in epoch][:STEPS]
 
-    def run(self, weights: Tensor, seen: Callable[[int, nn.Module, Any], None] = lambda *_: None) -> nn.Module:
+    def run(self, weights: Tensor, observe: Callable[[int, nn.Module, Any], None] = lambda *_: None) -> nn.Module:
+        """Trains under sample weights and calls `observe` before the first step and after each."""
         torch.manual_seed(3)
         module = Curved()
         optimizer = self.make(module.parameters())
         schedule = optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
-        seen(0, module, optimizer)
+        observe(0, module, optimizer)
         for k, ids in enumerate(self.batches()):
             optimizer.zero_grad()
             losses = module.sample_losses({"x": self.x[ids], "labels": self.labels[ids]})
             ((weights[ids] * losses).mean() + module.penalty()).backward()
             optimizer.step()
             schedule.step()
-            seen(k + 1, module, optimizer)
+            observe(k + 1, module, optimizer)
         return module
 
     def test_losses(self, weights: Tensor) -> Tensor:
@@ -76,7 +77,7 @@ class Training:
             return module.sample_losses(self.queries)
 
     def trained(self) -> Trained:
-        """The run at w = 1, recorded every few steps."""
+        """Records the run at w = 1 every few steps."""
         states: dict[int, State] = {}
 
         def record(k: int, module: nn.Module, optimizer: optim.Optimizer) -> None:

@@ -1,4 +1,4 @@
-"""Models and data with something wrong with them, named on the command line by class path."""
+"""Models and data modules with one fault each, given on the command line by class path."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from ifloo.models import LogisticRegression
 
 
 class Saddle(LogisticRegression):
-    """J falls without end: its Hessian is that of the losses less 100 I."""
+    """A model whose J is unbounded below: its Hessian is that of the losses minus 100 I."""
 
     def penalty(self) -> Tensor:
         return -50.0 * self.linear.weight.square().sum()
@@ -26,7 +26,7 @@ class OtherPixels(MNISTDataModule):
 
 
 class NotANumber(MNISTDataModule):
-    """The digits with one NaN among them."""
+    """The digits with one NaN."""
 
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)

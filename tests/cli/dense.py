@@ -1,6 +1,6 @@
-"""Logistic regression by dense Newton in float64: plain torch, nothing of ifloo but the pixels.
+"""Logistic regression by dense Newton in float64, in plain torch; only the pixels come from ifloo.
 
-Under an L2 penalty the minimiser lies in the span of the samples, so n samples of 784 pixels are as many features as
+Under an L2 penalty the minimiser lies in the span of the samples, so n samples of 784 pixels have as many features as
 their rank, and the Hessian is small enough to factor.
 """
 
@@ -16,7 +16,7 @@ CLASSES = 10
 
 @dataclass(frozen=True)
 class Dense:
-    """Training samples in the basis of their own span, test samples projected on it (the rest meets no weight)."""
+    """Training samples in a basis of their span, and test samples projected on it (the rest has zero weight)."""
 
     x: Tensor
     labels: Tensor
@@ -34,7 +34,7 @@ class Dense:
         return cls(train.x @ basis.T, train.labels, test.x @ basis.T, test.labels, l2)
 
     def weights(self, without: int | None, removal: str) -> Tensor:
-        """W of a removal: n stays, or the mean runs over n − 1."""
+        """Returns the sample weights of a removal: n stays, or ("drop") the mean runs over n − 1 samples."""
         n = len(self.x)
         w = torch.ones(n, dtype=torch.float64)
         if without is not None:
@@ -43,7 +43,7 @@ class Dense:
         return w
 
     def fit(self, without: int | None = None, removal: str = "drop", start: Tensor | None = None) -> Tensor:
-        """The minimiser [c, d] to ‖∇J‖ <= 1e-14."""
+        """Computes the minimiser, `[c, d]`, to ‖∇J‖ <= 1e-14."""
         w = self.weights(without, removal) / len(self.x)
         W = torch.zeros(CLASSES, self.x.shape[1], dtype=torch.float64) if start is None else start
         one_hot = torch.nn.functional.one_hot(self.labels, CLASSES).double()

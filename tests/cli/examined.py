@@ -28,7 +28,7 @@ class Network(L.LightningModule):
 
 
 class Noisy(Dataset):
-    """Other numbers at each read."""
+    """Data set with new random numbers at each read."""
 
     def __len__(self):
         return N
@@ -38,7 +38,7 @@ class Noisy(Dataset):
 
 
 class Rows(L.LightningDataModule):
-    """Rows in batches of 30, or noise."""
+    """Data module of fixed rows in batches of 30, or of noise."""
 
     def __init__(self, noisy: bool = False):
         super().__init__()

@@ -42,7 +42,10 @@ def losses(folder, t, where=""):
 
 
 def assert_derivative(folder, t):
-    """A central difference at w = 1 ± 0.1 is off by 0.1²/6 of the third derivative: within 1 % of the largest score."""
+    """Checks scores against central differences at w = 1 ± 0.1, to 1 % of the largest score.
+
+    The error of such a difference is 0.1²/6 of the third derivative.
+    """
     up, down = losses(folder, t, "weight_1.1"), losses(folder, t, "weight_0.9")
     stored = scores(folder, t)["scores"].astype(np.float64)
     for i in up:

@@ -1,4 +1,4 @@
-"""A project of somebody who never heard of ifloo; tests copy it into a folder of their own."""
+"""A user's project that does not know ifloo; tests copy it into temporary folders."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Runs command lines as a shell would, but in this process: the imports of a fresh one take seconds."""
+"""Runs command lines as a shell would, but in this process, because the imports of a new process take seconds."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ CHECKOUT = Path(__file__).parents[2]
 CONFIG = CHECKOUT / "configs" / "mnist.yaml"
 N, TESTS = 100, 20
 
-# A preconditioner of rank 300, made for 55,000 images, costs more than all refits on 100.
+# A preconditioner of rank 300, chosen for 55,000 images, costs more than all refits on 100 images.
 LIGHT = (
     "--trainer.accelerator=cpu",
     "--finish.preconditioner.rank=10",
@@ -35,7 +35,7 @@ SMALL = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a shell would see."""
+    """Exit code and output of a command."""
 
     code: int | str | None
     out: str
@@ -49,7 +49,7 @@ def call(program: Callable[[Sequence[str]], int], folder: Path, arguments: Seque
         patch.chdir(folder)
         try:
             code: int | str | None = program(list(arguments))
-        except SystemExit as stop:  # argparse and jsonargparse leave this way
+        except SystemExit as stop:  # argparse and jsonargparse exit by it
             code = stop.code
     return Outcome(code, out.getvalue(), err.getvalue())
 
@@ -59,16 +59,16 @@ def ifloo(folder: Path, *arguments: str) -> Outcome:
 
 
 def small(folder: Path, command: str, *more: str) -> Outcome:
-    """One command on a few of the embedded digits."""
+    """Runs one command on a few of the embedded digits."""
     return ifloo(folder, command, *SMALL, *more)
 
 
 def done(outcome: Outcome) -> Outcome:
-    """The outcome of what must go well."""
+    """Checks that a command succeeded, and returns its outcome."""
     assert outcome.code == 0, outcome.err
     return outcome
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder."""
+    """Reads every file of a folder."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -1,4 +1,4 @@
-"""Models with a linear last layer and every kind of loss one may have; their dense truth is plain autograd."""
+"""Models with a linear last layer and various losses, with dense reference values by plain autograd."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class Rows(Dataset):
 
 
 class Net(nn.Module):
-    """`before` the head, the head, and a loss of its outputs."""
+    """A module `before` the head, the linear head, and a loss of its outputs."""
 
     def __init__(
         self, before: nn.Module, head: nn.Linear, loss: Callable[[Tensor, Tensor], Tensor], penalise_bias: bool = True
@@ -58,20 +58,20 @@ def squares(z: Tensor, y: Tensor) -> Tensor:
 
 
 def curved(z: Tensor, y: Tensor) -> Tensor:
-    """Something between the layer and its loss: the sum of three softplus against a count, as in a Poisson model."""
+    """Computes a loss that is nonlinear in the outputs before the likelihood: a Poisson rate of three softplus."""
     rate = F.softplus(z).sum(1)
     return rate - y * torch.log(rate)
 
 
 def tokens(z: Tensor, y: Tensor) -> Tensor:
-    """Mean over the answer's tokens; −100 where there is no loss."""
+    """Computes the mean over the answer's tokens; tokens with label −100 are not counted."""
     each = F.cross_entropy(z.movedim(-1, 1), y, reduction="none", ignore_index=-100)
     return each.sum(1) / (y != -100).sum(1).clamp_min(1)
 
 
 @dataclass(frozen=True)
 class HeadCase:
-    """A model, its data and the parameters attributed."""
+    """A model, its data, and patterns of the attributed parameters."""
 
     name: str
     module: Net
@@ -134,7 +134,7 @@ class Penalty(Losses):
         return self.module.penalty()
 
 
-def _made(
+def _head_case(
     name: str,
     out: int,
     loss: Callable[[Tensor, Tensor], Tensor],
@@ -153,7 +153,7 @@ def _made(
 
 
 def _dead(draw: torch.Generator) -> Tensor:
-    """Inputs with two columns that are zero in every sample."""
+    """Draws inputs with two columns that are zero in every sample."""
     x = torch.randn(N, D, generator=draw, dtype=torch.float64)
     x[:, [1, 4]] = 0
     return x
@@ -172,15 +172,15 @@ def _text(draw: torch.Generator) -> Tensor:
 
 REMOVED = SampleWeights(23 / 21, torch.tensor([6, 30]), torch.zeros(2, dtype=torch.float64))
 HEADS = [
-    _made("softmax", C, cross_entropy, bias=False),
-    _made("softmax, bias", C, cross_entropy),
-    _made("softmax, free bias", C, cross_entropy, penalise_bias=False),
-    _made("softmax, frozen bias", C, cross_entropy, patterns=("head.weight",)),
-    _made("softmax, dead inputs", C, cross_entropy, x=_dead),
-    _made("softmax, weighted samples", C, cross_entropy, weights=REMOVED),
-    _made("binary logistic", 1, binary),
-    _made("least squares", 2, squares, y=lambda draw: torch.randn(N, generator=draw, dtype=torch.float64)),
-    _made("Poisson of three", C, curved),
-    _made("last layer", C, cross_entropy, before=lambda: nn.Sequential(nn.Linear(D, D), nn.Tanh())),
-    _made("tokens", C, tokens, before=lambda: nn.Sequential(nn.Linear(D, D), nn.GELU()), x=_text, y=_answers),
+    _head_case("softmax", C, cross_entropy, bias=False),
+    _head_case("softmax, bias", C, cross_entropy),
+    _head_case("softmax, free bias", C, cross_entropy, penalise_bias=False),
+    _head_case("softmax, frozen bias", C, cross_entropy, patterns=("head.weight",)),
+    _head_case("softmax, dead inputs", C, cross_entropy, x=_dead),
+    _head_case("softmax, weighted samples", C, cross_entropy, weights=REMOVED),
+    _head_case("binary logistic", 1, binary),
+    _head_case("least squares", 2, squares, y=lambda draw: torch.randn(N, generator=draw, dtype=torch.float64)),
+    _head_case("Poisson of three", C, curved),
+    _head_case("last layer", C, cross_entropy, before=lambda: nn.Sequential(nn.Linear(D, D), nn.Tanh())),
+    _head_case("tokens", C, tokens, before=lambda: nn.Sequential(nn.Linear(D, D), nn.GELU()), x=_text, y=_answers),
 ]

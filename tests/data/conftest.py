@@ -1,4 +1,4 @@
-"""Four tiny IDX files in MNIST's manner, and a mirror on loopback that misbehaves as told."""
+"""Fixtures of the data tests: four tiny IDX files like those of MNIST, and a local mirror with programmable faults."""
 
 import hashlib
 import socket
@@ -22,7 +22,7 @@ def as_idx(array: np.ndarray) -> bytes:
 
 @pytest.fixture(scope="session")
 def contents() -> dict[str, bytes]:
-    """Uncompressed, by name: 12 training and 5 test images."""
+    """Uncompressed files by name: 12 training and 5 test images."""
     rng = np.random.default_rng(0)
     arrays = [rng.integers(0, 256, (12, 28, 28)), np.arange(12) % 10, rng.integers(0, 256, (5, 28, 28)), np.arange(5)]
     return {file.name: as_idx(array) for file, array in zip(FULL, arrays, strict=True)}
@@ -35,14 +35,14 @@ def tiny(contents: dict[str, bytes]) -> FourFiles:
 
 @pytest.fixture
 def closed_port() -> str:
-    """A mirror nobody listens at."""
+    """URL of a mirror whose port is closed."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{one.getsockname()[1]}/"
 
 
 class Mirror:
-    """Answers each path with the next of the answers set for it; what was asked for is in `asked`."""
+    """Mirror that answers each path with the next of the answers set for it; `asked` lists the requested paths."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -54,7 +54,7 @@ class Mirror:
 
     @staticmethod
     def good(body: bytes, sent: int | None = None) -> Answer:
-        """The whole body; or only the first `sent` bytes of it, and then the connection breaks."""
+        """Returns an answer with the whole body, or with its first `sent` bytes, after which the connection breaks."""
 
         def answer(to: BaseHTTPRequestHandler) -> None:
             to.send_response(200)

@@ -1,7 +1,7 @@
 """Image-text rows written as one word each, and a model small enough to be differentiated twice in milliseconds.
 
-In a word a digit 0..7 is a token of text, a letter A..D one of four pictures (two image tokens each), `(` begins an
-answer, whose tokens are labelled, and `)` ends it: the token `END`, labelled too. "0A1(23)" asks about picture A.
+In a word a digit 0..7 is a text token, a letter A..D one of four images (two image tokens each), `(` begins an answer,
+whose tokens are labelled, and `)` ends it with the token `END`, labelled too. "0A1(23)" asks about image A.
 """
 
 from typing import Any
@@ -28,19 +28,19 @@ SETTINGS: dict[str, Any] = {
     "num_image_tokens": PER_IMAGE,
     "l2_reg": 0.01,
 }
-# An image, text only and two turns, two images, no answer at all.
+# Rows with an image; with text only and two turns; with two images; without an answer.
 WORDS = ("0A1(23)", "4(5)6(71)", "A2B3(0)", "012")
 
 
 def tiny(seed: int = 0, **changes: Any) -> MultimodalLM:
-    """The same model whenever it is made."""
+    """Builds a model whose weights depend only on the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MultimodalLM(**SETTINGS | changes)
 
 
 def read(word: str) -> tuple[list[int], list[int]]:
-    """Tokens and labels."""
+    """Converts a word to tokens and labels."""
     ids: list[int] = []
     labels: list[int] = []
     answering = False
@@ -54,11 +54,11 @@ def read(word: str) -> tuple[list[int], list[int]]:
 
 
 def batch(*words: str, width: int = 0, asked: int = 1, images: int = 1) -> dict[str, Tensor]:
-    """A batch of these rows, at least so wide, with room for so many answer positions and images."""
-    laid = [read(word) for word in words]
-    places = [[k - 1 for k, label in enumerate(labels) if label != IGNORED] for _, labels in laid]
+    """Builds a batch of rows with at least `width` tokens, `asked` answer positions and `images` images per row."""
+    parsed = [read(word) for word in words]
+    places = [[k - 1 for k, label in enumerate(labels) if label != IGNORED] for _, labels in parsed]
     shown = [[PICTURES["ABCD".index(mark)] for mark in word if mark in "ABCD"] for word in words]
-    width = max(width, *(len(ids) for ids, _ in laid))
+    width = max(width, *(len(ids) for ids, _ in parsed))
     asked, images = max(asked, *map(len, places)), max(images, *map(len, shown))
     nothing = torch.zeros_like(PICTURES[0])
 
@@ -66,9 +66,9 @@ def batch(*words: str, width: int = 0, asked: int = 1, images: int = 1) -> dict[
         return torch.tensor([[*column, *[value] * (width - len(column))] for column in columns])
 
     return {
-        "input_ids": filled([ids for ids, _ in laid], width, PAD),
-        "labels": filled([labels for _, labels in laid], width, IGNORED),
-        "attention_mask": filled([[1] * len(ids) for ids, _ in laid], width, 0),
+        "input_ids": filled([ids for ids, _ in parsed], width, PAD),
+        "labels": filled([labels for _, labels in parsed], width, IGNORED),
+        "attention_mask": filled([[1] * len(ids) for ids, _ in parsed], width, 0),
         "answer_positions": filled(places, asked, -1),
         "pixel_values": torch.stack([torch.stack([*x, *[nothing] * (images - len(x))]) for x in shown]),
         "sample_index": torch.arange(len(words)),
@@ -80,6 +80,6 @@ def without(batch: dict[str, Tensor], name: str = "answer_positions") -> dict[st
 
 
 def samples(*words: str) -> list[dict[str, Tensor]]:
-    """A dataset: one dict a row, all of one width."""
+    """Builds a data set: one dict per row, all of the same width."""
     whole = batch(*words)
     return [{key: value[0] for key, value in rows(whole, slice(i, i + 1)).items()} for i in range(len(words))]

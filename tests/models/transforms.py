@@ -1,7 +1,7 @@
-"""The transforms that scores and refits are made of, each held against plain autograd or central differences.
+"""Laws of the transforms behind scores and refits, each checked against plain autograd or central differences.
 
-A case is a module in float64 whose output is row by row, and rows for it; a law is law(case). A new module is one more
-line in the table of a test, and it is fully tested.
+A case is a float64 module whose output is computed row by row, and rows for it; a law is law(case). A new module is
+fully tested by one more line in the table of a test.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from torch.func import functional_call, grad, vmap
 from ifloo.objective.batches import map_tensors
 from ifloo.params import ParamSpace
 
-EXACT = {"rtol": 1e-11, "atol": 1e-12}  # sums are associated anew, nothing else differs
-STEP = 1e-6  # of central differences
+EXACT = {"rtol": 1e-11, "atol": 1e-12}  # only the order of summation differs
+STEP = 1e-6  # step of central differences
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Case:
     """f(θ) = module(*rows), `[b, ...]`.
 
     Attributes:
-        module: in float64.
-        rows: what it is called with, every tensor `[b, ...]`.
-        theta: `[p]`, away from where a module starts: no gain is one and no bias zero.
-        directions: `[3, p]`.
+        module: Module in float64.
+        rows: Arguments of the module, every tensor `[b, ...]`.
+        theta: Parameters, `[p]`, away from a module's initial values: no gain is one and no bias zero.
+        directions: Directions of derivatives, `[3, p]`.
     """
 
     module: nn.Module
@@ -46,7 +46,7 @@ class Case:
         return functional_call(self.module, values, self.rows if rows is None else rows)
 
     def each(self, theta: Tensor, rows: Any = None) -> Tensor:
-        """One curved number of each row, `[b]`."""
+        """Computes a nonlinear function of each row's output, `[b]`."""
         output = self.output(theta, rows)
         return output.reshape(len(output), -1).sin().sum(1)
 
@@ -55,7 +55,7 @@ class Case:
 
 
 def assert_near(difference: Tensor, truth: Tensor) -> None:
-    """To 1e-6; at this step truncation and rounding are each a hundred times less."""
+    """Checks equality to 1e-6; at this step truncation and rounding are each a hundred times smaller."""
     assert float((difference - truth).detach().norm()) <= 1e-6 * float(truth.detach().norm())
 
 
@@ -64,20 +64,20 @@ def _alone(row: Any) -> Any:
 
 
 def a_row_alone_is_that_row_of_the_batch(case: Case) -> None:
-    """Of vmap over samples: a module that mixes rows, or branches on values, fails."""
+    """Checks vmap over samples: a module that mixes rows, or branches on values, fails."""
     alone = vmap(lambda row: case.output(case.theta, _alone(row)).squeeze(0))(case.rows)
     torch.testing.assert_close(alone, case.output(case.theta), **EXACT)
 
 
 def stacked_parameters_are_modules_side_by_side(case: Case) -> None:
-    """Of vmap over θ `[k, p]`, as replicas are trained: an operation that writes in place, or has no rule, fails."""
+    """Checks vmap over θ `[k, p]`, by which replicas are trained: in-place operations, or ones without a rule, fail."""
     stacked = case.theta + 0.1 * case.directions
     together = vmap(case.output)(stacked)
     torch.testing.assert_close(together, torch.stack([case.output(theta) for theta in stacked]), **EXACT)
 
 
 def forward_mode_is_the_jacobian(case: Case) -> None:
-    """jvp, of which all scores are made: fused attention has none, a mean over no token gives nan."""
+    """Checks jvp, which all scores use: fused attention has none, a mean over no token gives nan."""
     _, forward = torch.func.jvp(case.output, (case.theta,), (case.directions[0],))
     torch.testing.assert_close(forward, jvp(case.output, case.theta, case.directions[0])[1], **EXACT)
     up, down = (case.output(case.theta + sign * STEP * case.directions[0]) for sign in (1, -1))
@@ -85,13 +85,13 @@ def forward_mode_is_the_jacobian(case: Case) -> None:
 
 
 def gradients_of_samples_are_those_of_one_pass_each(case: Case) -> None:
-    """vmap(grad): a loss that is no function of its own row alone, or nan where a label is ignored, fails."""
+    """Checks vmap(grad): a loss that depends on other rows, or is nan at an ignored label, fails."""
     gradients = vmap(grad(lambda t, row: case.each(t, _alone(row)).squeeze(0)), (None, 0))(case.theta, case.rows)
     torch.testing.assert_close(gradients, jacobian(case.each, case.theta), **EXACT)
 
 
 def hessian_products_are_differences_of_gradients(case: Case) -> None:
-    """vjp(grad), many directions at once: grad(jvp) is silently wrong through layer_norm, fused attention has none."""
+    """Checks vjp(grad) in many directions: grad(jvp) is silently wrong through layer_norm, fused attention has none."""
     _, product = torch.func.vjp(grad(case.total), case.theta)
     (products,) = vmap(product)(case.directions)
     for direction, found in zip(case.directions, products, strict=True):

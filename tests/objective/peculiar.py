@@ -1,4 +1,4 @@
-"""Small models with one peculiarity each, for what is found of them."""
+"""Small models with one peculiarity each, for the tests of their diagnosis."""
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ BATCH = {
 
 
 class Classifier(nn.Module):
-    """A body, `[b, 4, 3]` to anything with 12 numbers a sample, and a linear head."""
+    """A body from `[b, 4, 3]` to `features` numbers per sample, and a linear head."""
 
     def __init__(self, body, features=12, metric=None):
         super().__init__()
@@ -28,7 +28,7 @@ class Classifier(nn.Module):
 
 
 class Wrapping(nn.Module):
-    """What an adapter is to its model: names of parameters without its own prefix."""
+    """Stand-in for an adapter around a model, with `wraps` as prefix of the parameter names."""
 
     wraps = "model."
 
@@ -44,7 +44,7 @@ class Wrapping(nn.Module):
 
 
 class Counting(nn.Module):
-    """Changes a buffer at each call: in place, or by another tensor in its place."""
+    """A layer that changes a buffer at each call, in place or by assigning a new tensor."""
 
     def __init__(self, in_place):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Small networks and refits of them: what stacked replicas are held against one by one on."""
+"""Small networks and their refits, on which stacked replicas are compared with single fits."""
 
 import functools
 
@@ -16,7 +16,7 @@ SGD = functools.partial(optim.SGD, lr=0.1, momentum=0.9)
 REMOVED = [0, 5, 11, 17, 23]
 
 
-def dataset(ids=False):
+def dataset(ids: bool = False) -> TensorDataset:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(N, D, generator=generator, dtype=torch.float64)
     tensors = (x, torch.randint(C, (N,), generator=generator))
@@ -24,7 +24,7 @@ def dataset(ids=False):
 
 
 class Trained(SampleLossModule):
-    """A network with an optimizer, and what `schedule` makes of it."""
+    """A network under the contract, with an optimizer and optionally a schedule of it."""
 
     def __init__(self, network, optimizer=SGD, schedule=None):
         super().__init__()
@@ -41,12 +41,12 @@ class Trained(SampleLossModule):
         return [optimizer], [self.schedule(self, optimizer)] if self.schedule else []
 
 
-def perceptron(*between):
+def perceptron(*between: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Linear(D, 5), *between, nn.Tanh(), nn.Linear(5, C)).double()
 
 
 class Reading(nn.Module):
-    """Six numbers read as two tokens of three, through embedding, layer_norm and fused attention."""
+    """A network that reads six numbers as two tokens of three: embedding, layer_norm and fused attention."""
 
     def __init__(self):
         super().__init__()
@@ -57,7 +57,7 @@ class Reading(nn.Module):
 
 
 class Tied(nn.Module):
-    """One weight in two places, one frozen, one buffer, one parameter that nothing uses."""
+    """A network with a tied weight, a frozen bias, a buffer, and an unused parameter."""
 
     def __init__(self):
         super().__init__()
@@ -72,7 +72,7 @@ class Tied(nn.Module):
 
 
 def refitter(model, shuffle=False, data=None, init="warm", after="lbfgs", **recipe):
-    """Refits of what `model` makes; warm ones start from one such model, cold ones each make their own."""
+    """Builds a refitter of `model()`; warm refits all start from one such model, cold ones each from a new one."""
     torch.manual_seed(3)
     state = model().state_dict()
 

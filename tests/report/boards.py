@@ -1,4 +1,4 @@
-"""Made-up results as the report writes them for TensorBoard, and its files read back."""
+"""Artificial results, written by the report for TensorBoard and read back from its files."""
 
 import numpy as np
 import torch
@@ -18,13 +18,13 @@ from tests.report.results import ACTUAL, BASE, IDS, REMOVED, SCORES, N, T, store
 
 CURVE = np.array([[1, 0.5], [2, 1e-3], [7, 2e-11]])
 EVIL = "</script><img src=x onerror=alert(1)> **b** [a](javascript:1) | `c`\t#1\n\n# 你\u202e_x_ &lt; \ud800 \x07end"
-SAID = "</script><img src=x onerror=alert(1)> **b** [a](javascript:1) | `c` #1 # 你_x_ &lt; end"
+SANITISED = "</script><img src=x onerror=alert(1)> **b** [a](javascript:1) | `c` #1 # 你_x_ &lt; end"
 SELF = {name: np.random.default_rng(k).random(N) for k, name in enumerate(("last_layer", "loss"))}
 OTHER = T + 2
 
 
 class Pictured:
-    """Captions and grey pictures, one sample without."""
+    """Data set with captions and grey images; one sample has no image."""
 
     ids = torch.from_numpy(IDS)
 
@@ -36,7 +36,7 @@ class Pictured:
 
 
 class Talk:
-    """Questions and answers without pictures."""
+    """Data set with questions and answers, without images."""
 
     ids = torch.from_numpy(IDS)
 
@@ -56,7 +56,7 @@ class Data:
 
 
 class Rows(Dataset):
-    """Features of the training samples, in order."""
+    """Data set of the features of the training samples, in order."""
 
     x = torch.randn(N, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     labels = torch.arange(N) % 3
@@ -81,7 +81,7 @@ def gradients(ids=IDS, **settings):
 
 
 def truth(source):
-    """∇ℓ_i of each sample by a backward pass of its own, and the projection as a matrix [p, d]."""
+    """Returns ∇ℓ_i of each sample by a separate backward pass, and the projection as a matrix [p, d]."""
     weight, bias = source.module.parameters()
     found = []
     for x, y in zip(Rows.x, Rows.labels, strict=True):
@@ -92,7 +92,7 @@ def truth(source):
 
 
 def add_test(results, t=OTHER, refits=True):
-    """Another test, of scores a thousand times as large."""
+    """Adds another test whose scores are a thousand times as large."""
     scored = stored(1000 * SCORES[::-1], results.influence, test_id=t, residual=3e-11)
     influences.save(results.layout.scores(t), scored)
     if refits:
@@ -104,7 +104,7 @@ def add_test(results, t=OTHER, refits=True):
 def add_self_influence(results):
     compared = {**BASE, "damping": 1e-3}
     Manifest.at(results.layout.manifest).record(SECTION, compared, {})
-    order = np.argsort(-IDS)  # another order than that of the scores
+    order = np.argsort(-IDS)  # an order that differs from that of the scores
     rankings = {name: value[order] for name, value in SELF.items()}
     self_influence.save(
         results.layout.self_influence,
@@ -115,7 +115,7 @@ def add_self_influence(results):
 
 
 def write(results, folder, tests=(T,), outcomes=None, data=None, gradients=None):
-    """What a report writes for TensorBoard, without its pictures."""
+    """Writes the TensorBoard report without its figures."""
     data = data or Data()
     refitted = [t for t in tests if results.layout.loo_losses(t).exists()]
     compared = Reporter(results.layout, data, folder).verdict(refitted, 6) if refitted else {}
@@ -124,7 +124,7 @@ def write(results, folder, tests=(T,), outcomes=None, data=None, gradients=None)
 
 
 class Board:
-    """The report's event file, read back."""
+    """Event file of a report, read back."""
 
     def __init__(self, results, folder, tests=(T,), outcomes=None, **settings):
         write(results, folder, tests, outcomes or {}, **settings)

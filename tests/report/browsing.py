@@ -1,4 +1,4 @@
-"""A report in a browser: what is on the screen, and what a hand does to it."""
+"""Helpers for tests of the report in a browser: reading the screen, and mouse and keyboard input."""
 
 import time
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ import numpy as np
 
 N = 500  # points of the page `many`
 DESKTOP, PHONE = (1280, 900), (375, 812)  # pixels
-SECONDS = 20  # after which what did not happen does not happen
+SECONDS = 20  # timeout of every wait
 
 # Code points of keys: W3C WebDriver, "Keyboard actions".
 KEYS = SimpleNamespace(TAB="\ue004", ESCAPE="\ue00c", END="\ue010", LEFT="\ue012", RIGHT="\ue014", DOWN="\ue015")
@@ -22,7 +22,7 @@ def find(browser, selector):
 
 
 def words(browser, selector):
-    """What is written there, read at once: an element that was found first may have been replaced when it is asked."""
+    """Reads an element's text in one call: an element found in an earlier call may have been replaced since."""
     return script(browser, "return document.querySelector(arguments[0]).innerText", selector)
 
 
@@ -35,7 +35,7 @@ def in_sight(browser, selector):
 
 
 def shown(browser):
-    """How many points the picture has."""
+    """Counts the points of the plot."""
     return len(browser.find_elements("css selector", "#plot .scatterlayer .points path")) - ring(browser)
 
 
@@ -49,7 +49,7 @@ def ranges(browser):
 
 
 def place(browser, x, y):
-    """Where these coordinates are on the screen, pixels."""
+    """Returns the position of plot coordinates on the screen, pixels."""
     code = """
         const plot = document.getElementById("plot"), box = plot.getBoundingClientRect();
         const { xaxis, yaxis } = plot._fullLayout;
@@ -72,24 +72,24 @@ def point_at(browser, x, y):
     mouse(browser, "mouseMoved", left, top)
 
 
-def wait(browser, what):
-    """Until it is so; gives what was found."""
+def wait(browser, condition):
+    """Waits until `condition()` is true and returns its value."""
     end = time.monotonic() + SECONDS
-    while not (found := what()):
-        assert time.monotonic() < end, f"not within {SECONDS} s; the console said {browser.get_log('browser')}"
+    while not (found := condition()):
+        assert time.monotonic() < end, f"not within {SECONDS} s; browser console: {browser.get_log('browser')}"
         time.sleep(0.02)
     return found
 
 
 def choose(browser, selector, text):
-    """An option of a list, by the beginning of its text."""
+    """Chooses an option of a list by the beginning of its text."""
     (option,) = [
         one for one in browser.find_elements("css selector", f"{selector} option") if one.text.startswith(text)
     ]
     option.click()
 
 
-def number(text):
+def number(text: str) -> float:
     return float(text.removesuffix(" nats").replace("−", "-").replace("+", ""))
 
 

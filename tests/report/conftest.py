@@ -1,6 +1,9 @@
-"""A browser with the report of made-up results in it, where there is one."""
+"""Fixtures of the report's tests: a browser if one is installed, pages of artificial results, a results folder."""
 
 import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +20,7 @@ FLAGS = (
 
 
 @pytest.fixture(scope="session")
-def browser():
+def browser() -> Iterator[Any]:
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not there (pip install 'ifloo[test]')")
     chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
     if not (chromium and driver):
@@ -33,8 +36,8 @@ def browser():
 
 
 @pytest.fixture(scope="session")
-def pages(tmp_path_factory):
-    """Pages by name: 500 removals, two tests with two methods, nasty words, scores without refits."""
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Pages by name: 500 removals, two tests with two methods, hostile texts, scores without refits."""
     folder = tmp_path_factory.mktemp("pages")
     two = [comparison(t=t, further={CORRECTED: comparison(t=t).actual}) for t in (T, 8)]
     long = Words([*NASTY, "w" * 400, "请描述这张图片。" * 30])
@@ -46,10 +49,10 @@ def pages(tmp_path_factory):
 
 
 @pytest.fixture
-def opened(browser, pages):
-    """Opens a page in a window of this size; in the end nothing may have been complained about or fetched."""
+def opened(browser: Any, pages: dict[str, Path]) -> Iterator[Callable[..., Any]]:
+    """Function that opens a page in a window of a given size; checks at the end that nothing was logged or fetched."""
 
-    def go(name, size=DESKTOP, scheme="light", touch=False):
+    def go(name: str, size: tuple[int, int] = DESKTOP, scheme: str = "light", touch: bool = False) -> Any:
         metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": touch}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": touch})
@@ -69,12 +72,12 @@ def opened(browser, pages):
 
 
 @pytest.fixture
-def results(tmp_path):
-    made = Results(Layout(tmp_path / "out")).write()
-    influences.save(made.layout.scores(T), stored(SCORES, made.influence, residual=1e-11, residual_curve=CURVE))
-    return made
+def results(tmp_path: Path) -> Results:
+    folder = Results(Layout(tmp_path / "out")).write()
+    influences.save(folder.layout.scores(T), stored(SCORES, folder.influence, residual=1e-11, residual_curve=CURVE))
+    return folder
 
 
 @pytest.fixture
-def logs(tmp_path):
+def logs(tmp_path: Path) -> Path:
     return tmp_path / "logs"

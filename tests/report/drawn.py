@@ -1,4 +1,4 @@
-"""What is on a figure, and whether it can be read."""
+"""Texts of a figure, and a check that they are readable."""
 
 from itertools import combinations
 
@@ -7,7 +7,7 @@ from matplotlib.text import Text
 
 
 def texts_of(figure: Figure) -> list[Text]:
-    """What is written; matplotlib keeps tick labels beyond the limits of an axis and does not draw them."""
+    """Lists the visible texts, without tick labels beyond an axis's limits, which matplotlib has but does not draw."""
     beyond = {
         label
         for axes in figure.axes
@@ -20,7 +20,7 @@ def texts_of(figure: Figure) -> list[Text]:
 
 
 def check_readable(figure: Figure) -> None:
-    """No text covers another, none leaves the picture."""
+    """Checks that no text overlaps another and none leaves the figure."""
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
     boxes = [(text.get_text(), text.get_window_extent(renderer).padded(-1)) for text in texts_of(figure)]

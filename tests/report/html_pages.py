@@ -1,4 +1,4 @@
-"""Pages of results that are made up, and what is on them."""
+"""Pages of artificial results, and a parser of their content."""
 
 import json
 from html.parser import HTMLParser
@@ -23,7 +23,7 @@ NASTY = (
 
 
 class Pictures:
-    """Images with labels; colour ones of the given size, every id another one."""
+    """Data set of images with captions, of a given size; each id has another image."""
 
     def __init__(self, side=28, channels=(), caption=str):
         self.shape, self.caption = (side, side, *channels), caption
@@ -33,7 +33,7 @@ class Pictures:
 
 
 class Words:
-    """Conversations, of which every third has no picture."""
+    """Data set of conversations; every third one has no image."""
 
     def __init__(self, texts=("请描述这张图片。", "What is this?")):
         self.texts = texts
@@ -54,7 +54,7 @@ class Data:
 
 
 def comparison(n=60, t=T, slope=1.0, noise=0.1, k=20, **others):
-    """`n` removals whose actual changes are `slope` times the predicted ones, with noise of this share of them."""
+    """Builds `n` removals whose actual changes are `slope` times the predicted ones, with relative noise `noise`."""
     rng = np.random.default_rng(t)
     scores = rng.standard_t(4, n) * 1e-2
     predicted = -scores
@@ -76,7 +76,7 @@ def comparison(n=60, t=T, slope=1.0, noise=0.1, k=20, **others):
 
 
 def written(folder, compared, data=None, **others):
-    """The page, read back."""
+    """Writes a page and returns its text."""
     at = Layout(folder / "exp")
     path = write_html(at, data or Data(Pictures()), {one.stored.test_id: one for one in compared}, {}, **others)
     assert path == at.report == folder / "exp" / "report.html"
@@ -84,7 +84,7 @@ def written(folder, compared, data=None, **others):
 
 
 class Reader(HTMLParser):
-    """Elements, text and links of a page, as a browser without scripts would find them."""
+    """Parser of a page's elements, texts and links, as a browser without scripts would see them."""
 
     def __init__(self, page):
         super().__init__()

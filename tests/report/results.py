@@ -1,4 +1,4 @@
-"""Scores and refits of one test on disk, as the commands leave them, with scores of further methods beside them."""
+"""Scores and refits of one test on disk, as the commands write them, and scores of further methods."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ def stored(scores: Any, compared: dict[str, Any], **others: Any) -> StoredInflue
 
 @dataclass
 class Results:
-    """A folder of results, and ways to add to it."""
+    """Folder of results, with methods that add to it."""
 
     layout: Layout
     removal: str = "drop"
@@ -47,7 +47,7 @@ class Results:
     influence: dict[str, Any] = field(default_factory=lambda: {**BASE, "solver": "CG"})
 
     def write(self) -> "Results":
-        """Scores, refits without `REMOVED`, two null refits, and what the manifest says of them."""
+        """Writes scores, refits without `REMOVED`, two null refits, and their sections of the manifest."""
         manifest = Manifest.at(self.layout.manifest)
         manifest.record("influence", self.influence, {})
         manifest.record("loo", {**BASE, "removal": self.removal}, {"random_ids": CONTROLS})
@@ -60,7 +60,7 @@ class Results:
         return self
 
     def add_method(self, name: str, scores: Any, compared: dict[str, Any] | None = None, **others: Any) -> None:
-        """Scores of a further method, and its section."""
-        said = {**BASE, "method": hashlib.sha256(name.encode()).hexdigest(), **(compared or {})}
-        Manifest.at(self.layout.manifest).record(f"methods/{name}", said, {})
-        influences.save(self.layout.method_scores(name, T), stored(scores, said, **others))
+        """Adds the scores of a further method, and its section of the manifest."""
+        settings = {**BASE, "method": hashlib.sha256(name.encode()).hexdigest(), **(compared or {})}
+        Manifest.at(self.layout.manifest).record(f"methods/{name}", settings, {})
+        influences.save(self.layout.method_scores(name, T), stored(scores, settings, **others))

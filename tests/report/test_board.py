@@ -15,7 +15,7 @@ from ifloo.store import Layout, influences
 from tests.report.boards import (
     EVIL,
     OTHER,
-    SAID,
+    SANITISED,
     SELF,
     Board,
     Data,
@@ -177,11 +177,11 @@ def test_text_of_samples_can_inject_nothing(results, logs, kind):
     tags = {re.split(r"[ >]", tag)[0] for tag in re.findall(r"<([^/][^>]*>)", shown)}
     assert tags == {"p", "strong", "table", "thead", "tbody", "tr", "th", "td"}
     cells = [html.unescape(cell) for cell in re.findall(r"<td>(.*?)</td>", shown)]
-    assert cells.count(SAID) == (1 if kind is Pictured else 17)
+    assert cells.count(SANITISED) == (1 if kind is Pictured else 17)
     (model,) = re.findall(r"<p>The model: (.*)</p>", shown)
-    assert html.unescape(model) == SAID
+    assert html.unescape(model) == SANITISED
     first = cells.index(str(IDS[3]))
-    assert cells[first : first + 3] == [str(IDS[3]), "\N{MINUS SIGN}1", SAID]
+    assert cells[first : first + 3] == [str(IDS[3]), "\N{MINUS SIGN}1", SANITISED]
 
 
 def test_long_text_is_cut(results, logs):

@@ -18,7 +18,7 @@ from ifloo.store import influences
 from tests.report.boards import (
     CURVE,
     OTHER,
-    SAID,
+    SANITISED,
     SELF,
     Board,
     add_self_influence,
@@ -39,7 +39,7 @@ def test_points_are_projected_gradients_with_their_scores(results, logs):
     np.testing.assert_allclose(tensors, (G @ S).detach().numpy(), rtol=0, atol=1e-14)
     assert list(columns) == ["id", "caption", f"score_test_{T}", f"percentile_test_{T}", "last_layer", "loss"]
     assert columns["id"] == [str(i) for i in IDS]
-    assert columns["caption"] == [SAID[:79] + "…" if i == IDS[3] else f"class {i % 3}" for i in IDS.tolist()]
+    assert columns["caption"] == [SANITISED[:79] + "…" if i == IDS[3] else f"class {i % 3}" for i in IDS.tolist()]
     for name, values in ((f"score_test_{T}", SCORES), ("last_layer", SELF["last_layer"]), ("loss", SELF["loss"])):
         # Written with six digits.
         np.testing.assert_allclose(np.array(columns[name], float), values, rtol=1e-5, atol=0)

@@ -1,6 +1,6 @@
-"""A program that the tests start twice: what two processes make of a failure in one of them.
+"""Program that the tests start twice: two processes, one or both of which fail in each case.
 
-Arguments: rank, file to meet at. Prints what each case came to.
+Arguments: rank, rendezvous file. Prints the outcome of each case.
 """
 
 import sys

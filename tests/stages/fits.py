@@ -1,4 +1,4 @@
-"""Small fits in which the callback is tested: dropout, augmentation, shuffled mini-batches, losses kept and logged."""
+"""Small fits for tests of the callback: dropout, augmentation, shuffled mini-batches, stored and logged losses."""
 
 import random
 from typing import Any
@@ -21,7 +21,7 @@ def samples(n: int, seed: int = 0) -> TensorDataset:
 
 
 class Augmented(Dataset[Any]):
-    """Noise from every random state there is, its own among them; `idx` from 100 on."""
+    """Data set with noise from every random state, including its own; `idx` starts at 100."""
 
     def __init__(self) -> None:
         self.base = samples(N)
@@ -42,7 +42,7 @@ def network() -> nn.Sequential:
 
 
 class Stated(SampleLossModule):
-    """States its losses and penalty."""
+    """A module under the contract: sample losses and penalty."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Stated(SampleLossModule):
 
 
 class Plain(L.LightningModule):
-    """As users write them: a mean loss, kept until the epoch's end, and a generator of its own."""
+    """A typical user's module: a mean loss, stored until the epoch's end, and its own generator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Plain(L.LightningModule):
 
 
 def losses_of(model: Plain, batch: Any) -> torch.Tensor:
-    """What `Plain` minimises, sample by sample."""
+    """Computes the loss of `Plain` for each sample."""
     x, y = (batch["x"], batch["labels"]) if isinstance(batch, dict) else batch
     return nn.functional.cross_entropy(model.head(model.body(x)), y, reduction="none")
 

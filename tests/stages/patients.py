@@ -1,4 +1,4 @@
-"""A plain module and its data with one thing wrong at a time."""
+"""Plain modules and data with one fault at a time, for the tests of the doctor."""
 
 import functools
 
@@ -22,7 +22,7 @@ SGD = functools.partial(optim.SGD, lr=0.1)
 
 
 class Plain(L.LightningModule):
-    """Logistic regression, trained by whatever optimizer is given; `more` is added to its loss."""
+    """Logistic regression with a given optimizer; `more` is added to its loss."""
 
     def __init__(self, optimizer=SGD, more=lambda logits, labels: 0.0):
         super().__init__()
@@ -37,7 +37,7 @@ class Plain(L.LightningModule):
 
 
 class Stated(SampleLossModule):
-    """The same under the contract."""
+    """The same model under the contract."""
 
     def __init__(self, optimizer=SGD, l2=0.01):
         super().__init__()
@@ -58,26 +58,26 @@ def losses(model, batch):
 
 
 class Data(L.LightningDataModule):
-    """Gives one loader, as it was made."""
+    """A data module with one loader, returned unchanged."""
 
     def __init__(self, loader=None):
         super().__init__()
-        self.loader = loaded() if loader is None else loader  # a loader of a stream has no length, and so no truth
+        self.loader = loaded() if loader is None else loader  # `loader or ...` would ask a stream for its length
 
     def train_dataloader(self):
         return self.loader
 
 
-def dataset(n=N, ids=True):
+def dataset(n: int = N, ids: bool = True) -> TensorDataset:
     return TensorDataset(X[:n], Y[:n], *([torch.arange(n)] if ids else []))
 
 
-def loaded(of=None, **how):
-    return DataLoader(dataset() if of is None else of, **({"batch_size": 50} | how))
+def loaded(of: Dataset | None = None, **settings) -> DataLoader:
+    return DataLoader(dataset() if of is None else of, **({"batch_size": 50} | settings))
 
 
 class Noisy(Dataset):
-    """Draws noise at each read."""
+    """A data set that adds new noise to sample 3 at each read."""
 
     def __len__(self):
         return N
@@ -102,7 +102,7 @@ def trainer(**settings):
 
 
 def subject(module=None, loader=None, data=None, checkpoint=None, recipe=None, unrolled=False, **settings):
-    """What the doctor is given."""
+    """Builds the input of the doctor."""
     module = module or Stated()
     return Subject(
         module if isinstance(module, SampleLossModule) else Adapted(module),
@@ -115,7 +115,7 @@ def subject(module=None, loader=None, data=None, checkpoint=None, recipe=None, u
 
 
 def fit_of(module=None, loader=None, recorded=None, **settings):
-    """The stand-in for a Trainer, with the optimizers of a module."""
+    """Builds the stand-in for a Trainer, with the optimizers of a module."""
     fit = Fit(trainer(**settings), loaded() if loader is None else loader, recorded or {})
     if module is not None:
         module.trainer = fit

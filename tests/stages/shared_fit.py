@@ -1,4 +1,4 @@
-"""A program that the tests start: a fit with the callback, or without it, in so many processes.
+"""Program started by the tests: a fit with or without the callback, in several processes.
 
 Arguments: number of processes, `with` or `without`, folder for scores and weights.
 """
@@ -13,13 +13,13 @@ from ifloo.stages import InfluenceCallback
 from tests.stages.fits import Stated, fitted, loader, samples
 
 
-def main(devices: int, how: str, folder: str) -> None:
+def main(devices: int, variant: str, folder: str) -> None:
     warnings.simplefilter("ignore")
     L.seed_everything(0, verbose=False)
-    callbacks = [InfluenceCallback(samples(2, seed=1)[:], every_n_epochs=1)] if how == "with" else []
+    callbacks = [InfluenceCallback(samples(2, seed=1)[:], every_n_epochs=1)] if variant == "with" else []
     module = Stated()
     trainer = fitted(module, loader(), callbacks, folder, devices=devices, strategy="ddp" if devices > 1 else "auto")
-    torch.save(module.state_dict(), f"{folder}/{how}_{trainer.global_rank}.pt")
+    torch.save(module.state_dict(), f"{folder}/{variant}_{trainer.global_rank}.pt")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

@@ -1,6 +1,6 @@
-"""A program that the tests start: scores in float64 by so many processes, which it starts itself.
+"""Program started by the tests: scores in float64 by several processes, which it starts itself.
 
-Arguments: number of processes, of training samples, `head` or `general`, file for the scores.
+Arguments: number of processes, number of training samples, `head` or `general`, file for the scores.
 """
 
 import sys
@@ -18,7 +18,7 @@ from ifloo.solvers import CG
 from ifloo.stages import AttributionSettings, InfluencePredictor, InfluenceWriter
 from ifloo.stages.world import World
 
-QUERIES = 35  # more than two blocks of those solved together, the last one not full
+QUERIES = 35  # more than two blocks of queries solved together, the last block not full
 
 
 def main(devices: int, n: int, kind: str, path: str) -> None:

@@ -1,4 +1,4 @@
-"""A program that the tests start: `trainer.predict` by hand in so many processes, each of which keeps its scores.
+"""Program started by the tests: `trainer.predict` in several processes, each of which writes its scores.
 
 Arguments: number of processes, folder for the scores.
 """
@@ -20,7 +20,7 @@ N = 31
 
 
 class Keeper(BasePredictionWriter):
-    """Writes what its process scored, and of which samples."""
+    """Writes the scores of its process and the ids of the scored samples."""
 
     def __init__(self, folder: str) -> None:
         super().__init__("epoch")
