@@ -207,8 +207,8 @@ class _NoTensor:
 
     def _read(self, *_: Any) -> NoReturn:
         raise InputError(
-            f"training_step reads a part of the batch that is no tensor (a list of {self._kind}), and samples are "
-            "dealt out to it as tensors.\n"
+            f"training_step reads a part of the batch that is not a tensor (a list of {self._kind}), but single "
+            "samples are passed to it as tensors only.\n"
             "  Give the losses as a function of your own (sample_losses), or put tensors into the batch."
         )
 
@@ -234,8 +234,9 @@ def _refuse_without_step(model: L.LightningModule) -> None:
     name = type(model).__name__
     if not model.automatic_optimization:
         raise InputError(
-            f"{name} optimizes by hand (automatic_optimization = False): its training_step steps, and has no loss of a "
-            "sample to give.\n  Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
+            f"{name} optimizes by hand (automatic_optimization = False): its training_step takes optimizer steps and "
+            "returns no loss of a sample.\n"
+            "  Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
         )
     if type(model).training_step is L.LightningModule.training_step:
         raise InputError(

@@ -113,8 +113,9 @@ def test_a_part_that_is_no_tensor_is_an_error_where_it_is_read(data):
     with pytest.raises(InputError) as caught:
         Adapted(Reads().double()).sample_losses({"inputs": [data[0]], "y": data[1], "name": ["a"] * 12})
     assert str(caught.value) == (
-        "training_step reads a part of the batch that is no tensor (a list of str), and samples are dealt out to it as "
-        "tensors.\n  Give the losses as a function of your own (sample_losses), or put tensors into the batch."
+        "training_step reads a part of the batch that is not a tensor (a list of str), but single samples are passed "
+        "to it as tensors only.\n"
+        "  Give the losses as a function of your own (sample_losses), or put tensors into the batch."
     )
 
 
@@ -132,8 +133,9 @@ def test_a_step_without_a_loss(data):
     [
         (
             ByHand,
-            "ByHand optimizes by hand (automatic_optimization = False): its training_step steps, and has no loss of a "
-            "sample to give.\n  Give the losses as a function of your own: sample_losses(model, batch) -> [b].",
+            "ByHand optimizes by hand (automatic_optimization = False): its training_step takes optimizer steps and "
+            "returns no loss of a sample.\n"
+            "  Give the losses as a function of your own: sample_losses(model, batch) -> [b].",
         ),
         (
             NoStep,
