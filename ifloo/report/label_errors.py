@@ -49,8 +49,8 @@ def label_errors(found: Mislabels) -> Figure:
         near.set_ylabel("wrong labels found")
         near.axvline(found.looked_at / n, color=QUIET, linewidth=0.8)
         near.set_title(f"{found.corrupted:,} of {n:,} labels are wrong: how fast are they found?")
-        near.set_xlabel("training data looked at, in the order of the ranking")
-        whole.set_xlabel("all of them")
+        near.set_xlabel("training data inspected, in the order of the ranking")
+        whole.set_xlabel("all training data")
         handles, texts = near.get_legend_handles_labels()
         note = f"found in the first {100 * found.looked_at / n:.3g}% of the data"
         figure.legend(handles, texts, loc="outside lower center", ncols=2, title=note, title_fontsize=9.5)

@@ -84,8 +84,8 @@ def mislabels(found: Mislabels) -> str:
     """Writes a table of the number of wrong labels that each ranking finds, and of the number expected by chance."""
     counts = {**{NAMES[name]: f"{count}" for name, count in found.found.items()}, "by chance": f"{found.chance:.3g}"}
     return (
-        f"{found.corrupted} training answers are wrong on purpose. Found among the {found.looked_at} rows that stand "
-        f"first (one in {PARTS}):\n\n" + table(["ranking", "found"], [list(row) for row in counts.items()])
+        f"{found.corrupted} training answers are wrong on purpose. Found among the first {found.looked_at} rows of "
+        f"each ranking (one in {PARTS}):\n\n" + table(["ranking", "found"], [list(row) for row in counts.items()])
     )
 
 

@@ -207,7 +207,7 @@ def test_wrong_labels_are_told_and_drawn_beside_self_influence(results, logs):
     layer, loss = (int(np.isin(first[name], ids).sum()) for name in ("last_layer", "loss"))
     assert loss == 2
     assert read.text("4 self-influence/wrong labels") == (
-        "4 training answers are wrong on purpose. Found among the 4 rows that stand first (one in 10):\n\n"
+        "4 training answers are wrong on purpose. Found among the first 4 rows of each ranking (one in 10):\n\n"
         f"| ranking | found |\n| --- | --- |\n| self-influence by last_layer | {layer} |\n| loss | {loss} |\n"
         "| by chance | 0.4 |"
     )

@@ -34,7 +34,7 @@ def certificate(stored: StoredInfluences, one: Comparison | None) -> list[Entry]
     entries = [_solve(stored), _residual(stored)]
     if stored.damping:
         undamped = compact(stored.undamped_residual, ".2g")
-        entries.append(Entry("undamped residual", undamped, "how far the damped solution is from the loss as it is"))
+        entries.append(Entry("undamped residual", undamped, "residual of the damped solution in the undamped system"))
     entries += [_bound(stored), _largest(stored)]
     if stored.repeat_error is not None:
         note = "standard error between repeats, relative to the solution"
@@ -59,11 +59,11 @@ def _residual(stored: StoredInfluences) -> Entry:
 
 def _bound(stored: StoredInfluences) -> Entry:
     bound = "no bound known" if stored.error_bound is None else f"≤ {compact(stored.error_bound, '.2g')}"
-    return Entry("error of a score", bound, "nats per unit weight, to be held against the largest score")
+    return Entry("error of a score", bound, "nats per unit weight, to be compared with the largest score")
 
 
 def _largest(stored: StoredInfluences) -> Entry:
-    return Entry("largest score", compact(float(np.abs(stored.scores).max(initial=0.0))), "by size")
+    return Entry("largest score", compact(float(np.abs(stored.scores).max(initial=0.0))), "by absolute value")
 
 
 def _of_refits(one: Comparison) -> list[Entry]:

@@ -418,7 +418,7 @@
     if (fit.median_rel_err !== null) {
       made.push(entry("median error", percent(fit.median_rel_err), between(fit.median_rel_err_ci, percent)));
     }
-    made.push(entry("refits", String(fit.n_refits), "all kinds, whatever is filtered"));
+    made.push(entry("refits", String(fit.n_refits), "of all kinds, regardless of the filter"));
     box.replaceChildren(...made);
   }
 

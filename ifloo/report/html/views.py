@@ -59,7 +59,7 @@ class View:
         sample: The test sample.
         outcome: Outcome of the model on it.
         stored: Scores of the training samples.
-        one: Comparison with refits; None if there are none.
+        one: Comparison with refits; None if the test has no refits.
         together: Statistics of all refits of the test.
         judgement: Judgement of these statistics.
         certificate: Entries of the certificate.
