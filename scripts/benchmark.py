@@ -1,8 +1,9 @@
 """Times ifloo, the loops of older code, peer libraries and the machine itself on the same images and base model.
 
-Each (work, method) runs in a process of its own, after its data are loaded. Works: T1 one test image, T100 a hundred,
-T10000 all there are with scores written, R500 refits without the 500 samples of largest |score| on test image 8. Errors
-are relative to the largest exact score of each test (float64, residual <= 1e-10), the worst test counts. Memory in GiB.
+Each (work, method) runs in a separate process, timed after its data are loaded. Works: T1, scores of one test image;
+T100, of a hundred; T10000, of all test images, written to disk; R500, refits without the 500 samples of largest |score|
+on test image 8. Errors are relative to the largest exact score of each test (float64, residual <= 1e-10), and the worst
+test counts. Memory is in GiB.
 """
 
 from __future__ import annotations

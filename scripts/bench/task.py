@@ -28,7 +28,7 @@ class NotInstalledError(Exception):
 
 @dataclass(frozen=True)
 class Task:
-    """One (work, method), for a process of its own.
+    """One (work, method), to be run in a separate process.
 
     Attributes:
         work: T1, T100, T10000, R500, GEMM, or the work that all others need (fit, exact).

@@ -1,4 +1,4 @@
-"""Small jsonl files and images to read, and the form they are read in."""
+"""Small jsonl files and images, and the settings by which they are read."""
 
 import json
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ PAD, BOS, EOS, USER, ASSISTANT, SYSTEM, IMAGE = range(256, 263)
 
 
 def turns(*texts: str) -> list[dict[str, str]]:
-    """Question, answer, question, answer, ..."""
+    """Returns turns in the order question, answer, question, answer, ..."""
     return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
 
 
-def said(*texts: str, image: Any = None) -> dict[str, Any]:
+def conversation(*texts: str, image: Any = None) -> dict[str, Any]:
     return {"conversations": turns(*texts)} | ({} if image is None else {"image": image})
 
 
@@ -29,7 +29,7 @@ def as_bytes(row: Any) -> bytes:
 
 
 def write_jsonl(path: Path, rows: Sequence[Any]) -> Path:
-    """Rows that are bytes stand in the file as they are."""
+    """Writes rows as JSON lines; rows that are bytes are written unchanged."""
     path.write_bytes(b"".join(as_bytes(row) + b"\n" for row in rows))
     return path
 

@@ -7,11 +7,11 @@ import pytest
 
 from ifloo.data import MultimodalSet
 from ifloo.errors import InputError
-from tests.data.multimodal.rows import as_bytes, form, said, turns, write_jsonl
+from tests.data.multimodal.rows import as_bytes, conversation, form, turns, write_jsonl
 
 CORRECT, RENAME = "Correct the row", "Correct the row, or name its keys by fields"
 PUT, ROOT = "Put an intact image there or correct the row", "set image_root to the folder that holds all images"
-GOOD = said("<image>\nWhat is it?", "a cat", image="a.png")
+GOOD = conversation("<image>\nWhat is it?", "a cat", image="a.png")
 
 
 def chat(*pairs: Any) -> dict[str, Any]:
@@ -36,7 +36,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
         RENAME,
     ),
     "no key": ({}, "expected a key conversations or messages, found no key", RENAME),
-    "both forms": (said("a", "b") | chat(), "expected a key conversations or messages, found both", RENAME),
+    "both forms": (conversation("a", "b") | chat(), "expected a key conversations or messages, found both", RENAME),
     "turns are text": ({"messages": "hi"}, "messages: expected a list of turns, found text", CORRECT),
     "a turn is text": ({"messages": ["hi"]}, "messages[0]: expected an object {...}, found text", CORRECT),
     "no speaker": ({"conversations": [{"value": "a"}]}, "conversations[0]: expected a key from, found none", RENAME),

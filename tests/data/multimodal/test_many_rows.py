@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ifloo.data import MultimodalSet
-from tests.data.multimodal.rows import form, said, write_image
+from tests.data.multimodal.rows import conversation, form, write_image
 
 IMAGES = 20
 
@@ -22,7 +22,7 @@ def many(folder: Path, n: int, length: int) -> Path:
         write_image(folder / f"{k}.png", np.full((4, 6), k + 1))
     with (folder / "rows.jsonl").open("w") as file:
         for i in range(n):
-            row = said(f"{i} ".ljust(length, "q"), str(i), image=f"{i % IMAGES}.png")
+            row = conversation(f"{i} ".ljust(length, "q"), str(i), image=f"{i % IMAGES}.png")
             file.write(json.dumps(row) + "\n")
     return folder / "rows.jsonl"
 

@@ -13,7 +13,7 @@ from ifloo.data.multimodal.embedded import EmbeddedSet
 from ifloo.data.multimodal.settings import canvas, check_settings
 from ifloo.errors import InputError, WorkError
 from tests.data.multimodal.conftest import IDS, ROWS
-from tests.data.multimodal.rows import said, write_jsonl
+from tests.data.multimodal.rows import conversation, write_jsonl
 
 SMALL: dict[str, Any] = {"image_size": [4, 6], "num_image_tokens": 2}
 
@@ -119,7 +119,7 @@ def test_fingerprint(own: dict[str, Any], folder: Path, tmp_path: Path):
     free = {"test_limit": 1, "batch_size": 2, "dtype": "float32", "on_bad_row": "skip", "image_root": str(folder)}
     assert {of(**{name: value}) for name, value in free.items()} == {before}
     assert of(train_limit=4) != before
-    write_jsonl(folder / "rows.jsonl", [*ROWS[:-1], said("1 + 1?", "3")])
+    write_jsonl(folder / "rows.jsonl", [*ROWS[:-1], conversation("1 + 1?", "3")])
     assert of() != before
     assert MultimodalDataModule.free_settings == {
         "train_jsonl", "test_jsonl", "image_root", "root", "test_limit", "on_bad_row", "num_workers",

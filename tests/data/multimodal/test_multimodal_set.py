@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from ifloo.data import ByteTokenizer, MultimodalSet
 from ifloo.errors import InputError
 from tests.data.multimodal.conftest import IDS, ROWS
-from tests.data.multimodal.rows import IMAGE, PAD, as_bytes, form, said, turns, write_image, write_jsonl
+from tests.data.multimodal.rows import IMAGE, PAD, as_bytes, conversation, form, turns, write_image, write_jsonl
 
 BYTES = ByteTokenizer()
 
@@ -126,7 +126,7 @@ def test_colour_pictures_and_float32(folder: Path):
     ],
 )
 def test_captions_are_one_short_line(tmp_path: Path, question: str, answer: str, caption: str):
-    path = write_jsonl(tmp_path / "rows.jsonl", [said(question, answer)])
+    path = write_jsonl(tmp_path / "rows.jsonl", [conversation(question, answer)])
     assert MultimodalSet(path, form(tmp_path, max_seq_len=200)).caption(0) == caption
 
 

@@ -7,7 +7,7 @@ import pytest
 from ifloo.data.multimodal.layout import NO_LOSS, lay_out
 from ifloo.data.multimodal.row import BadRowError, Row, field_names, parse_row
 from ifloo.data.multimodal.tokenizer import ByteTokenizer, Tokenizer
-from tests.data.multimodal.rows import ASSISTANT, BOS, EOS, IMAGE, SYSTEM, USER, as_bytes, said
+from tests.data.multimodal.rows import ASSISTANT, BOS, EOS, IMAGE, SYSTEM, USER, as_bytes, conversation
 
 BYTES = ByteTokenizer()
 MARKS = {BOS: "^", EOS: "$", USER: "U", ASSISTANT: "A", SYSTEM: "S", IMAGE: "#"}
@@ -25,11 +25,11 @@ def drawn(data: dict[str, Any], max_seq_len: int = 1000, num_image_tokens: int =
 
 
 def test_one_question():
-    assert drawn(said("<image>is it?", "no", image="a")) == ("^U##is it?Ano$", "...........no$", False)
+    assert drawn(conversation("<image>is it?", "no", image="a")) == ("^U##is it?Ano$", "...........no$", False)
 
 
 def test_every_answer_is_learned():
-    assert drawn(said("a", "bc", "d", "e")) == ("^UaAbc$UdAe$", "....bc$...e$", False)
+    assert drawn(conversation("a", "bc", "d", "e")) == ("^UaAbc$UdAe$", "....bc$...e$", False)
 
 
 def test_the_chat_form_with_a_system_turn():
@@ -48,15 +48,15 @@ def test_the_chat_form_with_a_system_turn():
     ],
 )
 def test_images_stand_where_the_text_says(texts: tuple[str, ...], images: int, tokens: str):
-    assert drawn(said(*texts, image=["i"] * images))[0] == tokens
+    assert drawn(conversation(*texts, image=["i"] * images))[0] == tokens
 
 
 def test_text_is_utf8():
-    laid = lay_out(row(said("猫", "🐈")), BYTES, 1, 100)
+    laid = lay_out(row(conversation("猫", "🐈")), BYTES, 1, 100)
     assert laid.input_ids == [BOS, USER, *"猫".encode(), ASSISTANT, *"🐈".encode(), EOS]
 
 
-TWO = said("<image>abcd", "ef", "ghij", "klmn", image="i")
+TWO = conversation("<image>abcd", "ef", "ghij", "klmn", image="i")
 
 
 @pytest.mark.parametrize(
@@ -108,10 +108,10 @@ class Deaf(Tokenizer):
 
 def test_an_answer_the_tokenizer_has_no_token_for():
     with pytest.raises(BadRowError, match=r"^turn 2: expected an answer, found one without a token$"):
-        lay_out(row(said("a", "b")), Deaf(), 1, 10)
+        lay_out(row(conversation("a", "b")), Deaf(), 1, 10)
 
 
 def test_question_and_answer():
-    data = said("first <image>", "one", "<image>\n second?", "two", "and then?", image=["a", "b"])
+    data = conversation("first <image>", "one", "<image>\n second?", "two", "and then?", image=["a", "b"])
     assert (row(data).question, row(data).answer) == ("second?", "two")
     assert row({"messages": [{"role": "assistant", "content": "alone"}]}).question == ""
