@@ -16,7 +16,7 @@ from matplotlib.ft2font import FT2Font
 LATIN = "DejaVu Sans"  # shipped with matplotlib
 HAN = "Ifloo Han"  # shipped beside this file: Chinese, kana, and their punctuation
 HAN_FILE = Path(__file__).parent / "fonts" / "han.ttf"
-POINTS = 72  # to the inch
+POINTS = 72  # points per inch
 ELLIPSIS = "…"
 
 _LEADING = 1.42  # distance of two lines, in units of the font size
