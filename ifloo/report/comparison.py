@@ -46,9 +46,6 @@ def methods_comparison(
         title: Title of the figure.
         noise_floor: Largest change covered by the grey band, nats; None draws no band.
 
-    Returns:
-        The figure.
-
     Raises:
         InputError: If `predicted` is empty, or the lengths differ.
     """

@@ -52,18 +52,12 @@ def digit_grid(
         harmful: Training images of the most positive scores.
         title: Title of the figure.
 
-    Returns:
-        The figure.
-
     Raises:
         InputError: If an image is neither grey ([height, width]) nor RGB ([height, width, 3]).
     """
-    named = [("The test image", test_picture), *((f"Training image {t.id}", t.picture) for t in (*helpful, *harmful))]
-    for name, picture in named:
-        if np.ndim(picture) != 2 and np.shape(picture)[2:] != (3,):
-            raise InputError(
-                f"{name} has shape {np.shape(picture)}; the grid shows images, [height, width] or [height, width, 3]."
-            )
+    _check("The test image", test_picture)
+    for one in (*helpful, *harmful):
+        _check(f"Training image {one.id}", one.picture)
     groups = [
         (group, colour, text)
         for group, colour, text in (
@@ -88,6 +82,13 @@ def digit_grid(
         note = "below each label: score s[t, i], nats per unit weight"
         figure.supxlabel(note, x=0.988, ha="right", fontsize=8.5, color=QUIET)
     return figure
+
+
+def _check(name: str, picture: NDArray[np.uint8]) -> None:
+    if np.ndim(picture) != 2 and np.shape(picture)[2:] != (3,):
+        raise InputError(
+            f"{name} has shape {np.shape(picture)}; the grid shows images, [height, width] or [height, width, 3]."
+        )
 
 
 def _fill(part: SubFigure, group: Sequence[TrainingPicture], colour: str, text: str, columns: int) -> None:
