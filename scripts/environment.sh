@@ -13,9 +13,9 @@ _ifloo_extras=""
 for _extra in "$@"; do
     _ifloo_extras="${_ifloo_extras:+$_ifloo_extras,}$_extra"
     case "$_extra" in
-        cluster) _ifloo_wanted+=(distributed cloudpickle) ;;
-        test) _ifloo_wanted+=(pytest beartype distributed cloudpickle) ;;
-        dev) _ifloo_wanted+=(pytest beartype distributed cloudpickle ruff mypy xdist shtab) ;;
+        cluster) _ifloo_wanted+=(distributed cloudpickle cryptography) ;;
+        test) _ifloo_wanted+=(pytest beartype distributed cloudpickle cryptography) ;;
+        dev) _ifloo_wanted+=(pytest beartype distributed cloudpickle cryptography ruff mypy xdist shtab) ;;
     esac
 done
 PYTHON=""

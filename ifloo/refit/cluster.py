@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import cloudpickle
 from distributed import Client, Future, TimeoutError, rpc, wait
+from distributed.security import Security
 
 from ifloo.errors import IflooError, InputError, WorkError
 from ifloo.refit.local import local_workers, quiet_dask, sigterm_unwinds
@@ -217,11 +218,17 @@ def _connected(work: RefitWork, refits: int) -> Generator[Client, None, None]:
 
 
 def _client_of(address: str) -> Client:
-    """A client of a running cluster.
+    """A client of a running cluster, with the certificate that dask's own settings name if it has TLS.
 
     Raises:
-        InputError: no scheduler answers there.
+        InputError: no scheduler answers there, or none without a certificate.
     """
+    if address.startswith("tls://") and not Security().tls_client_cert:
+        raise InputError(
+            f"refit.cluster = {address} asks for TLS, and dask's settings name no certificate.\n"
+            "  Set distributed.comm.tls.ca-file, distributed.comm.tls.client.cert and distributed.comm.tls.client.key "
+            "in the configuration of dask to the files that the scheduler was started with."
+        )
     try:
         asyncio.run(_answer(address))  # a client that got no answer would go on asking
     except OSError as error:
@@ -233,7 +240,8 @@ def _client_of(address: str) -> Client:
 
 
 async def _answer(address: str) -> None:
-    async with rpc(address, timeout=CONNECT) as scheduler:
+    how = Security().get_connection_args("client")
+    async with rpc(address, timeout=CONNECT, connection_args=how) as scheduler:
         await asyncio.wait_for(scheduler.identity(), CONNECT)
 
 

@@ -35,7 +35,10 @@ class RefitSettings:
             gives the same.
         devices: of this machine to refit on, each with a worker process of its own; more than 1 needs ifloo[cluster].
         cluster: `local`: worker processes even for one device; `tcp://host:port`: the workers of a running dask
-            cluster; null: as `devices` says.
+            cluster; null: as `devices` says. Worker processes of this machine listen on loopback and talk by TLS.
+            Over `tcp://`, model, data and code travel as pickles in the clear, and a dask worker runs whatever reaches
+            its port: use it on a trusted network only, or a cluster with TLS (`tls://host:port`, certificate in the
+            configuration of dask).
     """
 
     removal: Removal = "drop"
