@@ -43,6 +43,8 @@ class World:
             return cls()
         import torch.distributed as dist
 
+        from ifloo.stages.loopback import meet_on_loopback
+
         strategy = trainer.strategy
         launcher: Any = strategy.launcher
 
@@ -50,6 +52,7 @@ class World:
             watch_children(launcher.procs)  # none where another program has started the processes
             if trainer.local_rank > 0:
                 watch_parent()
+            meet_on_loopback(trainer)
             strategy.setup_environment()
 
         launcher.launch(meet, trainer=trainer)
