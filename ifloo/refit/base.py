@@ -18,6 +18,7 @@ from ifloo.refit.finish import NewtonFinish
 from ifloo.refit.newton import Minimum
 from ifloo.refit.recipe import Recipe
 from ifloo.store import JSON, replacing, sha256_of_tensors
+from ifloo.termination import sigterm_unwinds
 
 SECTION = "ifloo"
 
@@ -60,10 +61,12 @@ def fit_base(
 
     Raises:
         WorkError: the fit did not converge or the checkpoint could not be written.
+        Terminated: the process received SIGTERM meanwhile.
     """
     recorder = _Recorder(dict(record))
     trainer.callbacks.append(recorder)  # type: ignore[attr-defined]
-    trainer.fit(module, datamodule=datamodule)
+    with sigterm_unwinds():
+        trainer.fit(module, datamodule=datamodule)
     minimum = finish.minimum
     if minimum is None or not trainer.state.finished:
         raise WorkError("The fit was interrupted; no checkpoint was written.")

@@ -21,9 +21,10 @@ from distributed import Client, Future, TimeoutError, rpc, wait
 from distributed.security import Security
 
 from ifloo.errors import IflooError, InputError, WorkError
-from ifloo.refit.local import local_workers, quiet_dask, sigterm_unwinds
+from ifloo.refit.local import local_workers, quiet_dask
 from ifloo.refit.runner import GivenUp, Runner, units
 from ifloo.refit.work import Outcome, RefitWork, Unit, Wanted
+from ifloo.termination import sigterm_unwinds
 
 log = logging.getLogger(__name__)
 TRIES = 3

@@ -186,20 +186,3 @@ def quiet_dask() -> Generator[None, None, None]:
     finally:
         for one, level in zip(loggers, levels, strict=True):
             one.setLevel(level)
-
-
-@contextmanager
-def sigterm_unwinds() -> Generator[None, None, None]:
-    """SIGTERM ends this process by way of every `finally`, so that the workers go with it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, _: Any) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import signal
 import time
 import warnings
 from collections.abc import Callable, Generator
@@ -21,6 +20,7 @@ from ifloo.objective.loaders import identified
 from ifloo.refit.finish import NewtonFinish
 from ifloo.refit.newton import Minimum
 from ifloo.refit.order import SeededOrder
+from ifloo.termination import sigterm_unwinds
 
 _FULL_NAMES = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # Lightning's, of precisions
 
@@ -165,7 +165,7 @@ class Refitter:
 
         Raises:
             WorkError: the fit did not reach the tolerance asked for.
-            SystemExit: the process was told to terminate meanwhile.
+            Terminated: the process received SIGTERM meanwhile.
         """
         begun = time.perf_counter()
 
@@ -184,17 +184,15 @@ class Refitter:
         """One seeded Trainer fit of the module that `made` gives; the callback sees its end.
 
         Raises:
-            SystemExit: the process was told to terminate meanwhile.
+            Terminated: the process received SIGTERM meanwhile.
         """
-        with quiet_lightning():
+        with sigterm_unwinds(), quiet_lightning():
             L.seed_everything(self.seed, workers=True, verbose=False)
             module = made()
             trainer = self.recipe.trainer(ending)
             if self.decays:
                 trainer.callbacks.append(_Repeated())  # type: ignore[attr-defined]
             trainer.fit(module, identified(self.loader()))
-        if trainer.received_sigterm:  # Lightning notes the signal during a fit, and would go on to the next
-            raise SystemExit(128 + signal.SIGTERM)
         return module
 
 

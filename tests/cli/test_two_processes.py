@@ -1,6 +1,7 @@
 """`ifloo influence` on two processes: the files of one, said once, and an end of all when one fails."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -33,6 +34,7 @@ GENERAL = (
 )
 TWO = ("--trainer.strategy=ddp", "--trainer.devices=2")
 MATRIX = ("--attribution.test_ids=all", "--attribution.matrix=true")
+ONE_BY_ONE = (*MATRIX, *GENERAL, "--attribution.query_block=1")
 ENV = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
 
 
@@ -44,9 +46,10 @@ def fitted(tmp_path_factory) -> Path:
     return folder
 
 
-def start(folder: Path, *more: str) -> "subprocess.Popen[str]":
+def start(folder: Path, *more: str, start_new_session: bool = False) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "ifloo", "influence", *ASKED, *TWO, *more]
-    return subprocess.Popen(command, cwd=folder, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=ENV, start_new_session=start_new_session, **pipes)
 
 
 def on_two(folder: Path, *more: str) -> tuple[int, str, str]:
@@ -147,19 +150,39 @@ def alive(pid: int) -> bool:
         return False
 
 
+def wait_for_a_row(process: "subprocess.Popen[str]", index: Path) -> None:
+    deadline = time.monotonic() + LONG
+    while not (index.exists() and index.stat().st_size) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert process.poll() is None, process.stderr.read()
+
+
+def wait_for_the_end_of(pid: int) -> None:
+    gone = time.monotonic() + LONG
+    while alive(pid):
+        assert time.monotonic() < gone
+        time.sleep(0.1)
+
+
+def goes_on(folder: Path, index: Path) -> None:
+    """The same command scores what is missing, and nothing twice."""
+    made = index.read_bytes().count(b"\n")
+    assert 1 <= made < TESTS
+    code, out, err = on_two(folder, *ONE_BY_ONE)
+    assert code == 0, err
+    assert out.startswith(f"{TESTS - made} tests scored now, {TESTS} in all")
+    assert len({row["test_id"] for row in lines(index)}) == len(lines(index)) == TESTS
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the other process in /proc")
 @pytest.mark.parametrize("whom", ["first", "other"])
 def test_no_process_outlives_the_others(fitted, tmp_path, whom):
     """One is killed in the middle; the other ends by itself, and the same command goes on."""
     folder = Path(shutil.copytree(fitted, tmp_path / "run"))
-    one_by_one = (*MATRIX, *GENERAL, "--attribution.query_block=1")
     index = results(folder) / "all_tests" / "index.jsonl"
-    with start(folder, *one_by_one) as process:
-        deadline = time.monotonic() + LONG
-        while not (index.exists() and index.stat().st_size) and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        assert process.poll() is None, process.stderr.read()
+    with start(folder, *ONE_BY_ONE) as process:
+        wait_for_a_row(process, index)
         (other,) = children_of(process)
         os.kill(process.pid if whom == "first" else other, signal.SIGKILL)
         _, err = process.communicate(timeout=LONG)
@@ -167,16 +190,25 @@ def test_no_process_outlives_the_others(fitted, tmp_path, whom):
     if whom == "other":
         assert err.count("ifloo: failed: ") == 1
         assert "Traceback" not in err
-    gone = time.monotonic() + LONG
-    while alive(other):
-        assert time.monotonic() < gone
-        time.sleep(0.1)
-    made = index.read_bytes().count(b"\n")
-    assert 1 <= made < TESTS
-    code, out, err = on_two(folder, *one_by_one)
-    assert code == 0, err
-    assert out.startswith(f"{TESTS - made} tests scored now, {TESTS} in all")
-    assert len({row["test_id"] for row in lines(index)}) == len(lines(index)) == TESTS
+    wait_for_the_end_of(other)
+    goes_on(folder, index)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the other process in /proc")
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["the first", "both"])
+def test_sigterm_ends_both_with_one_word(fitted, tmp_path, send):
+    folder = Path(shutil.copytree(fitted, tmp_path / "run"))
+    index = results(folder) / "all_tests" / "index.jsonl"
+    with start(folder, *ONE_BY_ONE, start_new_session=True) as process:
+        wait_for_a_row(process, index)
+        (other,) = children_of(process)
+        send(process.pid, signal.SIGTERM)
+        _, err = process.communicate(timeout=LONG)
+    assert process.returncode == 143, err
+    assert err.count("ifloo: interrupted; the same command goes on from here.\n") == 1
+    assert not re.search("Traceback|failed|SIGTERM", err)
+    wait_for_the_end_of(other)
+    goes_on(folder, index)
 
 
 @pytest.mark.parametrize("command", ["fit", "pipeline"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import time
 from collections.abc import Sequence
 from functools import cached_property
@@ -30,6 +29,7 @@ from ifloo.refit.replicas.refusal import PathError
 from ifloo.refit.replicas.weights import ReplicaWeights
 from ifloo.solvers import Cholesky, bar
 from ifloo.solvers.cholesky import PreparedCholesky, bytes_needed
+from ifloo.termination import sigterm_unwinds
 
 log = logging.getLogger(__name__)
 AT_ONCE = 64  # replicas: a product of [b, d] with [d, 64 c] runs at the speed of large ones
@@ -107,11 +107,8 @@ class ChordReplicas(RefitPath):
         theta = torch.stack([self._start(k, task, woodbury) for k, task in enumerate(tasks)])
         weights = ReplicaWeights.of([task.weights for task in tasks], theta.device)
         module = ChordModule(self.head, theta, weights, woodbury.step, self.tolerance)
-        with quiet_lightning():
-            trainer = _trainer(self.refitter.recipe.accelerator)
-            trainer.fit(module)
-        if trainer.received_sigterm:  # Lightning notes the signal during a fit, and would go on to the next
-            raise SystemExit(128 + signal.SIGTERM)
+        with sigterm_unwinds(), quiet_lightning():
+            _trainer(self.refitter.recipe.accelerator).fit(module)
         seconds = (time.perf_counter() - begun) / len(tasks)
         return [self._refit(minimum, task, seconds) for minimum, task in zip(module.minima, tasks, strict=True)]
 
