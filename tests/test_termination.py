@@ -39,12 +39,18 @@ def test_it_is_raised_where_the_process_is_at_work_and_the_handler_is_taken_back
 
 def test_a_second_signal_at_once_does_not_cut_the_cleaning_short(monkeypatch):
     cleaned = False
-    with pytest.raises(Terminated), sigterm_unwinds():
-        try:
-            signal.raise_signal(signal.SIGTERM)
-        finally:
-            signal.raise_signal(signal.SIGTERM)
-            cleaned = True
+
+    def work():
+        nonlocal cleaned
+        with sigterm_unwinds():
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            finally:
+                signal.raise_signal(signal.SIGTERM)
+                cleaned = True
+
+    with pytest.raises(Terminated):
+        work()
     assert cleaned
     monkeypatch.setattr(termination, "REPEATED", 0.0)  # later it does
     with sigterm_unwinds():
@@ -91,11 +97,16 @@ def test_another_thread_handles_no_signals():
 
 def test_a_command_knows_that_the_signal_came_and_keeps_no_thread():
     before = set(threading.enumerate())
-    with pytest.raises(Terminated), ended_by_sigterm(lambda: None) as received:
-        try:
-            signal.raise_signal(signal.SIGTERM)
-        finally:
-            assert received.wait(LONG)
+
+    def work():
+        with ended_by_sigterm(lambda: None) as received:
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            finally:
+                assert received.wait(LONG)
+
+    with pytest.raises(Terminated):
+        work()
     assert set(threading.enumerate()) == before
     assert signal.set_wakeup_fd(-1) == -1
 

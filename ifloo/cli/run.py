@@ -110,9 +110,9 @@ def named_configs(arguments: Sequence[str]) -> list[str]:
     return made
 
 
+@rank_zero_only  # of many processes the first one reports
 def _interrupted() -> None:
-    if rank_zero_only.rank == 0:  # one process speaks for all
-        print("ifloo: interrupted; the same command goes on from here.", file=sys.stderr, flush=True)
+    print("ifloo: interrupted; the same command goes on from here.", file=sys.stderr, flush=True)
 
 
 def _wrapped(error: BaseException | None) -> InputError | None:

@@ -224,7 +224,7 @@ def _client_of(address: str) -> Client:
     Raises:
         InputError: no scheduler answers there, or none without a certificate.
     """
-    if address.startswith("tls://") and not Security().tls_client_cert:
+    if address.startswith("tls://") and not Security().get_tls_config_for_role("client")["cert"]:
         raise InputError(
             f"refit.cluster = {address} asks for TLS, and dask's settings name no certificate.\n"
             "  Set distributed.comm.tls.ca-file, distributed.comm.tls.client.cert and distributed.comm.tls.client.key "

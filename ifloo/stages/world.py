@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ifloo.errors import InputError, WorkError
 from ifloo.stages.memory import is_out_of_memory
-from ifloo.stages.watch import watch_children, watch_parent
+from ifloo.stages.watch import name_parent, watch_children, watch_parent
 
 T = TypeVar("T")
 _TRANSPORT = re.compile(r"gloo|nccl|connection (closed|reset)", re.IGNORECASE)  # what torch's own errors name
@@ -49,12 +49,15 @@ class World:
         launcher: Any = strategy.launcher
 
         def meet() -> None:
-            watch_children(launcher.procs)  # none where another program has started the processes
             if trainer.local_rank > 0:
                 watch_parent()
+            else:
+                watch_children(launcher.procs)  # none where another program has started the processes
             meet_on_loopback(trainer)
             strategy.setup_environment()
 
+        if not World.waiting(trainer):
+            name_parent()
         launcher.launch(meet, trainer=trainer)
         return cls(trainer.global_rank, trainer.world_size, dist.new_group(backend="gloo"))
 

@@ -67,7 +67,7 @@ def test_a_fit_ends_at_once_and_writes_no_checkpoint(tmp_path, settings):
         process.kill()
         process.wait()
     assert err.read_text().endswith(f"\n{WORD}")
-    assert not re.search("Traceback|SIGTERM", err.read_text())
+    assert not re.search(r"Traceback|SIGTERM", err.read_text())
     assert not list(tmp_path.rglob("*.pth"))
 
 
@@ -103,7 +103,7 @@ def test_every_stage_ends_so_and_the_same_command_goes_on(copied, monkeypatch, o
         ended = small(copied, command, *more)
     assert ended.code == 143, ended.err
     assert ended.err.endswith(WORD)
-    assert not re.search("Traceback|SIGTERM", ended.err)
+    assert not re.search(r"Traceback|SIGTERM", ended.err)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert not [path for path in copied.rglob("*") if path.name.endswith(".tmp")]
     done(small(copied, command, *more))

@@ -206,9 +206,25 @@ def test_sigterm_ends_both_with_one_word(fitted, tmp_path, send):
         _, err = process.communicate(timeout=LONG)
     assert process.returncode == 143, err
     assert err.count("ifloo: interrupted; the same command goes on from here.\n") == 1
-    assert not re.search("Traceback|failed|SIGTERM", err)
+    assert not re.search(r"Traceback|failed|SIGTERM", err)
     wait_for_the_end_of(other)
     goes_on(folder, index)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the other process in /proc")
+def test_sigterm_before_they_have_met_ends_both(fitted, tmp_path):
+    """The other one finds the first gone when it arrives."""
+    with start(fitted, *MATRIX, f"--output_dir={tmp_path}") as process:
+        deadline = time.monotonic() + LONG
+        while not (others := children_of(process)) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=LONG)
+    assert process.returncode == 143, err
+    assert err.count("ifloo: interrupted; the same command goes on from here.\n") == 1
+    assert not re.search(r"Traceback|failed", err)
+    wait_for_the_end_of(*others)
 
 
 @pytest.mark.parametrize("command", ["fit", "pipeline"])
