@@ -1,6 +1,7 @@
 """The pictures of one test sample. Each function gives a Figure; `save_figure` alone writes."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ifloo.agreement import Agreement, Array, Interval
 from ifloo.errors import InputError
+from ifloo.report.agreements import reason_for_none
 from ifloo.report.style import CONTROL, DPI, FAINT, FIT, HARMFUL, HELPFUL, INK, QUIET, number, styled
 from ifloo.store import replacing
 
@@ -117,7 +119,7 @@ def influence_vs_loo(
     predicted: ArrayLike,
     actual: ArrayLike,
     kinds: Sequence[str],
-    agreement: Agreement,
+    agreement: Agreement | None,
     *,
     title: str,
     ids: Sequence[int] | None = None,
@@ -129,7 +131,7 @@ def influence_vs_loo(
         predicted: [n], nats.
         actual: [n], nats, from refits.
         kinds: [n], why each was removed: a name in `KINDS`.
-        agreement: statistics of all n.
+        agreement: statistics of all n; None where there are none.
         title: what the picture is of.
         ids: [n] ids removed; names the two ends of the cloud.
         noise_floor: changes up to this size (nats) are grey; None draws no band.
@@ -157,13 +159,20 @@ def influence_vs_loo(
         axes.set_ylabel("actual change after retraining (nats)")
         if ids is not None:
             _name_ends(axes, x, y, ids)
-        _statistics_panel(panel, axes, agreement)
+        panel.set_axis_off()
+        panel.legend(handles=axes.get_legend_handles_labels()[0], loc="upper left", bbox_to_anchor=(-0.08, 1.02))
+        if agreement is None:
+            _no_statistics(panel, reason_for_none(x, y))
+        else:
+            _statistics_panel(panel, agreement)
     return figure
 
 
-def _lines(axes: Axes, ends: Array, found: Agreement) -> None:
+def _lines(axes: Axes, ends: Array, found: Agreement | None) -> None:
     """Draw y = x in dashes over the fitted line, so that both show where they agree."""
     axes.plot(ends, ends, color=INK, linewidth=1.0, linestyle=(0, (5, 3)), zorder=2, label="y = x")
+    if found is None:
+        return
     axes.plot(ends, found.slope * ends + found.intercept, color=FIT, linewidth=2.6, zorder=1.8, label="least squares")
 
 
@@ -216,10 +225,13 @@ def _name_ends(axes: Axes, x: Array, y: Array, ids: Sequence[int]) -> None:
         )
 
 
-def _statistics_panel(panel: Axes, axes: Axes, found: Agreement) -> None:
-    """Fill the column beside the picture, where no cloud of points can reach: legend above, statistics below."""
-    panel.set_axis_off()
-    panel.legend(handles=axes.get_legend_handles_labels()[0], loc="upper left", bbox_to_anchor=(-0.08, 1.02))
+def _no_statistics(panel: Axes, reason: str) -> None:
+    text = "\n".join(["no statistics:", *textwrap.wrap(reason, 28)])
+    panel.text(0, 0.69, text, fontsize=9, color=QUIET, transform=panel.transAxes, va="top")
+
+
+def _statistics_panel(panel: Axes, found: Agreement) -> None:
+    """Fill the column beside the picture, where no cloud of points can reach, below the legend."""
     entries = [
         ("slope", number(found.slope, ".4f"), _interval_text(found.slope_ci, ".4f")),
         ("Pearson r", number(found.pearson, ".5f"), _interval_text(found.pearson_ci, ".5f")),
