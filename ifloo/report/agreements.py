@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ifloo.agreement import Agreement, agreement
-from ifloo.store import CORRECTED
+from ifloo.store import CORRECTED, JSON
 
 FEWEST = 3
 """Number of refits below which there are no statistics."""
@@ -54,6 +54,10 @@ class Row:
         """Name of the row in every output; a row of the influence scores is named by its selection alone."""
         selection = _SELECTIONS[self.selection]
         return selection if self.method == SCORES else f"{self.method_label}, {selection}"
+
+    def to_json(self) -> dict[str, JSON] | None:
+        """Give the statistics as verdict.json holds them; None where there are none."""
+        return None if self.agreement is None else dict(self.agreement.to_json())
 
 
 @dataclass(frozen=True)

@@ -159,21 +159,16 @@ def influence_vs_loo(
         axes.set_ylabel("actual change after retraining (nats)")
         if ids is not None:
             _name_ends(axes, x, y, ids)
-        panel.set_axis_off()
-        panel.legend(handles=axes.get_legend_handles_labels()[0], loc="upper left", bbox_to_anchor=(-0.08, 1.02))
-        if agreement is None:
-            _no_statistics(panel, reason_for_none(x, y))
-        else:
-            _statistics_panel(panel, agreement)
+        _panel_beside(panel, axes, agreement, reason_for_none(x, y))
     return figure
 
 
 def _lines(axes: Axes, ends: Array, found: Agreement | None) -> None:
     """Draw y = x in dashes over the fitted line, so that both show where they agree."""
     axes.plot(ends, ends, color=INK, linewidth=1.0, linestyle=(0, (5, 3)), zorder=2, label="y = x")
-    if found is None:
-        return
-    axes.plot(ends, found.slope * ends + found.intercept, color=FIT, linewidth=2.6, zorder=1.8, label="least squares")
+    if found is not None:
+        fitted = found.slope * ends + found.intercept
+        axes.plot(ends, fitted, color=FIT, linewidth=2.6, zorder=1.8, label="least squares")
 
 
 def _one_of_each(x: Array, y: Array, kinds: Sequence[str], ids: Sequence[int] | None) -> None:
@@ -225,13 +220,18 @@ def _name_ends(axes: Axes, x: Array, y: Array, ids: Sequence[int]) -> None:
         )
 
 
-def _no_statistics(panel: Axes, reason: str) -> None:
-    text = "\n".join(["no statistics:", *textwrap.wrap(reason, 28)])
-    panel.text(0, 0.69, text, fontsize=9, color=QUIET, transform=panel.transAxes, va="top")
+def _panel_beside(panel: Axes, axes: Axes, found: Agreement | None, reason: str) -> None:
+    """Fill the column beside the picture, where no cloud of points can reach: legend above, statistics below."""
+    panel.set_axis_off()
+    panel.legend(handles=axes.get_legend_handles_labels()[0], loc="upper left", bbox_to_anchor=(-0.08, 1.02))
+    if found is not None:
+        _statistics_below(panel, found)
+        return
+    note = "\n".join(["no statistics:", *textwrap.wrap(reason, 28)])
+    panel.text(0, 0.69, note, fontsize=9, color=QUIET, transform=panel.transAxes, va="top")
 
 
-def _statistics_panel(panel: Axes, found: Agreement) -> None:
-    """Fill the column beside the picture, where no cloud of points can reach, below the legend."""
+def _statistics_below(panel: Axes, found: Agreement) -> None:
     entries = [
         ("slope", number(found.slope, ".4f"), _interval_text(found.slope_ci, ".4f")),
         ("Pearson r", number(found.pearson, ".5f"), _interval_text(found.pearson_ci, ".5f")),

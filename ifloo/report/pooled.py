@@ -29,10 +29,13 @@ class Pooled:
 
     def to_json(self) -> dict[str, JSON]:
         """An entry of the verdict."""
-        each = {row.selection: row.agreement.to_json() if row.agreement else None for row in self.statistics.scores}
-        together = each.pop("all") or {}
-        methods = {row.method: row.agreement.to_json() if row.agreement else None for row in self.statistics.further}
-        return {"test_ids": list(self.tests), **together, **each, "methods": methods}
+        together, *others = self.statistics.scores
+        return {
+            "test_ids": list(self.tests),
+            **(together.to_json() or {}),
+            **{row.selection: row.to_json() for row in others},
+            "methods": {row.method: row.to_json() for row in self.statistics.further},
+        }
 
 
 def pooled(compared: Mapping[int, Comparison]) -> Pooled | None:

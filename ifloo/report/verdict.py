@@ -136,11 +136,10 @@ class Comparison:
 
     def _of_method(self, name: str) -> dict[str, JSON]:
         """The statistics of one method: over all refits, and over each other selection by its name."""
-        everything = self.statistics.row("all", name).agreement
-        others = [self.statistics.row(selection, name) for selection in self.selections if selection != "all"]
+        together, *others = (self.statistics.row(selection, name) for selection in self.selections)
         return {
-            **(everything.to_json() if everything else {"n_refits": len(self.ids)}),
-            **{row.selection: row.agreement.to_json() if row.agreement else None for row in others},
+            **(together.to_json() or {"n_refits": len(self.ids)}),
+            **{row.selection: row.to_json() for row in others},
         }
 
     def _context(self) -> dict[str, JSON]:

@@ -177,7 +177,7 @@ def _of_corrected(found: Agreement | None) -> str:
     if found is None:
         return ""
     return (
-        f"Predicted with the leverage of each removed sample counted in, they {_LEVELS[judged(found).level]}: Pearson "
+        f"Corrected for the leverage of each removed sample, they {_LEVELS[judged(found).level]}: Pearson "
         f"{correlation(found.pearson)}, slope {ratio(found.slope)} {interval(found.slope_ci, ratio)}".rstrip()
         + "."
     )

@@ -61,6 +61,6 @@ def _fits(statistics: Statistics, methods: list[str]) -> dict[str, JSON]:
     there = {row.method: row for row in statistics.by_method}
     found = [there.get(name) for name in methods]
     return {
-        "fits": [row.agreement.to_json() if row and row.agreement else None for row in found],
+        "fits": [row.to_json() if row else None for row in found],
         "reasons": [row.reason if row else "not predicted for each of these tests" for row in found],
     }
