@@ -157,7 +157,7 @@ def influence_vs_loo(
         axes.set_title(title)
         axes.set_xlabel("predicted change of the test loss on removal (nats)")
         axes.set_ylabel("actual change after retraining (nats)")
-        if ids is not None:
+        if ids is not None and np.ptp(y) > 0:
             _name_ends(axes, x, y, ids)
         _panel_beside(panel, axes, agreement, reason_for_none(x, y))
     return figure
