@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from ifloo.errors import InputError
 
@@ -81,8 +80,10 @@ def agreement(
     error[heard] = np.abs(x[heard] - y[heard]) / np.abs(y[heard])
     units = np.array([[1.0], [1.0], [unit_y / unit_x], [unit_y], [1.0]])
 
+    ranked_x, ranked_y = _Ranked.of(x / unit_x), _Ranked.of(y / unit_y)
+
     def statistics(index: NDArray[np.int64]) -> Array:
-        return units * _statistics(index, x / unit_x, y / unit_y, error)
+        return units * _statistics(index, ranked_x, ranked_y, error)
 
     rng = np.random.default_rng(seed)
     rows = max(1, _BLOCK // len(x))
@@ -103,11 +104,32 @@ def agreement(
     )
 
 
-def _statistics(index: NDArray[np.int64], x: Array, y: Array, error: Array) -> Array:
+@dataclass(frozen=True)
+class _Ranked:
+    """Values [n], and the place of each among the distinct ones [n], by which a draw is ranked without sorting it."""
+
+    values: Array
+    places: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, values: Array) -> "_Ranked":
+        return cls(values, np.unique(values, return_inverse=True)[1])
+
+    def ranks(self, index: NDArray[np.int64]) -> Array:
+        """Give the ranks within each row of `index` [draws, n], ties by their mean rank."""
+        distinct = int(self.places.max()) + 1
+        cells = self.places[index] + distinct * np.arange(len(index))[:, None]
+        counts = np.bincount(cells.ravel(), minlength=distinct * len(index)).reshape(len(index), distinct)
+        # The last of c equal values stands at rank `last`; their mean rank is that less (c - 1) / 2.
+        last = counts.cumsum(axis=1)
+        return (last - (counts - 1) / 2).ravel()[cells]
+
+
+def _statistics(index: NDArray[np.int64], x: _Ranked, y: _Ranked, error: Array) -> Array:
     """Give all statistics for each row of `index` [draws, n], as [5, draws]; NaN where one does not exist."""
-    X, Y = x[index], y[index]
+    X, Y = x.values[index], y.values[index]
     pearson, slope = _correlation_and_slope(X, Y)
-    spearman, _ = _correlation_and_slope(rankdata(X, axis=1), rankdata(Y, axis=1))
+    spearman, _ = _correlation_and_slope(x.ranks(index), y.ranks(index))
     intercept = Y.mean(axis=1) - slope * X.mean(axis=1)
     return np.stack([pearson, spearman, slope, intercept, _finite_median(error[index])])
 

@@ -137,11 +137,11 @@ def loo(setup: Setup) -> None:
     leave_one_out(setup)
     by = reporter(setup)
     try:
-        compared = by.verdict(setup.test_ids, setup.refit.top_k)
+        verdict = by.verdict(setup.test_ids, setup.refit.top_k)
     except InputError as error:  # the refits are done and kept; only the comparison lacks something
         log.warning("no verdict yet: %s", error)
     else:
-        tables.verdict(compared, by.mislabels())
+        tables.verdict(verdict)
 
 
 def leave_one_out(setup: Setup) -> None:
@@ -252,12 +252,11 @@ def report(setup: Setup) -> None:
     """The verdict, its table, the pictures, the page and TensorBoard; scores alone make a page without a verdict."""
     setup.restore()
     refuse_other_tests(setup, "influence", "loo")
-    by = reporter(setup)
-    compared = by.run(setup.test_ids, setup.refit.top_k)
-    tables.verdict(compared, by.mislabels())
-    if compared:
+    verdict = reporter(setup).run(setup.test_ids, setup.refit.top_k)
+    tables.verdict(verdict)
+    if verdict:
         print(f"verdict: {setup.layout.verdict}\npictures: {setup.layout.root / 'figs'}")
-    if missing := [t for t in setup.test_ids if t not in compared]:
+    if missing := [t for t in setup.test_ids if t not in verdict]:
         print(f"not verified yet: test {', '.join(map(str, missing))} (`ifloo loo` makes the refits)")
     print(f"report: {setup.layout.report}")
 

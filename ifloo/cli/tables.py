@@ -12,7 +12,8 @@ import numpy as np
 from ifloo.agreement import Agreement
 from ifloo.cli.columns import cut, padded, width
 from ifloo.refit import Minimum
-from ifloo.report import Comparison, Mislabels, pooled
+from ifloo.report import Comparison, Mislabels, Verdict
+from ifloo.report.agreements import SCORES, Row, Statistics
 from ifloo.report.gallery import ConversationSet
 from ifloo.report.groups import GroupEffect
 from ifloo.report.mislabels import NAMES
@@ -84,25 +85,21 @@ def _residual(stored: StoredInfluences) -> str:
     return f"{solved}; scores {bound} of the damped solution"
 
 
-def verdict(compared: Mapping[int, Comparison], found: Mislabels | None = None) -> None:
+def verdict(found: Verdict) -> None:
     """Predicted against actual change of each test loss, and of all; what self-influence found of wrong answers."""
-    for t, one in compared.items():
+    for t, one in found.items():
         print(f"\ntest {t}: predicted against actual change of its loss, removal {one.removal}")
         _one_test(one)
-    if together := pooled(compared):
-        print(f"\nall {len(compared)} tests together")
-        _statistics(together.groups, together.methods)
-    if found:
-        _mislabels(found)
+    if found.together:
+        print(f"\nall {len(found)} tests together")
+        _statistics(found.together.statistics)
+    if found.mislabels:
+        _mislabels(found.mislabels)
 
 
 def _one_test(one: Comparison) -> None:
     """The table of one test: of the scores, of each further method, of small steps and of groups."""
-    groups = {"all": one.agreement(), "top_k": one.agreement(one.top), "random": one.agreement(one.control)}
-    further = one.methods()
-    for name, found in further.get(CORRECTED, {}).items():
-        groups[f"corrected {name}"] = found
-    columns = _statistics(groups, {name: each["all"] for name, each in further.items() if name != CORRECTED})
+    columns = _statistics(one.statistics)
     if one.steps is not None:
         _small_steps(one, one.steps, columns)
     print(f"  certificate: {_certificate(one)}")
@@ -112,19 +109,24 @@ def _one_test(one: Comparison) -> None:
         print(textwrap.fill(one.roughness, _LINE, initial_indent="  ", subsequent_indent="  "))
 
 
-def _statistics(groups: Mapping[str, Agreement | None], further: Mapping[str, Agreement | None]) -> int:
-    """A line for each, where there is one; gives the width of the column of names."""
-    columns = max(_NAMES, *(len(name) for name in further), 0)
+def _statistics(statistics: Statistics) -> int:
+    """A line for each row whose selection is not empty; gives the width of the column of names."""
+    there = [row for row in statistics.rows if row.n or row.selection == "all"]
+    own = {row.label: row for row in there if row.method in (SCORES, CORRECTED)}
+    further = {row.method_label: row for row in statistics.further if row.method != CORRECTED}
+    columns = max(_NAMES, *map(len, (*own, *further)))
     print(f"  {'refits':<{columns}}{'n':>4}  {'Pearson':<29}{'Spearman':<29}{'slope':<29}median rel. error")
-    for name, found in groups.items():
-        if found is not None:
-            print(f"  {name.replace('_', '-'):<{columns}}{found.n:>4}  {_row(found)}")
+    for name, row in own.items():
+        print(f"  {name:<{columns}}{_cells(row)}")
     if further:
         print("  all of these refits, predicted by further methods")
-    for name, found in further.items():
-        told = f"{found.n:>4}  {_row(found)}" if found else f"{'-':>4}  predicts the same change for all of them"
-        print(f"  {name:<{columns}}{told}")
+    for name, row in further.items():
+        print(f"  {name:<{columns}}{_cells(row)}")
     return columns
+
+
+def _cells(row: Row) -> str:
+    return f"{row.n:>4}  {_row(row.agreement)}" if row.agreement else f"{'-':>4}  {row.reason}"
 
 
 def _small_steps(one: Comparison, steps: SmallSteps, columns: int) -> None:

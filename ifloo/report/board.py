@@ -18,8 +18,8 @@ from ifloo.agreement import Agreement
 from ifloo.report import notes, projector
 from ifloo.report.hyper_parameters import hyper_parameters
 from ifloo.report.label_errors import label_errors
-from ifloo.report.mislabels import Mislabels, self_influences
-from ifloo.report.pooled import pooled
+from ifloo.report.mislabels import self_influences
+from ifloo.report.pooled import Verdict
 from ifloo.report.sketch import SampleGradients
 from ifloo.report.verdict import Comparison
 from ifloo.store import Layout, Manifest, StoredInfluences
@@ -73,17 +73,15 @@ class Board:
     def write(
         self,
         scored: Mapping[int, StoredInfluences],
-        compared: Mapping[int, Comparison],
+        verdict: Verdict,
         figures: Mapping[int, Mapping[str, Figure]],
-        wrong: Mislabels | None = None,
     ) -> None:
         """Writes the event file and the points of the projector in place of those of an earlier report.
 
         Args:
             scored: all tests by their ids, with or without a verdict.
-            compared: the verdicts.
+            verdict: Verdict on those of them that were refitted.
             figures: pictures of each test, by name.
-            wrong: what rankings find of wrong labels; None where none are known.
 
         Raises:
             InputError: the training data are not those the scores are of.
@@ -91,7 +89,7 @@ class Board:
         scored = dict(sorted(scored.items()))  # where the id of a test is a step, steps increase
         further = self._further(scored)
         with _events(self.log_dir) as writer:
-            self._verdict(writer, compared)
+            self._verdict(writer, verdict)
             for t, stored in scored.items():
                 for name, figure in figures.get(t, {}).items():
                     writer.add_figure(f"{FIGURES[name]}, test {t}", figure, close=False)
@@ -103,27 +101,25 @@ class Board:
                     _side_by_side(writer, t, stored.scores)
             for name, values in further.items():
                 _spread(writer, SELF, name.replace("_", " "), values)
-            if wrong is not None:
-                writer.add_text(f"{SELF}/wrong labels", notes.mislabels(wrong))
-                writer.add_figure(f"{SELF}/wrong labels", label_errors(wrong), close=False)
+            if verdict.mislabels is not None:
+                writer.add_text(f"{SELF}/wrong labels", notes.mislabels(verdict.mislabels))
+                writer.add_figure(f"{SELF}/wrong labels", label_errors(verdict.mislabels), close=False)
             points = self._points(writer, list(scored.values()), further)
             there = {
                 **dict.fromkeys((SAMPLES, SCORES), True),
-                **dict.fromkeys((VERDICT, TOGETHER), bool(compared)),
+                **dict.fromkeys((VERDICT, TOGETHER), bool(verdict)),
                 SELF: bool(further),
                 SOLVER: any(one.residual_curve is not None for one in scored.values()),
-                BY_TEST: len(compared) > 1,
+                BY_TEST: len(verdict) > 1,
             }
             content = {group: text for group, text in _CONTENT.items() if there[group]}
             writer.add_text(GUIDE, notes.guide({**content, **points}))
 
-    def _verdict(self, writer: SummaryWriter, compared: Mapping[int, Comparison]) -> None:
-        together = pooled(compared)
-        if compared:
-            writer.add_text(VERDICT, notes.verdict(compared, together))
-        tests = list(compared.values())
-        found = together.groups["all"] if together else tests[0].agreement() if tests else None
-        metrics = {f"{TOGETHER}/{name}": value for name, value in _numbers(tests, found).items()}
+    def _verdict(self, writer: SummaryWriter, verdict: Verdict) -> None:
+        if verdict:
+            writer.add_text(VERDICT, notes.verdict(verdict))
+        found = verdict.statistics.row().agreement if verdict.statistics else None
+        metrics = {f"{TOGETHER}/{name}": value for name, value in _numbers(list(verdict.values()), found).items()}
         settings = hyper_parameters(Manifest.at(self.layout.manifest).sections())
         # add_hparams would make a run of its own below this one; its three summaries serve this one as well.
         events = writer.file_writer
@@ -132,8 +128,8 @@ class Board:
             events.add_summary(summary)
         for tag, value in metrics.items():
             writer.add_scalar(tag, value)
-        if together is not None:
-            for t, one in sorted(compared.items()):
+        if verdict.together is not None:
+            for t, one in sorted(verdict.items()):
                 for name, value in _numbers([one], one.agreement()).items():
                     writer.add_scalar(f"{BY_TEST}/{name}", value, t)
 

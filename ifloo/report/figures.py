@@ -1,6 +1,7 @@
 """The pictures of one test sample. Each function gives a Figure; `save_figure` alone writes."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ifloo.agreement import Agreement, Array, Interval
 from ifloo.errors import InputError
+from ifloo.report.agreements import reason_for_none
 from ifloo.report.style import CONTROL, DPI, FAINT, FIT, HARMFUL, HELPFUL, INK, QUIET, number, styled
 from ifloo.store import replacing
 
@@ -117,7 +119,7 @@ def influence_vs_loo(
     predicted: ArrayLike,
     actual: ArrayLike,
     kinds: Sequence[str],
-    agreement: Agreement,
+    agreement: Agreement | None,
     *,
     title: str,
     ids: Sequence[int] | None = None,
@@ -129,7 +131,7 @@ def influence_vs_loo(
         predicted: [n], nats.
         actual: [n], nats, from refits.
         kinds: [n], why each was removed: a name in `KINDS`.
-        agreement: statistics of all n.
+        agreement: statistics of all n; None where there are none.
         title: what the picture is of.
         ids: [n] ids removed; names the two ends of the cloud.
         noise_floor: changes up to this size (nats) are grey; None draws no band.
@@ -155,16 +157,18 @@ def influence_vs_loo(
         axes.set_title(title)
         axes.set_xlabel("predicted change of the test loss on removal (nats)")
         axes.set_ylabel("actual change after retraining (nats)")
-        if ids is not None:
+        if ids is not None and np.ptp(y) > 0:
             _name_ends(axes, x, y, ids)
-        _statistics_panel(panel, axes, agreement)
+        _panel_beside(panel, axes, agreement, reason_for_none(x, y))
     return figure
 
 
-def _lines(axes: Axes, ends: Array, found: Agreement) -> None:
+def _lines(axes: Axes, ends: Array, found: Agreement | None) -> None:
     """Draw y = x in dashes over the fitted line, so that both show where they agree."""
     axes.plot(ends, ends, color=INK, linewidth=1.0, linestyle=(0, (5, 3)), zorder=2, label="y = x")
-    axes.plot(ends, found.slope * ends + found.intercept, color=FIT, linewidth=2.6, zorder=1.8, label="least squares")
+    if found is not None:
+        fitted = found.slope * ends + found.intercept
+        axes.plot(ends, fitted, color=FIT, linewidth=2.6, zorder=1.8, label="least squares")
 
 
 def _one_of_each(x: Array, y: Array, kinds: Sequence[str], ids: Sequence[int] | None) -> None:
@@ -216,10 +220,18 @@ def _name_ends(axes: Axes, x: Array, y: Array, ids: Sequence[int]) -> None:
         )
 
 
-def _statistics_panel(panel: Axes, axes: Axes, found: Agreement) -> None:
+def _panel_beside(panel: Axes, axes: Axes, found: Agreement | None, reason: str) -> None:
     """Fill the column beside the picture, where no cloud of points can reach: legend above, statistics below."""
     panel.set_axis_off()
     panel.legend(handles=axes.get_legend_handles_labels()[0], loc="upper left", bbox_to_anchor=(-0.08, 1.02))
+    if found is not None:
+        _statistics_below(panel, found)
+        return
+    note = "\n".join(["no statistics:", *textwrap.wrap(reason, 28)])
+    panel.text(0, 0.69, note, fontsize=9, color=QUIET, transform=panel.transAxes, va="top")
+
+
+def _statistics_below(panel: Axes, found: Agreement) -> None:
     entries = [
         ("slope", number(found.slope, ".4f"), _interval_text(found.slope_ci, ".4f")),
         ("Pearson r", number(found.pearson, ".5f"), _interval_text(found.pearson_ci, ".5f")),

@@ -13,15 +13,10 @@ from numpy.typing import NDArray
 from ifloo.attribution import predicted_change
 from ifloo.errors import InputError
 from ifloo.objective import Removal
+from ifloo.report.base_model import refuse_another
 from ifloo.store import CORRECTED, Layout, Manifest, StoredInfluences, influences, removals, settings_stamp
 
 log = logging.getLogger(__name__)
-BASE = ("weights", "data", "objective")
-"""Settings of the manifest that say which base model results are of."""
-
-SCORES = "influence scores"
-"""What pictures and pages of several methods call the one that the verdict is about."""
-
 Predictions = dict[str, NDArray[np.float64]]
 
 
@@ -82,12 +77,7 @@ def _check(scores: StoredInfluences, test_id: int, sections: Mapping[str, Any], 
     compared = sections[section]["compared"]
     if scores.test_id != test_id or scores.settings != settings_stamp(compared):
         raise InputError(f"its scores were made with other settings than the manifest says.\n{again}")
-    base = sections.get("influence", {}).get("compared", {})
-    for name in BASE:
-        if name in compared and name in base and compared[name] != base[name]:
-            raise InputError(
-                f"its scores are of another base model ({name}: {compared[name]}, not {base[name]}).\n{again}"
-            )
+    refuse_another(compared, sections.get("influence", {}).get("compared", {}), "its scores are", again)
 
 
 def _corrected(layout: Layout, stored: StoredInfluences, ids: NDArray[np.int64], removal: Removal) -> Predictions:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ifloo.errors import InputError
-from ifloo.report.methods import BASE
+from ifloo.report.base_model import refuse_another
 from ifloo.store import JSON, Layout, Manifest, StoredSelfInfluence, self_influence, settings_stamp
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,4 @@ def _check(stored: StoredSelfInfluence, sections: Mapping[str, Any]) -> None:
     compared = sections.get(SECTION, {}).get("compared")
     if compared is None or stored.settings != settings_stamp(compared):
         raise InputError(f"it was made with other settings than the manifest says.\n{again}")
-    base = sections.get("influence", {}).get("compared", {})
-    for name in BASE:
-        if name in compared and name in base and compared[name] != base[name]:
-            raise InputError(f"it is of another base model ({name}: {compared[name]}, not {base[name]}).\n{again}")
+    refuse_another(compared, sections.get("influence", {}).get("compared", {}), "it is", again)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ifloo.agreement import Agreement, Interval
+from ifloo.agreement import Interval
+from ifloo.report.agreements import Row, Statistics
 from ifloo.report.extremes import Extremes
 from ifloo.report.gallery import ConversationSet
 from ifloo.report.mislabels import NAMES, PARTS, Mislabels
 from ifloo.report.plain import markdown, table
-from ifloo.report.pooled import Pooled
+from ifloo.report.pooled import Verdict
 from ifloo.report.style import number, slope_form
 from ifloo.report.verdict import Comparison
 from ifloo.store import StoredInfluences
@@ -24,13 +25,10 @@ def guide(board: Mapping[str, str]) -> str:
     return table(["group", "what it shows"], rows)
 
 
-def verdict(compared: Mapping[int, Comparison], together: Pooled | None) -> str:
+def verdict(compared: Verdict) -> str:
     """Predicted against actual change of the test losses, with 95 % intervals, and the certificate behind them."""
-    rows = []
-    if together is not None:
-        named = {**together.groups, **{f"all, by {name}": found for name, found in together.methods.items()}}
-        rows = [_statistics("all", name, found) for name, found in named.items() if found]
-    rows += [row for t, one in compared.items() for row in _of_test(t, one)]
+    rows = [*_statistics("all", compared.together.statistics)] if compared.together else []
+    rows += [row for t, one in compared.items() for row in _statistics(str(t), one.statistics)]
     removal = next(iter(compared.values())).removal
     head = ["test", "removed", "refits", "Pearson", "Spearman", "slope", "median relative error"]
     remarks = [f"Test {t}: {markdown(one.roughness, 2000)}" for t, one in compared.items() if one.roughness]
@@ -47,19 +45,18 @@ def verdict(compared: Mapping[int, Comparison], together: Pooled | None) -> str:
     )
 
 
-def _of_test(t: int, one: Comparison) -> Iterator[list[str]]:
-    groups = {"all": one.agreement(), "top-k": one.agreement(one.top), "random": one.agreement(one.control)}
-    further = {f"all, by {name}": found["all"] for name, found in one.methods().items()}
-    for name, found in {**groups, **further}.items():
-        if found:
-            yield _statistics(str(t), name, found)
+def _statistics(test: str, statistics: Statistics) -> Iterator[list[str]]:
+    """A row of the table for each selection of refits that is not empty, and for each further method."""
+    for row in (*statistics.scores, *statistics.further):
+        if row.n or row.selection == "all":
+            yield [test, markdown(row.label, MOST), *_cells(row)]
 
 
-def _statistics(test: str, name: str, found: Agreement) -> list[str]:
+def _cells(row: Row) -> list[str]:
+    if (found := row.agreement) is None:
+        return [f"none: {row.reason}", "", "", "", ""]
     slope = slope_form(found.slope)
     return [
-        test,
-        markdown(name.replace("_", " "), MOST),
         str(found.n),
         _between(found.pearson, found.pearson_ci, ".4f"),
         _between(found.spearman, found.spearman_ci, ".4f"),

@@ -10,9 +10,9 @@ from enum import Enum
 import numpy as np
 
 from ifloo.agreement import Agreement
-from ifloo.report.html.found import Groups
+from ifloo.report.agreements import FEWEST, Row, Statistics
 from ifloo.report.html.numbers import correlation, correlations, counted, interval, percent, ratio
-from ifloo.report.pooled import Pooled
+from ifloo.report.pooled import Verdict
 from ifloo.report.smoothness import REMOVED_PEARSON, REMOVED_SLOPES
 from ifloo.report.verdict import Comparison
 from ifloo.store import CORRECTED, UNSURE
@@ -86,35 +86,25 @@ def _level(pearson: float, slope: float) -> Level:
     return Level.ROUGH if pearson >= ROUGHLY else Level.UNTRUE
 
 
-def answer(
-    compared: Mapping[int, Comparison],
-    together: Pooled | None,
-    statistics: Mapping[str, Groups],
-    unverified: Mapping[int, int],
-) -> Answer:
+def answer(verdict: Verdict, unverified: Mapping[int, int]) -> Answer:
     """The answer for all tests.
 
     Args:
-        compared: tests with refits.
-        together: what methods predicted for all of them; None for one test.
-        statistics: by view, as `found` gives them.
+        verdict: Verdict on the tests with refits.
         unverified: tests with scores, and too few refits to compare them with: how many.
     """
-    if not compared:
+    if verdict.statistics is None:
         return _unverified(unverified)
-    each = [judged(statistics[str(t)]["all"]) for t in compared]
-    if any(one.roughness for one in compared.values()):
+    each = [judged(one.agreement()) for one in verdict.values()]
+    if any(one.roughness for one in verdict.values()):
         tone, headline = "bad", "This training run does not let its predictions be trusted."
     else:
-        tone, headline = _headline(each, [len(one.ids) for one in compared.values()])
+        tone, headline = _headline(each, [len(one.ids) for one in verdict.values()])
     if unverified:
         headline = f"{headline} {_so_many(len(unverified))} not verified yet."
-    cautions = [caution for t, one in compared.items() for caution in _cautions(t, one, statistics[str(t)])]
+    cautions = [caution for t, one in verdict.items() for caution in _cautions(t, one)]
     return Answer(
-        tone,
-        headline,
-        _sentences(compared, together, next(iter(statistics.values()))),
-        [*cautions, *_missing(unverified)],
+        tone, headline, _sentences(list(verdict.values()), verdict.statistics), [*cautions, *_missing(unverified)]
     )
 
 
@@ -136,8 +126,7 @@ def _headline(each: Sequence[Judgement], refits: Sequence[int]) -> tuple[str, st
     }[level]
 
 
-def _sentences(compared: Mapping[int, Comparison], together: Pooled | None, groups: Groups) -> list[str]:
-    tests = list(compared.values())
+def _sentences(tests: Sequence[Comparison], statistics: Statistics) -> list[str]:
     refits = sum(len(one.ids) for one in tests)
     named = f"test {tests[0].stored.test_id}" if len(tests) == 1 else f"{len(tests)} test samples"
     samples = len(np.unique(np.concatenate([one.ids for one in tests])))
@@ -146,14 +135,14 @@ def _sentences(compared: Mapping[int, Comparison], together: Pooled | None, grou
         f"time, and the model was trained again without each. The loss of {named} then changed as measured; the "
         f"influence scores had predicted by how much. That gives {counted(refits, 'comparison')}."
     )
-    corrected = together.methods.get(CORRECTED) if together else tests[0].methods().get(CORRECTED, {}).get("all")
-    said = [first, _of_all(groups["all"]), _of_random(groups["random"]), _of_corrected(corrected)]
+    corrected = next((row.agreement for row in statistics.further if row.method == CORRECTED), None)
+    said = [first, _of_all(statistics.row()), _of_random(statistics.row("random")), _of_corrected(corrected)]
     return [sentence for sentence in said if sentence]
 
 
-def _of_all(found: Agreement | None) -> str:
-    if found is None:
-        return "There is too little to compare for a correlation."
+def _of_all(row: Row) -> str:
+    if (found := row.agreement) is None:
+        return f"No statistic can be given: {_because(row)}."
     size = f"An actual change is {ratio(found.slope)} times the predicted one {interval(found.slope_ci, ratio)}".strip()
     error = ""
     if found.median_rel_err is not None:
@@ -165,9 +154,16 @@ def _of_all(found: Agreement | None) -> str:
     )
 
 
-def _of_random(found: Agreement | None) -> str:
-    if found is None:
+def _because(row: Row) -> str:
+    """Why a row of the influence scores has no statistics, within a sentence that does not name them."""
+    return f"the method {row.reason}" if row.reason.startswith("predicts") else row.reason
+
+
+def _of_random(row: Row) -> str:
+    if row.n < FEWEST:
         return "There are too few samples drawn at random among them to say how ordinary samples fare."
+    if (found := row.agreement) is None:
+        return f"Of the {counted(row.n, 'sample')} drawn at random no statistic can be given: {_because(row)}."
     pearson, slope = correlation(found.pearson), ratio(found.slope)
     return (
         f"For the {counted(found.n, 'removal')} drawn at random, which no choice of large scores can flatter: "
@@ -181,14 +177,14 @@ def _of_corrected(found: Agreement | None) -> str:
     if found is None:
         return ""
     return (
-        f"Predicted with the leverage of each removed sample counted in, they {_LEVELS[judged(found).level]}: Pearson "
+        f"Corrected for the leverage of each removed sample, they {_LEVELS[judged(found).level]}: Pearson "
         f"{correlation(found.pearson)}, slope {ratio(found.slope)} {interval(found.slope_ci, ratio)}".rstrip()
         + "."
     )
 
 
-def _cautions(t: int, one: Comparison, groups: Groups) -> list[str]:
-    n, found, said = len(one.ids), groups["all"], _of_controls(groups)
+def _cautions(t: int, one: Comparison) -> list[str]:
+    n, found, said = len(one.ids), one.agreement(), _of_controls(one.statistics)
     if one.roughness:
         said.append(one.roughness)
     if n < FEW:
@@ -207,9 +203,9 @@ def _cautions(t: int, one: Comparison, groups: Groups) -> list[str]:
     return [f"Test {t}: {caution}" for caution in said]
 
 
-def _of_controls(groups: Groups) -> list[str]:
+def _of_controls(statistics: Statistics) -> list[str]:
     """Large scores make a high correlation by themselves; the controls may tell another story."""
-    everything, random = judged(groups["all"]).level, groups["random"]
+    everything, random = judged(statistics.row().agreement).level, statistics.row("random").agreement
     if random is None or random.n < FEW or (level := judged(random).level) is everything:
         return []
     pearson, slope = correlation(random.pearson), ratio(random.slope)

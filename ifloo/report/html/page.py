@@ -16,16 +16,15 @@ from markupsafe import Markup
 from ifloo.report.gallery import ConversationSet
 from ifloo.report.html import numbers
 from ifloo.report.html.certificate import columns
-from ifloo.report.html.found import found
 from ifloo.report.html.judgement import FEW, answer
 from ifloo.report.html.points import points
 from ifloo.report.html.provenance import provenance
 from ifloo.report.html.samples import Album
 from ifloo.report.html.views import groups_tables, methods_tables, view
-from ifloo.report.mislabels import NAMES, Mislabels
-from ifloo.report.pooled import pooled
+from ifloo.report.mislabels import NAMES
+from ifloo.report.pooled import Verdict
 from ifloo.report.smoothness import REMOVED_PEARSON, REMOVED_SLOPES
-from ifloo.report.verdict import DEFINITIONS, Comparison
+from ifloo.report.verdict import DEFINITIONS
 from ifloo.store import JSON, WEIGHTS, Layout, Manifest, StoredInfluences, replacing
 
 HERE = Path(__file__).parent
@@ -36,20 +35,18 @@ _UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 def write_html(
     layout: Layout,
     datamodule: Any,
-    compared: Mapping[int, Comparison],
+    verdict: Verdict,
     outcomes: Mapping[int, str],
     unverified: Mapping[int, tuple[StoredInfluences, int]] | None = None,
-    mislabels: Mislabels | None = None,
 ) -> Path:
     """Writes the report of an experiment as one HTML file, whole or not at all.
 
     Args:
         layout: of the files of the experiment.
         datamodule: gives `train_set` and `test_set`, with `picture(id)` and `caption(id)` or as a `ConversationSet`.
-        compared: predicted and actual changes, by test id.
+        verdict: Verdict on the tests with refits.
         outcomes: what the model made of a test sample, by test id.
         unverified: tests with too few refits for a comparison, by id: their scores, and how many refits there are.
-        mislabels: what self-influence found of answers known to be wrong; None where none are known.
 
     Returns:
         Path of the file.
@@ -58,7 +55,7 @@ def write_html(
         InputError: a picture of the data set is none the page can show, or the manifest cannot be read.
         WorkError: the file could not be written; an old one is unchanged.
     """
-    facts = _facts(layout, datamodule, compared, outcomes, unverified or {}, mislabels)
+    facts = _facts(layout, datamodule, verdict, outcomes, unverified or {})
     page = _template().render(**facts)
     with replacing(layout.report) as file:
         # A lone surrogate, of a file name that is not UTF-8, becomes \udcXX, also within JSON its own way to write it.
@@ -69,35 +66,28 @@ def write_html(
 def _facts(
     layout: Layout,
     datamodule: Any,
-    compared: Mapping[int, Comparison],
+    verdict: Verdict,
     outcomes: Mapping[int, str],
     unverified: Mapping[int, tuple[StoredInfluences, int]],
-    mislabels: Mislabels | None,
 ) -> dict[str, Any]:
     """All that the template needs."""
-    together = pooled(compared)
-    statistics = found(compared, together)
     album = Album(datamodule.train_set, datamodule.test_set)
     conversation = isinstance(datamodule.test_set, ConversationSet)
-    tests = {t: (one.stored, one) for t, one in compared.items()} | {
+    tests = {t: (one.stored, one) for t, one in verdict.items()} | {
         t: (one, None) for t, (one, _) in unverified.items()
     }
-    views = [
-        view(stored, one, statistics[str(t)]["all"] if one else None, album, outcomes.get(t, ""))
-        for t, (stored, one) in sorted(tests.items())
-    ]
-    drawn = points(compared, together, statistics, album)
+    views = [view(stored, one, album, outcomes.get(t, "")) for t, (stored, one) in sorted(tests.items())]
+    drawn = points(verdict, album)
     scripts = [script_text(HERE / "vendor" / "plotly-basic.min.js"), script_text(HERE / "report.js")]
     return {
         "experiment": layout.root.name,
-        "answer": answer(compared, together, statistics, {t: refits for t, (_, refits) in unverified.items()}),
+        "answer": answer(verdict, {t: refits for t, (_, refits) in unverified.items()}),
         "views": views,
-        "together": together,
         "conversation": conversation,
         "certificate_columns": columns([one.certificate for one in views]),
-        "groups": groups_tables(statistics),
-        "methods": methods_tables(compared, together, statistics),
-        "mislabels": mislabels,
+        "groups": groups_tables(verdict),
+        "methods": methods_tables(verdict),
+        "mislabels": verdict.mislabels,
         "rankings": NAMES,
         "provenance": provenance(Manifest.at(layout.manifest).sections()),
         "definitions": DEFINITIONS,
