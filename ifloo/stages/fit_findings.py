@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn, optim
 
-from ifloo.errors import InputError
+from ifloo.errors import InputError, first_sentence
 from ifloo.models import Adapted, SampleLossModule, as_written
 from ifloo.models.decay import COUPLED, decoupled
-from ifloo.objective.findings import Finding, Weight, first_sentence
+from ifloo.objective.findings import Finding, Weight
 from ifloo.params import known_as
 from ifloo.stages.recorder import KNOWN_RULES, faults_of_module, faults_of_optimizer, faults_of_trainer
 

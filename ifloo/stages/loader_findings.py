@@ -14,12 +14,12 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 from ifloo.objective import Batch, sample_ids
 from ifloo.objective.batches import fetched, tensors_of
 from ifloo.objective.findings import Finding, Weight
+from ifloo.objective.layers import BATCH_HOOKS, overridden
 from ifloo.objective.loaders import as_given
 from ifloo.objective.randomness import undisturbed
 
 LOOKED_AT = 16  # samples read twice: a flip of one in two escapes once in 65,536 times
 FEW = 100  # of n samples each is 1/n of J: below, a removal is a step of more than one percent
-BATCH_HOOKS = ("on_before_batch_transfer", "on_after_batch_transfer")
 
 
 def of_loader(loader: Any, where: str) -> list[Finding]:
@@ -41,8 +41,7 @@ def of_hooks(module: Any, datamodule: Any) -> list[Finding]:
     found = [
         f"{type(owner).__name__}.{name}"
         for owner, base in ((module, L.LightningModule), (datamodule, L.LightningDataModule))
-        for name in BATCH_HOOKS
-        if getattr(type(owner), name, None) not in (None, getattr(base, name))
+        for name in overridden(owner, BATCH_HOOKS, base)
     ]
     if not found:
         return []

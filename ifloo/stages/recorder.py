@@ -16,6 +16,7 @@ from ifloo.attribution.updates import SGD, Adam
 from ifloo.errors import InputError
 from ifloo.models.decay import decoupled
 from ifloo.objective import sample_ids
+from ifloo.objective.layers import mixing_norms, places, random_layers, running_norms
 from ifloo.params import ParamSpace
 from ifloo.store import RunFolder
 
@@ -142,12 +143,9 @@ def faults_of_trainer(trainer: L.Trainer) -> list[str]:
 
 def faults_of_module(module: L.LightningModule) -> list[str]:
     """Layers and settings of the module that a recorded step would not contain, each with its remedy."""
-    random = [n for n, m in module.named_modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
-    statistics = [n for n, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-    faults = []
-    if random:
-        faults.append(f"dropout in {random[0]}: set it to 0")
-    if statistics:
+    first = {one.draws: one for one in reversed(random_layers(module))}
+    faults = [f"{draws} in {one.path}: {one.remedy}" for draws, one in reversed(first.items())]
+    if statistics := places(module, [*running_norms(module), *mixing_norms(module)]):
         faults.append(f"batch statistics in {statistics[0]}: use LayerNorm or GroupNorm")
     if not module.automatic_optimization:
         faults.append("optimization by hand (automatic_optimization = False): let the Trainer step")

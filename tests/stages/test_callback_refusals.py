@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
 from ifloo.attribution import CurvatureRoute, GradientDot, InfluenceEngine, TracIn
 from ifloo.curvature import Damped, LinearHead
 from ifloo.errors import InputError
+from ifloo.models import Adapted
 from ifloo.objective import Objective
 from ifloo.solvers import Cholesky
 from ifloo.stages import InfluenceCallback
@@ -229,6 +230,23 @@ def test_hooks_on_batches_are_named(tmp_path, caplog):
     said = [r.getMessage() for r in caplog.records if r.name == "ifloo.stages.callback"]
     assert said == [
         "Influence is scored on batches as the training loader makes them: without on_after_batch_transfer of the "
+        "module."
+    ]
+
+
+def test_hooks_of_an_adapted_module_are_named(tmp_path, caplog):
+    class Hooked(Plain):
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            return batch
+
+        def on_train_epoch_end(self):  # its losses are not taken from training_step, which keeps them
+            pass
+
+    module = Adapted(Hooked(), losses_of)
+    fitted(module, loader(), [InfluenceCallback(QUERIES)], tmp_path, max_epochs=1)
+    said = [r.getMessage() for r in caplog.records if r.name == "ifloo.stages.callback"]
+    assert said == [
+        "Influence is scored on batches as the training loader makes them: without on_before_batch_transfer of the "
         "module."
     ]
 
