@@ -1,4 +1,4 @@
-"""Facts about layers and hooks: which layers draw random numbers in the mode they are in, which methods are one's own."""
+"""Facts about layers and hooks: which layers draw random numbers in the mode they are in, which methods are own."""
 
 import pytest
 from torch import nn
@@ -26,10 +26,8 @@ def test_dropout_counts_in_training_mode(layer, share):
 def test_dropout_that_never_drops():
     with pytest.warns(UserWarning, match="dropout option adds dropout after all but last"):
         single = nn.LSTM(4, 4, num_layers=1, dropout=0.5)
-    attention = nn.MultiheadAttention(4, 2)
-    assert (
-        random_layers(nn.ModuleList([nn.Dropout(0.0), nn.RReLU(0.2, 0.2), single, attention, nn.LSTMCell(4, 4)])) == []
-    )
+    layers = [nn.Dropout(0.0), nn.RReLU(0.2, 0.2), single, nn.MultiheadAttention(4, 2), nn.LSTMCell(4, 4)]
+    assert random_layers(nn.ModuleList(layers)) == []
 
 
 def test_dropout_of_a_transformer_is_that_of_its_parts():
