@@ -19,13 +19,13 @@ from ifloo.attribution.leverage import SampleBlocks
 from ifloo.curvature import LinearHead
 from ifloo.errors import InputError
 from ifloo.objective import Objective, scoring
+from ifloo.objective.out_of_memory import in_parts
 from ifloo.params import ParamSpace
 from ifloo.refit.finish import REACHABLE
 from ifloo.refit.newton import Minimum
 from ifloo.refit.path import OneByOne, RefitPath, RefitTask
 from ifloo.refit.recipe import Refit, Refitter, quiet_lightning
 from ifloo.refit.replicas.chord_module import ChordModule
-from ifloo.refit.replicas.parts import in_parts
 from ifloo.refit.replicas.refusal import PathError
 from ifloo.refit.replicas.weights import ReplicaWeights
 from ifloo.solvers import Cholesky, bar
@@ -98,7 +98,7 @@ class ChordReplicas(RefitPath):
         return self.factor.back(torch.einsum("gs,gsp->gp", blocks.slopes, blocks.rows)) / self.head.n
 
     def fit(self, tasks: Sequence[RefitTask]) -> list[Refit]:
-        refits, self.at_once = in_parts(tasks, self.at_once, self._train)
+        refits, self.at_once = in_parts(tasks, self.at_once, self._train, "replicas")
         return refits
 
     def _train(self, tasks: Sequence[RefitTask]) -> list[Refit]:

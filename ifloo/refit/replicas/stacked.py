@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from ifloo.objective import Batch, Objective, scoring
+from ifloo.objective.out_of_memory import in_parts
 from ifloo.params import ParamSpace
 from ifloo.refit.finish import NewtonFinish
 from ifloo.refit.newton import Minimum
 from ifloo.refit.path import RefitPath, RefitTask
 from ifloo.refit.recipe import Refit, Refitter
 from ifloo.refit.replicas.module import StackedModule
-from ifloo.refit.replicas.parts import in_parts
 from ifloo.refit.replicas.separable import Appetite, look
 from ifloo.refit.replicas.weights import ReplicaWeights
 
@@ -55,7 +55,7 @@ class StackedReplicas(RefitPath):
         """Nothing: no Newton steps follow, and displaced starts make their preconditioner when there are any."""
 
     def fit(self, tasks: Sequence[RefitTask]) -> list[Refit]:
-        refits, self.at_once = in_parts(tasks, self.at_once, self._train)
+        refits, self.at_once = in_parts(tasks, self.at_once, self._train, "replicas")
         return refits
 
     def _train(self, tasks: Sequence[RefitTask]) -> list[Refit]:
