@@ -18,6 +18,7 @@ from torch.func import grad
 from ifloo.attribution.leverage import SampleBlocks
 from ifloo.curvature import LinearHead
 from ifloo.errors import InputError
+from ifloo.models.fit_settings import optimizers_in
 from ifloo.objective import Objective, scoring
 from ifloo.objective.out_of_memory import in_parts
 from ifloo.params import ParamSpace
@@ -201,19 +202,10 @@ def _refuse_unfinished(refitter: Refitter, base: object) -> None:
         return
     if after == "never":
         raise PathError("fits are not finished to the minimum (finish.after = never)")
-    found = _optimizers(base.configure_optimizers())  # type: ignore[attr-defined]
+    found = list(optimizers_in(base.configure_optimizers()))  # type: ignore[attr-defined]
     if not any(isinstance(one, torch.optim.LBFGS) for one in found):
         names = ", ".join(type(one).__name__ for one in found) or "other"
         raise PathError(f"{names} fits are not finished to the minimum (finish.after = {after})")
-
-
-def _optimizers(configured: Any) -> list[torch.optim.Optimizer]:
-    """The optimizers in whatever form Lightning takes them."""
-    if isinstance(configured, torch.optim.Optimizer):
-        return [configured]
-    if isinstance(configured, dict):
-        return _optimizers(configured.get("optimizer"))
-    return [one for part in configured for one in _optimizers(part)] if isinstance(configured, (list, tuple)) else []
 
 
 def _trainer(accelerator: str) -> L.Trainer:
