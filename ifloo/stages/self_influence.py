@@ -38,6 +38,7 @@ AT_ONCE = 100  # training samples
 CHECKPOINTS = 10  # of the run, for TracIn
 FEW_PARAMETERS = 4096  # a matrix from as many products as this, if need be
 SECTION = "self_influence"
+NO_LAST_LAYER = "self-influence: no last linear layer with weights of its own, so none of it."
 DEFINITIONS = (
     "self_influence[i]: (1/n) grad l_i^T H^-1 grad l_i with the curvature and damping of the scores, nats: the rise of "
     "the sample's own loss when it is removed, first order in its weight; residual: the worst |b - H x| / |b| of its "
@@ -186,6 +187,7 @@ def _of_last_layer(run: MethodRun) -> NDArray[np.float64] | None:
     """Self-influence in the last layer, in 32 bits: a ranking needs no more, and a vocabulary has a large curvature."""
     layer = last_linear_layer(run.module)
     if layer is None:
+        log.info(NO_LAST_LAYER)
         return None
     settings = replace(run.settings, dtype="float32", parameters=[f"{layer}.*"])
     trained = replace(run, module=copy.deepcopy(run.module), settings=settings, recorded=None).trained
@@ -196,13 +198,10 @@ def _of_last_layer(run: MethodRun) -> NDArray[np.float64] | None:
 
 
 def last_linear_layer(module: nn.Module) -> str | None:
-    """The last linear layer that has weights of its own."""
+    """Gives the name of the last linear layer, None where there is none or its weights are not its own."""
     own = {name for name, p in module.named_parameters() if p.requires_grad}  # tied weights go by another name
     layers = [name for name, layer in module.named_modules() if name and isinstance(layer, nn.Linear)]
-    if not layers or f"{layers[-1]}.weight" not in own:
-        log.info("self-influence: no last linear layer with weights of its own, so none of it.")
-        return None
-    return layers[-1]
+    return layers[-1] if layers and f"{layers[-1]}.weight" in own else None
 
 
 def _told(name: str, work: Callable[[Tick], Tensor]) -> NDArray[np.float64]:

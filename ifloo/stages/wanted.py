@@ -24,7 +24,7 @@ from ifloo.solvers import Auto, SolveError
 from ifloo.stages.certified import content_of
 from ifloo.stages.moment import Moment, OwnRankings, ids_of
 from ifloo.stages.plan import HEAD_BYTES
-from ifloo.stages.self_influence import last_linear_layer
+from ifloo.stages.self_influence import NO_LAST_LAYER, last_linear_layer
 from ifloo.stages.settings import described
 from ifloo.store import JSON, sha256_of_tensors
 
@@ -170,6 +170,7 @@ class Wanted:
     def _self_influence(self, module: Any, objective: Objective, loader: DataLoader, size: int) -> OwnRankings:
         loss, layer = loss_ranking(objective, objective.losses.theta()), last_linear_layer(module)
         if layer is None:
+            log.info(NO_LAST_LAYER)
             return OwnRankings(loss, None)
         part = Objective.of(module, loader, (f"{layer}.*",), size)
         if (need := LinearHead.bytes_kept(part)) > HEAD_BYTES:

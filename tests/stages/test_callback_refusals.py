@@ -80,6 +80,20 @@ def test_a_curvature_route_with_its_damping_needs_no_run():
     InfluenceCallback(QUERIES, method=CurvatureRoute("all", damping=0.1))
 
 
+def test_a_missing_last_layer_is_a_matter_of_the_scores_alone(tmp_path, caplog):
+    with caplog.at_level("INFO"), pytest.raises(InputError, match="last linear layer unless told otherwise"):
+        fitted(Headless(), loader(), [InfluenceCallback(QUERIES)], tmp_path, max_epochs=1)
+    assert not [text for text in caplog.messages if "self-influence" in text]
+
+
+def test_a_missing_last_layer_leaves_self_influence_out(tmp_path, caplog):
+    asked = InfluenceCallback(QUERIES, method=GradientDot(), self_influence=True)
+    with caplog.at_level("INFO", "ifloo"):
+        fitted(Headless(), loader(), [asked], tmp_path, max_epochs=1)
+    named = [text for text in caplog.messages if "self-influence" in text]
+    assert set(named) == {"self-influence: no last linear layer with weights of its own, so none of it."}
+
+
 FITS: dict[str, tuple[Any, Any, Any, str]] = {
     "no last layer": (
         Headless,
