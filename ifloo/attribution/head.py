@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ifloo.attribution.products import Chunk, Products
+from ifloo.attribution.products import ForwardProducts, Products
 from ifloo.curvature import LinearHead
 from ifloo.objective.batches import Batch
 
@@ -56,17 +56,19 @@ class HeadProducts(Products):
         rows = self.head.rows_of(queries)
         return self.head.head.flat(rows.residuals.mT @ rows.inputs)
 
-    def chunks(self) -> Iterator[Chunk]:
+    def chunks(self) -> Iterator[Piece]:
         return iter(self._pieces(0, len(self.ids)))
 
-    def loader(self, shard: slice | None = None) -> DataLoader[Chunk]:
+    def loader(self, shard: slice | None = None) -> DataLoader[Piece]:
         start, stop, _ = (shard or slice(None)).indices(len(self.ids))
         pieces: Any = self._pieces(start, stop)
         return DataLoader(pieces, batch_size=None, collate_fn=_itself, generator=torch.Generator())
 
-    def of(self, chunk: Chunk, directions: Float[Tensor, "m p"]) -> Float[Tensor, "m b"]:
-        x = self.inputs[chunk[0]][chunk[1] : chunk[2]]
-        r = self.residuals[chunk[0]][chunk[1] : chunk[2]]
+    def of(self, samples: Piece | Batch, directions: Float[Tensor, "m p"]) -> Float[Tensor, "m b"]:
+        if not isinstance(samples, Piece):  # the inputs and residuals of training samples alone are kept
+            return ForwardProducts(self.head.objective, self.head.theta).of(samples, directions)
+        x = self.inputs[samples.chunk][samples.start : samples.stop]
+        r = self.residuals[samples.chunk][samples.start : samples.stop]
         D = self._in_core(directions)
         out = D.new_empty(len(D), len(x))
         many = len(D) >= x.shape[-1]
@@ -117,5 +119,5 @@ def _norms(r: Float[Tensor, "b t c"], x: Float[Tensor, "b t d"]) -> Float[Tensor
     return ((r @ r.mT) * (x @ x.mT)).sum((1, 2)).clamp_min(0).sqrt()
 
 
-def _itself(piece: Chunk) -> Chunk:
+def _itself(piece: Any) -> Any:
     return piece

@@ -66,6 +66,13 @@ def test_products_for_few_and_for_many_directions(case, m):
 
 
 @pytest.mark.parametrize("case", HEADS, ids=str)
+def test_products_of_samples_that_the_head_has_not_seen(case):
+    V = torch.randn(3, len(case.theta), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    found = HeadProducts(LinearHead(case.objective(), case.theta)).of(case.queries, V)
+    torch.testing.assert_close(found, V @ case.gradients(**_xy(case.queries)).T, **CLOSE)
+
+
+@pytest.mark.parametrize("case", HEADS, ids=str)
 def test_query_gradients_and_the_largest_of_training(case):
     by = HeadProducts(LinearHead(case.objective(), case.theta))
     torch.testing.assert_close(by.query_gradients(case.queries), case.gradients(**_xy(case.queries)), **CLOSE)
