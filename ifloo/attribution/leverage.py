@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ifloo.curvature import LinearHead
-from ifloo.errors import InputError
+from ifloo.objective.batches import positions_of
 from ifloo.solvers import Prepared, SolveError
 
 BLOCK_BYTES = 256 << 20  # of the rows B of samples taken together
@@ -77,24 +77,6 @@ class SampleBlocks:
             )
         moved = torch.linalg.solve(identity - share, self.slopes)
         return torch.einsum("mp,gsp,gs->mg", directions, self.rows, moved) / self.n
-
-
-def positions_of(train_ids: Int[Tensor, " n"], ids: Sequence[int]) -> Int[Tensor, " g"]:
-    """Where these ids stand among those of the training data.
-
-    Raises:
-        InputError: an id that is none of them.
-    """
-    wanted = torch.as_tensor(list(ids), dtype=torch.int64)
-    order = torch.argsort(train_ids)
-    place = torch.searchsorted(train_ids[order], wanted).clamp(max=len(order) - 1)
-    found = order[place]
-    if len(unknown := wanted[train_ids[found] != wanted]):
-        raise InputError(
-            f"Ids {unknown.tolist()[:5]} are none of the {len(train_ids)} training ids.\n"
-            "  Give ids of training samples."
-        )
-    return found
 
 
 def removal_effects(
