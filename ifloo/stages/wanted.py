@@ -19,6 +19,7 @@ from ifloo.errors import InputError, WorkError
 from ifloo.models import Adapted, as_written
 from ifloo.objective import Batch, Objective, SampleLosses, preflight, scoring, sequential
 from ifloo.objective.batches import batch_size, moved, rows
+from ifloo.objective.loaders import sample_count
 from ifloo.params import known_as
 from ifloo.solvers import Auto, SolveError
 from ifloo.stages.certified import content_of
@@ -82,7 +83,7 @@ class Wanted:
             InputError: the module, the data or the method do not go together.
         """
         few = sequential(loader, TRIED, slice(0, TRIED))
-        n = len(sequential(loader, 1).dataset)  # type: ignore[arg-type]
+        n = sample_count(sequential(loader, 1))
         try:
             self.found(module, few, queries, n)
         except InputError:
