@@ -24,9 +24,9 @@ from ifloo.attribution import (
 from ifloo.curvature import LinearHead, LinearOperator, as_head
 from ifloo.curvature.operator import Tick
 from ifloo.solvers import Auto, Cholesky, SolveError, Solver, bar
-from ifloo.solvers.auto import RTOL
 from ifloo.solvers.cholesky import PreparedCholesky, bytes_needed
 from ifloo.solvers.progress import ticking
+from ifloo.solvers.tolerances import AUTO_RTOL, default_rtol
 from ifloo.stages.methods import MethodRun
 from ifloo.stages.plan import HEAD_BYTES, curvature_at
 from ifloo.stages.settings import AttributionSettings, described
@@ -148,7 +148,7 @@ def _solver(asked: Solver, curvature: LinearOperator, n: int) -> Solver:
             curvature.size <= FEW_PARAMETERS if core is None else bytes_needed(core, curvature.dtype) <= asked.max_bytes
         )
         if fits:
-            return Cholesky(asked.max_bytes, asked.rtol or RTOL.get(curvature.dtype, 1e-5))
+            return Cholesky(asked.max_bytes, asked.rtol or default_rtol(AUTO_RTOL, curvature.dtype))
     return asked.chosen(curvature, n)
 
 

@@ -22,7 +22,7 @@ from ifloo.models.fit_settings import optimizers_in
 from ifloo.objective import Objective, scoring
 from ifloo.objective.out_of_memory import in_parts
 from ifloo.params import ParamSpace
-from ifloo.refit.finish import REACHABLE
+from ifloo.refit.finish import reachable
 from ifloo.refit.newton import Minimum
 from ifloo.refit.path import OneByOne, RefitPath, RefitTask
 from ifloo.refit.recipe import Refit, Refitter, quiet_lightning
@@ -61,7 +61,7 @@ class ChordReplicas(RefitPath):
         """
         self.refitter, self.at_once = refitter, at_once or AT_ONCE
         self.base = refitter.start()
-        self.tolerance = refitter.finish.tolerance or REACHABLE.get(ParamSpace.of(self.base).dtype, 3e-6)
+        self.tolerance = refitter.finish.tolerance or reachable(ParamSpace.of(self.base).dtype)
         _refuse_unfinished(refitter, self.base)
         with quiet_lightning():
             self.base.to(_trainer(refitter.recipe.accelerator).strategy.root_device)
