@@ -14,7 +14,7 @@ from ifloo.attribution.products import ForwardProducts, Products
 from ifloo.curvature import LinearHead
 from ifloo.objective.batches import Batch
 
-BLOCK_BYTES = 16 << 20  # of gradients, or of their factors, formed at once
+GRADIENT_BYTES = 16 << 20  # bytes of gradients, or of their factors, formed at once
 
 
 class Piece(NamedTuple):
@@ -73,7 +73,7 @@ class HeadProducts(Products):
         out = D.new_empty(len(D), len(x))
         many = len(D) >= x.shape[-1]
         width = D.shape[1] if many else len(D) * r.shape[-1] * r.shape[-2]
-        step = max(1, BLOCK_BYTES // (width * D.element_size()))
+        step = max(1, GRADIENT_BYTES // (width * D.element_size()))
         for start in range(0, len(x), step):
             rows = slice(start, start + step)
             out[:, rows] = _by_gradients(D, x[rows], r[rows]) if many else _by_outputs(D, x[rows], r[rows])
@@ -82,7 +82,7 @@ class HeadProducts(Products):
     def largest_gradient(self) -> float:
         largest = 0.0
         for chunk in self.head.chunks:
-            step = max(1, BLOCK_BYTES // (chunk.inputs.shape[1] ** 2 * chunk.inputs.element_size()))
+            step = max(1, GRADIENT_BYTES // (chunk.inputs.shape[1] ** 2 * chunk.inputs.element_size()))
             parts = zip(chunk.residuals.split(step), chunk.inputs.split(step), strict=True)
             largest = max(largest, *(float(_norms(r, x).max()) for r, x in parts))
         return largest

@@ -13,8 +13,8 @@ from ifloo.curvature import LinearHead
 from ifloo.objective.batches import positions_of
 from ifloo.solvers import Prepared, SolveError
 
-BLOCK_BYTES = 256 << 20  # of the rows B of samples taken together
-MARGIN = 1e-6  # of the leverage below 1: closer to it no digit is left
+LEVERAGE_BYTES = 256 << 20  # bytes of the rows B of samples taken together
+LEVERAGE_MARGIN = 1e-6  # least distance of a leverage from 1: dividing by a smaller one leaves too few digits
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class SampleBlocks:
         identity = torch.eye(self.second.shape[1], dtype=self.second.dtype, device=self.second.device)
         share = self.second @ sandwiches / self.n
         largest = float(torch.linalg.eigvals(share).real.max())
-        if not largest < 1 - MARGIN:
+        if not largest < 1 - LEVERAGE_MARGIN:
             raise SolveError(
                 f"Without one of these samples the curvature has no minimum left: it carries {largest:.3g} of it in "
                 "some direction.\n  Raise the penalty or attribution.damping, or leave attribution.corrected out."
@@ -98,7 +98,7 @@ def removal_effects(
     """
     effects, leverages = [], []
     positions = head.chunks[0].inputs.shape[1]
-    size = max(1, BLOCK_BYTES // (positions * head.basis.shape[1] * head.size * head.dtype.itemsize))
+    size = max(1, LEVERAGE_BYTES // (positions * head.basis.shape[1] * head.size * head.dtype.itemsize))
     for start in range(0, len(ids), size):
         blocks = SampleBlocks.of(head, ids[start : start + size])
         sandwiches = blocks.sandwiches(prepared)

@@ -9,7 +9,7 @@ from ifloo.report.plain import one_line
 
 Setting = str | float
 
-_MOST = 80  # characters of a value
+_LONGEST_VALUE = 80  # characters of a value
 _MEMORY = ("max_bytes",)  # how much room there was changes no number
 _SCORES = ("method", "curvature", "damping", "solver", "parameters", "dtype", "scores_dtype")
 _REFITS = ("removal", "init")
@@ -45,6 +45,6 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Setting]]:
                 yield from _leaves(f"{name}.{key}", inner)
     elif isinstance(value, (bool, str, list, tuple)):
         text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-        yield name, one_line(text, _MOST)
+        yield name, one_line(text, _LONGEST_VALUE)
     else:
         yield name, float(value)

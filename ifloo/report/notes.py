@@ -15,12 +15,12 @@ from ifloo.report.style import number, slope_form
 from ifloo.report.verdict import Comparison
 from ifloo.store import StoredInfluences
 
-MOST = 300  # characters of a question, an answer or a caption
+LONGEST_TEXT = 300  # characters of a question, an answer or a caption
 
 
 def guide(board: Mapping[str, str]) -> str:
     """Where to look for what; group of tags -> what it shows."""
-    rows = [[f"**{markdown(group, MOST)}**", markdown(what, MOST)] for group, what in board.items()]
+    rows = [[f"**{markdown(group, LONGEST_TEXT)}**", markdown(what, LONGEST_TEXT)] for group, what in board.items()]
     return table(["group", "what it shows"], rows)
 
 
@@ -36,7 +36,8 @@ def verdict(compared: Mapping[int, Comparison], together: Pooled | None) -> str:
     remarks = [f"Test {t}: {markdown(one.roughness, 2000)}" for t, one in compared.items() if one.roughness]
     return "\n\n".join(
         [
-            f"Predicted against actual change of the test loss, removal {markdown(removal, MOST)}, 95 % intervals.",
+            f"Predicted against actual change of the test loss, removal {markdown(removal, LONGEST_TEXT)}, 95 % "
+            "intervals.",
             table(head, rows),
             table(
                 ["test", "residual of the solve", "error of a score at most", "worst ‖∇J‖", "noise floor", "flagged"],
@@ -59,7 +60,7 @@ def _statistics(test: str, name: str, found: Agreement) -> list[str]:
     slope = slope_form(found.slope)
     return [
         test,
-        markdown(name.replace("_", " "), MOST),
+        markdown(name.replace("_", " "), LONGEST_TEXT),
         str(found.n),
         _between(found.pearson, found.pearson_ci, ".4f"),
         _between(found.spearman, found.spearman_ci, ".4f"),
@@ -98,7 +99,7 @@ def samples(datamodule: Any, stored: StoredInfluences, answered: str = "") -> st
         answered: what the model made of it.
     """
     words = _Words(datamodule.test_set)
-    said = [] if not answered else [f"The model: {markdown(answered, MOST)}"]
+    said = [] if not answered else [f"The model: {markdown(answered, LONGEST_TEXT)}"]
     parts = [table(["test", *words.head], [[str(stored.test_id), *words.of(stored.test_id)]]), *said]
     words = _Words(datamodule.train_set)
     most = Extremes.of(stored)
@@ -122,4 +123,4 @@ class _Words:
 
     def of(self, id_: int) -> list[str]:
         said = [self.data.question(id_), self.data.answer(id_)] if self.asks else [self.data.caption(id_)]
-        return [markdown(text, MOST) for text in said]
+        return [markdown(text, LONGEST_TEXT) for text in said]

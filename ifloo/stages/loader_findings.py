@@ -19,7 +19,7 @@ from ifloo.objective.loaders import as_given, sample_count
 from ifloo.objective.randomness import undisturbed
 
 LOOKED_AT = 16  # samples read twice: a flip of one in two escapes once in 65,536 times
-FEW = 100  # of n samples each is 1/n of J: below, a removal is a step of more than one percent
+FEW_SAMPLES = 100  # training samples; with fewer, a removal is a step of more than one percent of J
 
 
 def of_loader(loader: Any, where: str) -> list[Finding]:
@@ -102,7 +102,7 @@ def _left_out(left: int, n: int, batches: BatchSampler, where: str) -> Finding:
 
 
 def _count(n: int, where: str) -> list[Finding]:
-    if n >= FEW:
+    if n >= FEW_SAMPLES:
         return []
     return [
         Finding(

@@ -34,7 +34,7 @@ from ifloo.store import JSON, Manifest, Section, StoredSelfInfluence, self_influ
 
 log = logging.getLogger(__name__)
 DAMPING = 1e-3  # of the last layer's curvature, nats per squared parameter: definite under any penalty
-AT_ONCE = 100  # training samples
+GRADIENTS_AT_ONCE = 100  # training samples whose gradients are formed together, p numbers each
 CHECKPOINTS = 10  # of the run, for TracIn
 FEW_PARAMETERS = 4096  # a matrix from as many products as this, if need be
 SECTION = "self_influence"
@@ -82,7 +82,7 @@ def _of_the_scores(settings: AttributionSettings) -> dict[str, JSON]:
 
 def _narrow(run: MethodRun) -> MethodRun:
     """The same in batches of rows enough to be fast, and few enough for gradients of each."""
-    return replace(run, settings=replace(run.settings, batch_size=min(run.settings.batch_size, AT_ONCE)))
+    return replace(run, settings=replace(run.settings, batch_size=min(run.settings.batch_size, GRADIENTS_AT_ONCE)))
 
 
 @dataclass(frozen=True)

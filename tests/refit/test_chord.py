@@ -166,7 +166,7 @@ def test_memory_that_does_not_hold_them_holds_half(caplog, monkeypatch):
 def test_what_the_chord_does_not_reach_is_fitted_one_by_one(caplog, monkeypatch):
     """Half of all samples removed: the base Hessian is no good there."""
     how = _logistic()
-    monkeypatch.setattr("ifloo.refit.replicas.chord_module.GAIN", 1e-6)
+    monkeypatch.setattr("ifloo.refit.replicas.chord_module.SLOWEST_FALL", 1e-6)
     caplog.set_level("INFO", "ifloo")
     task = _tasks("drop", [list(range(0, 60))])
     refits = ChordReplicas(how, 2).fit(task)

@@ -33,7 +33,7 @@ from ifloo.solvers import Cholesky, bar
 from ifloo.solvers.cholesky import PreparedCholesky, bytes_needed
 
 log = logging.getLogger(__name__)
-AT_ONCE = 64  # replicas: a product of [b, d] with [d, 64 c] runs at the speed of large ones
+CHORDS_AT_ONCE = 64  # replicas: a product of [b, d] with [d, 64 c] runs at the speed of large ones
 PASSES = 20
 FACTOR_BYTES = 4 << 30
 PRODUCTS = 130  # of a refit one by one: 33 with the Hessian, at a quarter of the speed of large ones
@@ -59,7 +59,7 @@ class ChordReplicas(RefitPath):
         Raises:
             PathError: the model is not a linear head alone, at a minimum that refits are to reach again.
         """
-        self.refitter, self.at_once = refitter, at_once or AT_ONCE
+        self.refitter, self.at_once = refitter, at_once or CHORDS_AT_ONCE
         self.base = refitter.start()
         self.tolerance = refitter.finish.tolerance or reachable(ParamSpace.of(self.base).dtype)
         _refuse_unfinished(refitter, self.base)

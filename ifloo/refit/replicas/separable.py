@@ -43,7 +43,7 @@ HOOKS = (
     *("configure_gradient_clipping", "clip_gradients", "lr_scheduler_step"),
     *BATCH_HOOKS,
 )
-ROUNDINGS = 1e4  # by which sums in another order may differ: a wrong gradient differs by far more
+REORDERING_ULPS = 1e4  # by which gradients summed in another order may differ; a wrong one differs by far more
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class _Look(L.Callback):
             raise PathError(f"torch.func.vmap cannot run its loss over replicas: {first_sentence(error)}") from error
         apart = float((both - alone).norm(dim=1).max())
         # Not <=: NaN is a difference too.
-        if not apart <= ROUNDINGS * torch.finfo(alone.dtype).eps * (1 + float(alone.norm())):
+        if not apart <= REORDERING_ULPS * torch.finfo(alone.dtype).eps * (1 + float(alone.norm())):
             raise PathError(
                 f"on its first batch the gradient of a replica is {apart:.1e} away from that of the model alone "
                 f"(of norm {float(alone.norm()):.1e})"

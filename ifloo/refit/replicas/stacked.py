@@ -24,7 +24,7 @@ from ifloo.refit.replicas.module import StackedModule
 from ifloo.refit.replicas.separable import Appetite, look
 from ifloo.refit.replicas.weights import ReplicaWeights
 
-MOST = 64  # replicas at once: most of the gain, and a killed run loses no more refits than this
+STACKED_AT_MOST = 64  # replicas: most of the gain, and a killed run loses no more refits than this
 CACHES = 32 << 20  # bytes: beyond them a processor waits for memory, and replicas gain nothing (measured)
 COPIES = 8  # of the weights: themselves, gradient, two of the optimizer, and what a step holds meanwhile
 
@@ -127,7 +127,7 @@ def _apart(stacked: StackedModule) -> list[Any]:
 def _affordable(appetite: Appetite) -> int:
     """Replicas that fit; activations count twice, for those of the backward pass."""
     each = COPIES * appetite.weights + 2 * appetite.activations
-    return max(1, min(MOST, _budget(appetite.device) // max(each, 1)))
+    return max(1, min(STACKED_AT_MOST, _budget(appetite.device) // max(each, 1)))
 
 
 def _budget(device: torch.device) -> int:
