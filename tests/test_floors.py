@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,27 @@ def test_imports_go_down(path):
         if parts[0] in ("lightning", "pytorch_lightning") and FLOORS.get(room, 9) <= 5:
             wrong.append(f"{where}:{line}: {_name(room)} imports Lightning")
     assert not wrong, "\n".join(wrong)
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _imported_modules(path: Path, modules: set[str]) -> Iterator[str]:
+    """The files behind the imports: `from ifloo.store import ids` is of the file `ids`, not of the room."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            files = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (file if file in modules else node.module for file in files)
+
+
+def test_no_two_files_import_each_other():
+    """Imports inside functions count too: they hide a circle and do not open it."""
+    modules = {_module(path) for path in SOURCES}
+    graph = {_module(path): modules.intersection(_imported_modules(path, modules)) for path in SOURCES}
+    TopologicalSorter(graph).prepare()  # a CycleError names the files of a circle
 
 
 def test_every_room_has_a_floor():

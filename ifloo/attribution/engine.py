@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ifloo.attribution.products import Chunk, ForwardProducts, Products
+from ifloo.attribution.products import ForwardProducts, Products
 from ifloo.attribution.scores import Certificate, Scores
 from ifloo.curvature.operator import Damped, LinearOperator, Tick
 from ifloo.objective.batches import Batch, batch_size, rows, sample_ids
@@ -95,9 +95,9 @@ class InfluenceEngine:
             Certificate.joined([certificate for _, certificate in solved]),
         )
 
-    def of(self, directions: Directions, chunk: Chunk) -> Float[Tensor, "m b"]:
-        """s[t, i] of the samples of one chunk of `products`."""
-        return self.products.of(chunk, directions.value) / -self.objective.n
+    def of(self, directions: Directions, samples: Batch) -> Float[Tensor, "m b"]:
+        """s[t, i] of some samples: a chunk of `products`, or a batch of any."""
+        return self.products.of(samples, directions.value) / -self.objective.n
 
     @cached_property
     def products(self) -> Products:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifloo.attribution.leverage import MARGIN
+from ifloo.attribution.leverage import LEVERAGE_MARGIN
 from ifloo.attribution.self_influence import SelfInfluence
 from ifloo.curvature import LinearHead
 from ifloo.curvature.operator import Tick
@@ -79,7 +79,7 @@ def _without_itself(share: Float[Tensor, "b r r"], slopes: Float[Tensor, "b r"])
         SolveError: it does not exist, or its sign is that of no minimum.
     """
     largest = float(torch.linalg.eigvals(share).real.max())
-    if not largest < 1 - MARGIN:
+    if not largest < 1 - LEVERAGE_MARGIN:
         raise SolveError(
             f"Without one of the samples the curvature has no minimum left: it carries {largest:.3g} of it in some "
             "direction.\n  Raise the penalty or attribution.damping; self-influence and loss need no such minimum."

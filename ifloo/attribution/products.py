@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,6 @@ from ifloo.objective.functional import scoring
 from ifloo.objective.loaders import sequential
 from ifloo.objective.objective import Objective
 
-Chunk = Any  # some training samples, in the form that one kind of products understands
 DIRECTIONS_AT_ONCE = 16  # [16, b] tangents through the model together
 
 
@@ -40,16 +39,16 @@ class Products(ABC):
         """∇L_t(θ̂) of each query."""
 
     @abstractmethod
-    def chunks(self) -> Iterator[Chunk]:
-        """All training samples in order, as chunks for `of`."""
+    def chunks(self) -> Iterator[Batch]:
+        """All training samples in order, as chunks for `of`: batches, or whatever stands for them here."""
 
     @abstractmethod
-    def loader(self, shard: slice | None = None) -> DataLoader[Chunk]:
+    def loader(self, shard: slice | None = None) -> DataLoader[Batch]:
         """The same chunks for a Trainer: of the samples with positions in `shard`; None: of all."""
 
     @abstractmethod
-    def of(self, chunk: Chunk, directions: Float[Tensor, "m p"]) -> Float[Tensor, "m b"]:
-        """`directions[t] · ∇ℓ_i(θ̂)` of the samples of a chunk."""
+    def of(self, samples: Batch, directions: Float[Tensor, "m p"]) -> Float[Tensor, "m b"]:
+        """`directions[t] · ∇ℓ_i(θ̂)` of some samples: one of `chunks`, or a batch of any, seen in training or not."""
 
     @abstractmethod
     def largest_gradient(self) -> float:
@@ -80,14 +79,14 @@ class ForwardProducts(Products):
         with scoring(self.objective.losses.module):
             return sample_gradients(self.objective.losses, self.theta, self._moved(queries))
 
-    def chunks(self) -> Iterator[Chunk]:
+    def chunks(self) -> Iterator[Batch]:
         return (batch for _, batch in self.objective.data.with_ids())
 
-    def loader(self, shard: slice | None = None) -> DataLoader[Chunk]:
+    def loader(self, shard: slice | None = None) -> DataLoader[Batch]:
         return sequential(self.objective.data.loader, self.batch_size, shard)  # type: ignore[attr-defined]
 
-    def of(self, chunk: Chunk, directions: Float[Tensor, "m p"]) -> Float[Tensor, "m b"]:
-        batch = self._moved(chunk)
+    def of(self, samples: Batch, directions: Float[Tensor, "m p"]) -> Float[Tensor, "m b"]:
+        batch = self._moved(samples)
         with scoring(self.objective.losses.module):
             parts = [
                 gradient_products(self.objective.losses, self.theta, batch, block)

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ifloo.attribution.leverage import positions_of
 from ifloo.errors import InputError
+from ifloo.objective.batches import positions_of
 from ifloo.objective.weights import Removal
 from ifloo.solvers.solution import Status
 

@@ -13,7 +13,7 @@ from ifloo.objective.batches import as_made, moved
 from ifloo.report.gallery import ConversationSet
 from ifloo.store import JSON
 
-AT_ONCE = 256  # test samples in one batch
+ANSWERED_AT_ONCE = 256  # test samples in one batch of the forward pass that answers them
 MOST_QUESTIONS = 20  # different ones, beyond which exact match is not told question by question
 
 
@@ -90,8 +90,8 @@ def _questions(data: ConversationSet, ids: Sequence[int]) -> list[str] | None:
 
 def _answers(module: Any, datamodule: Any, test_ids: Sequence[int]) -> Iterator[Answer]:
     end = datamodule.tokenizer.eos
-    for start in range(0, len(test_ids), AT_ONCE):
-        batch = datamodule.test_batch(test_ids[start : start + AT_ONCE])
+    for start in range(0, len(test_ids), ANSWERED_AT_ONCE):
+        batch = datamodule.test_batch(test_ids[start : start + ANSWERED_AT_ONCE])
         with torch.no_grad(), scoring(module):
             rows = module.generated(_moved(batch, module), end)
         for ids, labels in zip(rows.tolist(), batch["labels"].tolist(), strict=True):

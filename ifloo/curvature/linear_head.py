@@ -28,7 +28,7 @@ from ifloo.errors import InputError, WorkError
 from ifloo.objective.batches import Batch, TrainingData, batch_size, moved, rows
 from ifloo.objective.objective import Objective
 
-BLOCK_BYTES = 6 << 20  # of inputs between the two passes of a product: they stay in cache
+CACHED_BYTES = 6 << 20  # bytes of inputs between the two passes of a product: they stay in the cache of a processor
 
 
 class LinearHead(StochasticOperator):
@@ -198,7 +198,7 @@ class LinearHead(StochasticOperator):
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         for chunk, S in zip(self.chunks, self.seconds, strict=True):
             x, s = chunk.inputs.flatten(0, 1), S.flatten(0, 1)
-            step = max(1, BLOCK_BYTES // (x.shape[1] * x.element_size())) if x.device.type == "cpu" else len(x)
+            step = max(1, CACHED_BYTES // (x.shape[1] * x.element_size())) if x.device.type == "cpu" else len(x)
             yield from zip(x.split(step), s.split(step), strict=True)
 
     def _refuse_other_matrix(self, core: Core) -> None:

@@ -17,7 +17,7 @@ from ifloo.errors import InputError
 from ifloo.objective.batches import ID_KEYS, Batch, Identified, as_made, batch_size, fetched, sample_ids, tensors_of
 from ifloo.objective.loaders import as_given, identified, sequential
 
-AT_ONCE = 512  # samples in memory while they are read once
+READ_AT_ONCE = 512  # samples in memory while all of them are read once
 SMALLEST = 4  # pixels of a side: what is smaller is no picture
 
 
@@ -30,7 +30,7 @@ class Samples:
         Raises:
             InputError: no fixed set of samples is behind the loader, or an id occurs twice.
         """
-        self.loader, self.where = sequential(loader, AT_ONCE), where
+        self.loader, self.where = sequential(loader, READ_AT_ONCE), where
         self.dataset, self.collate = as_given(self.loader)
         self.ids: Int64[Tensor, " n"] = self._ids()
         self._row_of = {i: row for row, i in enumerate(self.ids.tolist())}

@@ -14,11 +14,12 @@ from torch.utils.data import DataLoader, Dataset
 def loader_of(
     data: Dataset[dict[str, Tensor]], batch_size: int, num_workers: int, shuffle: bool = False
 ) -> DataLoader[dict[str, Tensor]]:
-    """Batches as the set makes them, uncopied; a batch size beyond the set is the whole set."""
+    """Batches as the set makes them, uncopied; a batch size beyond the set is the whole set, which has no order."""
+    n = len(cast(Sized, data))
     return DataLoader(
         data,
-        batch_size=min(batch_size, len(cast(Sized, data))),
-        shuffle=shuffle,
+        batch_size=min(batch_size, n),
+        shuffle=shuffle and batch_size < n,
         num_workers=num_workers,
         collate_fn=_as_it_is,
         persistent_workers=num_workers > 0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, final
+from typing import final
 
 import lightning as L
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ifloo.errors import InputError
 from ifloo.models.decay import decoupled
+from ifloo.models.fit_settings import FitSettings
 from ifloo.objective.batches import Batch, as_made, batch_size, sample_ids
 from ifloo.objective.weights import SampleWeights
 
@@ -73,7 +74,7 @@ class SampleLossModule(L.LightningModule, ABC):
                 decay, unless it is decoupled (AdamW) and the steps are recorded, of which it is then a part.
         """
         if any(isinstance(o, torch.optim.LBFGS) for o in self.trainer.optimizers):
-            _refuse_for_lbfgs(self.trainer)
+            refuse_for_lbfgs(FitSettings.of(self.trainer))
         recorded = any(getattr(callback, "records_steps", False) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
         decays = [
             g["weight_decay"]
@@ -102,13 +103,18 @@ class SampleLossModule(L.LightningModule, ABC):
         return self.sample_weights.of(ids, losses.dtype)
 
 
-def _refuse_for_lbfgs(trainer: L.Trainer) -> None:
-    asked: dict[str, Any] = {
-        f"{trainer.num_training_batches} batches an epoch (batch_size < n)": trainer.num_training_batches != 1,
-        f"accumulate_grad_batches = {trainer.accumulate_grad_batches}": trainer.accumulate_grad_batches != 1,
+def refuse_for_lbfgs(settings: FitSettings) -> None:
+    """Refuses settings under which L-BFGS does not minimise one fixed function.
+
+    Raises:
+        InputError: mini-batches, accumulation, clipping or reduced precision.
+    """
+    asked: dict[str, bool] = {
+        f"{settings.batches} batches an epoch (batch_size < n)": settings.batches != 1,
+        f"accumulate_grad_batches = {settings.accumulate_grad_batches}": settings.accumulate_grad_batches != 1,
         # 1 or 1.0: Lightning takes both
-        f"gradient_clip_val = {trainer.gradient_clip_val or 0:g}": bool(trainer.gradient_clip_val),
-        f"precision = {trainer.precision}": str(trainer.precision) not in ("32-true", "64-true"),
+        f"gradient_clip_val = {settings.gradient_clip_val or 0:g}": bool(settings.gradient_clip_val),
+        f"precision = {settings.precision}": settings.reduced,
     }
     found = [what for what, refused in asked.items() if refused]
     if found:

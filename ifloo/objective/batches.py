@@ -87,6 +87,24 @@ def sample_ids(batch: Batch) -> Int[Tensor, " b"] | None:
     return None
 
 
+def positions_of(train_ids: Int[Tensor, " n"], ids: Sequence[int]) -> Int[Tensor, " g"]:
+    """Finds where these ids are among those of the training data, which need not be in order.
+
+    Raises:
+        InputError: an id that is none of them.
+    """
+    wanted = torch.as_tensor(list(ids), dtype=torch.int64)
+    order = torch.argsort(train_ids)
+    place = torch.searchsorted(train_ids[order], wanted).clamp(max=len(order) - 1)
+    found = order[place]
+    if len(unknown := wanted[train_ids[found] != wanted]):
+        raise InputError(
+            f"Ids {unknown.tolist()[:5]} are none of the {len(train_ids)} training ids.\n"
+            "  Give ids of training samples."
+        )
+    return found
+
+
 def rows(batch: Batch, index: slice | Int[Tensor, " b"]) -> Batch:
     """Some samples of a batch; a slice gives views."""
     return map_tensors(lambda x: x[index] if x.ndim else x, batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import torch
@@ -60,6 +60,20 @@ def as_given(loader: DataLoader) -> tuple[Any, Any]:
     return loader.dataset, loader.collate_fn
 
 
+def sample_count(loader: DataLoader) -> int:
+    """Gives n, the number of samples in the dataset of a loader.
+
+    Raises:
+        InputError: the dataset has no length.
+    """
+    if not isinstance(loader.dataset, Sized):
+        raise InputError(
+            f"Attribution needs a map-style dataset (with __len__ and __getitem__); got "
+            f"{type(loader.dataset).__name__}, which has no __len__.\n  Let __len__ give the number of its samples."
+        )
+    return len(loader.dataset)
+
+
 def _refuse_partial(loader: DataLoader) -> None:
     if isinstance(loader.dataset, IterableDataset):
         return
@@ -68,7 +82,7 @@ def _refuse_partial(loader: DataLoader) -> None:
             f"The training loader draws with {type(loader.sampler).__name__}; J is the mean over every sample once.\n"
             "  Use shuffle=True or False; for a part of the data wrap the dataset (torch.utils.data.Subset)."
         )
-    if len(loader.dataset) == 0:  # type: ignore[arg-type]
+    if sample_count(loader) == 0:
         raise InputError("The training data hold no sample.")
 
 

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vmap
 
-from ifloo.errors import IflooError, InputError
+from ifloo.errors import IflooError, InputError, listed
 from ifloo.objective.batches import Batch, batch_size, rows
-from ifloo.objective.diagnosis import recurrent_layers
 from ifloo.objective.functional import scoring
+from ifloo.objective.layers import kinds, places, recurrent_layers
 from ifloo.objective.objective import Objective
 
 ROWS = 16  # samples looked at one by one
@@ -113,8 +113,9 @@ def _gradients(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
 
 def _suspects(objective: Objective) -> str:
     """A line more where the module has layers that cannot work."""
-    layers = recurrent_layers(objective.losses.module)
-    return f"\n  torch.func has no rule for {layers[0]} ({layers[1]})." if layers else ""
+    module = objective.losses.module
+    layers = recurrent_layers(module)
+    return f"\n  torch.func has no rule for {kinds(layers)} ({listed(places(module, layers))})." if layers else ""
 
 
 def _one_by_one(objective: Objective, theta: Tensor, few: Batch) -> Tensor:

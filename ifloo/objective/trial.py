@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from torch.func import grad, jvp, vjp, vmap
 from torch.overrides import TorchFunctionMode
 
+from ifloo.errors import first_sentence, listed
 from ifloo.objective.batches import Batch
-from ifloo.objective.diagnosis import attention_note, place, recurrent_layers
-from ifloo.objective.findings import Finding, Weight, first_sentence, listed
+from ifloo.objective.diagnosis import attention_note
+from ifloo.objective.findings import Finding, Weight
 from ifloo.objective.functional import FunctionalLosses, scoring
+from ifloo.objective.layers import is_random, kinds, place, places, recurrent_layers
 from ifloo.objective.randomness import undisturbed
 from ifloo.params import known_as
 
@@ -105,13 +107,15 @@ class Watch(TorchFunctionMode):
         said, name = kwargs or {}, getattr(func, "__name__", "")
         path, layer = self._within[-1]
         at = f"{place(self.module, path)} ({name})"
-        if name in DROPPING and said.get("training") and said.get("p", 0.5) > 0:
-            if not isinstance(layer, (nn.modules.dropout._DropoutNd, nn.RReLU)):
+        if name in DROPPING and _draws(said):
+            if not is_random(layer):  # which `diagnose` finds without a pass
                 self.dropping.append(at)
         elif name in DRAWING:
             self.drawing.append(at)
         elif name == "scaled_dot_product_attention":
             self.attention.append(at)
+            if said.get("dropout_p", args[4] if len(args) > 4 else 0.0) > 0:
+                self.dropping.append(at)
         elif name == "batch_norm" and said.get("training") and not isinstance(layer, nn.modules.batchnorm._NormBase):
             self.normalising.append(at)
         return func(*args, **said)
@@ -127,6 +131,12 @@ class Watch(TorchFunctionMode):
 
     def _log_dict(self, values: Any, *_: Any, **__: Any) -> None:
         self.logged.extend(map(str, values))
+
+
+def _draws(arguments: Mapping[str, Any]) -> bool:
+    """Whether one of the functions `DROPPING` draws anything with these arguments."""
+    spread = arguments["upper"] - arguments["lower"] if "upper" in arguments else arguments.get("p", 0.5)
+    return bool(arguments.get("training")) and spread > 0
 
 
 def watched(module: nn.Module, batch: Batch, run: Run) -> list[Finding]:
@@ -183,17 +193,17 @@ def _attempts(losses: FunctionalLosses, theta: Tensor, few: Batch) -> list[tuple
 
 
 def _culprit(module: nn.Module, what: str | None, error: Exception, changed: list[str]) -> list[Finding]:
-    layers = recurrent_layers(module) if re.search(r"lstm|gru|rnn", str(error)) else None
+    layers = recurrent_layers(module) if re.search(r"lstm|gru|rnn", str(error)) else []
     if layers:
-        return [_recurrent(*layers, error)]
+        return [_recurrent(kinds(layers), listed(places(module, layers)), error)]
     if changed:
         return [state_finding(changed, error)]
     return [_not_differentiable(module, what, error)] if what else []
 
 
-def _recurrent(kinds: str, paths: str, error: Exception) -> Finding:
+def _recurrent(classes: str, paths: str, error: Exception) -> Finding:
     return Finding(
-        f"{kinds}, for which torch.func has no rule",
+        f"{classes}, for which torch.func has no rule",
         paths,
         f"Losses and gradients of single samples cannot be computed: {first_sentence(error)}.",
         "Write the recurrence out with nn.Linear, torch.tanh and torch.sigmoid, one step of the sequence after the "

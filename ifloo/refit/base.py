@@ -11,9 +11,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from ifloo.errors import InputError, WorkError
+from ifloo.errors import InputError, WorkError, first_sentence
 from ifloo.models import as_written
-from ifloo.objective.findings import first_sentence
 from ifloo.refit.finish import NewtonFinish
 from ifloo.refit.newton import Minimum
 from ifloo.refit.recipe import Recipe

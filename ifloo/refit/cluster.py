@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 TRIES = 3
 CONNECT = 4.0  # seconds for a scheduler to answer
 FETCH = 5.0  # seconds for an outcome, a few numbers, to come from its worker
-LOOK = 0.5  # seconds between looks at which workers are there
+POLL_SECONDS = 0.5  # seconds between looks at which workers are there
 NOTICE = 10.0  # seconds without any worker, before it is said
 PATIENCE = 60.0  # seconds without any worker on this machine, before it is a failure
 DIED = "the process of its worker died (killed by the system for its memory?)"
@@ -102,11 +102,11 @@ class _Dispatch:
 
     def _finished(self) -> list[Future]:
         if not self.flying:
-            time.sleep(LOOK)
+            time.sleep(POLL_SECONDS)
             return []
         try:
             with self.client.as_current():
-                return list(wait(list(self.flying), timeout=LOOK, return_when="FIRST_COMPLETED").done)
+                return list(wait(list(self.flying), timeout=POLL_SECONDS, return_when="FIRST_COMPLETED").done)
         except TimeoutError:
             return []
 

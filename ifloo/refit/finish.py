@@ -20,7 +20,15 @@ from ifloo.solvers import Nystrom, Preconditioner, SolveError
 
 logger = logging.getLogger(__name__)
 NEARER = 1e-3  # of ‖∇J‖: where the preconditioner is made anew, where J is not convex
-REACHABLE = {torch.float64: 1e-10, torch.float32: 3e-6}
+REACHABLE = {
+    torch.float64: 1e-10,  # Newton steps end at 1e-12 where the terms of the gradient are near 1
+    torch.float32: 3e-6,  # fifty roundings of such terms, which their sum over the samples does not get below
+}
+
+
+def reachable(dtype: torch.dtype) -> float:
+    """Gives the ‖∇J‖ that a fit is brought to by default; precisions below 32 bits are asked for no more than 32."""
+    return REACHABLE.get(dtype, REACHABLE[torch.float32])
 
 
 class NewtonFinish(L.Callback):
@@ -122,7 +130,7 @@ class NewtonFinish(L.Callback):
         return self._inner.solve(objective, theta, B, rtol).require().value.to(B.dtype)
 
     def _finish(self, objective: Objective, theta: torch.Tensor) -> Minimum:
-        tolerance = self.tolerance or REACHABLE.get(theta.dtype, REACHABLE[torch.float32])
+        tolerance = self.tolerance or reachable(theta.dtype)
         convex = getattr(objective.losses.module, "strong_convexity", lambda: None)() is not None
         if self._inner is None and (norm := float(objective.gradient(theta).norm())) > tolerance:
             self._inner = self._prepared_inner(objective, theta) if convex else self._inner_here(objective, theta)

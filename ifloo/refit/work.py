@@ -23,7 +23,7 @@ from ifloo.refit.plan import RefitSettings
 from ifloo.refit.recipe import Refitter
 from ifloo.store import NULL_ID
 
-ROUNDINGS = 1e3  # units in the last place by which the start of a null refit is displaced where J is not convex
+DISPLACEMENT_ULPS = 1e3  # units in the last place of θ: how far null refits start from it where J is not convex
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class RefitWork:
         start = self.refitter.start()
         theta = ParamSpace.of(start).values_of(start)
         drawn = torch.randn(count, len(theta), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        size = ROUNDINGS * torch.finfo(theta.dtype).eps * theta.norm() / len(theta) ** 0.5
+        size = DISPLACEMENT_ULPS * torch.finfo(theta.dtype).eps * theta.norm() / len(theta) ** 0.5
         return drawn.to(theta) * size
 
 

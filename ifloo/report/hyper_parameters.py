@@ -9,7 +9,7 @@ from ifloo.report.plain import one_line
 
 Setting = str | float
 
-_MOST = 80  # characters of a value
+_LONGEST_VALUE = 80  # characters of a value
 _MEMORY = ("max_bytes",)  # how much room there was changes no number
 _SCORES = ("method", "curvature", "damping", "solver", "parameters", "dtype", "scores_dtype")
 _REFITS = ("removal", "init")
@@ -31,10 +31,10 @@ def hyper_parameters(sections: Mapping[str, Any]) -> dict[str, Setting]:
         **{f"refit.{name}": refits.get(name) for name in _REFITS},
         "seed": influence.get("seed"),
     }
-    return {name: value for key, given in named.items() for name, value in _flat(key, given)}
+    return {name: value for key, given in named.items() for name, value in _leaves(key, given)}
 
 
-def _flat(name: str, value: Any) -> Iterator[tuple[str, Setting]]:
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Setting]]:
     if value is None:
         return
     if isinstance(value, Mapping):
@@ -42,9 +42,9 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Setting]]:
             yield name, str(value["class"])
         for key, inner in value.items():
             if key not in ("class", *_MEMORY):
-                yield from _flat(f"{name}.{key}", inner)
+                yield from _leaves(f"{name}.{key}", inner)
     elif isinstance(value, (bool, str, list, tuple)):
         text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-        yield name, one_line(text, _MOST)
+        yield name, one_line(text, _LONGEST_VALUE)
     else:
         yield name, float(value)

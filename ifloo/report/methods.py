@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ifloo.attribution import predicted_change
 from ifloo.errors import InputError
 from ifloo.objective import Removal
+from ifloo.objective.batches import positions_of
 from ifloo.report.base_model import refuse_another
 from ifloo.store import CORRECTED, Layout, Manifest, StoredInfluences, influences, removals, settings_stamp
 
@@ -49,20 +51,17 @@ def predicted(stored: StoredInfluences, ids: NDArray[np.int64], removal: Removal
 
 
 def positions(stored: StoredInfluences, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where the scores of these ids stand.
+    """Finds where the scores of these ids are.
 
     Raises:
         InputError: an id has no score.
     """
-    order = np.argsort(stored.train_ids)
-    place = np.searchsorted(stored.train_ids, ids, sorter=order).clip(max=len(order) - 1)
-    found = order[place]
-    if (unknown := ids[stored.train_ids[found] != ids]).size:
+    if (unknown := ids[~np.isin(ids, stored.train_ids)]).size:
         raise InputError(
             f"Test {stored.test_id}: refits of ids {unknown[:5].tolist()} have no score: they are of other data.\n"
             "  Run `ifloo influence` and `ifloo loo` on the same data."
         )
-    return found
+    return positions_of(torch.tensor(stored.train_ids), ids.tolist()).numpy()
 
 
 def _check(scores: StoredInfluences, test_id: int, sections: Mapping[str, Any], section: str) -> None:

@@ -16,12 +16,12 @@ from ifloo.report.style import number, slope_form
 from ifloo.report.verdict import Comparison
 from ifloo.store import StoredInfluences
 
-MOST = 300  # characters of a question, an answer or a caption
+LONGEST_TEXT = 300  # characters of a question, an answer or a caption
 
 
 def guide(board: Mapping[str, str]) -> str:
     """Where to look for what; group of tags -> what it shows."""
-    rows = [[f"**{markdown(group, MOST)}**", markdown(what, MOST)] for group, what in board.items()]
+    rows = [[f"**{markdown(group, LONGEST_TEXT)}**", markdown(what, LONGEST_TEXT)] for group, what in board.items()]
     return table(["group", "what it shows"], rows)
 
 
@@ -34,7 +34,8 @@ def verdict(compared: Verdict) -> str:
     remarks = [f"Test {t}: {markdown(one.roughness, 2000)}" for t, one in compared.items() if one.roughness]
     return "\n\n".join(
         [
-            f"Predicted against actual change of the test loss, removal {markdown(removal, MOST)}, 95 % intervals.",
+            f"Predicted against actual change of the test loss, removal {markdown(removal, LONGEST_TEXT)}, 95 % "
+            "intervals.",
             table(head, rows),
             table(
                 ["test", "residual of the solve", "error of a score at most", "worst ‖∇J‖", "noise floor", "flagged"],
@@ -49,7 +50,7 @@ def _statistics(test: str, statistics: Statistics) -> Iterator[list[str]]:
     """A row of the table for each selection of refits that is not empty, and for each further method."""
     for row in (*statistics.scores, *statistics.further):
         if row.n or row.selection == "all":
-            yield [test, markdown(row.label, MOST), *_cells(row)]
+            yield [test, markdown(row.label, LONGEST_TEXT), *_cells(row)]
 
 
 def _cells(row: Row) -> list[str]:
@@ -95,7 +96,7 @@ def samples(datamodule: Any, stored: StoredInfluences, answered: str = "") -> st
         answered: what the model made of it.
     """
     words = _Words(datamodule.test_set)
-    said = [] if not answered else [f"The model: {markdown(answered, MOST)}"]
+    said = [] if not answered else [f"The model: {markdown(answered, LONGEST_TEXT)}"]
     parts = [table(["test", *words.head], [[str(stored.test_id), *words.of(stored.test_id)]]), *said]
     words = _Words(datamodule.train_set)
     most = Extremes.of(stored)
@@ -119,4 +120,4 @@ class _Words:
 
     def of(self, id_: int) -> list[str]:
         said = [self.data.question(id_), self.data.answer(id_)] if self.asks else [self.data.caption(id_)]
-        return [markdown(text, MOST) for text in said]
+        return [markdown(text, LONGEST_TEXT) for text in said]

@@ -27,10 +27,6 @@ class Box:
     width: float
     height: float
 
-    def inset(self, margin: float) -> Box:
-        """The rectangle with a margin taken off each side."""
-        return Box(self.x + margin, self.y + margin, self.width - 2 * margin, self.height - 2 * margin)
-
 
 @dataclass(frozen=True, eq=False)
 class Page:

@@ -14,10 +14,10 @@ from ifloo.solvers.cholesky import Cholesky, bytes_needed
 from ifloo.solvers.kronecker import Kronecker
 from ifloo.solvers.nystrom import Nystrom
 from ifloo.solvers.solution import Prepared, Solver, silent
+from ifloo.solvers.tolerances import AUTO_RTOL, default_rtol
 
 log = logging.getLogger(__name__)
 STEPS = {torch.float64: 55, torch.float32: 30}  # of preconditioned CG to its default tolerance, as measured on MNIST
-RTOL = {torch.float64: 1e-10, torch.float32: 1e-5}
 LONE_RATE, BLOCK_RATE, BLOCK = (
     0.25,
     0.9,
@@ -51,7 +51,7 @@ class Auto(Solver):
 
     def chosen(self, A: LinearOperator, right_hand_sides: int) -> Solver:
         """The solver for so many right-hand sides; says which and why in one line of the log."""
-        rtol = self.rtol or RTOL.get(A.dtype, 1e-5)
+        rtol = self.rtol or default_rtol(AUTO_RTOL, A.dtype)
         iterative = CG(rtol, preconditioner=Kronecker() if A.has_kronecker else Nystrom())
         direct = Cholesky(self.max_bytes, rtol)
         k, cost = right_hand_sides, A.cost

@@ -21,6 +21,7 @@ from ifloo.solvers.solution import (
     relative_residual,
     silent,
 )
+from ifloo.solvers.tolerances import CG_RTOL, default_rtol
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class PreparedCG(Prepared):
 
     def __init__(self, settings: CG, A: LinearOperator, preconditioner: PreparedPreconditioner | None) -> None:
         self.settings, self.A, self.preconditioner = settings, A, preconditioner
-        self.rtol = settings.rtol or (1e-10 if A.dtype == torch.float64 else 1e-6)
+        self.rtol = settings.rtol or default_rtol(CG_RTOL, A.dtype)
 
     def solve(self, B: Float[Tensor, "k p"]) -> Solution:
         run = _Run(torch.zeros_like(B), torch.zeros(len(B), dtype=torch.int64), B.norm(dim=1), [""] * len(B))

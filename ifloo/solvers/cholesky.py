@@ -20,6 +20,7 @@ from ifloo.solvers.solution import (
     relative_residual,
     silent,
 )
+from ifloo.solvers.tolerances import CHOLESKY_RTOL, default_rtol
 
 SHARP = 1e-2  # of the tolerance: a residual below it gains nothing by refinement
 
@@ -71,7 +72,7 @@ class Cholesky(Solver):
         factor, failed_at = torch.linalg.cholesky_ex(core.matrix)
         if int(failed_at) or not torch.isfinite(factor.diagonal()).all():
             raise SolveError(_not_definite(core.matrix))
-        rtol = self.rtol or {torch.float64: 1e-10}.get(A.dtype, 1e-4)
+        rtol = self.rtol or default_rtol(CHOLESKY_RTOL, A.dtype)
         return PreparedCholesky(A, core, factor, rtol)
 
 

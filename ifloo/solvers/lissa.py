@@ -13,8 +13,8 @@ from ifloo.errors import InputError
 from ifloo.solvers.solution import NOT_FINITE_ADVICE, Prepared, Solution, Solver, Status, relative_residual, silent
 
 GROWTH = 10  # while every batch contracts, the t-th iterate is at most t + 1 times b; ten times that has diverged
-LOOK = 50  # steps between looks at the size of the iterates
-MARGIN = 1.25  # over the largest eigenvalue seen in sampled batches
+CHECK_STEPS = 50  # steps between checks of the size of the iterates, each of which waits for the device
+SCALE_MARGIN = 1.25  # scale over the largest eigenvalue seen in sampled batches, which others may exceed
 BATCHES_FOR_SCALE = 256
 POWER_STEPS = 15
 
@@ -58,7 +58,8 @@ class LiSSA(Solver):
 
     def prepare(self, A: LinearOperator, tick: Tick = silent) -> PreparedLiSSA:
         operator = stochastic(A)
-        return PreparedLiSSA(self, operator, self.scale or largest_eigenvalue(operator, self.batch, self.seed) * MARGIN)
+        scale = self.scale or largest_eigenvalue(operator, self.batch, self.seed) * SCALE_MARGIN
+        return PreparedLiSSA(self, operator, scale)
 
 
 class PreparedLiSSA(Prepared):
@@ -97,7 +98,7 @@ class PreparedLiSSA(Prepared):
         for step in range(1, settings.depth + 1):
             estimate = self.A.draw(settings.repeats, settings.batch, generator)
             H = V + H - estimate.matmat(H) / self.scale
-            if step % LOOK == 0 or step == settings.depth:
+            if step % CHECK_STEPS == 0 or step == settings.depth:
                 if self.progress:
                     self.progress(step, float("nan"))  # the recursion has no residual of its own
                 if not (H.norm(dim=2) <= GROWTH * (step + 1) * norms).all():  # NaN has diverged too
@@ -114,7 +115,8 @@ class PreparedLiSSA(Prepared):
         if lowest < -1e-6 * worst and 2 * self.scale > worst:
             return (
                 f"{start}down to {lowest:.4g}, along which the recursion grows.\n"
-                f"  Raise damping by more than {-lowest * MARGIN:.4g}, use curvature GaussNewton, or larger batches."
+                f"  Raise damping by more than {-lowest * SCALE_MARGIN:.4g}, use curvature GaussNewton, or larger "
+                "batches."
             )
         if 2 * self.scale > worst:
             return (
@@ -123,7 +125,7 @@ class PreparedLiSSA(Prepared):
             )
         return (
             f"{start}up to {worst:.4g}, and the recursion needs scale > {worst / 2:.4g}.\n"
-            f"  Use scale {worst * MARGIN:.4g} (or leave scale out: it is then found), or larger batches."
+            f"  Use scale {worst * SCALE_MARGIN:.4g} (or leave scale out: it is then found), or larger batches."
         )
 
     def _missed(self, residual: float) -> str:

@@ -20,7 +20,7 @@ from ifloo.errors import InputError
 from ifloo.objective.randomness import undisturbed
 
 DEPTH = 6  # how far inside each other attributes, lists and dicts are looked into
-MOST = 64  # items of a list or dict of a data set that is looked into; longer ones hold samples
+SEARCHED_ITEMS = 64  # longest list or dict of a data set that is searched for generators; longer ones hold samples
 _SHARED = (L.Trainer, L.LightningDataModule, Dataset, DataLoader)  # read only, and large
 
 
@@ -55,7 +55,7 @@ def undisturbed_with(*held_by: Any) -> Generator[None, None, None]:
         held_by: data sets, collate functions, ..., whose own generators go back too.
     """
     with undisturbed(), ExitStack() as back:
-        for generator in _inside(held_by, MOST):
+        for generator in _inside(held_by, SEARCHED_ITEMS):
             if isinstance(generator, _GENERATORS):
                 back.callback(_restoring(generator))
         yield

@@ -17,6 +17,7 @@ from ifloo.attribution import Method
 from ifloo.errors import InputError
 from ifloo.objective import Batch, sequential
 from ifloo.objective.batches import batch_size, map_tensors
+from ifloo.objective.layers import BATCH_HOOKS, overridden
 from ifloo.objective.loaders import as_given
 from ifloo.stages.aside import detached, undisturbed_with
 from ifloo.stages.epochs import EpochFolders
@@ -28,7 +29,6 @@ from ifloo.stages.wanted import Wanted, refuse_below_one
 log = logging.getLogger(__name__)
 FOLDER = "influence"
 NEVER = -1  # steps at which nobody has looked yet
-HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
 @dataclass(frozen=True)
@@ -200,11 +200,7 @@ def _warn_of_hooks(trainer: L.Trainer, module: L.LightningModule) -> None:
         "data module": (getattr(trainer, "datamodule", None), L.LightningDataModule),
     }
     found = [
-        f"{name} of the {owner}"
-        for owner, (one, base) in owners.items()
-        if one is not None
-        for name in HOOKS
-        if getattr(type(one), name, None) is not getattr(base, name)
+        f"{name} of the {owner}" for owner, (one, base) in owners.items() for name in overridden(one, BATCH_HOOKS, base)
     ]
     if found:
         log.warning("Influence is scored on batches as the training loader makes them: without %s.", ", ".join(found))

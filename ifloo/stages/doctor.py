@@ -148,7 +148,7 @@ def collected(where: str, made: Callable[[], Sequence[Finding] | None]) -> list[
 def _of_fit(subject: Subject, fit: Fit) -> list[Finding]:
     """Findings of the Trainer's settings and of the optimizer, made for a copy of the module."""
     module, trained, recorded = _copied(subject.module, fit), subject.checkpoint is not None, subject.settings.needs_run
-    findings = [*of_settings(fit), *optimizers_of(module, fit)]
+    findings = [*of_settings(fit.settings), *optimizers_of(module, fit)]
     findings += of_decay(module, fit, trained, recorded)
     if trained and subject.settings.method is None:
         findings += collected(f"{type(module).__name__}.decoupled_decay", lambda: refuse_decoupled(module, "influence"))
@@ -160,7 +160,7 @@ def _of_fit(subject: Subject, fit: Fit) -> list[Finding]:
 
 def _copied(module: Any, fit: Fit) -> Any:
     made = copy.deepcopy(module)
-    made.trainer = fit
+    made.trainer = fit.stand_in
     return made
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ifloo.errors import InputError
 from ifloo.objective import sequential
+from ifloo.objective.loaders import sample_count
 from ifloo.params import ParamSpace
 from ifloo.stages.certified import contents_of, scored_tests, stored
 from ifloo.stages.corrected import correct_removals
@@ -240,7 +241,7 @@ class InfluenceRun:
             deliver: called in the first process.
         """
         predictor, dtype = self._predictor, torch.float32 if self.settings.test_ids == "all" else None
-        size, n = self._block_size(8 if dtype is None else 4), len(predictor.loader.dataset)  # type: ignore[arg-type]
+        size, n = self._block_size(8 if dtype is None else 4), sample_count(predictor.loader)
         single = test_ids is not None and len(test_ids) <= size and self.settings.test_ids != "all"
         with tqdm(
             total=len(test_ids or ()) * n,
@@ -274,5 +275,5 @@ class InfluenceRun:
             return self.settings.query_block
         predictor = self._predictor
         space = ParamSpace.of(predictor.module, self.settings.parameters)
-        n = len(predictor.loader.dataset)  # type: ignore[arg-type]
+        n = sample_count(predictor.loader)
         return queries_at_once(n, space.size, score_bytes, space.dtype.itemsize)

@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ifloo.attribution import Certificate, Directions, ForwardProducts, HeadProducts, InfluenceEngine, Scores
-from ifloo.attribution.head import Piece
+from ifloo.attribution import Certificate, Directions, InfluenceEngine, Scores
 from ifloo.errors import InputError
 from ifloo.models import Adapted
 from ifloo.objective import Batch, Objective, SampleLosses, Stationarity, preflight
@@ -139,19 +138,12 @@ class InfluencePredictor(L.LightningModule):
         assert self.directions is not None
         if self.failure is None:
             try:
-                return self._scores(self.directions, batch)
+                return self.engine.of(self.directions, batch)
             except Exception as error:
                 if self.world.size == 1:
                     raise
                 self.failure = error
         return self.directions.value.new_empty(len(self.directions.value), 0)
-
-    def _scores(self, directions: Directions, batch: Any) -> Float[Tensor, "m b"]:
-        engine = self.engine
-        if isinstance(batch, Piece) or not isinstance(engine.products, HeadProducts):
-            return engine.of(directions, batch)
-        # A loader of the user's: a linear head knows its own training samples only.
-        return ForwardProducts(engine.objective, engine.theta).of(batch, directions.value) / -engine.objective.n
 
     def _of_all(self, solved: Directions | None, m: int) -> Directions:
         """The directions of all queries, each solved for by one process."""

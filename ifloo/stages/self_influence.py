@@ -24,9 +24,9 @@ from ifloo.attribution import (
 from ifloo.curvature import LinearHead, LinearOperator, as_head
 from ifloo.curvature.operator import Tick
 from ifloo.solvers import Auto, Cholesky, SolveError, Solver, bar
-from ifloo.solvers.auto import RTOL
 from ifloo.solvers.cholesky import PreparedCholesky, bytes_needed
 from ifloo.solvers.progress import ticking
+from ifloo.solvers.tolerances import AUTO_RTOL, default_rtol
 from ifloo.stages.methods import MethodRun
 from ifloo.stages.plan import HEAD_BYTES, curvature_at
 from ifloo.stages.settings import AttributionSettings, described
@@ -34,10 +34,11 @@ from ifloo.store import JSON, Manifest, Section, StoredSelfInfluence, self_influ
 
 log = logging.getLogger(__name__)
 DAMPING = 1e-3  # of the last layer's curvature, nats per squared parameter: definite under any penalty
-AT_ONCE = 100  # training samples
+GRADIENTS_AT_ONCE = 100  # training samples whose gradients are formed together, p numbers each
 CHECKPOINTS = 10  # of the run, for TracIn
 FEW_PARAMETERS = 4096  # a matrix from as many products as this, if need be
 SECTION = "self_influence"
+NO_LAST_LAYER = "self-influence: no last linear layer with weights of its own, so none of it."
 DEFINITIONS = (
     "self_influence[i]: (1/n) grad l_i^T H^-1 grad l_i with the curvature and damping of the scores, nats: the rise of "
     "the sample's own loss when it is removed, first order in its weight; residual: the worst |b - H x| / |b| of its "
@@ -81,7 +82,7 @@ def _of_the_scores(settings: AttributionSettings) -> dict[str, JSON]:
 
 def _narrow(run: MethodRun) -> MethodRun:
     """The same in batches of rows enough to be fast, and few enough for gradients of each."""
-    return replace(run, settings=replace(run.settings, batch_size=min(run.settings.batch_size, AT_ONCE)))
+    return replace(run, settings=replace(run.settings, batch_size=min(run.settings.batch_size, GRADIENTS_AT_ONCE)))
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _solver(asked: Solver, curvature: LinearOperator, n: int) -> Solver:
             curvature.size <= FEW_PARAMETERS if core is None else bytes_needed(core, curvature.dtype) <= asked.max_bytes
         )
         if fits:
-            return Cholesky(asked.max_bytes, asked.rtol or RTOL.get(curvature.dtype, 1e-5))
+            return Cholesky(asked.max_bytes, asked.rtol or default_rtol(AUTO_RTOL, curvature.dtype))
     return asked.chosen(curvature, n)
 
 
@@ -186,6 +187,7 @@ def _of_last_layer(run: MethodRun) -> NDArray[np.float64] | None:
     """Self-influence in the last layer, in 32 bits: a ranking needs no more, and a vocabulary has a large curvature."""
     layer = last_linear_layer(run.module)
     if layer is None:
+        log.info(NO_LAST_LAYER)
         return None
     settings = replace(run.settings, dtype="float32", parameters=[f"{layer}.*"])
     trained = replace(run, module=copy.deepcopy(run.module), settings=settings, recorded=None).trained
@@ -196,13 +198,10 @@ def _of_last_layer(run: MethodRun) -> NDArray[np.float64] | None:
 
 
 def last_linear_layer(module: nn.Module) -> str | None:
-    """The last linear layer that has weights of its own."""
+    """Gives the name of the last linear layer, None where there is none or its weights are not its own."""
     own = {name for name, p in module.named_parameters() if p.requires_grad}  # tied weights go by another name
     layers = [name for name, layer in module.named_modules() if name and isinstance(layer, nn.Linear)]
-    if not layers or f"{layers[-1]}.weight" not in own:
-        log.info("self-influence: no last linear layer with weights of its own, so none of it.")
-        return None
-    return layers[-1]
+    return layers[-1] if layers and f"{layers[-1]}.weight" in own else None
 
 
 def _told(name: str, work: Callable[[Tick], Tensor]) -> NDArray[np.float64]:

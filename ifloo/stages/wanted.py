@@ -19,12 +19,13 @@ from ifloo.errors import InputError, WorkError
 from ifloo.models import Adapted, as_written
 from ifloo.objective import Batch, Objective, SampleLosses, preflight, scoring, sequential
 from ifloo.objective.batches import batch_size, moved, rows
+from ifloo.objective.loaders import sample_count
 from ifloo.params import known_as
 from ifloo.solvers import Auto, SolveError
 from ifloo.stages.certified import content_of
 from ifloo.stages.moment import Moment, OwnRankings, ids_of
 from ifloo.stages.plan import HEAD_BYTES
-from ifloo.stages.self_influence import last_linear_layer
+from ifloo.stages.self_influence import NO_LAST_LAYER, last_linear_layer
 from ifloo.stages.settings import described
 from ifloo.store import JSON, sha256_of_tensors
 
@@ -82,7 +83,7 @@ class Wanted:
             InputError: the module, the data or the method do not go together.
         """
         few = sequential(loader, TRIED, slice(0, TRIED))
-        n = len(sequential(loader, 1).dataset)  # type: ignore[arg-type]
+        n = sample_count(sequential(loader, 1))
         try:
             self.found(module, few, queries, n)
         except InputError:
@@ -170,6 +171,7 @@ class Wanted:
     def _self_influence(self, module: Any, objective: Objective, loader: DataLoader, size: int) -> OwnRankings:
         loss, layer = loss_ranking(objective, objective.losses.theta()), last_linear_layer(module)
         if layer is None:
+            log.info(NO_LAST_LAYER)
             return OwnRankings(loss, None)
         part = Objective.of(module, loader, (f"{layer}.*",), size)
         if (need := LinearHead.bytes_kept(part)) > HEAD_BYTES:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ifloo.errors import InputError, WorkError
-from ifloo.stages.memory import is_out_of_memory
+from ifloo.objective.out_of_memory import is_out_of_memory
 from ifloo.stages.watch import name_parent, watch_children, watch_parent
 
 T = TypeVar("T")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ifloo.errors import InputError
 from ifloo.objective import SampleWeights, TrainingData, batch_size, sample_ids, sequential
@@ -46,6 +46,19 @@ def test_ids_twice():
 def test_no_tensor_with_rows():
     assert _refusal({"scale": torch.tensor(1.0)}) == (
         "A batch must hold at least one tensor [b, ...]; got dict without any."
+    )
+
+
+def test_dataset_without_length():
+    class Endless(Dataset):
+        def __getitem__(self, i):
+            return torch.zeros(2)
+
+    with pytest.raises(InputError) as caught:
+        sequential(DataLoader(Endless()), 10)
+    assert str(caught.value) == (
+        "Attribution needs a map-style dataset (with __len__ and __getitem__); got Endless, which has no __len__.\n"
+        "  Let __len__ give the number of its samples."
     )
 
 

@@ -102,9 +102,9 @@ def test_a_block_that_does_not_fit_is_halved(tmp_path, expected, monkeypatch, ca
         return engine
 
     monkeypatch.setattr(predictor_module, "engine_for", greedy)
-    with caplog.at_level(logging.WARNING, logger="ifloo.stages.memory"):
+    with caplog.at_level(logging.WARNING, logger="ifloo.objective.out_of_memory"):
         run(tmp_path, matrix=True, query_block=8).all_tests(trainer)
     close(matrix(tmp_path), expected)
-    said = [record.getMessage() for record in caplog.records if record.name == "ifloo.stages.memory"]
+    said = [record.getMessage() for record in caplog.records if record.name == "ifloo.objective.out_of_memory"]
     assert [text.split(" (")[0] for text in said] == [f"out of memory with {m} tests at once" for m in (8, 4)]
     assert said[-1].endswith("going on with 2.")

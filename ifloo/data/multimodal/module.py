@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import lightning as L
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from ifloo.data.loading import loader_of, say
+from ifloo.data.loaded import Content, LoadedDataModule
+from ifloo.data.loading import say
 from ifloo.data.multimodal.dataset import Dtype, MultimodalSet
 from ifloo.data.multimodal.embedded import EmbeddedSet, make_embedded
 from ifloo.data.multimodal.form import Channels, Form
@@ -20,24 +19,12 @@ from ifloo.data.multimodal.row import field_names
 from ifloo.data.multimodal.scan import OnBadRow
 from ifloo.data.multimodal.settings import canvas, check_settings
 from ifloo.data.multimodal.tokenizer import ByteTokenizer, Tokenizer
-from ifloo.errors import InputError, WorkError
+from ifloo.errors import InputError
 
 _log = logging.getLogger(__name__)
-Taken = Literal["embedded", "jsonl"]
 
 
-@dataclass(frozen=True)
-class _Content:
-    """What `setup` found."""
-
-    train: MultimodalSet
-    test: MultimodalSet
-    taken: Taken
-    reason: str
-    corrupted_ids: tuple[int, ...]
-
-
-class MultimodalDataModule(L.LightningDataModule):
+class MultimodalDataModule(LoadedDataModule[MultimodalSet]):
     """Conversations about images as dict batches (see `MultimodalSet`); an id is the position of a row's line.
 
     Args:
@@ -106,51 +93,11 @@ class MultimodalDataModule(L.LightningDataModule):
             max_seq_len,
         )
         self._embedded: EmbeddedSet | None = None
-        self._content: _Content | None = None
-        self._fingerprint: str | None = None
 
     def prepare_data(self) -> None:
         """Writes what is missing of the set that comes with ifloo (Lightning calls this in one process per node)."""
         if self.hparams["train_jsonl"] is None and self._embedded is None:
             self._embedded = make_embedded(Path(self.hparams["root"]), self.hparams["corrupt"])
-
-    def setup(self, stage: str | None = None) -> None:
-        """Reads and checks the rows, once however often it is called."""
-        if self._content is not None:
-            return
-        self.prepare_data()  # the processes that did not prepare find everything written
-        train, test = self._paths()
-        made = self._embedded
-        self._content = _Content(
-            train=self._set("train", train),
-            test=self._set("test", test),
-            taken="embedded" if made else "jsonl",
-            reason=f"no train_jsonl is given; made in {self.hparams['root']}" if made else "train_jsonl is given",
-            corrupted_ids=made.corrupted_ids if made else (),
-        )
-        self._report()
-
-    @property
-    def train_set(self) -> MultimodalSet:
-        return self._loaded().train
-
-    @property
-    def test_set(self) -> MultimodalSet:
-        return self._loaded().test
-
-    @property
-    def source_taken(self) -> Taken:
-        return self._loaded().taken
-
-    @property
-    def source_reason(self) -> str:
-        return self._loaded().reason
-
-    @property
-    def corrupted_ids(self) -> tuple[int, ...]:
-        """Training ids whose answer was made wrong on purpose, among the rows in use."""
-        used = set(self.train_set.ids.tolist())
-        return tuple(i for i in self._loaded().corrupted_ids if i in used)
 
     @property
     def skipped(self) -> list[dict[str, Any]]:
@@ -170,16 +117,6 @@ class MultimodalDataModule(L.LightningDataModule):
     def vocab_size(self) -> int:
         return self.tokenizer.vocab_size
 
-    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        mini_batches = self.hparams["batch_size"] < len(self.train_set)
-        return self._loader(self.train_set, shuffle=self.hparams["shuffle"] and mini_batches)
-
-    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return self._loader(self.test_set)
-
-    def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return self._loader(self.test_set)
-
     def test_batch(self, ids: Sequence[int]) -> dict[str, Tensor]:
         """The test rows with these ids, in this order.
 
@@ -191,11 +128,23 @@ class MultimodalDataModule(L.LightningDataModule):
         except KeyError as error:
             raise InputError(self._no_such_test_id(error.args[0])) from error
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the training data as the model is given them, but for dtype: tokens, image files, ids."""
-        if self._fingerprint is None:
-            self._fingerprint = self.train_set.content_sha256()
-        return self._fingerprint
+    def _read(self) -> Content[MultimodalSet]:
+        """Reads and checks the rows."""
+        self.prepare_data()  # the processes that did not prepare find everything written
+        paths, made = self._paths(), self._embedded
+        train, test = self._set("train", paths[0]), self._set("test", paths[1])
+        used = set(train.ids.tolist())
+        return Content(
+            train,
+            test,
+            "embedded" if made else "jsonl",
+            f"no train_jsonl is given; made in {self.hparams['root']}" if made else "train_jsonl is given",
+            tuple(i for i in made.corrupted_ids if i in used) if made else (),
+        )
+
+    def _digest(self) -> str:
+        """SHA-256 of tokens, image files and ids."""
+        return self.train_set.content_sha256()
 
     def _paths(self) -> tuple[Path, Path]:
         if self._embedded:
@@ -212,14 +161,6 @@ class MultimodalDataModule(L.LightningDataModule):
             dtype=self.hparams["dtype"],
             setting=f"{part}_jsonl",
         )
-
-    def _loader(self, rows: MultimodalSet, shuffle: bool = False) -> DataLoader[dict[str, Tensor]]:
-        return loader_of(rows, self.hparams["batch_size"], self.hparams["num_workers"], shuffle)
-
-    def _loaded(self) -> _Content:
-        if self._content is None:
-            raise WorkError("MultimodalDataModule holds no data yet.\n  Call its setup() first (a Trainer does).")
-        return self._content
 
     def _report(self) -> None:
         """One line for what was read, and one for each thing a user would want to know."""

@@ -17,14 +17,15 @@ from torch.func import grad
 from ifloo.attribution.leverage import SampleBlocks
 from ifloo.curvature import LinearHead
 from ifloo.errors import InputError
+from ifloo.models.fit_settings import optimizers_in
 from ifloo.objective import Objective, scoring
+from ifloo.objective.out_of_memory import in_parts
 from ifloo.params import ParamSpace
-from ifloo.refit.finish import REACHABLE
+from ifloo.refit.finish import reachable
 from ifloo.refit.newton import Minimum
 from ifloo.refit.path import OneByOne, RefitPath, RefitTask
 from ifloo.refit.recipe import Refit, Refitter, quiet_lightning
 from ifloo.refit.replicas.chord_module import ChordModule
-from ifloo.refit.replicas.parts import in_parts
 from ifloo.refit.replicas.refusal import PathError
 from ifloo.refit.replicas.weights import ReplicaWeights
 from ifloo.solvers import Cholesky, bar
@@ -32,7 +33,7 @@ from ifloo.solvers.cholesky import PreparedCholesky, bytes_needed
 from ifloo.termination import sigterm_unwinds
 
 log = logging.getLogger(__name__)
-AT_ONCE = 64  # replicas: a product of [b, d] with [d, 64 c] runs at the speed of large ones
+CHORDS_AT_ONCE = 64  # replicas: a product of [b, d] with [d, 64 c] runs at the speed of large ones
 PASSES = 20
 FACTOR_BYTES = 4 << 30
 PRODUCTS = 130  # of a refit one by one: 33 with the Hessian, at a quarter of the speed of large ones
@@ -58,9 +59,9 @@ class ChordReplicas(RefitPath):
         Raises:
             PathError: the model is not a linear head alone, at a minimum that refits are to reach again.
         """
-        self.refitter, self.at_once = refitter, at_once or AT_ONCE
+        self.refitter, self.at_once = refitter, at_once or CHORDS_AT_ONCE
         self.base = refitter.start()
-        self.tolerance = refitter.finish.tolerance or REACHABLE.get(ParamSpace.of(self.base).dtype, 3e-6)
+        self.tolerance = refitter.finish.tolerance or reachable(ParamSpace.of(self.base).dtype)
         _refuse_unfinished(refitter, self.base)
         with quiet_lightning():
             self.base.to(_trainer(refitter.recipe.accelerator).strategy.root_device)
@@ -98,7 +99,7 @@ class ChordReplicas(RefitPath):
         return self.factor.back(torch.einsum("gs,gsp->gp", blocks.slopes, blocks.rows)) / self.head.n
 
     def fit(self, tasks: Sequence[RefitTask]) -> list[Refit]:
-        refits, self.at_once = in_parts(tasks, self.at_once, self._train)
+        refits, self.at_once = in_parts(tasks, self.at_once, self._train, "replicas")
         return refits
 
     def _train(self, tasks: Sequence[RefitTask]) -> list[Refit]:
@@ -198,19 +199,10 @@ def _refuse_unfinished(refitter: Refitter, base: object) -> None:
         return
     if after == "never":
         raise PathError("fits are not finished to the minimum (finish.after = never)")
-    found = _optimizers(base.configure_optimizers())  # type: ignore[attr-defined]
+    found = list(optimizers_in(base.configure_optimizers()))  # type: ignore[attr-defined]
     if not any(isinstance(one, torch.optim.LBFGS) for one in found):
         names = ", ".join(type(one).__name__ for one in found) or "other"
         raise PathError(f"{names} fits are not finished to the minimum (finish.after = {after})")
-
-
-def _optimizers(configured: Any) -> list[torch.optim.Optimizer]:
-    """The optimizers in whatever form Lightning takes them."""
-    if isinstance(configured, torch.optim.Optimizer):
-        return [configured]
-    if isinstance(configured, dict):
-        return _optimizers(configured.get("optimizer"))
-    return [one for part in configured for one in _optimizers(part)] if isinstance(configured, (list, tuple)) else []
 
 
 def _trainer(accelerator: str) -> L.Trainer:

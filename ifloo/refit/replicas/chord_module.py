@@ -19,7 +19,7 @@ from ifloo.refit.newton import Minimum
 from ifloo.refit.replicas.weights import ReplicaWeights
 
 ROWS_BYTES = 8 << 20  # outputs and derivatives of a block of samples: they stay in cache between the two products
-GAIN = 0.5  # a pass that does not halve ‖∇J‖ is no way to 1e-10
+SLOWEST_FALL = 0.5  # largest ratio of ‖∇J‖ after and before a pass: one that does not halve it is no way to 1e-10
 
 Step = Callable[[Tensor, Tensor], Tensor]  # (∇J of some replicas, which) -> what to subtract from their weights
 
@@ -103,7 +103,7 @@ class ChordModule(L.LightningModule):
         values, norms = self._value / n + penalties, gradient.norm(dim=1)
         self._passes += 1
         self._settle(theta, values, norms)
-        going = (norms > self.tolerance) & (norms <= GAIN * self._before[self._active].to(norms.device))
+        going = (norms > self.tolerance) & (norms <= SLOWEST_FALL * self._before[self._active].to(norms.device))
         self._before[self._active] = norms.cpu()
         self._active = self._active[going.cpu()]
         if len(self._active):

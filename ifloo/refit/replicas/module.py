@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -15,6 +14,7 @@ from torch.func import functional_call, vmap
 from ifloo.models import SampleLossModule
 from ifloo.objective import Batch, SampleWeights, differentiable_kernels, sample_ids
 from ifloo.objective.batches import as_made
+from ifloo.objective.functional import silenced
 from ifloo.params import ParamSpace
 from ifloo.refit.replicas.weights import ReplicaWeights
 
@@ -59,7 +59,7 @@ class StackedModule(L.LightningModule):
         def one(values: dict[str, Tensor], row: Tensor) -> Tensor:
             return functional_call(self, values, (batch, row))
 
-        with differentiable_kernels(), _unlogged(self.module):
+        with differentiable_kernels(), silenced(self.module):
             return vmap(one, randomness="same")(named, weights)
 
     def training_step(self, batch: Batch, _: int) -> Float[Tensor, ""]:
@@ -86,16 +86,3 @@ def _replace_parameters(optimizer: torch.optim.Optimizer, stacked: Mapping[Tenso
             name: x.expand_as(like).clone() if name != "step" and isinstance(x, Tensor) and x.shape == p.shape else x
             for name, x in state.items()
         }
-
-
-@contextmanager
-def _unlogged(module: SampleLossModule) -> Generator[None, None, None]:
-    """`self.log` fails inside a transform on a module attached to a Trainer; refits have no logger anyway."""
-    own: dict[str, Any] = {name: module.__dict__[name] for name in ("log", "log_dict") if name in module.__dict__}
-    module.log = module.log_dict = lambda *_, **__: None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for name in ("log", "log_dict"):
-            del module.__dict__[name]
-        module.__dict__.update(own)

@@ -14,17 +14,17 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from ifloo.objective import Batch, Objective, scoring
+from ifloo.objective.out_of_memory import in_parts
 from ifloo.params import ParamSpace
 from ifloo.refit.finish import NewtonFinish
 from ifloo.refit.newton import Minimum
 from ifloo.refit.path import RefitPath, RefitTask
 from ifloo.refit.recipe import Refit, Refitter
 from ifloo.refit.replicas.module import StackedModule
-from ifloo.refit.replicas.parts import in_parts
 from ifloo.refit.replicas.separable import Appetite, look
 from ifloo.refit.replicas.weights import ReplicaWeights
 
-MOST = 64  # replicas at once: most of the gain, and a killed run loses no more refits than this
+STACKED_AT_MOST = 64  # replicas: most of the gain, and a killed run loses no more refits than this
 CACHES = 32 << 20  # bytes: beyond them a processor waits for memory, and replicas gain nothing (measured)
 COPIES = 8  # of the weights: themselves, gradient, two of the optimizer, and what a step holds meanwhile
 
@@ -55,7 +55,7 @@ class StackedReplicas(RefitPath):
         """Nothing: no Newton steps follow, and displaced starts make their preconditioner when there are any."""
 
     def fit(self, tasks: Sequence[RefitTask]) -> list[Refit]:
-        refits, self.at_once = in_parts(tasks, self.at_once, self._train)
+        refits, self.at_once = in_parts(tasks, self.at_once, self._train, "replicas")
         return refits
 
     def _train(self, tasks: Sequence[RefitTask]) -> list[Refit]:
@@ -127,7 +127,7 @@ def _apart(stacked: StackedModule) -> list[Any]:
 def _affordable(appetite: Appetite) -> int:
     """Replicas that fit; activations count twice, for those of the backward pass."""
     each = COPIES * appetite.weights + 2 * appetite.activations
-    return max(1, min(MOST, _budget(appetite.device) // max(each, 1)))
+    return max(1, min(STACKED_AT_MOST, _budget(appetite.device) // max(each, 1)))
 
 
 def _budget(device: torch.device) -> int:

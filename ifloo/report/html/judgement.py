@@ -18,7 +18,7 @@ from ifloo.report.verdict import Comparison
 from ifloo.store import CORRECTED, UNSURE
 
 ROUGHLY = 0.5  # a correlation below which half of the order in the changes is not the predicted one
-FEW = 10  # refits below which a bootstrap interval is narrower than it should be
+FEW_REFITS = 10  # refits below which a bootstrap interval is narrower than it should be
 
 
 class Level(Enum):
@@ -74,7 +74,7 @@ def judged(found: Agreement | None) -> Judgement:
     if found is None:
         return Judgement(Level.SILENT, False)
     level = _level(found.pearson, found.slope)
-    if found.n < FEW or found.pearson_ci is None or found.slope_ci is None:
+    if found.n < FEW_REFITS or found.pearson_ci is None or found.slope_ci is None:
         return Judgement(level, False)
     ends = {_level(p, s) for p in found.pearson_ci for s in found.slope_ci}
     return Judgement(level, ends == {level})
@@ -187,7 +187,7 @@ def _cautions(t: int, one: Comparison) -> list[str]:
     n, found, said = len(one.ids), one.agreement(), _of_controls(one.statistics)
     if one.roughness:
         said.append(one.roughness)
-    if n < FEW:
+    if n < FEW_REFITS:
         said.append(f"only {counted(n, 'refit')}: take the statistics as a hint, and their intervals as too narrow.")
     if one.flagged:
         said.append(
@@ -206,7 +206,7 @@ def _cautions(t: int, one: Comparison) -> list[str]:
 def _of_controls(statistics: Statistics) -> list[str]:
     """Large scores make a high correlation by themselves; the controls may tell another story."""
     everything, random = judged(statistics.row().agreement).level, statistics.row("random").agreement
-    if random is None or random.n < FEW or (level := judged(random).level) is everything:
+    if random is None or random.n < FEW_REFITS or (level := judged(random).level) is everything:
         return []
     pearson, slope = correlation(random.pearson), ratio(random.slope)
     return [

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from ifloo.report.gallery import ConversationSet
 from ifloo.report.html import numbers
 from ifloo.report.html.certificate import columns
-from ifloo.report.html.judgement import FEW, answer
+from ifloo.report.html.judgement import FEW_REFITS, answer
 from ifloo.report.html.points import points
 from ifloo.report.html.provenance import provenance
 from ifloo.report.html.samples import Album
@@ -91,7 +91,7 @@ def _facts(
         "rankings": NAMES,
         "provenance": provenance(Manifest.at(layout.manifest).sections()),
         "definitions": DEFINITIONS,
-        "bounds": {"pearson": REMOVED_PEARSON, "slopes": REMOVED_SLOPES, "few": FEW, "weights": WEIGHTS},
+        "bounds": {"pearson": REMOVED_PEARSON, "slopes": REMOVED_SLOPES, "few": FEW_REFITS, "weights": WEIGHTS},
         "left_out": album.left_out,
         "style": Markup((HERE / "report.css").read_text(encoding="utf-8")),
         "plotly": Markup(scripts[0]),
