@@ -13,6 +13,7 @@ PACKAGE = ROOT / "ifloo"
 FLOORS = {
     "errors": 0,
     "params": 0,
+    "progress": 0,
     "objective": 1,
     "gradients": 2,
     "curvature": 2,

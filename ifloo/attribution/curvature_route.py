@@ -19,14 +19,13 @@ from ifloo.attribution.one_step import training_time
 from ifloo.attribution.recorded import RecordedRun
 from ifloo.attribution.tracin import HOW_TO_RECORD
 from ifloo.curvature import Damped, GaussNewton, LinearHead, LinearOperator, as_head
-from ifloo.curvature.operator import Tick
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, batch_size
 from ifloo.objective.functional import FunctionalLosses, scoring
 from ifloo.objective.objective import Objective
 from ifloo.params import ParamSpace
+from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers import CG, Solver, Status
-from ifloo.solvers.solution import silent
 
 log = logging.getLogger(__name__)
 WORST = tuple(Status)  # from well to worst
@@ -67,7 +66,7 @@ class CurvatureRoute(Method):
     def needs_run(self) -> bool:
         return self.damping is None
 
-    def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
+    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> MethodScores:
         module = trained.objective.losses.module
         refuse_decoupled(module, self.label)
         damping = self._damping(trained.run)

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ifloo.attribution.products import Chunk, ForwardProducts, Products
 from ifloo.attribution.scores import Certificate, Scores
-from ifloo.curvature.operator import Damped, LinearOperator, Tick
+from ifloo.curvature.operator import Damped, LinearOperator
 from ifloo.objective.batches import Batch, batch_size, rows, sample_ids
 from ifloo.objective.functional import scoring
 from ifloo.objective.objective import Objective
+from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers.progress import recording
-from ifloo.solvers.solution import Prepared, Solution, Solver, relative_residual, silent
+from ifloo.solvers.solution import Prepared, Solution, Solver, relative_residual
 
 QUERY_BLOCK = 16  # queries solved together: [16, p] a handful of times
 
@@ -63,7 +64,7 @@ class InfluenceEngine:
     solver: Solver
     strong_convexity: float | None = None
     by: Products | None = None
-    tick: Tick = silent
+    tick: OnProgress = no_progress
 
     def scores(self, queries: Batch) -> Scores:
         """Scores of all n training samples against a batch of m queries.

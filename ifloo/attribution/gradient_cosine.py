@@ -11,11 +11,10 @@ from torch import Tensor
 
 from ifloo.attribution.gradient_dot import query_gradients
 from ifloo.attribution.method import Method, MethodScores, Trained
-from ifloo.curvature.operator import Tick
 from ifloo.gradients import sample_gradients
 from ifloo.objective.batches import Batch, batch_size, rows
 from ifloo.objective.functional import scoring
-from ifloo.solvers.solution import silent
+from ifloo.progress import OnProgress, no_progress
 
 BYTES_AT_ONCE = 64 << 20  # of training gradients
 
@@ -33,7 +32,7 @@ class GradientCosine(Method):
 
     name: ClassVar[str] = "gradient_cosine"
 
-    def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
+    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> MethodScores:
         objective, theta = trained.objective, trained.theta
         size = max(1, BYTES_AT_ONCE // (theta.numel() * theta.element_size()))
         parts, done = [], 0

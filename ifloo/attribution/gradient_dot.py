@@ -12,10 +12,9 @@ from torch import Tensor
 from ifloo.attribution.engine import QUERY_BLOCK
 from ifloo.attribution.method import Method, MethodScores, Trained
 from ifloo.attribution.products import ForwardProducts
-from ifloo.curvature.operator import Tick
 from ifloo.objective.batches import Batch, batch_size, rows
 from ifloo.objective.objective import Objective
-from ifloo.solvers.solution import silent
+from ifloo.progress import OnProgress, no_progress
 
 
 @dataclass(frozen=True)
@@ -31,14 +30,14 @@ class GradientDot(Method):
 
     name: ClassVar[str] = "gradient_dot"
 
-    def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
+    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> MethodScores:
         objective = trained.objective
         dots = gradient_dots(objective, trained.theta, queries, tick)
         return MethodScores(dots / -objective.n, objective.data.ids)
 
 
 def gradient_dots(
-    objective: Objective, theta: Float[Tensor, " p"], queries: Batch, tick: Tick = silent
+    objective: Objective, theta: Float[Tensor, " p"], queries: Batch, tick: OnProgress = no_progress
 ) -> Float[Tensor, "m n"]:
     """∇L_t(θ)·∇ℓ_i(θ) of all n training samples by forward-mode derivatives: only the queries' gradients are formed."""
     by = ForwardProducts(objective, theta)

@@ -9,17 +9,16 @@ from torch import Tensor
 from ifloo.attribution.leverage import MARGIN
 from ifloo.attribution.self_influence import SelfInfluence
 from ifloo.curvature import LinearHead
-from ifloo.curvature.operator import Tick
 from ifloo.errors import InputError, WorkError
 from ifloo.objective.batches import batch_size
 from ifloo.objective.functional import scoring
+from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers import SolveError
 from ifloo.solvers.cholesky import PreparedCholesky
-from ifloo.solvers.solution import silent
 
 
 def left_out_losses(
-    head: LinearHead, prepared: PreparedCholesky, own: SelfInfluence, tick: Tick = silent
+    head: LinearHead, prepared: PreparedCholesky, own: SelfInfluence, tick: OnProgress = no_progress
 ) -> Float[Tensor, " n"]:
     """ℓ_i(θ̂_{−i}) of all n samples, nats, with θ̂_{−i} − θ̂ = (1/n) (H − ∇²ℓ_i/n)⁻¹ ∇ℓ_i: w_i = 0, n stays.
 

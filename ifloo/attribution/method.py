@@ -9,10 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ifloo.attribution.recorded import RecordedRun
-from ifloo.curvature.operator import Tick
 from ifloo.objective.batches import Batch
 from ifloo.objective.objective import Objective
-from ifloo.solvers.solution import silent
+from ifloo.progress import OnProgress, no_progress
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Method(ABC):
         return False
 
     @abstractmethod
-    def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
+    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> MethodScores:
         """Scores of all n training samples against each of the m queries; `tick(done, total)` tells how far it is.
 
         Raises:

@@ -15,12 +15,11 @@ from torch.func import vmap
 from ifloo.attribution.method import Method, MethodScores, Trained
 from ifloo.attribution.recorded import RecordedRun
 from ifloo.attribution.tracin import HOW_TO_RECORD
-from ifloo.curvature.operator import Tick
 from ifloo.errors import InputError
 from ifloo.gradients import sample_gradients
 from ifloo.objective.batches import Batch, batch_size, moved, rows
 from ifloo.objective.functional import FunctionalLosses, scoring
-from ifloo.solvers.solution import silent
+from ifloo.progress import OnProgress, no_progress
 
 MOST_AT_ONCE = 256  # weights side by side: beyond it they save nothing
 PAIRS_AT_ONCE = 4096  # of weights and queries, each a forward pass
@@ -59,7 +58,7 @@ class OneStep(Method):
     def needs_run(self) -> bool:
         return self.rate is None
 
-    def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
+    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> MethodScores:
         objective, theta = trained.objective, trained.theta
         losses, step = objective.losses, self._rate(trained.run) / objective.n
         at_once = min(MOST_AT_ONCE, max(1, self.max_bytes // (2 * theta.numel() * theta.element_size())))

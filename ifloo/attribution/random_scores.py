@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from ifloo.attribution.method import Method, MethodScores, Trained
-from ifloo.curvature.operator import Tick
 from ifloo.objective.batches import Batch, batch_size, sample_ids
-from ifloo.solvers.solution import silent
+from ifloo.progress import OnProgress, no_progress
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class RandomScores(Method):
 
     name: ClassVar[str] = "random"
 
-    def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
+    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> MethodScores:
         given, ids = sample_ids(queries), trained.objective.data.ids
         tests = np.arange(batch_size(queries)) if given is None else given.cpu().numpy()
         drawn = _mixed(_mixed(_mixed(np.array([self.seed])) ^ _mixed(tests)[:, None]) ^ ids.cpu().numpy().astype("u8"))

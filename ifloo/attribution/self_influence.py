@@ -15,13 +15,13 @@ from ifloo.attribution.engine import InfluenceEngine
 from ifloo.attribution.method import Trained
 from ifloo.attribution.tracin import part_of, recorded, segments
 from ifloo.curvature import Damped, LinearOperator, as_head, head_or_hessian
-from ifloo.curvature.operator import Tick
 from ifloo.gradients import gradient_norms, sample_gradients
 from ifloo.objective.batches import batch_size, rows
 from ifloo.objective.functional import scoring
 from ifloo.objective.objective import Objective
+from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers import Auto
-from ifloo.solvers.solution import Prepared, relative_residual, silent
+from ifloo.solvers.solution import Prepared, relative_residual
 
 log = logging.getLogger(__name__)
 BYTES_AT_ONCE = 64 << 20  # of gradients
@@ -46,7 +46,7 @@ class SelfInfluence:
     error_bound: Float[Tensor, " n"] | None
 
 
-def certified_self(engine: InfluenceEngine, tick: Tick = silent) -> SelfInfluence:
+def certified_self(engine: InfluenceEngine, tick: OnProgress = no_progress) -> SelfInfluence:
     """−s[i, i] by the curvature and solver of an engine: first order in its weight, how far a sample's own loss rises.
 
     n solves: of a factor about 8 n q² operations; by products n times those of one test.
@@ -77,7 +77,7 @@ def certified_self(engine: InfluenceEngine, tick: Tick = silent) -> SelfInfluenc
     return SelfInfluence(value, residual, undamped, bound)
 
 
-def tracin_self(trained: Trained, checkpoints: int | None = 10, tick: Tick = silent) -> Float[Tensor, " n"]:
+def tracin_self(trained: Trained, checkpoints: int | None = 10, tick: OnProgress = no_progress) -> Float[Tensor, " n"]:
     """Σ_c η_ci ‖∇ℓ_i(θ_c)‖² ≥ 0 of all n samples, nats per unit weight for plain SGD; `checkpoints` as in `TracIn`.
 
     Source: Pruthi et al. 2020, arXiv:2002.08484, self-influence of TracInCP.
@@ -104,7 +104,7 @@ def last_layer_self(
     theta: Float[Tensor, " p"],
     damping: float = 0.0,
     patterns: Sequence[str] = ("*",),
-    tick: Tick = silent,
+    tick: OnProgress = no_progress,
 ) -> Float[Tensor, " n"]:
     """(1/n) ∇ℓ_iᵀ (H + δI)⁻¹ ∇ℓ_i ≥ 0 of all n samples, nats: the rise of a sample's own loss when it is removed.
 
@@ -134,7 +134,9 @@ def last_layer_self(
     return torch.cat(parts)
 
 
-def loss_ranking(objective: Objective, theta: Float[Tensor, " p"], tick: Tick = silent) -> Float[Tensor, " n"]:
+def loss_ranking(
+    objective: Objective, theta: Float[Tensor, " p"], tick: OnProgress = no_progress
+) -> Float[Tensor, " n"]:
     """ℓ_i(θ) of all n samples, nats: the ranking for label errors that costs nothing and is hard to beat."""
     parts, done = [], 0
     with torch.no_grad(), scoring(objective.losses.module):

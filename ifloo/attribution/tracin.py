@@ -11,10 +11,9 @@ import torch
 from ifloo.attribution.gradient_dot import gradient_dots
 from ifloo.attribution.method import Method, MethodScores, Trained
 from ifloo.attribution.recorded import RecordedRun
-from ifloo.curvature.operator import Tick
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, batch_size
-from ifloo.solvers.solution import silent
+from ifloo.progress import OnProgress, no_progress
 
 HOW_TO_RECORD = (
     "Record the training: the ids and the learning rate of every step and a state now and then, as `RecordedRun` "
@@ -53,7 +52,7 @@ class TracIn(Method):
     def needs_run(self) -> bool:
         return True
 
-    def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
+    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> MethodScores:
         run, objective = recorded(trained, "TracIn"), trained.objective
         ids, parts = objective.data.ids, segments(run, self.checkpoints)
         value = torch.zeros(batch_size(queries), objective.n, dtype=trained.theta.dtype, device=trained.theta.device)
@@ -91,7 +90,7 @@ def segments(run: RecordedRun, most: int | None) -> list[tuple[int, int]]:
     return list(pairwise(ends))
 
 
-def part_of(tick: Tick, number: int, count: int) -> Tick:
+def part_of(tick: OnProgress, number: int, count: int) -> OnProgress:
     """Tells `tick` of one of several equal parts of the work."""
     return lambda done, total: tick(number * total + done, count * total)
 

@@ -14,13 +14,12 @@ from torch.func import grad, vjp, vmap
 
 from ifloo.attribution.method import Method, MethodScores, Trained
 from ifloo.attribution.recorded import RecordedRun, State
-from ifloo.curvature.operator import Tick
 from ifloo.errors import InputError, WorkError
 from ifloo.gradients import sample_gradients
 from ifloo.objective.batches import Batch, batch_size, moved
 from ifloo.objective.functional import FunctionalLosses, scoring
 from ifloo.objective.objective import Objective
-from ifloo.solvers.solution import silent
+from ifloo.progress import OnProgress, no_progress
 
 REPLAYED = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative distance of a replayed state that is the recorded one
 
@@ -90,10 +89,12 @@ class Unrolled(Method):
     def needs_run(self) -> bool:
         return True
 
-    def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
+    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> MethodScores:
         return self.resumed(trained, queries, Nowhere(), tick)
 
-    def resumed(self, trained: Trained, queries: Batch, progress: Progress, tick: Tick = silent) -> MethodScores:
+    def resumed(
+        self, trained: Trained, queries: Batch, progress: Progress, tick: OnProgress = no_progress
+    ) -> MethodScores:
         """Scores, from where `progress` was kept.
 
         Raises:
@@ -122,7 +123,7 @@ class Unrolled(Method):
         moments = tuple(torch.zeros_like(adjoint) for _ in end.moments)
         return Reverse(fold.run.steps, adjoint, moments, adjoint.new_zeros(len(adjoint), trained.objective.n), distance)
 
-    def _segment(self, fold: Fold, first: int, last: int, reverse: Reverse, tick: Tick) -> Reverse:
+    def _segment(self, fold: Fold, first: int, last: int, reverse: Reverse, tick: OnProgress) -> Reverse:
         """Replays the steps first..last−1, then goes back over them."""
         batches = [fold.batch(k) for k in range(first, last)]
         states = [fold.run.state(first)]

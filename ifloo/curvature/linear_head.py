@@ -22,11 +22,11 @@ from ifloo.curvature.operator import (
     KroneckerFactors,
     LockstepDraw,
     StochasticOperator,
-    Tick,
 )
 from ifloo.errors import InputError, WorkError
 from ifloo.objective.batches import Batch, TrainingData, batch_size, moved, rows
 from ifloo.objective.objective import Objective
+from ifloo.progress import OnProgress, no_progress
 
 BLOCK_BYTES = 6 << 20  # of inputs between the two passes of a product: they stay in cache
 
@@ -122,7 +122,7 @@ class LinearHead(StochasticOperator):
         out = self.penalties * M
         return self.head.flat(out.index_add_(-1, self.live, total.view(k, c, -1) / self.n))
 
-    def core(self, tick: Tick = lambda done, total: None) -> Core:
+    def core(self, tick: OnProgress = no_progress) -> Core:
         """The dense core over live inputs and `basis`, made once and held against a product over the samples.
 
         Raises:

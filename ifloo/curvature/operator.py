@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ifloo.errors import InputError
+from ifloo.progress import OnProgress, no_progress
 
-Tick = Callable[[int, int], None]  # (parts done, parts in all)
+Tick = OnProgress  # its name before it moved to ifloo.progress
 
 
 class Definite(Enum):
@@ -107,7 +108,7 @@ class LinearOperator(ABC):
         """The same product from the data themselves, whatever dense form `matmat` may use by now."""
         return self.matmat(V)
 
-    def core(self, tick: Tick = lambda done, total: None) -> Core | None:
+    def core(self, tick: OnProgress = no_progress) -> Core | None:
         """The operator's dense core where it knows one that is cheaper than p products; None otherwise."""
         return None
 
@@ -177,7 +178,7 @@ class Damped(StochasticOperator):
     def streamed(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         return self.base.streamed(V) + self.damping * V
 
-    def core(self, tick: Tick = lambda done, total: None) -> Core | None:
+    def core(self, tick: OnProgress = no_progress) -> Core | None:
         found = self.base.core(tick)
         if found is None:
             return None
@@ -235,7 +236,7 @@ def _name(operator: LinearOperator) -> str:
     return _name(operator.base) if isinstance(operator, Damped) else type(operator).__name__
 
 
-def dense(operator: LinearOperator, block: int = 64, tick: Tick = lambda done, total: None) -> Float[Tensor, "p p"]:
+def dense(operator: LinearOperator, block: int = 64, tick: OnProgress = no_progress) -> Float[Tensor, "p p"]:
     """The matrix of an operator, from products with blocks of unit vectors, made exactly symmetric."""
     p = operator.size
     matrix = torch.empty(p, p, dtype=operator.dtype, device=operator.device)

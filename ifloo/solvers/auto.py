@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ifloo.curvature.operator import LinearOperator, Tick
+from ifloo.curvature.operator import LinearOperator
 from ifloo.errors import InputError
+from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers.cg import CG
 from ifloo.solvers.cholesky import Cholesky, bytes_needed
 from ifloo.solvers.kronecker import Kronecker
 from ifloo.solvers.nystrom import Nystrom
-from ifloo.solvers.solution import Prepared, Solver, silent
+from ifloo.solvers.solution import Prepared, Solver
 
 log = logging.getLogger(__name__)
 STEPS = {torch.float64: 55, torch.float32: 30}  # of preconditioned CG to its default tolerance, as measured on MNIST
@@ -46,7 +47,7 @@ class Auto(Solver):
         if self.rtol is not None and not 0 < self.rtol < 1:
             raise InputError(f"Auto needs a tolerance 0 < rtol < 1 (or null), got {self.rtol}.")
 
-    def prepare(self, A: LinearOperator, tick: Tick = silent) -> Prepared:
+    def prepare(self, A: LinearOperator, tick: OnProgress = no_progress) -> Prepared:
         return self.chosen(A, 1).prepare(A, tick)
 
     def chosen(self, A: LinearOperator, right_hand_sides: int) -> Solver:

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ifloo.curvature.operator import LinearOperator, Tick
+from ifloo.curvature.operator import LinearOperator
 from ifloo.errors import InputError
+from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers.solution import (
     NOT_FINITE_ADVICE,
     Preconditioner,
@@ -19,7 +20,6 @@ from ifloo.solvers.solution import (
     Solver,
     Status,
     relative_residual,
-    silent,
 )
 
 
@@ -51,7 +51,7 @@ class CG(Solver):
         if self.max_steps < 1:
             raise InputError(f"CG needs max_steps >= 1, got {self.max_steps}.")
 
-    def prepare(self, A: LinearOperator, tick: Tick = silent) -> PreparedCG:
+    def prepare(self, A: LinearOperator, tick: OnProgress = no_progress) -> PreparedCG:
         return PreparedCG(self, A, self.preconditioner.prepare(A) if self.preconditioner else None)
 
 

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifloo.curvature.operator import Core, LinearOperator, Tick, dense
+from ifloo.curvature.operator import Core, LinearOperator, dense
 from ifloo.errors import InputError
+from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers.solution import (
     NOT_FINITE_ADVICE,
     Prepared,
@@ -18,7 +19,6 @@ from ifloo.solvers.solution import (
     Solver,
     Status,
     relative_residual,
-    silent,
 )
 
 SHARP = 1e-2  # of the tolerance: a residual below it gains nothing by refinement
@@ -52,7 +52,7 @@ class Cholesky(Solver):
         if min(self.max_bytes, self.block) < 1:
             raise InputError(f"Cholesky needs max_bytes and block >= 1, got {self.max_bytes} and {self.block}.")
 
-    def prepare(self, A: LinearOperator, tick: Tick = silent) -> PreparedCholesky:
+    def prepare(self, A: LinearOperator, tick: OnProgress = no_progress) -> PreparedCholesky:
         """Builds and factorises the matrix.
 
         Raises:
@@ -123,7 +123,7 @@ def bytes_needed(size: int, dtype: torch.dtype) -> int:
     return 2 * size**2 * torch.finfo(dtype).bits // 8
 
 
-def _whole(A: LinearOperator, block: int, tick: Tick) -> Core:
+def _whole(A: LinearOperator, block: int, tick: OnProgress) -> Core:
     none = torch.zeros(A.size, dtype=A.dtype, device=A.device)
     return Core(dense(A, block, tick), none, none, _same, _same)
 

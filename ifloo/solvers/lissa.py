@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifloo.curvature.operator import LinearOperator, StochasticOperator, Tick, stochastic
+from ifloo.curvature.operator import LinearOperator, StochasticOperator, stochastic
 from ifloo.errors import InputError
-from ifloo.solvers.solution import NOT_FINITE_ADVICE, Prepared, Solution, Solver, Status, relative_residual, silent
+from ifloo.progress import OnProgress, no_progress
+from ifloo.solvers.solution import NOT_FINITE_ADVICE, Prepared, Solution, Solver, Status, relative_residual
 
 GROWTH = 10  # while every batch contracts, the t-th iterate is at most t + 1 times b; ten times that has diverged
 LOOK = 50  # steps between looks at the size of the iterates
@@ -56,7 +57,7 @@ class LiSSA(Solver):
         if self.scale is not None and not 0 < self.scale < float("inf"):
             raise InputError(f"LiSSA needs a finite scale > 0, got {self.scale}.")
 
-    def prepare(self, A: LinearOperator, tick: Tick = silent) -> PreparedLiSSA:
+    def prepare(self, A: LinearOperator, tick: OnProgress = no_progress) -> PreparedLiSSA:
         operator = stochastic(A)
         return PreparedLiSSA(self, operator, self.scale or largest_eigenvalue(operator, self.batch, self.seed) * MARGIN)
 

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ifloo.curvature.operator import LinearOperator, Tick
+from ifloo.curvature.operator import LinearOperator
 from ifloo.errors import WorkError
+from ifloo.progress import OnProgress, no_progress
 
 
 class Status(Enum):
@@ -74,8 +75,7 @@ NOT_FINITE_ADVICE = "the right-hand side holds NaN or infinity; the test loss ha
 Progress = Callable[[int, float], None]  # (steps so far, worst relative residual as the recurrence sees it)
 
 
-def silent(done: int, total: int) -> None:
-    """Tells nobody."""
+silent = no_progress  # its name before it moved to ifloo.progress
 
 
 class Prepared(ABC):
@@ -110,7 +110,7 @@ class Solver(ABC):
     """How to solve; knows operators, never a model."""
 
     @abstractmethod
-    def prepare(self, A: LinearOperator, tick: Tick = silent) -> Prepared:
+    def prepare(self, A: LinearOperator, tick: OnProgress = no_progress) -> Prepared:
         """Does the work that all right-hand sides share; `tick` is told how far it is, where there is much of it.
 
         Raises:

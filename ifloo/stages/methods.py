@@ -17,7 +17,7 @@ from ifloo.attribution import Method, MethodScores, Trained, Unrolled
 from ifloo.attribution.recorded import RecordedRun
 from ifloo.errors import InputError
 from ifloo.objective import Objective, preflight
-from ifloo.solvers.progress import ticking
+from ifloo.progress import OnProgress, ticking
 from ifloo.stages.aside import detached
 from ifloo.stages.reverse import KeptReverse
 from ifloo.stages.settings import AttributionSettings, described
@@ -101,9 +101,7 @@ class MethodRun:
                 missing = [t for t, path in paths.items() if not scores_there(path, stamp, self.layout)]
                 self.score(method, missing, stamp, lambda one, to=paths: influences.save(to[one.test_id], one))  # type: ignore[misc]
 
-    def _scores(
-        self, method: Method, test_ids: Sequence[int], stamp: str, tick: Callable[[int, int], None]
-    ) -> MethodScores:
+    def _scores(self, method: Method, test_ids: Sequence[int], stamp: str, tick: OnProgress) -> MethodScores:
         queries = self.datamodule.test_batch(test_ids)
         if not isinstance(method, Unrolled):
             return method.scores(self.trained, queries, tick)

@@ -22,11 +22,10 @@ from ifloo.attribution import (
     tracin_self,
 )
 from ifloo.curvature import LinearHead, LinearOperator, as_head
-from ifloo.curvature.operator import Tick
-from ifloo.solvers import Auto, Cholesky, SolveError, Solver, bar
+from ifloo.progress import OnProgress, bar, ticking
+from ifloo.solvers import Auto, Cholesky, SolveError, Solver
 from ifloo.solvers.auto import RTOL
 from ifloo.solvers.cholesky import PreparedCholesky, bytes_needed
-from ifloo.solvers.progress import ticking
 from ifloo.stages.methods import MethodRun
 from ifloo.stages.plan import HEAD_BYTES, curvature_at
 from ifloo.stages.settings import AttributionSettings, described
@@ -205,7 +204,7 @@ def last_linear_layer(module: nn.Module) -> str | None:
     return layers[-1]
 
 
-def _told(name: str, work: Callable[[Tick], Tensor]) -> NDArray[np.float64]:
+def _told(name: str, work: Callable[[OnProgress], Tensor]) -> NDArray[np.float64]:
     """Runs it under a bar."""
     with ticking(f"self-influence, {name}", "sample") as tick:
         return _on_host(work(tick))

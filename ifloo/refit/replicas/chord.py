@@ -20,6 +20,7 @@ from ifloo.curvature import LinearHead
 from ifloo.errors import InputError
 from ifloo.objective import Objective, scoring
 from ifloo.params import ParamSpace
+from ifloo.progress import bar
 from ifloo.refit.finish import REACHABLE
 from ifloo.refit.newton import Minimum
 from ifloo.refit.path import OneByOne, RefitPath, RefitTask
@@ -28,7 +29,7 @@ from ifloo.refit.replicas.chord_module import ChordModule
 from ifloo.refit.replicas.parts import in_parts
 from ifloo.refit.replicas.refusal import PathError
 from ifloo.refit.replicas.weights import ReplicaWeights
-from ifloo.solvers import Cholesky, bar
+from ifloo.solvers import Cholesky
 from ifloo.solvers.cholesky import PreparedCholesky, bytes_needed
 
 log = logging.getLogger(__name__)
