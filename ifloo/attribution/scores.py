@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ifloo.attribution.leverage import positions_of
 from ifloo.errors import InputError
+from ifloo.objective.ids import positions_of
 from ifloo.objective.weights import Removal
 from ifloo.solvers.solution import Status
 
@@ -104,6 +104,24 @@ class Scores:
             )
         members = self.value[:, positions_of(self.train_ids, ids)]
         return predicted_change(members, self.mean.unsqueeze(1), removal).sum(1)
+
+
+@dataclass(frozen=True)
+class SelfInfluence:
+    """(1/n) ∇ℓ_iᵀ (H + δI)⁻¹ ∇ℓ_i = −s[i, i] of all n samples, with the certificates of the n solves.
+
+    Attributes:
+        value: `[n]`, nats.
+        residual: `[n]`, relative, of the damped system, on the full data.
+        undamped_residual: `[n]`, relative, of the undamped one; the same where δ = 0.
+        error_bound: `[n]`, nats: no value is further from the damped solution than this; None where no lower bound
+            μ > 0 on the curvature is known.
+    """
+
+    value: Float[Tensor, " n"]
+    residual: Float[Tensor, " n"]
+    undamped_residual: Float[Tensor, " n"]
+    error_bound: Float[Tensor, " n"] | None
 
 
 def predicted_change(

@@ -15,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ifloo.errors import InputError
+from ifloo.progress import OnProgress, no_progress
 
 Batch: TypeAlias = Any  # a dict, tuple or list of tensors, nested as the model likes
 ID_KEYS = ("idx", "sample_index")
@@ -104,6 +105,16 @@ def joined(batches: Sequence[Batch]) -> Batch:
     if isinstance(first, (tuple, list)):
         return type(first)(joined(items) for items in zip(*batches, strict=True))
     return first
+
+
+def concatenate_chunks(chunks: Iterable[Tensor], n: int, tick: OnProgress = no_progress) -> Tensor:
+    """Joins chunks of samples along their last dimension; `tick` gets how many of the n are done."""
+    parts, done = [], 0
+    for chunk in chunks:
+        parts.append(chunk)
+        done += chunk.shape[-1]
+        tick(done, n)
+    return torch.cat(parts, -1)
 
 
 def fetched(dataset: Any, positions: Sequence[int]) -> Any:

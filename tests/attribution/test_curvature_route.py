@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from ifloo.attribution import CurvatureRoute, Trained, curvature_route
-from ifloo.attribution.one_step import training_time
-from ifloo.attribution.recorded import State
+from ifloo.attribution.recorded import State, training_time
 from ifloo.attribution.updates import Adam
 from ifloo.curvature import GaussNewton, Hessian, LinearHead
 from ifloo.errors import InputError

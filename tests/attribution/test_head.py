@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from ifloo.attribution import ForwardProducts, HeadProducts, InfluenceEngine
-from ifloo.attribution.leverage import SampleBlocks, positions_of, removal_effects
+from ifloo.attribution.leverage import SampleBlocks, removal_effects
 from ifloo.curvature import Damped, Hessian, LinearHead
 from ifloo.errors import InputError
+from ifloo.objective.ids import positions_of
 from ifloo.solvers import CG, Auto, Cholesky, Kronecker, Subsampled
 from tests.curvature.heads import HEADS, N
 
