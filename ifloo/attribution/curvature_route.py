@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 from ifloo.attribution.engine import InfluenceEngine
 from ifloo.attribution.head import HeadProducts
-from ifloo.attribution.method import Method, MethodScores, Trained
+from ifloo.attribution.method import Method, Trained
 from ifloo.attribution.recorded import HOW_TO_RECORD, RecordedRun, training_time
+from ifloo.attribution.scores import Scores
 from ifloo.curvature import Damped, GaussNewton, LinearHead, LinearOperator, as_head
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, batch_size, concatenate_chunks
 from ifloo.objective.functional import scoring
 from ifloo.objective.objective import Objective, attributed
 from ifloo.progress import OnProgress, no_progress
-from ifloo.solvers import CG, Solver, Status
+from ifloo.solvers import CG, Solver
 
 log = logging.getLogger(__name__)
-WORST = tuple(Status)  # from well to worst
 HEAD_BYTES = 4 << 30  # of inputs and output curvatures that a linear head may keep
 
 
@@ -60,7 +60,7 @@ class CurvatureRoute(Method):
     def needs_run(self) -> bool:
         return self.damping is None
 
-    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> MethodScores:
+    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         module = trained.objective.losses.module
         refuse_decoupled(module, self.label)
         damping = self._damping(trained.run)
@@ -75,17 +75,7 @@ class CurvatureRoute(Method):
             directions = engine.directions(queries)
             chunks = (engine.of(directions, chunk) for chunk in engine.products.chunks())
             value = concatenate_chunks(chunks, objective.n, tick)
-        certificate = directions.certificate
-        return MethodScores(
-            value,
-            objective.data.ids,
-            certificate.residual,
-            int(certificate.steps.max()),
-            max(certificate.status, key=WORST.index).value,
-            damping,
-            certificate.undamped_residual,
-            certificate.curves,
-        )
+        return Scores(value, objective.data.ids, directions.query_ids, directions.certificate)
 
     def _refuse_large_head(self, objective: Objective) -> None:
         made = self.curvature

@@ -141,4 +141,5 @@ class InfluenceEngine:
             solution.steps,
             solution.status,
             (curve,) * len(solution.status),
+            damping,
         )

@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifloo.attribution.method import Method, MethodScores, Trained
+from ifloo.attribution.method import Method, Trained
 from ifloo.attribution.products import gradient_chunks, query_gradients
+from ifloo.attribution.scores import Scores
 from ifloo.objective.batches import Batch, concatenate_chunks
 from ifloo.objective.functional import scoring
+from ifloo.objective.ids import query_ids
 from ifloo.progress import OnProgress, no_progress
 
 BYTES_AT_ONCE = 64 << 20  # of training gradients
@@ -31,14 +33,14 @@ class GradientCosine(Method):
 
     name: ClassVar[str] = "gradient_cosine"
 
-    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> MethodScores:
+    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         objective, theta = trained.objective, trained.theta
         size = max(1, BYTES_AT_ONCE // (theta.numel() * theta.element_size()))
         with scoring(objective.losses.module):
             directions = _unit(query_gradients(objective, theta, queries))
             chunks = (-directions @ _unit(gradients).T for gradients in gradient_chunks(objective, theta, size))
             value = concatenate_chunks(chunks, objective.n, tick)
-        return MethodScores(value, objective.data.ids)
+        return Scores(value, objective.data.ids, query_ids(queries))
 
 
 def _unit(gradients: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:

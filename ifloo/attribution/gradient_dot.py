@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ifloo.attribution.method import Method, MethodScores, Trained
+from ifloo.attribution.method import Method, Trained
 from ifloo.attribution.products import gradient_dots
+from ifloo.attribution.scores import Scores
 from ifloo.objective.batches import Batch
+from ifloo.objective.ids import query_ids
 from ifloo.progress import OnProgress, no_progress
 
 
@@ -24,7 +26,7 @@ class GradientDot(Method):
 
     name: ClassVar[str] = "gradient_dot"
 
-    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> MethodScores:
+    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         objective = trained.objective
         dots = gradient_dots(objective, trained.theta, queries, tick)
-        return MethodScores(dots / -objective.n, objective.data.ids)
+        return Scores(dots / -objective.n, objective.data.ids, query_ids(queries))

@@ -10,12 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vmap
 
-from ifloo.attribution.method import Method, MethodScores, Trained
+from ifloo.attribution.method import Method, Trained
 from ifloo.attribution.products import gradient_chunks
 from ifloo.attribution.recorded import HOW_TO_RECORD, RecordedRun, training_time
+from ifloo.attribution.scores import Scores
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, batch_size, concatenate_chunks, moved, rows
 from ifloo.objective.functional import FunctionalLosses, scoring
+from ifloo.objective.ids import query_ids
 from ifloo.progress import OnProgress, no_progress
 
 MOST_AT_ONCE = 256  # weights side by side: beyond it they save nothing
@@ -55,7 +57,7 @@ class OneStep(Method):
     def needs_run(self) -> bool:
         return self.rate is None
 
-    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> MethodScores:
+    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         objective, theta = trained.objective, trained.theta
         losses, step = objective.losses, self._rate(trained.run) / objective.n
         at_once = min(MOST_AT_ONCE, max(1, self.max_bytes // (2 * theta.numel() * theta.element_size())))
@@ -67,7 +69,7 @@ class OneStep(Method):
                 for gradients in gradient_chunks(objective, theta, at_once)
             )
             value = concatenate_chunks(chunks, objective.n, tick)
-        return MethodScores(value, objective.data.ids)
+        return Scores(value, objective.data.ids, query_ids(queries))
 
     def _rate(self, run: RecordedRun | None) -> float:
         if self.rate is not None:

@@ -7,10 +7,12 @@ from typing import ClassVar
 
 import torch
 
-from ifloo.attribution.method import Method, MethodScores, Trained
+from ifloo.attribution.method import Method, Trained
 from ifloo.attribution.products import gradient_dots
 from ifloo.attribution.recorded import refuse_no_checkpoint, require_run, segments
+from ifloo.attribution.scores import Scores
 from ifloo.objective.batches import Batch, batch_size
+from ifloo.objective.ids import query_ids
 from ifloo.progress import OnProgress, no_progress, part_of
 
 
@@ -45,7 +47,7 @@ class TracIn(Method):
     def needs_run(self) -> bool:
         return True
 
-    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> MethodScores:
+    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         run, objective = require_run(trained.run, "TracIn"), trained.objective
         ids, parts = objective.data.ids, segments(run, self.checkpoints)
         value = torch.zeros(batch_size(queries), objective.n, dtype=trained.theta.dtype, device=trained.theta.device)
@@ -53,4 +55,4 @@ class TracIn(Method):
             theta = run.state(last).theta.to(trained.theta)
             dots = gradient_dots(objective, theta, queries, part_of(tick, k, len(parts)))
             value -= run.visits(ids, first, last).to(dots) * dots
-        return MethodScores(value, ids)
+        return Scores(value, ids, query_ids(queries))

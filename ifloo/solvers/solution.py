@@ -17,7 +17,10 @@ from ifloo.progress import OnProgress, no_progress
 
 
 class Status(Enum):
-    """How the solve of one right-hand side ended."""
+    """How the solve of one right-hand side ended, or what stands in place of a solve.
+
+    Files store the name of a status, such as `FIXED_STEPS`; `status_text` gives the text to display.
+    """
 
     CONVERGED = "converged"
     FIXED_STEPS = "fixed steps"  # all steps taken, by design without a tolerance; judge by the residual
@@ -25,6 +28,13 @@ class Status(Enum):
     INDEFINITE = "indefinite"
     DIVERGED = "diverged"
     NOT_FINITE = "not finite"
+    REPLAYED = "replayed"  # no solve: scores that follow the recorded run
+    NO_SOLVE = "no solve"  # scores that need neither a solve nor a replay
+
+
+def status_text(stored: str) -> str:
+    """The text to display for a status as it is stored: `Status[stored].value`; a name of no status reads likewise."""
+    return stored.lower().replace("_", " ")
 
 
 class SolveError(WorkError):
