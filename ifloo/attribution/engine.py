@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ifloo.attribution.products import QUERY_BLOCK, Chunk, ForwardProducts, Products
 from ifloo.attribution.scores import Certificate, Scores
-from ifloo.curvature.operator import Damped, LinearOperator
+from ifloo.curvature import Damped, LinearOperator
 from ifloo.objective.batches import Batch, batch_size, rows
 from ifloo.objective.functional import scoring
 from ifloo.objective.ids import query_ids

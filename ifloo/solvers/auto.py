@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ifloo.curvature.operator import LinearOperator
+from ifloo.curvature import LinearOperator
 from ifloo.errors import InputError
 from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers.cg import CG
@@ -53,9 +53,9 @@ class Auto(Solver):
     def chosen(self, A: LinearOperator, right_hand_sides: int) -> Solver:
         """The solver for so many right-hand sides; says which and why in one line of the log."""
         rtol = self.rtol or RTOL.get(A.dtype, 1e-5)
-        iterative = CG(rtol, preconditioner=Kronecker() if A.has_kronecker else Nystrom())
+        iterative = CG(rtol, preconditioner=Kronecker() if A.structure.kronecker else Nystrom())
         direct = Cholesky(self.max_bytes, rtol)
-        k, cost = right_hand_sides, A.cost
+        k, cost = right_hand_sides, A.structure.cost
         if cost is None:
             log.info("solver: CG, since the cost of this curvature is not known.")
             return iterative

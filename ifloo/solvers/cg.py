@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ifloo.curvature.operator import LinearOperator
+from ifloo.curvature import Definite, LinearOperator
 from ifloo.errors import InputError
 from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers.solution import (
@@ -87,7 +87,7 @@ class PreparedCG(Prepared):
             run.steps[live.cpu()] += 1
             curvature = (P * AP).sum(1)
             bad = ~(curvature > 0)  # NaN counts as bad
-            run.refuse(live[bad], curvature[bad], P[bad])
+            run.refuse(live[bad], curvature[bad], P[bad], self.A.definite)
             alpha = torch.where(bad, 0.0, rho / curvature)
             X = X + alpha[:, None] * P
             R = R - alpha[:, None] * AP
@@ -131,7 +131,7 @@ class _Run:
     def __post_init__(self) -> None:
         self.status: list[Status] = []
 
-    def refuse(self, rows: Tensor, curvature: Tensor, directions: Tensor) -> None:
+    def refuse(self, rows: Tensor, curvature: Tensor, directions: Tensor, declared: Definite) -> None:
         """Marks rows that met pᵀAp <= 0 (or NaN)."""
         for row, value, p in zip(rows.tolist(), curvature.tolist(), directions, strict=True):
             if value != value:
@@ -139,10 +139,18 @@ class _Run:
                 self.advice[row] = f"the product with the curvature is not finite at step {int(self.steps[row])}."
                 continue
             self.status[row] = Status.INDEFINITE
-            self.advice[row] = _indefinite(value / float(p.square().sum()), int(self.steps[row]))
+            self.advice[row] = _indefinite(value / float(p.square().sum()), int(self.steps[row]), declared)
 
 
-def _indefinite(rayleigh: float, step: int) -> str:
+def _indefinite(rayleigh: float, step: int, declared: Definite) -> str:
+    if declared is not Definite.UNKNOWN:  # a Gauss-Newton matrix: to advise one would not help
+        return (
+            f"CG met non-positive curvature ({rayleigh:.1e}) at step {step}.\n"
+            f"  It is declared {declared.value}, as it is where loss and penalty are convex: this is rounding along a "
+            "direction without curvature, or one of the two is not convex.\n"
+            f"  Raise damping by at least {abs(rayleigh):.1e} (the smallest eigenvalue is that low or lower), or use "
+            "float64."
+        )
     return (
         f"CG met non-positive curvature ({rayleigh:.1e}) at step {step}.\n"
         "  The damped curvature is indefinite at this checkpoint: is it trained to a minimum?\n"

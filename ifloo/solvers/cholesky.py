@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifloo.curvature.operator import Core, LinearOperator, dense
+from ifloo.curvature import Core, Definite, LinearOperator, dense
 from ifloo.errors import InputError
 from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers.solution import (
@@ -59,7 +59,8 @@ class Cholesky(Solver):
             InputError: the matrix and its factor would not fit `max_bytes`.
             SolveError: A is not positive definite.
         """
-        size = A.cost.size if A.cost else A.size
+        structure = A.structure
+        size = structure.cost.size if structure.cost else A.size
         need = bytes_needed(size, A.dtype)
         if need > self.max_bytes:
             raise InputError(
@@ -67,10 +68,10 @@ class Cholesky(Solver):
                 f"max_bytes allows {self.max_bytes / 2**30:.1f} GiB.\n"
                 "  Use solver CG, which needs products only, or raise max_bytes if the memory is there."
             )
-        core = A.core(tick) or _whole(A, self.block, tick)
+        core = structure.dense.build(tick) if structure.dense else _whole(A, self.block, tick)
         factor, failed_at = torch.linalg.cholesky_ex(core.matrix)
         if int(failed_at) or not torch.isfinite(factor.diagonal()).all():
-            raise SolveError(_not_definite(core.matrix))
+            raise SolveError(_not_definite(core.matrix, A.definite))
         rtol = self.rtol or {torch.float64: 1e-10}.get(A.dtype, 1e-4)
         return PreparedCholesky(A, core, factor, rtol)
 
@@ -145,15 +146,17 @@ def _missed(residual: float, rtol: float, dtype: torch.dtype) -> str:
     )
 
 
-def _not_definite(matrix: Float[Tensor, "p p"]) -> str:
+def _not_definite(matrix: Float[Tensor, "p p"], declared: Definite) -> str:
     if not torch.isfinite(matrix).all():
         return "The curvature holds NaN or infinity: the loss has no finite second derivative at this checkpoint."
     lowest = _smallest_eigenvalue(matrix)
+    cure = "train to a minimum, or use curvature GaussNewton with damping"
+    if declared is not Definite.UNKNOWN:  # it is a Gauss-Newton matrix already
+        cure = f"or use float64: it is declared {declared.value}, as it is where loss and penalty are convex"
     rounding = torch.finfo(matrix.dtype).eps * float(matrix.diagonal().max()) * len(matrix)
     return (
         f"The curvature is not positive definite: its smallest eigenvalue is {lowest:.1e}.\n"
-        f"  Raise damping by more than {max(-lowest, rounding):.1e}, train to a minimum, or use curvature GaussNewton "
-        "with damping."
+        f"  Raise damping by more than {max(-lowest, rounding):.1e}, {cure}."
     )
 
 

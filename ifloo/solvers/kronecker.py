@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifloo.curvature.operator import KroneckerFactors, LinearOperator
+from ifloo.curvature import KroneckerFactors, LinearOperator
 from ifloo.errors import InputError
 from ifloo.solvers.solution import Preconditioner, PreparedPreconditioner, SolveError
 
@@ -29,13 +29,13 @@ class Kronecker(Preconditioner):
             InputError: the operator is not a linear head.
             SolveError: it is not positive semi-definite.
         """
-        factors = A.kronecker()
-        if factors is None:
+        kronecker = A.structure.kronecker
+        if kronecker is None:
             raise InputError(
                 f"The Kronecker preconditioner needs a linear head, got {type(A).__name__}.\n"
                 "  Use curvature LinearHead for the parameters of one linear layer, or preconditioner Nystrom."
             )
-        return PreparedKronecker(factors)
+        return PreparedKronecker(kronecker())
 
 
 class PreparedKronecker(PreparedPreconditioner):

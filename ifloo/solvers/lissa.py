@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifloo.curvature.operator import LinearOperator, StochasticOperator, stochastic
+from ifloo.curvature import BatchSampler, LinearOperator, batch_sampler
 from ifloo.errors import InputError
 from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers.solution import NOT_FINITE_ADVICE, Prepared, Solution, Solver, Status, relative_residual
@@ -58,15 +58,15 @@ class LiSSA(Solver):
             raise InputError(f"LiSSA needs a finite scale > 0, got {self.scale}.")
 
     def prepare(self, A: LinearOperator, tick: OnProgress = no_progress) -> PreparedLiSSA:
-        operator = stochastic(A)
-        return PreparedLiSSA(self, operator, self.scale or largest_eigenvalue(operator, self.batch, self.seed) * MARGIN)
+        sampler = batch_sampler(A)
+        return PreparedLiSSA(self, A, sampler, self.scale or largest_eigenvalue(A, self.batch, self.seed) * MARGIN)
 
 
 class PreparedLiSSA(Prepared):
     """LiSSA on one operator, its scale settled."""
 
-    def __init__(self, settings: LiSSA, A: StochasticOperator, scale: float) -> None:
-        self.settings, self.A, self.scale = settings, A, scale
+    def __init__(self, settings: LiSSA, A: LinearOperator, sampler: BatchSampler, scale: float) -> None:
+        self.settings, self.A, self.sampler, self.scale = settings, A, sampler, scale
 
     def solve(self, B: Float[Tensor, "k p"]) -> Solution:
         settings, finite = self.settings, torch.isfinite(B).all(1)
@@ -96,7 +96,7 @@ class PreparedLiSSA(Prepared):
         V = B.expand(settings.repeats, *B.shape)
         H = V.clone()
         for step in range(1, settings.depth + 1):
-            estimate = self.A.draw(settings.repeats, settings.batch, generator)
+            estimate = self.sampler.draw(settings.repeats, settings.batch, generator)
             H = V + H - estimate.matmat(H) / self.scale
             if step % LOOK == 0 or step == settings.depth:
                 if self.progress:
@@ -134,14 +134,14 @@ class PreparedLiSSA(Prepared):
         )
 
 
-def largest_eigenvalue(A: StochasticOperator, batch: int, seed: int = 0, mirrored_at: float | None = None) -> float:
+def largest_eigenvalue(A: LinearOperator, batch: int, seed: int = 0, mirrored_at: float | None = None) -> float:
     """The largest |λ| over sampled batches of one size, by power iteration on all of them at once.
 
     With `mirrored_at` = c that of cI − A: c less the smallest eigenvalue, when c is at least the largest |λ|.
     """
     generator = torch.Generator().manual_seed(seed)
     together = max(8, BATCHES_FOR_SCALE // batch)
-    draw = A.draw(together, batch, generator)
+    draw = batch_sampler(A).draw(together, batch, generator)
     V = torch.randn(together, 1, A.size, generator=generator, dtype=torch.float64).to(A.device, A.dtype)
     norms = V.norm(dim=2, keepdim=True)
     for _ in range(POWER_STEPS):

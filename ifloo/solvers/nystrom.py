@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifloo.curvature.operator import LinearOperator, can_be_sampled, stochastic
+from ifloo.curvature import LinearOperator
 from ifloo.errors import InputError
 from ifloo.solvers.solution import Preconditioner, PreparedPreconditioner, SolveError
 
@@ -51,8 +51,8 @@ class Nystrom(Preconditioner):
         """
         generator = torch.Generator().manual_seed(self.seed)
         sketched = A
-        if self.rows is not None and can_be_sampled(A):
-            sketched = stochastic(A).subsampled(self.rows, generator)
+        if self.rows is not None and A.sampler is not None:
+            sketched = A.sampler.subsampled(self.rows, generator)
         rank = min(self.rank, A.size)
         omega = torch.randn(A.size, rank, generator=generator, dtype=torch.float64).to(A.device, A.dtype)
         omega = torch.linalg.qr(omega).Q

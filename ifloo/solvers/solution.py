@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ifloo.curvature.operator import LinearOperator
+from ifloo.curvature import LinearOperator
 from ifloo.errors import WorkError
 from ifloo.progress import OnProgress, no_progress
 
@@ -159,9 +159,10 @@ def relative_residual(A: LinearOperator, X: Float[Tensor, "k p"], B: Float[Tenso
     norms = B.norm(dim=1)
     residual = (B - A.matmat(X)).norm(dim=1)
     residual = torch.where(norms > 0, residual / norms.clamp_min(torch.finfo(B.dtype).tiny), residual)
-    if not A.is_dense:
+    dense = A.structure.dense
+    if dense is None or not dense.is_built():
         return residual
     usable = torch.isfinite(norms) & (norms > 0) & torch.isfinite(residual)
     signs = torch.randint(2, (len(B),), generator=torch.Generator().manual_seed(0)).to(B) * 2 - 1
     mixed = (torch.where(usable, signs / norms, 0.0)[usable] @ X[usable]).unsqueeze(0)
-    return residual + (A.streamed(mixed) - A.matmat(mixed)).norm()
+    return residual + (dense.streamed(mixed) - A.matmat(mixed)).norm()

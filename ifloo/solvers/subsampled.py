@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifloo.curvature.operator import LinearOperator, stochastic
+from ifloo.curvature import LinearOperator, stochastic
 from ifloo.errors import InputError
 from ifloo.solvers.cholesky import Cholesky, PreparedCholesky
 from ifloo.solvers.solution import Preconditioner, PreparedPreconditioner

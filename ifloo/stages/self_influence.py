@@ -141,7 +141,8 @@ def _engine(run: MethodRun) -> InfluenceEngine | None:
 def _solver(asked: Solver, curvature: LinearOperator, n: int) -> Solver:
     """A factor where the choice is free and it can be had: it serves n solves, and the samples left out."""
     if isinstance(asked, Auto):
-        core = curvature.cost.size if as_head(curvature) and curvature.cost else None
+        cost = curvature.structure.cost
+        core = cost.size if as_head(curvature) and cost else None
         fits = (
             curvature.size <= FEW_PARAMETERS if core is None else bytes_needed(core, curvature.dtype) <= asked.max_bytes
         )
