@@ -17,6 +17,21 @@ class Damped(LinearOperator):
     Attributes:
         base: A, undamped.
         damping: δ.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from ifloo.curvature import Damped, Hessian
+        >>> from ifloo.models import LogisticRegression
+        >>> from ifloo.objective import Objective
+        >>> model = LogisticRegression(num_features=3, num_classes=2, l2_reg=0.1)
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> data = TensorDataset(torch.randn(20, 3, generator=draw).double(), torch.arange(20) % 2)
+        >>> objective, v = Objective.of(model, DataLoader(data)), torch.linspace(-1, 1, 6).double()
+        >>> theta = objective.losses.theta()
+        >>> H = Hessian(objective, theta)
+        >>> torch.allclose(Damped(H, 0.5) @ v, H @ v + 0.5 * v)
+        True
     """
 
     def __init__(self, base: LinearOperator, damping: float) -> None:

@@ -40,6 +40,21 @@ class LinearHead(LinearOperator):
         basis: `[c, r]`, orthonormal: the classes, or, where S has zero row sums (softmax), what is orthogonal
             to (1, …, 1).
         penalties: `[d]`, second derivative of R in the weights of each input.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from ifloo.curvature import Hessian, LinearHead
+        >>> from ifloo.models import LogisticRegression
+        >>> from ifloo.objective import Objective
+        >>> model = LogisticRegression(num_features=3, num_classes=2, l2_reg=0.1)
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> data = TensorDataset(torch.randn(20, 3, generator=draw).double(), torch.arange(20) % 2)
+        >>> objective, v = Objective.of(model, DataLoader(data)), torch.linspace(-1, 1, 6).double()
+        >>> theta = objective.losses.theta()
+        >>> head = LinearHead(objective, theta)
+        >>> torch.allclose(head @ v, Hessian(objective, theta) @ v)
+        True
     """
 
     definite = Definite.UNKNOWN

@@ -21,7 +21,31 @@ Product = Callable[[Tensor], Tensor]  # [p] -> [p]
 
 
 class SampleMeanOperator(LinearOperator):
-    """(1/n) Σ_i w_i A_i(θ) + ∇²R(θ) at a fixed θ. Subclasses give the product of one batch's share."""
+    """(1/n) Σ_i w_i A_i(θ) + ∇²R(θ) at a fixed θ. Subclasses give the product of one batch's share.
+
+    Examples:
+        >>> import torch
+        >>> from torch.func import jvp, vjp
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from ifloo.curvature import Definite, SampleMeanOperator, dense
+        >>> from ifloo.models import LogisticRegression
+        >>> from ifloo.objective import Objective
+        >>> model = LogisticRegression(num_features=3, num_classes=2, l2_reg=0.1)
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> data = TensorDataset(torch.randn(20, 3, generator=draw).double(), torch.arange(20) % 2)
+        >>> objective, v = Objective.of(model, DataLoader(data)), torch.linspace(-1, 1, 6).double()
+        >>> theta = objective.losses.theta()
+        >>> class EmpiricalFisher(SampleMeanOperator):
+        ...     definite = Definite.SEMI
+        ...
+        ...     def product(self, ids, batch):
+        ...         losses = lambda theta: self.objective.losses.sample_losses(theta, batch)
+        ...         values, pull = vjp(losses, self.theta)[:2]
+        ...         return lambda v: pull(jvp(losses, (self.theta,), (v,))[1] / self.objective.n)[0]
+        >>> F = EmpiricalFisher(objective, theta)
+        >>> torch.allclose(dense(F) @ v, F @ v)
+        True
+    """
 
     def __init__(self, objective: Objective, theta: Float[Tensor, " p"], keep_graph: bool = False) -> None:
         """The operator of an objective at θ.

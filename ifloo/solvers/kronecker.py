@@ -20,6 +20,23 @@ class Kronecker(Preconditioner):
     Cheap to make (one product of the inputs with themselves) and to apply; for a linear head only.
 
     Source: Martens & Grosse 2015, arXiv:1503.05671, section 3, with the exact output curvature.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from ifloo.curvature import Damped, LinearHead, dense
+        >>> from ifloo.models import LogisticRegression
+        >>> from ifloo.objective import Objective
+        >>> from ifloo.solvers import CG, Kronecker
+        >>> model = LogisticRegression(num_features=3, num_classes=2, l2_reg=0.1)
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> data = TensorDataset(torch.randn(20, 3, generator=draw).double(), torch.arange(20) % 2)
+        >>> objective, v = Objective.of(model, DataLoader(data)), torch.linspace(-1, 1, 6).double()
+        >>> theta = objective.losses.theta()
+        >>> A = Damped(LinearHead(objective, theta), 0.1)
+        >>> solution = CG(preconditioner=Kronecker()).prepare(A).solve(v[None]).require()
+        >>> torch.allclose(solution.value @ dense(A), v[None])
+        True
     """
 
     def prepare(self, A: LinearOperator) -> PreparedKronecker:
