@@ -15,6 +15,7 @@ FLOORS = {
     "errors": 0,
     "params": 0,
     "termination": 0,
+    "progress": 0,
     "objective": 1,
     "gradients": 2,
     "curvature": 2,
@@ -132,3 +133,35 @@ def test_rooms_stay_small(path):
 
 def test_no_room_for_odds_and_ends():
     assert not [p for p in SOURCES if p.stem in ("utils", "helpers", "misc", "common")]
+
+
+# Each file here is a method, or a ranking, of its own: a leaf that is read alone.
+METHODS = (
+    "curvature_route",
+    "gradient_cosine",
+    "gradient_dot",
+    "left_out",
+    "leverage",
+    "one_step",
+    "random_scores",
+    "self_influence",
+    "tracin",
+    "unrolled",
+)
+
+
+def _defines_a_method(path: Path) -> bool:
+    classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+    return any(isinstance(base, ast.Name) and base.id == "Method" for node in classes for base in node.bases)
+
+
+def test_methods_of_attribution_are_leaves():
+    room = PACKAGE / "attribution"
+    assert {p.stem for p in room.glob("*.py") if _defines_a_method(p)} <= set(METHODS)
+    wrong = [
+        f"{path.name}:{line}: imports {name}"
+        for path in sorted(room.glob("*.py"))
+        for line, name in _imports(path)
+        if path.stem != "__init__" and name.removeprefix("ifloo.attribution.") in METHODS
+    ]
+    assert not wrong, "\n".join(wrong)

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ifloo.attribution.downdate import without_sample
 from ifloo.curvature import LinearHead
-from ifloo.objective.batches import positions_of
-from ifloo.solvers import Prepared, SolveError
+from ifloo.objective.ids import positions_of
+from ifloo.solvers import Prepared
 
 LEVERAGE_BYTES = 256 << 20  # bytes of the rows B of samples taken together
-LEVERAGE_MARGIN = 1e-6  # least distance of a leverage from 1: dividing by a smaller one leaves too few digits
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,8 @@ class SampleBlocks:
         Raises:
             SolveError: without one of the samples there is no minimum.
         """
-        identity = torch.eye(self.second.shape[1], dtype=self.second.dtype, device=self.second.device)
-        share = self.second @ sandwiches / self.n
-        largest = float(torch.linalg.eigvals(share).real.max())
-        if not largest < 1 - LEVERAGE_MARGIN:
-            raise SolveError(
-                f"Without one of these samples the curvature has no minimum left: it carries {largest:.3g} of it in "
-                "some direction.\n  Raise the penalty or attribution.damping, or leave attribution.corrected out."
-            )
-        moved = torch.linalg.solve(identity - share, self.slopes)
+        remedy = "Raise the penalty or attribution.damping, or leave attribution.corrected out."
+        moved = without_sample(self.second @ sandwiches / self.n, self.slopes, "one of these samples", remedy)
         return torch.einsum("mp,gsp,gs->mg", directions, self.rows, moved) / self.n
 
 

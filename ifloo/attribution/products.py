@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ifloo.gradients import gradient_norms, gradient_products, sample_gradients
-from ifloo.objective.batches import Batch, moved
+from ifloo.objective.batches import Batch, batch_size, concatenate_chunks, moved, rows
 from ifloo.objective.functional import scoring
 from ifloo.objective.loaders import sequential
 from ifloo.objective.objective import Objective
+from ifloo.progress import OnProgress, no_progress
 
+QUERY_BLOCK = 16  # queries at once: [16, p] a handful of times
 DIRECTIONS_AT_ONCE = 16  # [16, b] tangents through the model together
 
 
@@ -101,3 +103,26 @@ class ForwardProducts(Products):
 
     def _moved(self, batch: Batch) -> Batch:
         return moved(batch, self.theta.device, self.theta.dtype)
+
+
+def gradient_dots(
+    objective: Objective, theta: Float[Tensor, " p"], queries: Batch, tick: OnProgress = no_progress
+) -> Float[Tensor, "m n"]:
+    """∇L_t(θ)·∇ℓ_i(θ) of all n training samples by forward-mode derivatives: only the queries' gradients are formed."""
+    by = ForwardProducts(objective, theta)
+    directions = query_gradients(objective, theta, queries)
+    return concatenate_chunks((by.of(chunk, directions) for chunk in by.chunks()), objective.n, tick)
+
+
+def gradient_chunks(objective: Objective, theta: Float[Tensor, " p"], size: int) -> Iterator[Float[Tensor, "g p"]]:
+    """∇ℓ_i(θ) of all n training samples in order, at most `size` of them at a time; to be used within `scoring`."""
+    for _, batch in objective.data.with_ids():
+        for start in range(0, batch_size(batch), size):
+            yield sample_gradients(objective.losses, theta, rows(batch, slice(start, start + size)))
+
+
+def query_gradients(objective: Objective, theta: Float[Tensor, " p"], queries: Batch) -> Float[Tensor, "m p"]:
+    """∇L_t(θ) of each query, a block of them at a time through the model."""
+    by = ForwardProducts(objective, theta)
+    starts = range(0, batch_size(queries), QUERY_BLOCK)
+    return torch.cat([by.query_gradients(rows(queries, slice(i, i + QUERY_BLOCK))) for i in starts])

@@ -19,12 +19,12 @@ from ifloo.report.groups import GroupEffect
 from ifloo.report.mislabels import NAMES
 from ifloo.report.smoothness import WEIGHTS, SmallSteps
 from ifloo.report.style import slope_form
+from ifloo.solvers import Status, status_text
 from ifloo.store import CORRECTED, StoredInfluences
 
 ROWS = 8
 _CAPTION = 27  # columns of a caption: two captions and their scores fit into a hundred
 _LINE = 118  # columns of a paragraph
-_REPLAYED = "REPLAYED"  # the status of scores that follow the recorded run
 _NAMES = 16  # width of the column of names, unless a longer one is in it
 
 
@@ -65,16 +65,16 @@ def influence(stored: StoredInfluences, datamodule: Any) -> None:
 
 def _solved(stored: StoredInfluences) -> str:
     """How the scores came about and how far they can be trusted."""
-    if stored.status == _REPLAYED:
+    if stored.status == Status.REPLAYED.name:
         return f"{_residual(stored)} ({stored.steps} steps)"
-    return f"{stored.status.lower().replace('_', ' ')} after {stored.steps} steps, {_residual(stored)}"
+    return f"{status_text(stored.status)} after {stored.steps} steps, {_residual(stored)}"
 
 
 def _residual(stored: StoredInfluences) -> str:
     """How far the solve can be trusted, in words that keep the damped and the undamped system apart."""
     if stored.residual is None:
         return "no solve, no residual"
-    if stored.status == _REPLAYED:
+    if stored.status == Status.REPLAYED.name:
         return f"replayed the recorded run, its weights met within {stored.residual:.1e} of their size"
     bound = "of unknown error" if stored.error_bound is None else f"within {stored.error_bound:.1e}"
     if not stored.damping:

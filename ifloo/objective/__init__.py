@@ -4,6 +4,7 @@ from ifloo.objective.batches import Batch, Identified, Subsample, TrainingData, 
 from ifloo.objective.diagnosis import diagnose
 from ifloo.objective.findings import Finding, Weight
 from ifloo.objective.functional import FunctionalLosses, differentiable_kernels, scoring
+from ifloo.objective.ids import query_ids
 from ifloo.objective.loaders import sequential
 from ifloo.objective.objective import Objective
 from ifloo.objective.preflight import Stationarity, preflight
@@ -29,6 +30,7 @@ __all__ = [
     "differentiable_kernels",
     "moved",
     "preflight",
+    "query_ids",
     "sample_ids",
     "scoring",
     "sequential",

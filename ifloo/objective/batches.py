@@ -15,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ifloo.errors import InputError
+from ifloo.progress import OnProgress, no_progress
 
 Batch: TypeAlias = Any  # a dict, tuple or list of tensors, nested as the model likes
 ID_KEYS = ("idx", "sample_index")
@@ -87,24 +88,6 @@ def sample_ids(batch: Batch) -> Int[Tensor, " b"] | None:
     return None
 
 
-def positions_of(train_ids: Int[Tensor, " n"], ids: Sequence[int]) -> Int[Tensor, " g"]:
-    """Finds where these ids are among those of the training data, which need not be in order.
-
-    Raises:
-        InputError: an id that is none of them.
-    """
-    wanted = torch.as_tensor(list(ids), dtype=torch.int64)
-    order = torch.argsort(train_ids)
-    place = torch.searchsorted(train_ids[order], wanted).clamp(max=len(order) - 1)
-    found = order[place]
-    if len(unknown := wanted[train_ids[found] != wanted]):
-        raise InputError(
-            f"Ids {unknown.tolist()[:5]} are none of the {len(train_ids)} training ids.\n"
-            "  Give ids of training samples."
-        )
-    return found
-
-
 def rows(batch: Batch, index: slice | Int[Tensor, " b"]) -> Batch:
     """Some samples of a batch; a slice gives views."""
     return map_tensors(lambda x: x[index] if x.ndim else x, batch)
@@ -122,6 +105,16 @@ def joined(batches: Sequence[Batch]) -> Batch:
     if isinstance(first, (tuple, list)):
         return type(first)(joined(items) for items in zip(*batches, strict=True))
     return first
+
+
+def concatenate_chunks(chunks: Iterable[Tensor], n: int, tick: OnProgress = no_progress) -> Tensor:
+    """Joins chunks of samples along their last dimension; `tick` gets how many of the n are done."""
+    parts, done = [], 0
+    for chunk in chunks:
+        parts.append(chunk)
+        done += chunk.shape[-1]
+        tick(done, n)
+    return torch.cat(parts, -1)
 
 
 def fetched(dataset: Any, positions: Sequence[int]) -> Any:

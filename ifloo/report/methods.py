@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ifloo.attribution import predicted_change
 from ifloo.errors import InputError
 from ifloo.objective import Removal
-from ifloo.objective.batches import positions_of
+from ifloo.objective.ids import positions_of
 from ifloo.report.base_model import refuse_another
 from ifloo.store import CORRECTED, Layout, Manifest, StoredInfluences, influences, removals, settings_stamp
 

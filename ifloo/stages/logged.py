@@ -76,13 +76,13 @@ def _columns(moment: Moment) -> Iterator[tuple[str, NDArray[np.float64]]]:
 def table(moment: Moment, epoch: int, folder: str) -> str:
     """The most helpful and most harmful training samples of each query, by id with their scores."""
     found, far = moment.scores, moment.stationarity
-    ids, value = found.train_ids.tolist(), found.value.double().cpu().numpy()
+    ids, value, certificate = found.train_ids.tolist(), found.value.double().cpu().numpy(), found.certificate
     rows: list[tuple[str, ...]] = [("test", "most helpful (id score)", "most harmful (id score)", "residual")]
     for k, t in enumerate(moment.test_ids):
         order = np.argsort(value[k], kind="stable")
         helpful = [i for i in order[:SHOWN] if value[k][i] < 0]
         harmful = [i for i in order[::-1][:SHOWN] if value[k][i] > 0]
-        residual = "" if found.residual is None else f"{float(found.residual[k]):.0e}"
+        residual = "" if certificate is None else f"{float(certificate.residual[k]):.0e}"
         cells = ["  ".join(f"{ids[i]} {value[k][i]:+.1e}" for i in some) or "none" for some in (helpful, harmful)]
         rows.append((str(t), *cells, residual))
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]

@@ -11,7 +11,8 @@ from ifloo.attribution import ForwardProducts, HeadProducts, InfluenceEngine, Pr
 from ifloo.attribution.curvature_route import HEAD_BYTES, refuse_decoupled
 from ifloo.curvature import Damped, Hessian, LinearHead, LinearOperator, as_head, head_or_hessian
 from ifloo.objective import Objective
-from ifloo.solvers import Auto, bar
+from ifloo.progress import bar
+from ifloo.solvers import Auto
 from ifloo.stages.corrected import head_of
 from ifloo.stages.settings import AttributionSettings
 

@@ -21,7 +21,8 @@ from ifloo.attribution import Certificate, Directions, InfluenceEngine, Scores
 from ifloo.errors import InputError
 from ifloo.models import Adapted
 from ifloo.objective import Batch, Objective, SampleLosses, Stationarity, preflight
-from ifloo.objective.batches import batch_size, moved, rows, sample_ids
+from ifloo.objective.batches import batch_size, moved, rows
+from ifloo.objective.ids import query_ids
 from ifloo.stages.plan import engine_for
 from ifloo.stages.settings import AttributionSettings
 from ifloo.stages.world import World
@@ -152,10 +153,9 @@ class InfluencePredictor(L.LightningModule):
         if solved is not None:
             value[world.share(m, SOLVED_TOGETHER)] = solved.value
         parts = world.all_gathered(None if solved is None else _on_host(solved.certificate))
-        ids = sample_ids(self.queries)
         return Directions(
             world.spread_rows(value, SOLVED_TOGETHER),
-            torch.arange(m) if ids is None else ids.cpu(),
+            query_ids(self.queries),
             Certificate.joined([part for part in parts if part is not None]),
         )
 

@@ -22,10 +22,9 @@ from ifloo.attribution import (
     tracin_self,
 )
 from ifloo.curvature import LinearHead, LinearOperator, as_head
-from ifloo.curvature.operator import Tick
-from ifloo.solvers import Auto, Cholesky, SolveError, Solver, bar
+from ifloo.progress import OnProgress, bar, ticking
+from ifloo.solvers import Auto, Cholesky, SolveError, Solver
 from ifloo.solvers.cholesky import PreparedCholesky, bytes_needed
-from ifloo.solvers.progress import ticking
 from ifloo.solvers.tolerances import AUTO_RTOL, default_rtol
 from ifloo.stages.methods import MethodRun
 from ifloo.stages.plan import HEAD_BYTES, curvature_at
@@ -143,7 +142,8 @@ def _engine(run: MethodRun) -> InfluenceEngine | None:
 def _solver(asked: Solver, curvature: LinearOperator, n: int) -> Solver:
     """A factor where the choice is free and it can be had: it serves n solves, and the samples left out."""
     if isinstance(asked, Auto):
-        core = curvature.cost.size if as_head(curvature) and curvature.cost else None
+        cost = curvature.structure.cost
+        core = cost.size if as_head(curvature) and cost else None
         fits = (
             curvature.size <= FEW_PARAMETERS if core is None else bytes_needed(core, curvature.dtype) <= asked.max_bytes
         )
@@ -204,7 +204,7 @@ def last_linear_layer(module: nn.Module) -> str | None:
     return layers[-1] if layers and f"{layers[-1]}.weight" in own else None
 
 
-def _told(name: str, work: Callable[[Tick], Tensor]) -> NDArray[np.float64]:
+def _told(name: str, work: Callable[[OnProgress], Tensor]) -> NDArray[np.float64]:
     """Runs it under a bar."""
     with ticking(f"self-influence, {name}", "sample") as tick:
         return _on_host(work(tick))

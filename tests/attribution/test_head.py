@@ -9,7 +9,7 @@ from ifloo.attribution import ForwardProducts, HeadProducts, InfluenceEngine
 from ifloo.attribution.leverage import SampleBlocks, removal_effects
 from ifloo.curvature import Damped, Hessian, LinearHead
 from ifloo.errors import InputError
-from ifloo.objective.batches import positions_of
+from ifloo.objective.ids import positions_of
 from ifloo.solvers import CG, Auto, Cholesky, Kronecker, Subsampled
 from tests.curvature.heads import HEADS, N
 

@@ -6,6 +6,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ifloo.errors import InputError
 from ifloo.objective import SampleWeights, TrainingData, batch_size, sample_ids, sequential
+from ifloo.objective.batches import concatenate_chunks
 from tests.problems import Ridge
 
 CPU = torch.device("cpu")
@@ -141,3 +142,10 @@ def test_removals_refused(ids, n, message):
     with pytest.raises(InputError) as caught:
         SampleWeights.removing(ids, "drop", n)
     assert str(caught.value) == message
+
+
+def test_chunks_are_joined_in_order_and_each_is_reported():
+    whole, seen = torch.arange(14.0).view(2, 7), []
+    found = concatenate_chunks(iter(whole.split(3, dim=1)), 7, lambda done, total: seen.append((done, total)))
+    assert torch.equal(found, whole)
+    assert seen == [(3, 7), (6, 7), (7, 7)]

@@ -21,6 +21,7 @@ from ifloo.models.fit_settings import optimizers_in
 from ifloo.objective import Objective, scoring
 from ifloo.objective.out_of_memory import in_parts
 from ifloo.params import ParamSpace
+from ifloo.progress import bar
 from ifloo.refit.finish import reachable
 from ifloo.refit.newton import Minimum
 from ifloo.refit.path import OneByOne, RefitPath, RefitTask
@@ -28,7 +29,7 @@ from ifloo.refit.recipe import Refit, Refitter, quiet_lightning
 from ifloo.refit.replicas.chord_module import ChordModule
 from ifloo.refit.replicas.refusal import PathError
 from ifloo.refit.replicas.weights import ReplicaWeights
-from ifloo.solvers import Cholesky, bar
+from ifloo.solvers import Cholesky
 from ifloo.solvers.cholesky import PreparedCholesky, bytes_needed
 from ifloo.termination import sigterm_unwinds
 
