@@ -62,6 +62,7 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
     )
 
 
+@pytest.mark.slow
 def test_a_killed_matrix_is_gone_on_with(fitted, whole, tmp_path):
     folder = Path(shutil.copytree(fitted, tmp_path / "run"))
     index = stored(folder) / "index.jsonl"

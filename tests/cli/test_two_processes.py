@@ -65,7 +65,10 @@ def table(out: str) -> str:
     return out[out.index("\ntest 0 (") :]
 
 
-@pytest.mark.parametrize("settings", [(), GENERAL], ids=["head", "general"])
+slow = pytest.mark.slow  # two processes that import torch
+
+
+@pytest.mark.parametrize("settings", [pytest.param((), id="head"), pytest.param(GENERAL, id="general", marks=slow)])
 def test_listed_tests(fitted, tmp_path, settings):
     listed = "--attribution.test_ids=[0, 8, 3]"
     one = done(ifloo(fitted, "influence", *ASKED, *settings, listed, f"--output_dir={tmp_path / 'one'}"))
@@ -89,6 +92,7 @@ def test_listed_tests(fitted, tmp_path, settings):
             }
 
 
+@slow
 def test_all_tests_as_a_matrix_and_its_resume(fitted, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     done(ifloo(fitted, "influence", *ASKED, *MATRIX, f"--output_dir={one}"))
@@ -104,6 +108,7 @@ def test_all_tests_as_a_matrix_and_its_resume(fitted, tmp_path):
     assert (code, out) == (0, f"0 tests scored now, {TESTS} in all: {two / 'all_tests' / 'index.jsonl'}\n"), err
 
 
+@slow
 def test_processes_started_by_torchrun(fitted, tmp_path):
     """They are there at once, also where there is nothing left to do."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "ifloo"]
@@ -120,6 +125,7 @@ def test_wrong_input_ends_all_with_2(fitted, tmp_path):
     assert err.count("ifloo: error:") == 1
 
 
+@slow
 def test_a_failed_solve_ends_all_with_1(fitted, tmp_path):
     hopeless = "--attribution.solver={class_path: ifloo.solvers.CG, init_args: {rtol: 1.0e-10, max_steps: 2}}"
     code, out, err = on_two(fitted, *MATRIX, *GENERAL[:2], hopeless, f"--output_dir={tmp_path / 'x'}")
@@ -147,6 +153,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the other process in /proc")
 @pytest.mark.parametrize("whom", ["first", "other"])
 def test_no_process_outlives_the_others(fitted, tmp_path, whom):

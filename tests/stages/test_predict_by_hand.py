@@ -175,6 +175,7 @@ def test_another_method_is_refused():
     )
 
 
+@pytest.mark.slow
 def test_two_processes_score_each_sample_once(tmp_path):
     """An odd number of samples, by `batch_indices`: what one process gives."""
     program = Path(__file__).with_name("shared_predict.py")
