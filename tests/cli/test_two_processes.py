@@ -100,7 +100,8 @@ def test_all_tests_as_a_matrix_and_its_resume(fitted, tmp_path):
     assert code == 0, err
     assert out == f"{TESTS} tests scored now, {TESTS} in all: {two / 'all_tests' / 'index.jsonl'}\n"
     found, expected = (np.load(folder / "all_tests" / "if_scores.npy", mmap_mode="r") for folder in (two, one))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-7 * abs(expected).max())  # other blocks, float32
+    # Other blocks: sums of some 4,500 float32 products in another order, √4,500 · 2⁻²⁴ of the largest.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=4e-6 * abs(expected).max())
     assert [(row["test_id"], row["row"]) for row in lines(two / "all_tests" / "index.jsonl")] == [
         (t, t) for t in range(TESTS)
     ]
