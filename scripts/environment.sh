@@ -14,8 +14,8 @@ for _extra in "$@"; do
     _ifloo_extras="${_ifloo_extras:+$_ifloo_extras,}$_extra"
     case "$_extra" in
         cluster) _ifloo_wanted+=(distributed cloudpickle cryptography) ;;
-        test) _ifloo_wanted+=(pytest beartype distributed cloudpickle cryptography) ;;
-        dev) _ifloo_wanted+=(pytest beartype distributed cloudpickle cryptography ruff mypy xdist shtab) ;;
+        test) _ifloo_wanted+=(pytest xdist beartype distributed cloudpickle cryptography) ;;
+        dev) _ifloo_wanted+=(pytest xdist beartype distributed cloudpickle cryptography ruff mypy shtab) ;;
     esac
 done
 PYTHON=""

@@ -1,20 +1,45 @@
 #!/usr/bin/env bash
-# The test suite; sets itself up. Further flags go to pytest, e.g. -m "not full" or tests/test_flagship.py.
-# Two files of tests run at a time where pytest-xdist is installed; -n 0 runs one.
+# The test suite; sets itself up. Without flags it leaves out the tests marked `slow`; --all runs these too.
+# Further flags go to pytest, e.g. -m full or tests/test_flagship.py; a test named by file::name runs, slow or not.
+# Two files of tests run at a time; -n 0 runs one.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/environment.sh test
+all="" marks="" files=0
 two=(-n 2 --dist loadfile --no-loadscope-reorder)
-_ifloo_has "$PYTHON" xdist || two=()
-files=0
-for argument in "$@"; do
-    case "$argument" in
-        -n* | --numprocesses* | --maxprocesses* | --dist* | no:xdist | -pno:xdist | --pdb* | --trace | -s | --capture=no) two=() ;;
+flags=()
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --all) all=yes ;;
+        -m=*) marks="${1#-m=}" ;;
+        -m?*) marks="${1#-m}" ;;
+        -m)
+            if [ $# = 1 ]; then
+                echo "run_tests.sh: -m needs an expression of marks, such as -m slow" >&2
+                exit 2
+            fi
+            marks="$2"
+            shift
+            ;;
+        *)
+            flags+=("$1")
+            case "$1" in
+                -n* | --numprocesses* | --maxprocesses* | --dist* | no:xdist | -pno:xdist) two=() ;;
+                --pdb* | --trace | -s | --capture=no) two=() ;;
+                *::*) all=yes ;; # asked for by name
+            esac
+            if [ -e "${1%%::*}" ]; then files=$((files + 1)); fi
+            if [ -d "$1" ]; then files=$((files + 1)); fi
+            ;;
     esac
-    if [ -e "${argument%%::*}" ]; then files=$((files + 1)); fi
-    if [ -d "$argument" ]; then files=$((files + 1)); fi
+    shift
 done
 [ "$files" = 1 ] && two=() # a single file: nothing to deal out
+case "$all $marks" in
+    yes* | *slow*) ;; # nothing is left out, or whoever gives the marks has decided about the slow ones
+    *) marks="${marks:+($marks) and }not slow" ;;
+esac
+[ -z "$marks" ] || flags+=(-m "$marks")
 # Each of two has one core: threads of its own would wait for those of the other.
 [ ${#two[@]} = 0 ] || export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "$PYTHON" -m pytest ${two[@]+"${two[@]}"} "$@"
+exec "$PYTHON" -m pytest ${two[@]+"${two[@]}"} ${flags[@]+"${flags[@]}"}

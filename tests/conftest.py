@@ -12,8 +12,11 @@ LONG = 300.0  # seconds until another process counts as hung, however busy the m
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    """Tensors of a few hundred numbers: on a busy machine a second thread makes them twenty times slower."""
-    torch.set_num_threads(1)
+    """One thread, unless OMP_NUM_THREADS asks for more.
+
+    Tensors here have a few hundred numbers: on a busy machine a second thread makes them twenty times slower.
+    """
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0]))
 
 
 @pytest.fixture(scope="session")

@@ -128,7 +128,7 @@ def test_a_sample_never_seen_has_no_influence():
     found = Unrolled().scores(dataclasses.replace(trained, theta=end, run=few), training.queries)
     unseen = ~torch.isin(found.train_ids, few.batch_ids[0])
     assert bool((found.value[:, unseen] == 0).all())
-    assert bool((found.value[:, ~unseen] != 0).all())
+    assert float(found.value[:, ~unseen].abs().min()) > 1e-6
 
 
 def _one(training):

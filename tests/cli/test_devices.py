@@ -18,6 +18,7 @@ from tests.cli.running import CHECKOUT, SMALL, done, small
 from tests.cli.test_pipeline import lines, read_json, results
 from tests.conftest import LONG
 
+pytestmark = pytest.mark.slow  # each run starts three processes that import torch
 MANY = ("--refit.random=40", "--refit.replicas=1")
 FILES = tuple(f"{folder}loo_losses_test_{t}.jsonl" for folder in ("", "null/") for t in (0, 8))
 

@@ -75,7 +75,8 @@ def test_both_ways_to_the_losses_are_one(project):
         said = from_checkpoint(project, *losses, f"--output_dir={name}", "--attribution.solver=ifloo.solvers.CG")
         assert said.code == 0, said.err
         scores.append(influences.load(project / name / "influences_test_0.npz").scores)
-    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-6)
+    # Two solves to 1e-10, stored in 32 bits; what is small by cancellation is known to the size of the largest only.
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-6, atol=1e-6 * np.abs(scores[1]).max())
 
 
 def refused(folder: Path, said: Outcome, message: str) -> None:

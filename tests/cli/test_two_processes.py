@@ -68,7 +68,10 @@ def table(out: str) -> str:
     return out[out.index("\ntest 0 (") :]
 
 
-@pytest.mark.parametrize("settings", [(), GENERAL], ids=["head", "general"])
+slow = pytest.mark.slow  # two processes that import torch
+
+
+@pytest.mark.parametrize("settings", [pytest.param((), id="head"), pytest.param(GENERAL, id="general", marks=slow)])
 def test_listed_tests(fitted, tmp_path, settings):
     listed = "--attribution.test_ids=[0, 8, 3]"
     one = done(ifloo(fitted, "influence", *ASKED, *settings, listed, f"--output_dir={tmp_path / 'one'}"))
@@ -92,6 +95,7 @@ def test_listed_tests(fitted, tmp_path, settings):
             }
 
 
+@slow
 def test_all_tests_as_a_matrix_and_its_resume(fitted, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     done(ifloo(fitted, "influence", *ASKED, *MATRIX, f"--output_dir={one}"))
@@ -99,7 +103,8 @@ def test_all_tests_as_a_matrix_and_its_resume(fitted, tmp_path):
     assert code == 0, err
     assert out == f"{TESTS} tests scored now, {TESTS} in all: {two / 'all_tests' / 'index.jsonl'}\n"
     found, expected = (np.load(folder / "all_tests" / "if_scores.npy", mmap_mode="r") for folder in (two, one))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-7 * abs(expected).max())  # other blocks, float32
+    # Other blocks: sums of some 4,500 float32 products in another order, √4,500 · 2⁻²⁴ of the largest.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=4e-6 * abs(expected).max())
     assert [(row["test_id"], row["row"]) for row in lines(two / "all_tests" / "index.jsonl")] == [
         (t, t) for t in range(TESTS)
     ]
@@ -107,6 +112,7 @@ def test_all_tests_as_a_matrix_and_its_resume(fitted, tmp_path):
     assert (code, out) == (0, f"0 tests scored now, {TESTS} in all: {two / 'all_tests' / 'index.jsonl'}\n"), err
 
 
+@slow
 def test_processes_started_by_torchrun(fitted, tmp_path):
     """They are there at once, also where there is nothing left to do."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "ifloo"]
@@ -123,6 +129,7 @@ def test_wrong_input_ends_all_with_2(fitted, tmp_path):
     assert err.count("ifloo: error:") == 1
 
 
+@slow
 def test_a_failed_solve_ends_all_with_1(fitted, tmp_path):
     hopeless = "--attribution.solver={class_path: ifloo.solvers.CG, init_args: {rtol: 1.0e-10, max_steps: 2}}"
     code, out, err = on_two(fitted, *MATRIX, *GENERAL[:2], hopeless, f"--output_dir={tmp_path / 'x'}")
@@ -175,6 +182,7 @@ def goes_on(folder: Path, index: Path) -> None:
     assert len({row["test_id"] for row in lines(index)}) == len(lines(index)) == TESTS
 
 
+@slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the other process in /proc")
 @pytest.mark.parametrize("whom", ["first", "other"])
 def test_no_process_outlives_the_others(fitted, tmp_path, whom):

@@ -265,6 +265,7 @@ def test_hooks_of_an_adapted_module_are_named(tmp_path, caplog):
     ]
 
 
+@pytest.mark.slow
 def test_under_ddp_the_first_process_scores_and_weights_stay_the_same(tmp_path):
     program = Path(__file__).with_name("shared_fit.py")
     env = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
