@@ -1,4 +1,7 @@
-"""The pages under docs/: Python and commands run in an empty folder, formulas are well formed, files are there."""
+"""The pages under docs/: formulas are well formed, files and links are there; Python and commands of some run.
+
+Those of the other pages are checked in tests/test_readme.py.
+"""
 
 import contextlib
 import importlib
@@ -13,14 +16,14 @@ from matplotlib.mathtext import MathTextParser
 
 from ifloo.__main__ import main
 from tests.cli.running import CHECKOUT, call
-from tests.test_readme import check
+from tests.test_readme import README, RUN, check
 
 PAGES = sorted((CHECKOUT / "docs").glob("*.md"))
-BESIDE = [CHECKOUT / "CHANGELOG.md", CHECKOUT / "CONTRIBUTING.md"]
+BESIDE = [README, CHECKOUT / "CHANGELOG.md", CHECKOUT / "CONTRIBUTING.md"]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\w+)\.(py|yaml)\n")  # the first line of a block that is a whole file
 FORMULA = re.compile(r"\$([^$\n]+)\$")
-LONGEST = {"adding": 330, "mathematics": 420}  # lines
+LONGEST = {"adding": 350, "mathematics": 460}  # lines; others 200
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
@@ -58,11 +61,11 @@ def run_command(line: str, folder: Path) -> None:
     assert outcome.code == 0, outcome.err
 
 
-def test_there_are_pages():
-    assert [page.stem for page in PAGES] == sorted(LONGEST)
+def test_pages_that_run_are_there():
+    assert {page.stem for page in PAGES} >= {*RUN, *LONGEST}
 
 
-@every_page
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem in RUN], ids=lambda page: page.stem)
 def test_a_page_does_what_it_shows(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -109,4 +112,4 @@ def test_commands_for_contributors_are_known(tmp_path):
 
 @every_page
 def test_a_page_is_short(page):
-    assert len(page.read_text().splitlines()) <= LONGEST[page.stem]
+    assert len(page.read_text().splitlines()) <= LONGEST.get(page.stem, 200)
