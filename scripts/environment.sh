@@ -15,7 +15,8 @@ for _extra in "$@"; do
     case "$_extra" in
         cluster) _ifloo_wanted+=(distributed cloudpickle) ;;
         test) _ifloo_wanted+=(pytest beartype distributed cloudpickle) ;;
-        dev) _ifloo_wanted+=(pytest beartype distributed cloudpickle ruff mypy xdist shtab) ;;
+        docs) _ifloo_wanted+=(mkdocs material mkdocstrings) ;;
+        dev) _ifloo_wanted+=(pytest beartype distributed cloudpickle ruff mypy xdist shtab mkdocs material mkdocstrings) ;;
     esac
 done
 PYTHON=""
