@@ -10,7 +10,7 @@ import griffe
 class PostInit(griffe.Extension):
     """Moves the section `Raises:` of `__post_init__` to the docstring of its class."""
 
-    def on_class(self, *, cls: griffe.Class, **_: object) -> None:
+    def on_class(self, *, cls: griffe.Class, **unused: object) -> None:
         """Appends the section, where there is one."""
         check = cls.members.pop("__post_init__", None)
         if check is None or check.docstring is None or cls.docstring is None:
