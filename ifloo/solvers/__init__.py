@@ -15,6 +15,7 @@ from ifloo.solvers.solution import (
     SolveError,
     Solver,
     Status,
+    relative_residual,
 )
 from ifloo.solvers.subsampled import Subsampled
 
@@ -34,4 +35,5 @@ __all__ = [
     "Status",
     "Subsampled",
     "bar",
+    "relative_residual",
 ]
