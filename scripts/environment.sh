@@ -15,7 +15,8 @@ for _extra in "$@"; do
     case "$_extra" in
         cluster) _ifloo_wanted+=(distributed cloudpickle cryptography) ;;
         test) _ifloo_wanted+=(pytest xdist beartype distributed cloudpickle cryptography) ;;
-        dev) _ifloo_wanted+=(pytest xdist beartype distributed cloudpickle cryptography ruff mypy shtab) ;;
+        docs) _ifloo_wanted+=(mkdocs material mkdocstrings) ;;
+        dev) _ifloo_wanted+=(pytest xdist beartype distributed cloudpickle cryptography ruff mypy shtab mkdocs material mkdocstrings) ;;
     esac
 done
 PYTHON=""

@@ -15,6 +15,7 @@ from ifloo.solvers.solution import (
     SolveError,
     Solver,
     Status,
+    relative_residual,
     status_text,
 )
 from ifloo.solvers.subsampled import Subsampled
@@ -35,5 +36,6 @@ __all__ = [
     "Status",
     "Subsampled",
     "bar",
+    "relative_residual",
     "status_text",
 ]

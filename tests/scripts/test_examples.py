@@ -160,7 +160,7 @@ def test_plain(tmp_path):
     command = [sys.executable, "-m", "ifloo", *words]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    (line,) = re.findall(r"^ifloo doctor .*$", (CHECKOUT / "README.md").read_text(), re.MULTILINE)
+    (line,) = re.findall(r"^ifloo doctor .*$", (CHECKOUT / "docs" / "own_model.md").read_text(), re.MULTILINE)
     asked = [sys.executable, "-m", "ifloo", *shlex.split(line)[1:]]
     said = subprocess.run(asked, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert said.returncode == 0, said.stderr
