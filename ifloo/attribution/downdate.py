@@ -34,4 +34,5 @@ def without_sample(
             f"  {remedy}"
         )
     identity = torch.eye(share.shape[1], dtype=share.dtype, device=share.device)
-    return torch.linalg.solve(identity - share, slopes)
+    inner: Tensor = torch.linalg.solve(identity - share, slopes)
+    return inner

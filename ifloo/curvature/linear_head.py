@@ -245,7 +245,8 @@ def _basis(seconds: list[Tensor], residuals: list[Tensor]) -> Float[Tensor, "c r
     steepest = max(float(r.abs().max()) for r in residuals)
     eps = 64 * torch.finfo(like.dtype).eps
     if c > 1 and sums <= eps * largest and slopes <= eps * steepest:
-        return torch.linalg.qr(torch.cat([torch.ones(c, 1, dtype=torch.float64), unit[:, 1:]], 1)).Q[:, 1:].to(like)
+        Q: Tensor = torch.linalg.qr(torch.cat([torch.ones(c, 1, dtype=torch.float64), unit[:, 1:]], 1)).Q
+        return Q[:, 1:].to(like)
     return unit.to(like)
 
 

@@ -117,7 +117,7 @@ class PreparedCholesky(Prepared):
         """B_i A⁻¹ B_iᵀ by half a solve each; without refinement, so to the accuracy of the factor."""
         flat = B.flatten(0, 1)
         inner = self.core.reduce(flat)
-        half = torch.linalg.solve_triangular(self.factor, inner.T, upper=False).T.reshape(*B.shape[:2], -1)
+        half: Tensor = torch.linalg.solve_triangular(self.factor, inner.T, upper=False).T.reshape(*B.shape[:2], -1)
         outside = (flat - self.core.expand(inner)).view_as(B)
         return half @ half.mT + (outside * _inverse(self.core.rest)) @ outside.mT
 

@@ -165,4 +165,5 @@ def relative_residual(A: LinearOperator, X: Float[Tensor, "k p"], B: Float[Tenso
     usable = torch.isfinite(norms) & (norms > 0) & torch.isfinite(residual)
     signs = torch.randint(2, (len(B),), generator=torch.Generator().manual_seed(0)).to(B) * 2 - 1
     mixed = (torch.where(usable, signs / norms, 0.0)[usable] @ X[usable]).unsqueeze(0)
-    return residual + (dense.streamed(mixed) - A.matmat(mixed)).norm()
+    missed: Tensor = (dense.streamed(mixed) - A.matmat(mixed)).norm()
+    return residual + missed
