@@ -62,7 +62,7 @@ def test_every_room_has_a_floor():
 @pytest.mark.parametrize("theme", THEMES)
 def test_the_picture_is_of_these_imports(theme):
     committed = (ROOT / "docs" / f"architecture_{theme}.svg").read_text()
-    assert committed == picture(THEMES[theme]), "draw it again: python scripts/architecture.py"
+    assert committed == picture(THEMES[theme]), "draw it again: python -m scripts.architecture"
 
 
 def test_the_picture_leaves_out_what_other_arrows_say():
