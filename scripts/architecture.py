@@ -1,6 +1,6 @@
 """The floors of the house, and a picture of its rooms drawn from the imports: docs/architecture_{light,dark}.svg.
 
-python scripts/architecture.py
+python -m scripts.architecture
 
 `HOUSE` is the one table of rooms and floors; tests/test_floors.py holds the imports to it.
 """
@@ -11,10 +11,12 @@ import ast
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
+
+from scripts.layering import Chain, Edge, Layers
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ifloo"
@@ -58,8 +60,6 @@ WING = {room for floor in HOUSE if floor.number is None for room in floor.rooms}
 WING_SEES = 1  # highest floor that the wing imports
 PLAIN = max(floor.number for floor in HOUSE[[f.number for f in HOUSE].index(None) :] if floor.number is not None)
 """Highest floor without Lightning: the one below the wing."""
-
-Edge = tuple[str, str]
 
 
 def room_of(path: Path) -> str:
@@ -118,8 +118,7 @@ THEMES = {
     "light": Theme("#1f2430", "#5b6472", "#8f98a8", "#eef2fb", "#5470b8", "#f6f7f9"),
     "dark": Theme("#e8eaf0", "#a9b0be", "#7d8698", "#2a3450", "#8ea6e6", "#23262f"),
 }
-WIDTH, LABELS, ROW, BOX, GAP = 960, 250, 76, 34, 26  # px
-LANE = 16  # px, of a line that passes a floor
+WIDTH, LABELS, ROW, BOX, GAP = 960, 280, 76, 34, 20  # px
 STYLE = "font-family='system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif'"
 
 
@@ -137,62 +136,18 @@ class Place:
         return 16 + ROW * self.row + (ROW - BOX) / 2
 
 
-def _chains(lines: list[Edge], row: Mapping[str, int]) -> list[tuple[str, ...]]:
-    """Each arrow as the names of the places it passes, one on every floor between its ends."""
-    return [(a, *(f"{a}>{b}@{r}" for r in range(row[a] + 1, row[b])), b) for a, b in lines if row[a] < row[b]]
+def _places(layers: Layers) -> dict[str, Place]:
+    """Where everything stands, drawn apart to fill the space right of the labels."""
+    widths = {room: 26 + 8.2 * len(room) for floor in HOUSE for room in floor.rooms}
+    at = layers.positions(widths, GAP, LABELS, WIDTH - 16)
+    low = min(x - widths.get(name, 0) / 2 for name, x in at.items())
+    high = max(x + widths.get(name, 0) / 2 for name, x in at.items())
+    scale, middle = min(1.6, (WIDTH - 16 - LABELS) / (high - low)), (LABELS + WIDTH - 16) / 2
+    at = {name: middle + scale * (x - (low + high) / 2) for name, x in at.items()}
+    return {name: Place(at[name], r, widths.get(name, 0)) for r, names in enumerate(layers.rows) for name in names}
 
 
-def _orders(chains: list[tuple[str, ...]]) -> list[list[str]]:
-    """The places of each floor from left to right, so that few arrows cross (barycentres; Sugiyama et al. 1981)."""
-    rows = [list(floor.rooms) for floor in HOUSE]
-    row = {room: r for r, names in enumerate(rows) for room in names}
-    beside: dict[str, list[str]] = {}
-    for chain in chains:
-        for step, name in enumerate(chain[1:-1], 1):
-            rows[row[chain[0]] + step].append(name)
-        for a, b in pairwise(chain):
-            beside.setdefault(a, []).append(b)
-            beside.setdefault(b, []).append(a)
-    at = {name: (i + 0.5) / len(names) for names in rows for i, name in enumerate(names)}
-    best, fewest = rows, _crossings(chains, rows)
-    for sweep in range(40):
-        rows = [list(names) for names in rows]
-        for names in rows if sweep % 2 else rows[::-1]:
-            key = {name: (_mean(at, beside.get(name, [name])), name) for name in names}
-            names.sort(key=key.__getitem__)
-            at |= {name: (i + 0.5) / len(names) for i, name in enumerate(names)}
-        if (crossings := _crossings(chains, rows)) < fewest:
-            best, fewest = rows, crossings
-    return best
-
-
-def _mean(at: Mapping[str, float], names: list[str]) -> float:
-    return sum(at[name] for name in names) / len(names)
-
-
-def _crossings(chains: list[tuple[str, ...]], rows: list[list[str]]) -> int:
-    """How many pairs of lines cross between two floors."""
-    at = {name: (r, i) for r, names in enumerate(rows) for i, name in enumerate(names)}
-    spans = [(at[a], at[b]) for chain in chains for a, b in pairwise(chain)]
-    pairs = (((a, b), (c, d)) for (a, b), (c, d) in combinations(spans, 2) if a[0] == c[0])
-    return sum((a[1] - c[1]) * (b[1] - d[1]) < 0 for (a, b), (c, d) in pairs)
-
-
-def _places(rows: list[list[str]]) -> dict[str, Place]:
-    """Where everything stands: each floor centred in the space right of the labels."""
-    places = {}
-    for r, names in enumerate(rows):
-        widths = [0.0 if "@" in name else 26 + 8.2 * len(name) for name in names]
-        steps = [w + GAP if w else LANE for w in widths]
-        free = WIDTH - LABELS - 24 - sum(steps)
-        x = LABELS + free / (len(names) + 1)
-        for name, width, step in zip(names, widths, steps, strict=True):
-            places[name] = Place(x + step / 2, r, width)
-            x += step + free / (len(names) + 1)
-    return places
-
-
-def _arrow(chain: tuple[str, ...], places: Mapping[str, Place], tips: Mapping[Edge, float]) -> str:
+def _arrow(chain: Chain, places: Mapping[str, Place], tips: Mapping[Edge, float]) -> str:
     """A smooth line through the places of a chain."""
     start, end = places[chain[0]], places[chain[-1]]
     points = [(start.x + tips[chain[0], chain[1]], start.top + BOX)]
@@ -206,7 +161,7 @@ def _arrow(chain: tuple[str, ...], places: Mapping[str, Place], tips: Mapping[Ed
     return path
 
 
-def _tips(chains: list[tuple[str, ...]], places: Mapping[str, Place]) -> dict[Edge, float]:
+def _tips(chains: list[Chain], places: Mapping[str, Place]) -> dict[Edge, float]:
     """Offsets along the edge of a box, so that arrows do not end on one point."""
     ends: dict[tuple[str, bool], list[str]] = {}
     for chain in chains:
@@ -234,8 +189,8 @@ def picture(theme: Theme) -> str:
     """The SVG in the colours of a theme."""
     row = {room: r for r, floor in enumerate(HOUSE) for room in floor.rooms}
     lines = essential(edges())
-    chains = _chains(lines, row)
-    places = _places(_orders(chains))
+    layers = Layers.of([floor.rooms for floor in HOUSE], lines)
+    chains, places = layers.chains, _places(layers)
     tips = _tips(chains, places)
     paths = [_arrow(chain, places, tips) for chain in chains]
     for a, b in lines:

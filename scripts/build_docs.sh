@@ -4,4 +4,5 @@ set -eu
 cd "$(dirname "$0")/.."
 environment() { . scripts/environment.sh docs; } # in a function: a sourced file sees its arguments, none, not our flags
 environment
+export NO_MKDOCS_2_WARNING=1 # an advertisement of the theme
 exec "$PYTHON" -m mkdocs build --strict --quiet --config-file scripts/site/mkdocs.yml "$@"

@@ -49,16 +49,15 @@ def modules() -> list[Module]:
 def pages() -> dict[str, str]:
     """Text of each page by its path in the site: one page for each room, and an index of all names."""
     text: dict[str, list[str]] = {}
-    table = ["| room | what it is | names |", "|---|---|---|"]
+    index = "# API reference\n\nEvery public name of ifloo, by room. Units, shapes and errors stand with each name.\n"
     for module in modules():
         uri = f"{module.room}.md"
         level = 1 if uri not in text else 2
         text.setdefault(uri, []).append(f"{'#' * level} {module.path}\n\n{module.summary}\n")
         text[uri] += [f"::: {module.path}.{name}\n" for name in module.names]
         links = ", ".join(f"[`{name}`]({uri}#{module.path}.{name})" for name in module.names)
-        table.append(f"| [`{module.path}`]({uri}) | {module.summary} | {links} |")
-    index = "# API reference\n\nEvery public name of ifloo, by room. Units, shapes and errors stand with each name.\n\n"
-    return {"api/index.md": index + "\n".join(table) + "\n"} | {f"api/{uri}": "\n".join(t) for uri, t in text.items()}
+        index += f"\n## [{module.path}]({uri})\n\n{module.summary}\n\n{links}\n"
+    return {"api/index.md": index} | {f"api/{uri}": "\n".join(parts) for uri, parts in text.items()}
 
 
 def _sources() -> Iterator[Path]:

@@ -42,10 +42,10 @@ def test_modules_beside_the_packages_show_their_classes_and_functions():
     assert errors.names == ("IflooError", "InputError", "WorkError")
 
 
-def test_a_room_has_one_page_and_a_line_in_the_index():
+def test_a_room_has_one_page_and_a_section_in_the_index():
     for module in modules():
         assert f"api/{module.room}.md" in pages()
-        assert f"| [`{module.path}`]({module.room}.md) | {module.summary} |" in pages()["api/index.md"]
+        assert f"\n## [{module.path}]({module.room}.md)\n\n{module.summary}\n" in pages()["api/index.md"]
 
 
 def test_the_room_is_the_first_part_after_the_package():
