@@ -24,6 +24,7 @@ from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, batch_size
 from ifloo.objective.functional import FunctionalLosses, scoring
 from ifloo.objective.objective import Objective
+from ifloo.objective.protocol import contract_of
 from ifloo.params import ParamSpace
 from ifloo.solvers import CG, Solver, Status
 from ifloo.solvers.solution import silent
@@ -152,7 +153,7 @@ def refuse_decoupled(module: nn.Module, label: str) -> None:
     Raises:
         InputError: the model was trained with decoupled weight decay.
     """
-    decay = float(getattr(module, "decoupled_decay", 0.0))
+    decay = contract_of(module).decoupled_decay
     if decay > 0:
         raise InputError(
             f"{label} inverts the curvature of J, and this model was trained with a decoupled weight decay of "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -61,12 +61,14 @@ class HeadProducts(Products):
 
     def loader(self, shard: slice | None = None) -> DataLoader[Chunk]:
         start, stop, _ = (shard or slice(None)).indices(len(self.ids))
-        pieces: Any = self._pieces(start, stop)
-        return DataLoader(pieces, batch_size=None, collate_fn=_itself, generator=torch.Generator())
+        pieces = self._pieces(start, stop)
+        # A list has what torch asks of a dataset: a length and items.
+        return DataLoader(pieces, batch_size=None, collate_fn=_itself, generator=torch.Generator())  # type: ignore[arg-type]
 
     def of(self, chunk: Chunk, directions: Float[Tensor, "m p"]) -> Float[Tensor, "m b"]:
-        x = self.inputs[chunk[0]][chunk[1] : chunk[2]]
-        r = self.residuals[chunk[0]][chunk[1] : chunk[2]]
+        assert isinstance(chunk, Piece)
+        x = self.inputs[chunk.chunk][chunk.start : chunk.stop]
+        r = self.residuals[chunk.chunk][chunk.start : chunk.stop]
         D = self._in_core(directions)
         out = D.new_empty(len(D), len(x))
         many = len(D) >= x.shape[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,7 @@ from ifloo.objective.functional import scoring
 from ifloo.objective.loaders import sequential
 from ifloo.objective.objective import Objective
 
-Chunk = Any  # some training samples, in the form that one kind of products understands
+Chunk: TypeAlias = object  # some training samples, in the form that one kind of products understands
 DIRECTIONS_AT_ONCE = 16  # [16, b] tangents through the model together
 
 

@@ -50,6 +50,7 @@ class GaussNewton(SampleMeanOperator):
         curve = vjp(grad(share), z)[1]
 
         def multiply(v: Tensor) -> Tensor:
-            return pull(curve(jvp(outputs, (theta,), (v,))[1])[0])[0]
+            product: Tensor = pull(curve(jvp(outputs, (theta,), (v,))[1])[0])[0]
+            return product
 
         return multiply

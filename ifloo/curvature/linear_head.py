@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,8 +17,10 @@ from ifloo.curvature.head_rows import HeadRows, refuse_other_uses, second_deriva
 from ifloo.curvature.operator import (
     Core,
     Cost,
+    Damped,
     Definite,
     KroneckerFactors,
+    LinearOperator,
     LockstepDraw,
     StochasticOperator,
     Tick,
@@ -246,11 +247,12 @@ def _basis(seconds: list[Tensor], residuals: list[Tensor]) -> Float[Tensor, "c r
     steepest = max(float(r.abs().max()) for r in residuals)
     eps = 64 * torch.finfo(like.dtype).eps
     if c > 1 and sums <= eps * largest and slopes <= eps * steepest:
-        return torch.linalg.qr(torch.cat([torch.ones(c, 1, dtype=torch.float64), unit[:, 1:]], 1)).Q[:, 1:].to(like)
+        basis: Tensor = torch.linalg.qr(torch.cat([torch.ones(c, 1, dtype=torch.float64), unit[:, 1:]], 1)).Q
+        return basis[:, 1:].to(like)
     return unit.to(like)
 
 
-def as_head(operator: Any) -> LinearHead | None:
+def as_head(operator: LinearOperator) -> LinearHead | None:
     """The linear head behind an operator, damped or not."""
-    base = getattr(operator, "base", operator)
+    base = operator.base if isinstance(operator, Damped) else operator
     return base if isinstance(base, LinearHead) else None

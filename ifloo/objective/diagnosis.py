@@ -15,7 +15,7 @@ from torch import nn
 
 from ifloo.errors import InputError
 from ifloo.objective.findings import Finding, Weight, listed
-from ifloo.params import ParamSpace, known_as
+from ifloo.params import ParamSpace, known_as, prefix_of
 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
@@ -197,6 +197,6 @@ def _paths(module: nn.Module, found: Sequence[tuple[str, nn.Module]]) -> str:
 
 def place(module: nn.Module, path: str) -> str:
     """Path of a layer as the author of the model knows it; the name of the class where it is the model itself."""
-    prefix = getattr(module, "wraps", "")
+    prefix = prefix_of(module)
     within = f"{path}.".removeprefix(prefix).rstrip(".")
     return within or type(module.get_submodule(prefix.rstrip("."))).__name__

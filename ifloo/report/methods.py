@@ -61,7 +61,7 @@ def positions(stored: StoredInfluences, ids: NDArray[np.int64]) -> NDArray[np.in
     """
     order = np.argsort(stored.train_ids)
     place = np.searchsorted(stored.train_ids, ids, sorter=order).clip(max=len(order) - 1)
-    found = order[place]
+    found: NDArray[np.int64] = order[place]
     if (unknown := ids[stored.train_ids[found] != ids]).size:
         raise InputError(
             f"Test {stored.test_id}: refits of ids {unknown[:5].tolist()} have no score: they are of other data.\n"

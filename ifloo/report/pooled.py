@@ -43,9 +43,8 @@ def pooled(compared: Mapping[int, Comparison]) -> Pooled | None:
     if len(compared) < 2:
         return None
     tests = list(compared.values())
-    predicted, actual, top, control = (
-        np.concatenate([getattr(one, name) for one in tests]) for name in ("predicted", "actual", "top", "control")
-    )
+    predicted, actual = (np.concatenate(part) for part in zip(*((t.predicted, t.actual) for t in tests), strict=True))
+    top, control = (np.concatenate(part) for part in zip(*((t.top, t.control) for t in tests), strict=True))
     floor = max(one.noise_floor or 0.0 for one in tests)
     everywhere = [name for name in tests[0].further if all(name in one.further for one in tests)]
     further = {name: np.concatenate([one.further[name] for one in tests]) for name in everywhere}

@@ -98,7 +98,7 @@ class PreparedCholesky(Prepared):
         """B_i A⁻¹ B_iᵀ by half a solve each; without refinement, so to the accuracy of the factor."""
         flat = B.flatten(0, 1)
         inner = self.core.reduce(flat)
-        half = torch.linalg.solve_triangular(self.factor, inner.T, upper=False).T.reshape(*B.shape[:2], -1)
+        half: Tensor = torch.linalg.solve_triangular(self.factor, inner.T, upper=False).T.reshape(*B.shape[:2], -1)
         outside = (flat - self.core.expand(inner)).view_as(B)
         return half @ half.mT + (outside * _inverse(self.core.rest)) @ outside.mT
 
@@ -106,7 +106,7 @@ class PreparedCholesky(Prepared):
         """A⁻¹b of each row by the factor alone: no refinement, no certificate."""
         inner = self.core.reduce(B)
         # cholesky_solve would copy the factor, hundreds of megabytes, at each call.
-        half = torch.linalg.solve_triangular(self.factor, inner.T, upper=False)
+        half: Tensor = torch.linalg.solve_triangular(self.factor, inner.T, upper=False)
         solved = torch.linalg.solve_triangular(self.factor.T, half, upper=True).T
         return self.core.expand(solved - _inverse(self.core.inside) * inner).addcmul_(_inverse(self.core.rest), B)
 

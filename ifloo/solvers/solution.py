@@ -147,11 +147,12 @@ def relative_residual(A: LinearOperator, X: Float[Tensor, "k p"], B: Float[Tenso
     of the squares of what each row misses.
     """
     norms = B.norm(dim=1)
-    residual = (B - A.matmat(X)).norm(dim=1)
+    residual: Tensor = (B - A.matmat(X)).norm(dim=1)
     residual = torch.where(norms > 0, residual / norms.clamp_min(torch.finfo(B.dtype).tiny), residual)
     if not A.is_dense:
         return residual
     usable = torch.isfinite(norms) & (norms > 0) & torch.isfinite(residual)
     signs = torch.randint(2, (len(B),), generator=torch.Generator().manual_seed(0)).to(B) * 2 - 1
     mixed = (torch.where(usable, signs / norms, 0.0)[usable] @ X[usable]).unsqueeze(0)
-    return residual + (A.streamed(mixed) - A.matmat(mixed)).norm()
+    apart: Tensor = (A.streamed(mixed) - A.matmat(mixed)).norm()
+    return residual + apart

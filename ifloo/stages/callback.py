@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import lightning as L
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ifloo.attribution import Method
 from ifloo.errors import InputError
+from ifloo.models.adapted import SampleLossFunction
 from ifloo.objective import Batch, sequential
 from ifloo.objective.batches import batch_size, map_tensors
 from ifloo.objective.loaders import as_given
@@ -61,12 +63,12 @@ class InfluenceCallback(L.Callback):
 
     def __init__(
         self,
-        queries: Any,
+        queries: Batch | Dataset[Batch] | DataLoader[Batch],
         *,
         every_n_epochs: int | None = None,
         method: Method | None = None,
         parameters: Sequence[str] | None = None,
-        sample_losses: Callable[[Any, Batch], Tensor] | None = None,
+        sample_losses: SampleLossFunction | None = None,
         l2: float = 0.0,
         self_influence: bool = False,
         damping: float = DAMPING,
@@ -173,7 +175,7 @@ class InfluenceCallback(L.Callback):
         return Path(self.output_dir) if self.output_dir is not None else Path(found) / FOLDER
 
 
-def _loader(trainer: L.Trainer) -> DataLoader:
+def _loader(trainer: L.Trainer) -> DataLoader[Batch]:
     """The training loader.
 
     Raises:
@@ -195,22 +197,14 @@ def _loader(trainer: L.Trainer) -> DataLoader:
 
 
 def _warn_of_hooks(trainer: L.Trainer, module: L.LightningModule) -> None:
-    owners = {
-        "module": (module, L.LightningModule),
-        "data module": (getattr(trainer, "datamodule", None), L.LightningDataModule),
-    }
-    found = [
-        f"{name} of the {owner}"
-        for owner, (one, base) in owners.items()
-        if one is not None
-        for name in HOOKS
-        if getattr(type(one), name, None) is not getattr(base, name)
-    ]
+    data: L.LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it undeclared
+    found = [f"{name} of the module" for name in HOOKS if is_overridden(name, module, L.LightningModule)]
+    found += [f"{name} of the data module" for name in HOOKS if is_overridden(name, data, L.LightningDataModule)]
     if found:
         log.warning("Influence is scored on batches as the training loader makes them: without %s.", ", ".join(found))
 
 
-def _taken(queries: Any, count: int, train: DataLoader) -> Batch:
+def _taken(queries: Batch | Dataset[Batch] | DataLoader[Batch], count: int, train: DataLoader[Batch]) -> Batch:
     """Test samples as one batch on the host; those of a data set are put together as training samples are.
 
     Raises:
@@ -219,7 +213,8 @@ def _taken(queries: Any, count: int, train: DataLoader) -> Batch:
     if not isinstance(queries, DataLoader) and isinstance(queries, (Tensor, Mapping, list, tuple)):
         found = queries
     else:
-        loader = queries if isinstance(queries, DataLoader) else DataLoader(queries, collate_fn=as_given(train)[1])
+        given: DataLoader[Batch] | None = queries if isinstance(queries, DataLoader) else None
+        loader = given or DataLoader(queries, collate_fn=as_given(train)[1])  # type: ignore[arg-type]
         found = next(iter(sequential(loader, count)))
     batch_size(found)
     return map_tensors(lambda x: x.detach().cpu(), found)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ifloo.attribution import DEFINITIONS, Certificate
+from ifloo.data.protocol import QueryBatches
 from ifloo.objective import Batch
 from ifloo.objective.batches import tensors_of
 from ifloo.solvers import Status
@@ -78,13 +78,13 @@ def content_of(query: Batch) -> str:
     return sha256_of_tensors({str(i): x for i, x in enumerate(tensors_of(query))})
 
 
-def contents_of(datamodule: Any, test_ids: Sequence[int]) -> dict[str, JSON]:
+def contents_of(data: QueryBatches, test_ids: Sequence[int]) -> dict[str, JSON]:
     """SHA-256 of each test sample, by id; each alone, since a batch may pad it to the length of its neighbours.
 
     Raises:
         InputError: an id out of range.
     """
-    return {str(t): content_of(datamodule.test_batch([t])) for t in test_ids}
+    return {str(t): content_of(data.test_batch([t])) for t in test_ids}
 
 
 def _not_certified(which: str, certificate: Certificate, k: int) -> str:

@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
 from tqdm import tqdm
 
+from ifloo.data.protocol import AttributionData
 from ifloo.errors import InputError
 from ifloo.objective import sequential
+from ifloo.objective.loaders import samples_behind
 from ifloo.params import ParamSpace
 from ifloo.stages.certified import contents_of, scored_tests, stored
 from ifloo.stages.corrected import correct_removals
@@ -58,8 +59,8 @@ class InfluenceRun:
         said: how refits shall train, where the checkpoint does not say how it was trained; kept for them.
     """
 
-    module: Any
-    datamodule: Any
+    module: L.LightningModule
+    datamodule: AttributionData
     settings: AttributionSettings
     layout: Layout
     origin: dict[str, JSON]
@@ -240,7 +241,7 @@ class InfluenceRun:
             deliver: called in the first process.
         """
         predictor, dtype = self._predictor, torch.float32 if self.settings.test_ids == "all" else None
-        size, n = self._block_size(8 if dtype is None else 4), len(predictor.loader.dataset)  # type: ignore[arg-type]
+        size, n = self._block_size(8 if dtype is None else 4), len(samples_behind(predictor.loader))
         single = test_ids is not None and len(test_ids) <= size and self.settings.test_ids != "all"
         with tqdm(
             total=len(test_ids or ()) * n,
@@ -274,5 +275,5 @@ class InfluenceRun:
             return self.settings.query_block
         predictor = self._predictor
         space = ParamSpace.of(predictor.module, self.settings.parameters)
-        n = len(predictor.loader.dataset)  # type: ignore[arg-type]
+        n = len(samples_behind(predictor.loader))
         return queries_at_once(n, space.size, score_bytes, space.dtype.itemsize)

@@ -6,15 +6,14 @@ after its first epoch, is not seen.
 
 from __future__ import annotations
 
-from typing import Any
-
 import lightning as L
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from ifloo.objective import Batch, sample_ids
 from ifloo.objective.batches import fetched, tensors_of
 from ifloo.objective.findings import Finding, Weight
-from ifloo.objective.loaders import as_given
+from ifloo.objective.loaders import as_given, samples_behind
 from ifloo.objective.randomness import undisturbed
 
 LOOKED_AT = 16  # samples read twice: a flip of one in two escapes once in 65,536 times
@@ -22,7 +21,7 @@ FEW = 100  # of n samples each is 1/n of J: below, a removal is a step of more t
 BATCH_HOOKS = ("on_before_batch_transfer", "on_after_batch_transfer")
 
 
-def of_loader(loader: Any, where: str) -> list[Finding]:
+def of_loader(loader: object, where: str) -> list[Finding]:
     """All that this file finds of a loader; nothing of a kind that `sequential` refuses.
 
     Args:
@@ -31,18 +30,18 @@ def of_loader(loader: Any, where: str) -> list[Finding]:
     """
     if not isinstance(loader, DataLoader):
         return [_no_loader(loader, where)]
-    if isinstance(loader.dataset, IterableDataset) or not len(loader.dataset):  # type: ignore[arg-type]
+    if isinstance(loader.dataset, IterableDataset) or not (n := len(samples_behind(loader))):
         return []
-    return [*_drawn(loader, where), *_count(len(loader.dataset), where), *_samples(loader, where)]  # type: ignore[arg-type]
+    return [*_drawn(loader, n, where), *_count(n, where), *_samples(loader, where)]
 
 
-def of_hooks(module: Any, datamodule: Any) -> list[Finding]:
+def of_hooks(module: object, datamodule: object) -> list[Finding]:
     """Hooks that change a batch between loader and training step: scores read the loader itself."""
     found = [
         f"{type(owner).__name__}.{name}"
         for owner, base in ((module, L.LightningModule), (datamodule, L.LightningDataModule))
         for name in BATCH_HOOKS
-        if getattr(type(owner), name, None) not in (None, getattr(base, name))
+        if isinstance(owner, base) and is_overridden(name, owner, base)
     ]
     if not found:
         return []
@@ -58,7 +57,7 @@ def of_hooks(module: Any, datamodule: Any) -> list[Finding]:
     ]
 
 
-def _no_loader(loader: Any, where: str) -> Finding:
+def _no_loader(loader: object, where: str) -> Finding:
     return Finding(
         f"a {type(loader).__name__} in place of one DataLoader",
         where,
@@ -68,9 +67,8 @@ def _no_loader(loader: Any, where: str) -> Finding:
     )
 
 
-def _drawn(loader: DataLoader, where: str) -> list[Finding]:
+def _drawn(loader: DataLoader[Batch], n: int, where: str) -> list[Finding]:
     """Samples that training leaves out, or draws by a rule that is not known."""
-    n = len(loader.dataset)  # type: ignore[arg-type]
     batches = loader.batch_sampler
     if batches is None:  # one sample at a time
         return []
@@ -118,18 +116,18 @@ def _count(n: int, where: str) -> list[Finding]:
     ]
 
 
-def _samples(loader: DataLoader, where: str) -> list[Finding]:
+def _samples(loader: DataLoader[Batch], where: str) -> list[Finding]:
     """Reads a few samples twice.
 
     Errors in reading are for `TrainingData` to meet.
     """
-    positions = list(range(min(LOOKED_AT, len(loader.dataset))))  # type: ignore[arg-type]
+    positions = list(range(min(LOOKED_AT, len(samples_behind(loader)))))
     with undisturbed():
         first, second = (_read(loader, positions) for _ in range(2))
     return [*_changing(first, second, where), *_unnamed(loader, first, where)]
 
 
-def _read(loader: DataLoader, positions: list[int]) -> Batch:
+def _read(loader: DataLoader[Batch], positions: list[int]) -> Batch:
     dataset, collate = as_given(loader)
     return collate(fetched(dataset, positions))
 
@@ -159,11 +157,12 @@ def _augmented(how: str, where: str) -> Finding:
     )
 
 
-def _unnamed(loader: DataLoader, batch: Batch, where: str) -> list[Finding]:
-    drawn_by = getattr(loader.batch_sampler, "sampler", loader.sampler)
+def _unnamed(loader: DataLoader[Batch], batch: Batch, where: str) -> list[Finding]:
+    batches = loader.batch_sampler
+    drawn_by = batches.sampler if isinstance(batches, BatchSampler) else loader.sampler
     if sample_ids(batch) is not None or not isinstance(drawn_by, RandomSampler):
         return []
-    n = len(loader.dataset)  # type: ignore[arg-type]
+    n = len(samples_behind(loader))
     return [
         Finding(
             "shuffled batches without sample ids",

@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
 
 from ifloo.attribution import Method, MethodScores, Trained, Unrolled
 from ifloo.attribution.recorded import RecordedRun
+from ifloo.data.protocol import AttributionData
 from ifloo.errors import InputError
 from ifloo.objective import Objective, preflight
 from ifloo.solvers.progress import ticking
@@ -55,8 +56,8 @@ class MethodRun:
         recorded: the training run, if it was recorded.
     """
 
-    module: Any
-    datamodule: Any
+    module: L.LightningModule
+    datamodule: AttributionData
     settings: AttributionSettings
     layout: Layout
     device: torch.device

@@ -23,6 +23,7 @@ from ifloo.attribution import (
 )
 from ifloo.curvature import LinearHead, LinearOperator, as_head
 from ifloo.curvature.operator import Tick
+from ifloo.objective.protocol import contract_of
 from ifloo.solvers import Auto, Cholesky, SolveError, Solver, bar
 from ifloo.solvers.auto import RTOL
 from ifloo.solvers.cholesky import PreparedCholesky, bytes_needed
@@ -135,7 +136,7 @@ def _engine(run: MethodRun) -> InfluenceEngine | None:
             f"{curvature.size:,}",
         )
         return None
-    known = getattr(run.module, "strong_convexity", lambda: None)()
+    known = contract_of(run.module).strong_convexity()
     return InfluenceEngine(objective, theta, curvature, solver, known, None, bar("factor"))
 
 
@@ -198,7 +199,7 @@ def _of_last_layer(run: MethodRun) -> NDArray[np.float64] | None:
 def last_linear_layer(module: nn.Module) -> str | None:
     """The last linear layer that has weights of its own."""
     own = {name for name, p in module.named_parameters() if p.requires_grad}  # tied weights go by another name
-    layers = [name for name, layer in module.named_modules() if name and isinstance(layer, nn.Linear)]
+    layers: list[str] = [name for name, layer in module.named_modules() if name and isinstance(layer, nn.Linear)]
     if not layers or f"{layers[-1]}.weight" not in own:
         log.info("self-influence: no last linear layer with weights of its own, so none of it.")
         return None

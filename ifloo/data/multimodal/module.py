@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import lightning as L
 from torch import Tensor
@@ -153,7 +153,7 @@ class MultimodalDataModule(L.LightningDataModule):
         return tuple(i for i in self._loaded().corrupted_ids if i in used)
 
     @property
-    def skipped(self) -> list[dict[str, Any]]:
+    def skipped(self) -> list[dict[str, str | int]]:
         """The bad rows left out of both files: {"file", "line", "reason"}; lines count from 1."""
         return [asdict(row) for part in (self.train_set, self.test_set) for row in part.skipped]
 

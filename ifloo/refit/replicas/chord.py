@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import lightning as L
 import torch
@@ -18,6 +18,7 @@ from torch.func import grad
 from ifloo.attribution.leverage import SampleBlocks
 from ifloo.curvature import LinearHead
 from ifloo.errors import InputError
+from ifloo.models import SampleLossModule
 from ifloo.objective import Objective, scoring
 from ifloo.params import ParamSpace
 from ifloo.refit.finish import REACHABLE
@@ -86,11 +87,11 @@ class ChordReplicas(RefitPath):
         """Of the base Hessian, made once."""
         return Cholesky(max_bytes=FACTOR_BYTES).prepare(self.head, bar("factor"))
 
-    def prepare(self, base: Any) -> None:
+    def prepare(self, base: SampleLossModule) -> None:
         """The factor; no preconditioner is needed."""
         _ = self.factor
 
-    def removal_steps(self, base: Any, count: int, seed: int) -> Float[Tensor, "k p"]:
+    def removal_steps(self, base: SampleLossModule, count: int, seed: int) -> Float[Tensor, "k p"]:
         """(1/n) H⁻¹∇ℓ_j of `count` random samples j."""
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randint(self.head.n, (count,), generator=generator)
@@ -190,7 +191,7 @@ def _refuse_costly(head: LinearHead, asked: bool) -> None:
         raise PathError(f"a factor of q = {q:,} costs as much as {worth:.0f} refits one by one")
 
 
-def _refuse_unfinished(refitter: Refitter, base: object) -> None:
+def _refuse_unfinished(refitter: Refitter, base: SampleLossModule) -> None:
     """Only a fit that ends at the minimum may be replaced by another way to the minimum.
 
     Raises:
@@ -201,13 +202,13 @@ def _refuse_unfinished(refitter: Refitter, base: object) -> None:
         return
     if after == "never":
         raise PathError("fits are not finished to the minimum (finish.after = never)")
-    found = _optimizers(base.configure_optimizers())  # type: ignore[attr-defined]
+    found = _optimizers(base.configure_optimizers())
     if not any(isinstance(one, torch.optim.LBFGS) for one in found):
         names = ", ".join(type(one).__name__ for one in found) or "other"
         raise PathError(f"{names} fits are not finished to the minimum (finish.after = {after})")
 
 
-def _optimizers(configured: Any) -> list[torch.optim.Optimizer]:
+def _optimizers(configured: object) -> list[torch.optim.Optimizer]:
     """The optimizers in whatever form Lightning takes them."""
     if isinstance(configured, torch.optim.Optimizer):
         return [configured]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import lightning as L
 import torch
 from jaxtyping import Float
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, optim
 
 from ifloo.models import Adapted, SampleLossModule
@@ -92,21 +92,16 @@ def _of_settings(refitter: Refitter) -> str | None:
     return None
 
 
-def _of_module(module: Any) -> str | None:
+def _of_module(module: L.LightningModule) -> str | None:
     name = type(module).__name__
     if not isinstance(module, SampleLossModule):
         return f"{name} is no SampleLossModule, so its training loss is not known to be J"
     if not module.automatic_optimization:
         return f"{name} optimizes by hand (automatic_optimization = False)"
-    hooks = [h for h in HOOKS if h in vars(module) or _written_anew(module, h)]
+    hooks = [h for h in HOOKS if is_overridden(h, module, SampleLossModule) and is_overridden(h, module, Adapted)]
     if hooks:
         return f"{name} overrides {', '.join(hooks)}, written for one set of weights"
     return None
-
-
-def _written_anew(module: SampleLossModule, hook: str) -> bool:
-    own = getattr(type(module), hook)
-    return own is not getattr(SampleLossModule, hook) and own is not getattr(Adapted, hook)
 
 
 class _Looked(Exception):  # ruff: ignore[error-suffix-on-exception-name]  (no error: it ends a fit that was begun for a look)
@@ -127,7 +122,7 @@ class _Look(L.Callback):
         if any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs):
             raise PathError("ReduceLROnPlateau follows a metric, and each replica has its own")
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, _: int) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, _: int) -> None:
         if sample_ids(batch) is None:
             raise PathError("its batches carry no sample ids to look weights up by")
         assert isinstance(pl_module, SampleLossModule)

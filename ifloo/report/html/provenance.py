@@ -83,7 +83,7 @@ def _summary(sections: Mapping[str, Mapping[str, Any]], names: Sequence[str]) ->
     return [(name, _text(value)) for name, value in found.items() if value not in (None, "")]
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
@@ -93,7 +93,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, list) and len(value) > _LONGEST:
