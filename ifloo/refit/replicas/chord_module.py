@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from typing import NamedTuple
 
 import lightning as L
 import torch
@@ -21,8 +21,21 @@ from ifloo.refit.replicas.weights import ReplicaWeights
 ROWS_BYTES = 8 << 20  # outputs and derivatives of a block of samples: they stay in cache between the two products
 GAIN = 0.5  # a pass that does not halve ‖∇J‖ is no way to 1e-10
 
-Piece: TypeAlias = tuple[int, Tensor, Batch]  # number of a chunk of the head, ids of its samples, the samples
 Step = Callable[[Tensor, Tensor], Tensor]  # (∇J of some replicas, which) -> what to subtract from their weights
+
+
+class Piece(NamedTuple):
+    """The samples behind one chunk of a head.
+
+    Attributes:
+        number: Number of the chunk.
+        ids: Ids of the samples, `[b]`.
+        batch: The samples.
+    """
+
+    number: int
+    ids: Tensor
+    batch: Batch
 
 
 class ChordModule(L.LightningModule):
@@ -126,7 +139,7 @@ class _Chunks(IterableDataset[Piece]):
 
     def __iter__(self) -> Iterator[Piece]:
         for number, (ids, batch) in enumerate(self.head.objective.data.with_ids()):
-            yield number, ids, batch
+            yield Piece(number, ids, batch)
 
 
 def _penalty_and_gradient(head: LinearHead) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

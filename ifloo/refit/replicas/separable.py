@@ -92,7 +92,7 @@ def _of_settings(refitter: Refitter) -> str | None:
     return None
 
 
-def _of_module(module: L.LightningModule) -> str | None:
+def _of_module(module: object) -> str | None:
     name = type(module).__name__
     if not isinstance(module, SampleLossModule):
         return f"{name} is no SampleLossModule, so its training loss is not known to be J"
