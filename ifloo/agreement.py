@@ -122,7 +122,8 @@ class _Ranked:
         counts = np.bincount(cells.ravel(), minlength=distinct * len(index)).reshape(len(index), distinct)
         # The last of c equal values stands at rank `last`; their mean rank is that less (c - 1) / 2.
         last = counts.cumsum(axis=1)
-        return (last - (counts - 1) / 2).ravel()[cells]
+        ranks: Array = (last - (counts - 1) / 2).ravel()[cells]
+        return ranks
 
 
 def _statistics(index: NDArray[np.int64], x: _Ranked, y: _Ranked, error: Array) -> Array:

@@ -19,6 +19,7 @@ from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, batch_size, concatenate_chunks
 from ifloo.objective.functional import scoring
 from ifloo.objective.objective import Objective, attributed
+from ifloo.objective.protocol import contract_of
 from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers import CG, Solver
 
@@ -109,7 +110,7 @@ def refuse_decoupled(module: nn.Module, label: str) -> None:
     Raises:
         InputError: the model was trained with decoupled weight decay.
     """
-    decay = float(getattr(module, "decoupled_decay", 0.0))
+    decay = contract_of(module).decoupled_decay
     if decay > 0:
         raise InputError(
             f"{label} inverts the curvature of J, and this model was trained with a decoupled weight decay of "

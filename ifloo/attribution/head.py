@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -61,8 +61,9 @@ class HeadProducts(Products):
 
     def loader(self, shard: slice | None = None) -> DataLoader[Piece]:
         start, stop, _ = (shard or slice(None)).indices(len(self.ids))
-        pieces: Any = self._pieces(start, stop)
-        return DataLoader(pieces, batch_size=None, collate_fn=_itself, generator=torch.Generator())
+        pieces = self._pieces(start, stop)
+        # A list has what torch asks of a dataset: a length and items.
+        return DataLoader(pieces, batch_size=None, collate_fn=_itself, generator=torch.Generator())  # type: ignore[arg-type]
 
     def of(self, samples: Piece | Batch, directions: Float[Tensor, "m p"]) -> Float[Tensor, "m b"]:
         if not isinstance(samples, Piece):  # the inputs and residuals of training samples alone are kept
@@ -119,5 +120,5 @@ def _norms(r: Float[Tensor, "b t c"], x: Float[Tensor, "b t d"]) -> Float[Tensor
     return ((r @ r.mT) * (x @ x.mT)).sum((1, 2)).clamp_min(0).sqrt()
 
 
-def _itself(piece: Any) -> Any:
+def _itself(piece: Piece) -> Piece:
     return piece

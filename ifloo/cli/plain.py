@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import lightning as L
+from torch import Tensor
 
-from ifloo.data import AdaptedData, serves_attribution
+from ifloo.data import AdaptedData, AttributionData
 from ifloo.errors import InputError
 from ifloo.models import Adapted, AdaptedOutputs, LossesOfOutputs, SampleLossModule
 from ifloo.store import JSON
@@ -72,7 +72,7 @@ class Adaptation:
         return {"sample_losses": self.sample_losses, **parts, "penalty": self.penalty, "l2": self.l2}
 
 
-def dotted(path: str, setting: str) -> Callable[..., Any]:
+def dotted(path: str, setting: str) -> Callable[..., Tensor]:
     """The function of this name.
 
     Raises:
@@ -86,12 +86,13 @@ def dotted(path: str, setting: str) -> Callable[..., Any]:
     if not callable(found):
         what = "it names no module" if found is None else f"it is a {type(found).__name__}"
         raise InputError(_no_function(path, setting, what))
-    return found
+    function: Callable[..., Tensor] = found
+    return function
 
 
-def data_of(datamodule: Any) -> Any:
+def data_of(datamodule: L.LightningDataModule) -> AttributionData:
     """The data module as the commands need it."""
-    return datamodule if serves_attribution(datamodule) else AdaptedData(datamodule)
+    return datamodule if isinstance(datamodule, AttributionData) else AdaptedData(datamodule)
 
 
 def _no_function(path: str, setting: str, why: str) -> str:

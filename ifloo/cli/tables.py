@@ -5,16 +5,15 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ifloo.agreement import Agreement
 from ifloo.cli.columns import cut, padded, width
+from ifloo.data.protocol import AttributionData, ConversationSet
 from ifloo.refit import Minimum
 from ifloo.report import Comparison, Mislabels, Verdict
 from ifloo.report.agreements import SCORES, Row, Statistics
-from ifloo.report.gallery import ConversationSet
 from ifloo.report.groups import GroupEffect
 from ifloo.report.mislabels import NAMES
 from ifloo.report.smoothness import WEIGHTS, SmallSteps
@@ -36,7 +35,7 @@ def fitted(minimum: Minimum, metrics: Sequence[Mapping[str, float]], checkpoint:
         print(f"checkpoint: {checkpoint}")
 
 
-def exact_match(right: Mapping[str, Mapping[str, Any]]) -> None:
+def exact_match(right: Mapping[str, Mapping[str, float | int]]) -> None:
     """How many test answers are right to the last token, by question."""
     if right:
         print("exact match of the test answers, by question")
@@ -44,9 +43,9 @@ def exact_match(right: Mapping[str, Mapping[str, Any]]) -> None:
         print(f"  {found['share']:.2f}{found['rows']:>6} rows  {question}")
 
 
-def influence(stored: StoredInfluences, datamodule: Any) -> None:
+def influence(stored: StoredInfluences, data: AttributionData) -> None:
     """The most helpful and harmful training samples of one test, and the certificate of the scores."""
-    t, train, test = stored.test_id, datamodule.train_set, datamodule.test_set
+    t, train, test = stored.test_id, data.train_set, data.test_set
     label = "row" if isinstance(test, ConversationSet) else "label"
     order = np.argsort(stored.scores, kind="stable")
     pairs = list(zip(order[:ROWS].tolist(), order[::-1][:ROWS].tolist(), strict=True))

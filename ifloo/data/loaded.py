@@ -8,12 +8,12 @@ from typing import Generic, TypeVar
 
 import lightning as L
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from ifloo.data.loading import loader_of
+from ifloo.data.loading import BatchSet, loader_of
 from ifloo.errors import WorkError
 
-SetT = TypeVar("SetT", bound=Dataset[dict[str, Tensor]])
+SetT = TypeVar("SetT", bound=BatchSet)
 
 
 @dataclass(frozen=True)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, NoReturn
 
 import lightning as L
 import torch
 from jaxtyping import Float
+from lightning.fabric.utilities.data import AttributeDict
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.nn.modules.module import _IncompatibleKeys
 
 from ifloo.errors import InputError
 from ifloo.models.decay import COUPLED, decoupled
 from ifloo.models.module import SampleLossModule
-from ifloo.objective.batches import Batch, batch_size, tensors_of
+from ifloo.objective.batches import Batch, batch_size, tensors_of, with_items
 from ifloo.objective.functional import silenced
 
-SampleLossFunction = Callable[[Any, Batch], Tensor]  # (the user's module, a batch) -> [b], nats
-PenaltyFunction = Callable[[Any], Tensor]  # the user's module -> [], nats
+# Functions of the user's own types.
+SampleLossFunction = Callable[..., Tensor]  # (the user's module, a batch) -> [b], nats
+PenaltyFunction = Callable[..., Tensor]  # the user's module -> [], nats
 
 _OURS = frozenset({"training_step", "configure_optimizers", "on_train_start", "state_dict", "load_state_dict"})
 
@@ -65,15 +68,11 @@ class Adapted(SampleLossModule):
             _refuse_without_step(model)
         self.model = model
         self.losses, self.own_penalty, self.l2, self.still = sample_losses, penalty, l2, still
+        self.one_by_one = sample_losses is None
         # Noted here: in a functional call the values that stand in for parameters may not say that they are trained.
         self._trainable = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
         for name in _overridden(model):
-            self.__dict__[name] = getattr(model, name)
-
-    @property
-    def one_by_one(self) -> bool:
-        """Whether a layer sees one sample at a time, under vmap."""
-        return self.losses is None
+            setattr(self, name, getattr(model, name))
 
     def sample_losses(self, batch: Batch) -> Float[Tensor, " b"]:
         """ℓ of each sample, nats.
@@ -96,7 +95,7 @@ class Adapted(SampleLossModule):
         own = self.own_penalty(self.model) if self.own_penalty else 0.0
         return 0.5 * self.l2 * squares + own
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> Any:  # whatever form the module has: Lightning takes more than its type says
         if self.still:
             return torch.optim.SGD(self.model.parameters(), lr=0.0)
         return self.model.configure_optimizers()
@@ -115,44 +114,48 @@ class Adapted(SampleLossModule):
                         group["weight_decay"] = 0.0
         super().on_train_start()
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # of many forms
         """That of the module: a checkpoint of ours is one of the module's."""
         return self.model.state_dict(*args, **kwargs)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> _IncompatibleKeys:
         """Puts weights into the module, with all their digits: weights of 64 bits make it one of 64 bits."""
         # A Trainer with precision 64-true leaves no word of it in the module.
         if any(isinstance(v, Tensor) and v.dtype is torch.float64 for v in state_dict.values()):
             self.model.to(torch.float64)
-        return self.model.load_state_dict(state_dict, *args, **kwargs)
+        found: _IncompatibleKeys = self.model.load_state_dict(state_dict, strict, assign)
+        return found
 
     @property
-    def hparams(self) -> Any:
+    def hparams(self) -> AttributeDict | MutableMapping[str, object]:
         return self.model.hparams
 
     @property
-    def hparams_initial(self) -> Any:
+    def hparams_initial(self) -> AttributeDict:
         return self.model.hparams_initial
 
     @property
     def _current_fx_name(self) -> str | None:
         """Which hook is running, as Lightning notes it for `self.log`: the module is the one that logs."""
-        return getattr(self._modules.get("model"), "_current_fx_name", None)
+        model = self._modules.get("model")
+        return model._current_fx_name if isinstance(model, L.LightningModule) else None
 
     @_current_fx_name.setter
     def _current_fx_name(self, name: str | None) -> None:
-        if (model := self._modules.get("model")) is not None:
-            model._current_fx_name = name  # type: ignore[assignment]
+        if isinstance(model := self._modules.get("model"), L.LightningModule):
+            model._current_fx_name = name
 
 
-def as_written(module: Any) -> Any:
+def as_written(module: L.LightningModule) -> L.LightningModule:
     """The module as its author knows it."""
     return module.model if isinstance(module, Adapted) else module
 
 
-def run_step(model: L.LightningModule, batch: Batch) -> Any:
+def run_step(model: L.LightningModule, batch: Batch) -> object:
     """What a module's `training_step` gives, with a batch index where it takes one."""
-    step: Any = model.training_step
+    step: Callable[..., object] = model.training_step
     return step(batch, 0) if len(inspect.signature(step).parameters) > 1 else step(batch)
 
 
@@ -189,7 +192,7 @@ def _sample(batch: Batch, parts: Iterator[Tensor], b: int) -> Batch:
         if len(batch) == b and next(tensors_of(batch), None) is None:
             return _NoTensor(type(batch[0]).__name__)
         items = [_sample(v, parts, b) for v in batch]
-        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+        return with_items(batch, items)
     return batch
 
 
@@ -199,7 +202,7 @@ class _NoTensor:
     def __init__(self, kind: str) -> None:
         self._kind = kind
 
-    def _read(self, *_: Any) -> NoReturn:
+    def _read(self, *_: object) -> NoReturn:
         raise InputError(
             f"training_step reads a part of the batch that is no tensor (a list of {self._kind}), and samples are "
             "dealt out to it as tensors.\n"
@@ -213,7 +216,7 @@ class _NoTensor:
         self._read()
 
 
-def _loss(model: L.LightningModule, out: Any) -> Float[Tensor, ""]:
+def _loss(model: L.LightningModule, out: object) -> Float[Tensor, ""]:
     loss = out.get("loss") if isinstance(out, Mapping) else out
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__

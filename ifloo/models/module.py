@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import final
+from typing import Protocol, final, runtime_checkable
 
 import lightning as L
 import torch
@@ -14,14 +13,29 @@ from ifloo.errors import InputError
 from ifloo.models.decay import decoupled
 from ifloo.models.fit_settings import FitSettings
 from ifloo.objective.batches import Batch, as_made, batch_size, sample_ids
+from ifloo.objective.protocol import BatchT_contra, ModelContract
 from ifloo.objective.weights import SampleWeights
 
 
-class SampleLossModule(L.LightningModule, ABC):
+@runtime_checkable
+class RecordsSteps(Protocol):
+    """A callback that repeats or records each optimizer step.
+
+    Attributes:
+        records_steps: True: decoupled weight decay is then part of the step, and allowed.
+    """
+
+    records_steps: bool
+
+
+class SampleLossModule(L.LightningModule, ModelContract[BatchT_contra]):
     """A LightningModule that states ℓ_i and R apart, so that J(θ; w) is known and every sample has a weight.
 
     `training_step` is final: mean of w[id] · ℓ + R. The penalty belongs in `penalty`, not in the optimizer: otherwise
     the curvature is that of another function than the one trained.
+
+    The optional members of the contract, such as `strong_convexity`, have the defaults of `ModelContract`. A class may
+    name the form of its batches: `class MyModel(SampleLossModule[dict[str, Tensor]])`.
 
     Attributes:
         sample_weights: w, by sample id; all 1 unless a refit sets it.
@@ -39,29 +53,16 @@ class SampleLossModule(L.LightningModule, ABC):
             InputError: the subclass has a `training_step` of its own.
         """
         super().__init_subclass__()
-        if "training_step" in cls.__dict__:
+        if cls.training_step is not SampleLossModule.training_step:
             raise InputError(
                 f"{cls.__name__} defines training_step, which is final: mean of w * sample_losses + penalty.\n"
                 "  State the loss in sample_losses and penalty; scores and refits are of the function they make up."
             )
 
-    @abstractmethod
-    def sample_losses(self, batch: Batch) -> Float[Tensor, " b"]:
-        """ℓ of each sample of the batch, nats, unreduced, without the penalty."""
-
-    @abstractmethod
-    def penalty(self) -> Float[Tensor, ""]:
-        """R(θ), e.g. ½λ‖θ‖²; zero is said aloud."""
-
-    def strong_convexity(self) -> float | None:
-        """A known μ > 0 with ∇²J ⪰ μI everywhere, for error bounds; None where none is known."""
-        return None
-
     @final
     def training_step(self, batch: Batch, _: int) -> Float[Tensor, ""]:
-        ids, batch = sample_ids(batch), as_made(batch)
-        losses = self.sample_losses(batch)
-        loss = (self._weights_of(ids, batch, losses) * losses).mean() + self.penalty()
+        losses: Tensor = self.sample_losses(as_made(batch))
+        loss = (self._weights_of(sample_ids(batch), as_made(batch), losses) * losses).mean() + self.penalty()
         if self._trainer is not None and self.trainer.logger is not None:
             self.log("J_batch", loss.detach(), prog_bar=True, batch_size=len(losses))
         return loss
@@ -75,7 +76,7 @@ class SampleLossModule(L.LightningModule, ABC):
         """
         if any(isinstance(o, torch.optim.LBFGS) for o in self.trainer.optimizers):
             refuse_for_lbfgs(FitSettings.of(self.trainer))
-        recorded = any(getattr(callback, "records_steps", False) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        recorded = any(isinstance(c, RecordsSteps) and c.records_steps for c in callbacks_of(self.trainer))
         decays = [
             g["weight_decay"]
             for o in self.trainer.optimizers
@@ -101,6 +102,12 @@ class SampleLossModule(L.LightningModule, ABC):
                 (batch_size(batch),), self.sample_weights.default, dtype=losses.dtype, device=losses.device
             )
         return self.sample_weights.of(ids, losses.dtype)
+
+
+def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
+    """The callbacks of a Trainer, in a list that can be added to."""
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it undeclared
+    return callbacks
 
 
 def refuse_for_lbfgs(settings: FitSettings) -> None:

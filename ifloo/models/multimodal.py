@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
@@ -16,13 +17,16 @@ from ifloo.errors import InputError
 from ifloo.models.descent import Descent, OptimizerName
 from ifloo.models.module import SampleLossModule
 from ifloo.models.transformer import PatchEmbedding, Transformer
-from ifloo.objective.batches import Batch
+from ifloo.params import DTYPES
 
 IGNORED = -100  # label of a token that no loss is taken of
 COUNTS = ("vocab_size", "embed_dim", "num_heads", "num_layers", "max_seq_len", "patch_size", "num_image_tokens")
 
 
-class MultimodalLM(SampleLossModule):
+Fields: TypeAlias = Mapping[str, Tensor]
+
+
+class MultimodalLM(SampleLossModule[Fields]):
     """ℓ_i = mean cross-entropy of the answer's tokens, nats; R = ½ λ ‖θ‖² over all trained weights.
 
     Understands dict batches `{"input_ids" [b, s], "labels" [b, s], "attention_mask" [b, s], "pixel_values"
@@ -106,15 +110,11 @@ class MultimodalLM(SampleLossModule):
         nn.init.normal_(self.head.weight, std=1 / math.sqrt(embed_dim))
         if tied_head:
             self.head.weight = self.tokens.weight
-        self.to(getattr(torch, dtype))
+        self.to(DTYPES[dtype])
         self.exact = MeanMetric()
+        self.decoupled_decay = weight_decay
 
-    @property
-    def decoupled_decay(self) -> float:
-        """Weight decay that the optimizer applies beside the gradient, and that J does not contain."""
-        return self.hparams["weight_decay"]
-
-    def outputs(self, batch: Batch) -> Float[Tensor, "b a v"]:
+    def outputs(self, batch: Fields) -> Float[Tensor, "b a v"]:
         """Logits of the tokens that follow `answer_positions`, or of all where the batch does not say which.
 
         Raises:
@@ -129,32 +129,34 @@ class MultimodalLM(SampleLossModule):
         x = torch.where(is_image.unsqueeze(-1), placed, self.tokens(ids)) + self.positions[: ids.shape[1]]
         positions = batch.get("answer_positions")
         asking = None if positions is None else positions.clamp_min(0)
-        return self.head(self.transformer(x, self._visible(is_image, batch["attention_mask"]), asking))
+        logits: Tensor = self.head(self.transformer(x, self._visible(is_image, batch["attention_mask"]), asking))
+        return logits
 
-    def output_losses(self, outputs: Float[Tensor, "b a v"], batch: Batch) -> Float[Tensor, " b"]:
+    def output_losses(self, outputs: Float[Tensor, "b a v"], batch: Fields) -> Float[Tensor, " b"]:
         """Mean cross-entropy of the labelled tokens of each row, nats."""
         targets = _targets(batch)
         counted = targets != IGNORED
         right = outputs.gather(-1, targets.clamp_min(0).unsqueeze(-1)).squeeze(-1)
         return ((outputs.logsumexp(-1) - right) * counted).sum(1) / counted.sum(1).clamp_min(1)
 
-    def sample_losses(self, batch: Batch) -> Float[Tensor, " b"]:
+    def sample_losses(self, batch: Fields) -> Float[Tensor, " b"]:
         return self.output_losses(self.outputs(batch), batch)
 
     def penalty(self) -> Float[Tensor, ""]:
-        return 0.5 * self.hparams["l2_reg"] * torch.stack([p.square().sum() for p in self.parameters()]).sum()
+        strength: float = self.hparams["l2_reg"]
+        return 0.5 * strength * torch.stack([p.square().sum() for p in self.parameters()]).sum()
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         return self.descent.over(self.parameters(), self.trainer.estimated_stepping_batches)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Fields, batch_idx: int) -> None:
         self._evaluate(batch, "val")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Fields, batch_idx: int) -> None:
         self._evaluate(batch, "test")
 
     @torch.no_grad()
-    def generated(self, batch: Batch, end: int) -> Int[Tensor, "b max_seq_len"]:
+    def generated(self, batch: Fields, end: int) -> Int[Tensor, "b max_seq_len"]:
         """The rows with their last answer replaced by what the model says, word by word the likeliest, `end` after it.
 
         No image is ever said: there is none to show.
@@ -183,14 +185,14 @@ class MultimodalLM(SampleLossModule):
             done = done | (said == end) | (at >= length)
         return ids
 
-    def _evaluate(self, batch: Batch, stage: str) -> None:
+    def _evaluate(self, batch: Fields, stage: str) -> None:
         outputs, targets = self.outputs(batch), _targets(batch)
         right = ((outputs.argmax(-1) == targets) | (targets == IGNORED)).all(1)
         self.exact(right.double())
         self.log(f"{stage}/exact_match", self.exact, on_epoch=True, batch_size=len(right))
         self.log(f"{stage}/loss", self.output_losses(outputs, batch).mean(), on_epoch=True, batch_size=len(right))
 
-    def _check_shapes(self, batch: Batch) -> None:
+    def _check_shapes(self, batch: Fields) -> None:
         """Shapes only, which are known under every transform.
 
         Raises:
@@ -220,7 +222,7 @@ class MultimodalLM(SampleLossModule):
         return ((causal | same) & mask.bool().unsqueeze(1)) | itself
 
 
-def _targets(batch: Batch) -> Int[Tensor, "b a"]:
+def _targets(batch: Fields) -> Int[Tensor, "b a"]:
     """The token that follows each position whose logits are given; `IGNORED` where none counts."""
     following = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
     positions = batch.get("answer_positions")

@@ -8,7 +8,7 @@ from ifloo.objective.ids import query_ids
 from ifloo.objective.loaders import sequential
 from ifloo.objective.objective import Objective
 from ifloo.objective.preflight import Stationarity, preflight
-from ifloo.objective.protocol import OutputLosses, SampleLosses
+from ifloo.objective.protocol import ModelContract, OutputLosses, SampleLosses, Speaker, contract_of
 from ifloo.objective.weights import Removal, SampleWeights
 
 __all__ = [
@@ -16,16 +16,19 @@ __all__ = [
     "Finding",
     "FunctionalLosses",
     "Identified",
+    "ModelContract",
     "Objective",
     "OutputLosses",
     "Removal",
     "SampleLosses",
     "SampleWeights",
+    "Speaker",
     "Stationarity",
     "Subsample",
     "TrainingData",
     "Weight",
     "batch_size",
+    "contract_of",
     "diagnose",
     "differentiable_kernels",
     "moved",

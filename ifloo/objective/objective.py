@@ -35,7 +35,7 @@ class Objective:
 
     @classmethod
     def of(
-        cls, module: nn.Module, loader: DataLoader, parameters: Sequence[str] = ("*",), batch_size: int = 5000
+        cls, module: nn.Module, loader: DataLoader[Batch], parameters: Sequence[str] = ("*",), batch_size: int = 5000
     ) -> Objective:
         """J of a module that meets the contract (`SampleLosses`), over the dataset of a training loader.
 
@@ -90,7 +90,8 @@ class Objective:
 
     def part_gradient(self, theta: Float[Tensor, " p"], ids: Tensor, batch: Batch) -> Float[Tensor, " p"]:
         """∇ of `part`: the function that Hessian-vector products differentiate once more."""
-        return grad(self.part)(theta, ids, batch)
+        gradient: Tensor = grad(self.part)(theta, ids, batch)
+        return gradient
 
 
 @contextmanager

@@ -74,7 +74,7 @@ def _check_whole(objective: Objective, theta: Tensor, few: Batch, losses: Tensor
     Raises:
         InputError: it is not.
     """
-    if not getattr(objective.losses.module, "one_by_one", False):
+    if not objective.losses.contract.one_by_one:
         return
     whole, mean = objective.losses.step_loss(theta, few), losses.mean()
     if (whole - mean).abs() > rounding(mean):
@@ -102,7 +102,8 @@ def _together(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
 
 def _gradients(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
     try:
-        return vmap(grad(objective.losses.loss_alone), in_dims=(None, 0))(theta, few)
+        gradients: Tensor = vmap(grad(objective.losses.loss_alone), in_dims=(None, 0))(theta, few)
+        return gradients
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"The gradient of one sample's loss cannot be computed (torch.func.vmap of grad): {error}\n"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,12 +23,12 @@ from ifloo.errors import first_sentence, listed
 from ifloo.objective.batches import Batch
 from ifloo.objective.diagnosis import attention_note
 from ifloo.objective.findings import Finding, Weight
-from ifloo.objective.functional import FunctionalLosses, scoring
+from ifloo.objective.functional import FunctionalLosses, logging_to, scoring
 from ifloo.objective.layers import is_random, kinds, place, places, recurrent_layers
 from ifloo.objective.randomness import undisturbed
 from ifloo.params import known_as
 
-Run = Callable[[Any, Batch], object]  # (the module, a batch): one forward pass to the loss
+Run = Callable[..., object]  # (the module, a batch): one forward pass to the loss
 
 # Functions that drop at random where `training` is said, and those that draw numbers whatever is said.
 DROPPING = frozenset(
@@ -94,15 +94,18 @@ class Watch(TorchFunctionMode):
                 leave = layer.register_forward_hook(self._leave, always_call=True)
                 stack.callback(enter.remove)
                 stack.callback(leave.remove)
-                if hasattr(layer, "log_dict"):
-                    layer.__dict__.update(log=self._log, log_dict=self._log_dict)
-                    stack.callback(layer.__dict__.pop, "log")
-                    stack.callback(layer.__dict__.pop, "log_dict")
+            stack.enter_context(logging_to(self.module, self._log, self._log_dict))
             stack.enter_context(undisturbed())
             stack.enter_context(self)
             yield
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Collection[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
         """Notes a call before it is made."""
         said, name = kwargs or {}, getattr(func, "__name__", "")
         path, layer = self._within[-1]
@@ -120,16 +123,16 @@ class Watch(TorchFunctionMode):
             self.normalising.append(at)
         return func(*args, **said)
 
-    def _enter(self, name: str, layer: nn.Module, _: Any) -> None:
+    def _enter(self, name: str, layer: nn.Module, _: object) -> None:
         self._within.append((name, layer))
 
-    def _leave(self, *_: Any) -> None:
+    def _leave(self, *_: object) -> None:
         self._within.pop()
 
-    def _log(self, name: str, *_: Any, **__: Any) -> None:
+    def _log(self, name: str, *_: object, **__: object) -> None:
         self.logged.append(name)
 
-    def _log_dict(self, values: Any, *_: Any, **__: Any) -> None:
+    def _log_dict(self, values: Mapping[str, object], *_: object, **__: object) -> None:
         self.logged.extend(map(str, values))
 
 

@@ -15,6 +15,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import cloudpickle
 from distributed import Client, Future, TimeoutError, rpc, wait
@@ -25,6 +26,8 @@ from ifloo.refit.local import local_workers, quiet_dask
 from ifloo.refit.runner import GivenUp, Runner, units
 from ifloo.refit.work import Outcome, RefitWork, Unit, Wanted
 from ifloo.termination import sigterm_unwinds
+
+Flight: TypeAlias = "Future[list[Outcome] | Failure]"
 
 log = logging.getLogger(__name__)
 TRIES = 3
@@ -77,7 +80,7 @@ class _Dispatch:
         # A task like any other: the scheduler makes it again where the worker that held it has died.
         self.payload = client.submit(_held, payload, key=f"ifloo-{self.token}")
         self.waiting = deque(waiting)
-        self.flying: dict[Future, tuple[Unit, str]] = {}
+        self.flying: dict[Flight, tuple[Unit, str]] = {}
         self.tries: Counter[Unit] = Counter()
         self.seen = time.monotonic()
         self.told = False
@@ -100,7 +103,7 @@ class _Dispatch:
         )
         self.flying[future] = (unit, worker)
 
-    def _finished(self) -> list[Future]:
+    def _finished(self) -> list[Flight]:
         if not self.flying:
             time.sleep(POLL_SECONDS)
             return []
@@ -110,7 +113,7 @@ class _Dispatch:
         except TimeoutError:
             return []
 
-    def _settled(self, future: Future) -> Iterator[list[Outcome] | GivenUp]:
+    def _settled(self, future: Flight) -> Iterator[list[Outcome] | GivenUp]:
         try:
             result = future.result(timeout=FETCH)
         except TimeoutError:  # its worker died with the result
@@ -125,7 +128,7 @@ class _Dispatch:
         else:
             yield from self._failed(unit, result.reason)
 
-    def _landed(self, future: Future) -> Unit:
+    def _landed(self, future: Flight) -> Unit:
         unit, _ = self.flying.pop(future)
         future.cancel()
         return unit
@@ -194,7 +197,8 @@ def _packed(work: RefitWork) -> bytes:
         InputError: model or data cannot be sent to another process.
     """
     try:
-        return cloudpickle.dumps(work)
+        packed: bytes = cloudpickle.dumps(work)
+        return packed
     except Exception as error:  # whatever the pickling of a user's class meets
         raise InputError(
             f"This model or its data cannot be sent to worker processes: {_words(error)}.\n"

@@ -123,13 +123,14 @@ def _certificate() -> Security:
         InputError: `cryptography`, which makes them, cannot be imported.
     """
     try:
-        return Security.temporary()
+        temporary: Security = Security.temporary()
     except ImportError as error:
         raise InputError(
             "Worker processes on this machine (refit.devices > 1, refit.cluster = local) are protected by TLS, whose "
             f"certificate needs cryptography, which cannot be imported: {error.__context__ or error}.\n"
             "  Install it: pip install 'ifloo[cluster]'"
         ) from error
+    return temporary
 
 
 def _started(workers: dict[int, Any], scheduler: dict[str, Any], security: Security) -> SpecCluster:

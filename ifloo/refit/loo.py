@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from tqdm import tqdm
 
 from ifloo.errors import InputError, WorkError
 from ifloo.gradients import sample_gradients
+from ifloo.models import SampleLossModule
 from ifloo.objective import Batch, FunctionalLosses, moved, scoring
 from ifloo.params import ParamSpace
 from ifloo.refit.plan import RefitSettings
@@ -44,7 +44,7 @@ class LeaveOneOut:
         seed_files: one file each for the refits from other seeds.
     """
 
-    base: Any
+    base: SampleLossModule
     refitter: Refitter
     queries: Batch
     files: Sequence[LossFile]
@@ -174,7 +174,7 @@ class LeaveOneOut:
     @cached_property
     def _bound(self) -> tuple[float | None, list[float]]:
         """Known μ of the objective, and ‖∇L_t‖ of each test at the base weights."""
-        mu = getattr(self.base, "strong_convexity", lambda: None)()
+        mu = self.base.strong_convexity()
         space = ParamSpace.of(self.base)
         with scoring(self.base):
             theta = space.values_of(self.base)

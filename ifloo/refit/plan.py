@@ -69,9 +69,10 @@ class RefitSettings:
         Raises:
             InputError: a negative count, a share that is none, no refit at once, no device, or no address of a cluster.
         """
-        for name in ("top_k", "random", "null_refits", "weight_steps", "seeds"):
-            if getattr(self, name) < 0:
-                raise InputError(f"refit.{name} must be >= 0, got {getattr(self, name)}.")
+        counts = {"top_k": self.top_k, "random": self.random, "null_refits": self.null_refits}
+        for name, count in {**counts, "weight_steps": self.weight_steps, "seeds": self.seeds}.items():
+            if count < 0:
+                raise InputError(f"refit.{name} must be >= 0, got {count}.")
         if wrong := [share for share in self.groups if not 0 < share < 1]:
             raise InputError(f"refit.groups are shares of the training samples, between 0 and 1, got {wrong[0]}.")
         if self.replicas is not None and self.replicas < 1:

@@ -148,7 +148,8 @@ def steihaug(H: Product, P: Product, gradient: Float[Tensor, " p"], radius: floa
 
 def _to_boundary(ss: float, sd: float, dd: float, radius: float) -> float:
     """The α > 0 with ‖s + αd‖_M = Δ."""
-    return ((sd * sd + dd * (radius * radius - ss)) ** 0.5 - sd) / dd
+    root: float = (sd * sd + dd * (radius * radius - ss)) ** 0.5
+    return (root - sd) / dd
 
 
 def _step(gradient: Tensor, s: Tensor, r: Tensor, length: float, products: int, negative: bool, inside: bool) -> Step:

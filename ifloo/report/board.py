@@ -6,7 +6,6 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from ifloo.agreement import Agreement
+from ifloo.data.protocol import SampleSets
 from ifloo.report import notes, projector
 from ifloo.report.hyper_parameters import hyper_parameters
 from ifloo.report.label_errors import label_errors
@@ -65,7 +65,7 @@ class Board:
     """
 
     layout: Layout
-    datamodule: Any
+    datamodule: SampleSets
     log_dir: Path
     outcomes: Mapping[int, str]
     gradients: SampleGradients | None = None

@@ -23,7 +23,7 @@ def hyper_parameters(sections: Mapping[str, Any]) -> dict[str, Setting]:
     """
     influence = sections.get("influence", {}).get("compared", {})
     refits = sections.get("loo", {}).get("compared", {})
-    named: dict[str, Any] = {
+    named: dict[str, object] = {
         **{f"attribution.{name}": influence.get(name) for name in _SCORES},
         **{f"data.{name}": value for name, value in (influence.get("loader") or {}).items()},
         "model": influence.get("model"),
@@ -34,7 +34,7 @@ def hyper_parameters(sections: Mapping[str, Any]) -> dict[str, Setting]:
     return {name: value for key, given in named.items() for name, value in _leaves(key, given)}
 
 
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, Setting]]:
+def _leaves(name: str, value: object) -> Iterator[tuple[str, Setting]]:
     if value is None:
         return
     if isinstance(value, Mapping):
@@ -46,5 +46,5 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Setting]]:
     elif isinstance(value, (bool, str, list, tuple)):
         text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
         yield name, one_line(text, _LONGEST_VALUE)
-    else:
+    elif isinstance(value, (int, float)):
         yield name, float(value)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ifloo.data.protocol import DataNotes
 from ifloo.errors import InputError
 from ifloo.report.base_model import refuse_another
 from ifloo.store import JSON, Layout, Manifest, StoredSelfInfluence, self_influence, settings_stamp
@@ -54,9 +55,9 @@ class Mislabels:
         return {**counts, "chance": self.chance, **residual}
 
 
-def mislabels(layout: Layout, datamodule: Any) -> Mislabels | None:
+def mislabels(layout: Layout, datamodule: object) -> Mislabels | None:
     """How many corrupted rows each ranking finds; None where none are known, or there is no self-influence."""
-    wrong = list(getattr(datamodule, "corrupted_ids", ()))
+    wrong = list(DataNotes(datamodule).corrupted_ids)
     if not wrong or (stored := self_influences(layout)) is None:
         return None
     n = len(stored.train_ids)

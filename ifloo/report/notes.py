@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from ifloo.agreement import Interval
+from ifloo.data.protocol import CaptionedSet, ConversationSet, SampleSets
 from ifloo.report.agreements import Row, Statistics
 from ifloo.report.extremes import Extremes
-from ifloo.report.gallery import ConversationSet
 from ifloo.report.mislabels import NAMES, PARTS, Mislabels
 from ifloo.report.plain import markdown, table
 from ifloo.report.pooled import Verdict
@@ -87,7 +86,7 @@ def mislabels(found: Mislabels) -> str:
     )
 
 
-def samples(datamodule: Any, stored: StoredInfluences, answered: str = "") -> str:
+def samples(datamodule: SampleSets, stored: StoredInfluences, answered: str = "") -> str:
     """A test sample and the training samples that matter most to it, their text escaped.
 
     Args:
@@ -114,10 +113,11 @@ def samples(datamodule: Any, stored: StoredInfluences, answered: str = "") -> st
 class _Words:
     """What a data set says of its samples in words, a cell for each part."""
 
-    def __init__(self, data: Any) -> None:
-        self.data, self.asks = data, isinstance(data, ConversationSet)
-        self.head = ["question", "answer"] if self.asks else ["label"]
+    def __init__(self, data: CaptionedSet | ConversationSet) -> None:
+        self.data = data
+        self.head = ["question", "answer"] if isinstance(data, ConversationSet) else ["label"]
 
     def of(self, id_: int) -> list[str]:
-        said = [self.data.question(id_), self.data.answer(id_)] if self.asks else [self.data.caption(id_)]
+        data = self.data
+        said = [data.question(id_), data.answer(id_)] if isinstance(data, ConversationSet) else [data.caption(id_)]
         return [markdown(text, LONGEST_TEXT) for text in said]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -40,10 +39,19 @@ class Page:
     def _inches(self) -> Transform:
         return Affine2D().scale(1, -1).translate(0, self.height) + self.figure.dpi_scale_trans
 
-    def rectangle(self, box: Box, **look: Any) -> None:
-        """A filled or outlined rectangle behind all images and text; `look` as matplotlib's patches."""
-        look = {"linewidth": 0, "zorder": -1, **look}
-        self.figure.add_artist(Rectangle((box.x, box.y), box.width, box.height, transform=self._inches, **look))
+    def rectangle(
+        self,
+        box: Box,
+        *,
+        facecolor: str = "none",
+        edgecolor: str | None = None,
+        linewidth: float = 0,
+        zorder: float = -1,
+    ) -> None:
+        """A filled or outlined rectangle behind all images and text; settings as of matplotlib's patches."""
+        shape = Rectangle((box.x, box.y), box.width, box.height, transform=self._inches, zorder=zorder)
+        shape.set(facecolor=facecolor, edgecolor=edgecolor, linewidth=linewidth)
+        self.figure.add_artist(shape)
 
     def lines(
         self, x: float, y: float, lines: Sequence[str], lettering: Lettering, colour: str = INK, align: str = "left"

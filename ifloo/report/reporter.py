@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ifloo.data.protocol import CaptionedSet, ConversationSet, SampleSets
 from ifloo.errors import WorkError
 from ifloo.report.agreements import method_label
 from ifloo.report.board import Board
@@ -18,7 +18,7 @@ from ifloo.report.comparison import methods_comparison
 from ifloo.report.digits import TrainingPicture, digit_grid
 from ifloo.report.extremes import Extremes
 from ifloo.report.figures import influence_distribution, influence_vs_loo, save_figure
-from ifloo.report.gallery import ConversationSet, gallery, row_of
+from ifloo.report.gallery import gallery, row_of
 from ifloo.report.html import write_html
 from ifloo.report.html.unverified import unverified
 from ifloo.report.label_errors import label_errors
@@ -46,7 +46,7 @@ class Reporter:
     """
 
     layout: Layout
-    datamodule: Any
+    datamodule: SampleSets
     log_dir: Path
     outcomes: Mapping[int, str] = field(default_factory=dict)
     gradients: SampleGradients | None = None
@@ -142,10 +142,12 @@ class Reporter:
             for at in (most.helpful, most.harmful)
         )
         train, test, t = self.datamodule.train_set, self.datamodule.test_set, stored.test_id
-        if isinstance(test, ConversationSet):
+        if isinstance(test, ConversationSet) and isinstance(train, ConversationSet):
             low, high = ([row_of(train, i, score) for i, score in rows] for rows in (helpful, harmful))
             asked = row_of(test, t, answered=self.outcomes.get(t, ""))
             return {"gallery": gallery(asked, low, high, title=title)}
+        assert isinstance(test, CaptionedSet)
+        assert isinstance(train, CaptionedSet)
         if test.picture(t) is None:
             return {}
         caption = drawn(test.caption(t), CAPTION)
@@ -156,10 +158,11 @@ class Reporter:
         return {"most_influential": digit_grid(_picture(test, t), caption, first, last, title=title)}
 
     def _title(self, t: int) -> str:
-        if isinstance(self.datamodule.test_set, ConversationSet):
+        tests = self.datamodule.test_set
+        if isinstance(tests, ConversationSet):
             return f"test {t}"
         outcome = f", {drawn(self.outcomes[t], TITLE)}" if t in self.outcomes else ""
-        return f"test {t}, label {drawn(self.datamodule.test_set.caption(t), TITLE)}{outcome}"
+        return f"test {t}, label {drawn(tests.caption(t), TITLE)}{outcome}"
 
     def _to_tensorboard(
         self,
@@ -174,7 +177,7 @@ class Reporter:
         board.write(scored, verdict, drawn)
 
 
-def _picture(data: Any, id_: int) -> NDArray[np.uint8]:
+def _picture(data: CaptionedSet, id_: int) -> NDArray[np.uint8]:
     """The picture of a sample; blank paper for one that has none among others that have."""
     found = data.picture(id_)
     return np.zeros((1, 1), dtype=np.uint8) if found is None else found

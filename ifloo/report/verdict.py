@@ -89,7 +89,8 @@ class Comparison:
     @property
     def kinds(self) -> list[str]:
         """Why each sample was removed: `top` of this test, `random`, or `other` (the top of another test)."""
-        return np.where(self.top, "top", np.where(self.control, "random", "other")).tolist()
+        kinds: list[str] = np.where(self.top, "top", np.where(self.control, "random", "other")).tolist()
+        return kinds
 
     @property
     def predictions(self) -> dict[str, NDArray[np.float64]]:
@@ -219,7 +220,10 @@ def _flagged(rows: dict[int, LossRow], actual: NDArray[np.float64], noise_floor:
     errors = [noise_floor if row.delta_error is None else row.delta_error for row in refits]
     if any(error is None for error in errors):
         return None
-    return sum(e > UNSURE * abs(change) for e, change in zip(errors, actual.tolist(), strict=True) if e is not None)
+    flags: list[bool] = [
+        e > UNSURE * abs(change) for e, change in zip(errors, actual.tolist(), strict=True) if e is not None
+    ]
+    return sum(flags)
 
 
 def _spread(nulls: list[LossRow]) -> float | None:

@@ -125,7 +125,7 @@ class PreparedCholesky(Prepared):
         """A⁻¹b of each row by the factor alone: no refinement, no certificate."""
         inner = self.core.reduce(B)
         # cholesky_solve would copy the factor, hundreds of megabytes, at each call.
-        half = torch.linalg.solve_triangular(self.factor, inner.T, upper=False)
+        half: Tensor = torch.linalg.solve_triangular(self.factor, inner.T, upper=False)
         solved = torch.linalg.solve_triangular(self.factor.T, half, upper=True).T
         return self.core.expand(solved - _inverse(self.core.inside) * inner).addcmul_(_inverse(self.core.rest), B)
 

@@ -157,7 +157,7 @@ def relative_residual(A: LinearOperator, X: Float[Tensor, "k p"], B: Float[Tenso
     of the squares of what each row misses.
     """
     norms = B.norm(dim=1)
-    residual = (B - A.matmat(X)).norm(dim=1)
+    residual: Tensor = (B - A.matmat(X)).norm(dim=1)
     residual = torch.where(norms > 0, residual / norms.clamp_min(torch.finfo(B.dtype).tiny), residual)
     dense = A.structure.dense
     if dense is None or not dense.is_built():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from ifloo.data.protocol import QueryBatches
 from ifloo.objective import Batch
 from ifloo.objective.batches import tensors_of
 from ifloo.solvers import Status
@@ -85,13 +85,13 @@ def content_of(query: Batch) -> str:
     return sha256_of_tensors({str(i): x for i, x in enumerate(tensors_of(query))})
 
 
-def contents_of(datamodule: Any, test_ids: Sequence[int]) -> dict[str, JSON]:
+def contents_of(data: QueryBatches, test_ids: Sequence[int]) -> dict[str, JSON]:
     """SHA-256 of each test sample, by id; each alone, since a batch may pad it to the length of its neighbours.
 
     Raises:
         InputError: an id out of range.
     """
-    return {str(t): content_of(datamodule.test_batch([t])) for t in test_ids}
+    return {str(t): content_of(data.test_batch([t])) for t in test_ids}
 
 
 def _not_certified(which: str, one: StoredInfluences) -> str:

@@ -37,7 +37,7 @@ class Fit:
 
     trainer: L.Trainer
     loader: Any
-    recorded: Mapping[str, Any] = field(default_factory=dict)
+    recorded: Mapping[str, object] = field(default_factory=dict)
     optimizers: list[optim.Optimizer] = field(default_factory=list)
 
     @property
@@ -66,10 +66,12 @@ class StandInTrainer:
 
     @property
     def estimated_stepping_batches(self) -> float:
-        epochs, steps = self.max_epochs, self.max_steps
-        if epochs in (None, -1):
+        epochs: int | None = self.max_epochs
+        steps: int = self.max_steps
+        if epochs is None or epochs == -1:
             return math.inf if steps == -1 else steps
-        in_all = math.ceil(self.num_training_batches / self.accumulate_grad_batches) * epochs
+        accumulated: int = self.accumulate_grad_batches
+        in_all = math.ceil(self.num_training_batches / accumulated) * epochs
         return in_all if steps == -1 else min(in_all, steps)
 
     def __getattr__(self, name: str) -> Any:
@@ -128,7 +130,7 @@ def _clipping(value: float, algorithm: str) -> Finding:
     )
 
 
-def optimizers_of(module: Any, fit: Fit) -> list[Finding]:
+def optimizers_of(module: L.LightningModule, fit: Fit) -> list[Finding]:
     """Puts the module's optimizers into `fit`; a finding where that fails.
 
     Args:
@@ -152,7 +154,7 @@ def optimizers_of(module: Any, fit: Fit) -> list[Finding]:
     return []
 
 
-def of_decay(module: Any, fit: Fit, trained: bool, recorded: bool) -> list[Finding]:
+def of_decay(module: L.LightningModule, fit: Fit, trained: bool, recorded: bool) -> list[Finding]:
     """Weight decay in an optimizer, and the penalty that matches it.
 
     Args:
@@ -173,14 +175,16 @@ def of_decay(module: Any, fit: Fit, trained: bool, recorded: bool) -> list[Findi
     return found
 
 
-def _left_to_penalty(module: Any, optimizer: optim.Optimizer, groups: list[dict[str, Any]]) -> bool:
+def _left_to_penalty(module: L.LightningModule, optimizer: optim.Optimizer, groups: list[dict[str, Any]]) -> bool:
     """Whether this decay is the penalty of an adapted module, which its fit takes out of the optimizer."""
     if not isinstance(module, Adapted) or type(optimizer) not in COUPLED or not module.l2:
         return False
     return all(g["weight_decay"] == module.l2 and not decoupled(optimizer, g) for g in groups)
 
 
-def _coupled_decay(module: Any, optimizer: optim.Optimizer, groups: list[dict[str, Any]], trained: bool) -> Finding:
+def _coupled_decay(
+    module: L.LightningModule, optimizer: optim.Optimizer, groups: list[dict[str, Any]], trained: bool
+) -> Finding:
     values = sorted({float(g["weight_decay"]) for g in groups})
     everything = sum(len(g["params"]) for g in groups) == sum(p.requires_grad for p in module.parameters())
     return Finding(
@@ -195,7 +199,7 @@ def _coupled_decay(module: Any, optimizer: optim.Optimizer, groups: list[dict[st
     )
 
 
-def _penalty(module: Any, groups: list[dict[str, Any]], values: list[float], everything: bool) -> str:
+def _penalty(module: L.LightningModule, groups: list[dict[str, Any]], values: list[float], everything: bool) -> str:
     """The penalty whose gradient a coupled decay adds."""
     if everything and len(values) == 1:
         return f"½ · {values[0]:g} · ‖θ‖²"
@@ -208,7 +212,7 @@ def _penalty(module: Any, groups: list[dict[str, Any]], values: list[float], eve
     return " + ".join(terms)
 
 
-def _matching(module: Any, optimizer: optim.Optimizer, values: list[float], everything: bool) -> str:
+def _matching(module: L.LightningModule, optimizer: optim.Optimizer, values: list[float], everything: bool) -> str:
     if not isinstance(module, Adapted):
         return "Set weight_decay=0 and state this penalty in `penalty`."
     if not everything or len(values) > 1:
@@ -218,7 +222,7 @@ def _matching(module: Any, optimizer: optim.Optimizer, values: list[float], ever
 
 
 def _decoupled_decay(
-    module: Any, optimizer: optim.Optimizer, groups: list[dict[str, Any]], trained: bool, recorded: bool
+    module: L.LightningModule, optimizer: optim.Optimizer, groups: list[dict[str, Any]], trained: bool, recorded: bool
 ) -> Finding:
     values = sorted({float(g["weight_decay"]) for g in groups})
     what = f"{_of(optimizer)} decays weights by {_numbers(values)} beside the gradient"
@@ -248,7 +252,7 @@ def _effect(trained: bool, otherwise: str) -> str:
     return otherwise if trained else "the fit refuses it."
 
 
-def _weight(module: Any, trained: bool) -> Weight:
+def _weight(module: L.LightningModule, trained: bool) -> Weight:
     refused = isinstance(module, SampleLossModule) and not trained
     return Weight.FATAL if refused else Weight.WARNING
 
@@ -289,5 +293,5 @@ def _numbers(values: list[float]) -> str:
     return " and ".join(f"{x:g}" for x in values)
 
 
-def _name(module: Any) -> str:
+def _name(module: L.LightningModule) -> str:
     return type(as_written(module)).__name__

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
 from tqdm import tqdm
 
 from ifloo.attribution import DEFINITIONS
+from ifloo.data.protocol import AttributionData
 from ifloo.errors import InputError
 from ifloo.objective import sequential
 from ifloo.objective.loaders import sample_count
@@ -66,8 +66,8 @@ class InfluenceRun:
         said: how refits shall train, where the checkpoint does not say how it was trained; kept for them.
     """
 
-    module: Any
-    datamodule: Any
+    module: L.LightningModule
+    datamodule: AttributionData
     settings: AttributionSettings
     layout: Layout
     origin: dict[str, JSON]

@@ -6,8 +6,6 @@ after its first epoch, is not seen.
 
 from __future__ import annotations
 
-from typing import Any
-
 import lightning as L
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
@@ -22,7 +20,7 @@ LOOKED_AT = 16  # samples read twice: a flip of one in two escapes once in 65,53
 FEW_SAMPLES = 100  # training samples; with fewer, a removal is a step of more than one percent of J
 
 
-def of_loader(loader: Any, where: str) -> list[Finding]:
+def of_loader(loader: object, where: str) -> list[Finding]:
     """All that this file finds of a loader; nothing of a kind that `sequential` refuses.
 
     Args:
@@ -31,12 +29,12 @@ def of_loader(loader: Any, where: str) -> list[Finding]:
     """
     if not isinstance(loader, DataLoader):
         return [_no_loader(loader, where)]
-    if isinstance(loader.dataset, IterableDataset) or not sample_count(loader):
+    if isinstance(loader.dataset, IterableDataset) or not (n := sample_count(loader)):
         return []
-    return [*_drawn(loader, where), *_count(sample_count(loader), where), *_samples(loader, where)]
+    return [*_drawn(loader, n, where), *_count(n, where), *_samples(loader, where)]
 
 
-def of_hooks(module: Any, datamodule: Any) -> list[Finding]:
+def of_hooks(module: object, datamodule: object) -> list[Finding]:
     """Hooks that change a batch between loader and training step: scores read the loader itself."""
     found = [
         f"{type(owner).__name__}.{name}"
@@ -57,7 +55,7 @@ def of_hooks(module: Any, datamodule: Any) -> list[Finding]:
     ]
 
 
-def _no_loader(loader: Any, where: str) -> Finding:
+def _no_loader(loader: object, where: str) -> Finding:
     return Finding(
         f"a {type(loader).__name__} in place of one DataLoader",
         where,
@@ -67,9 +65,8 @@ def _no_loader(loader: Any, where: str) -> Finding:
     )
 
 
-def _drawn(loader: DataLoader, where: str) -> list[Finding]:
+def _drawn(loader: DataLoader[Batch], n: int, where: str) -> list[Finding]:
     """Samples that training leaves out, or draws by a rule that is not known."""
-    n = sample_count(loader)
     batches = loader.batch_sampler
     if batches is None:  # one sample at a time
         return []
@@ -117,7 +114,7 @@ def _count(n: int, where: str) -> list[Finding]:
     ]
 
 
-def _samples(loader: DataLoader, where: str) -> list[Finding]:
+def _samples(loader: DataLoader[Batch], where: str) -> list[Finding]:
     """Reads a few samples twice.
 
     Errors in reading are for `TrainingData` to meet.
@@ -128,7 +125,7 @@ def _samples(loader: DataLoader, where: str) -> list[Finding]:
     return [*_changing(first, second, where), *_unnamed(loader, first, where)]
 
 
-def _read(loader: DataLoader, positions: list[int]) -> Batch:
+def _read(loader: DataLoader[Batch], positions: list[int]) -> Batch:
     dataset, collate = as_given(loader)
     return collate(fetched(dataset, positions))
 
@@ -158,8 +155,9 @@ def _augmented(how: str, where: str) -> Finding:
     )
 
 
-def _unnamed(loader: DataLoader, batch: Batch, where: str) -> list[Finding]:
-    drawn_by = getattr(loader.batch_sampler, "sampler", loader.sampler)
+def _unnamed(loader: DataLoader[Batch], batch: Batch, where: str) -> list[Finding]:
+    batches = loader.batch_sampler
+    drawn_by = batches.sampler if isinstance(batches, BatchSampler) else loader.sampler
     if sample_ids(batch) is not None or not isinstance(drawn_by, RandomSampler):
         return []
     n = sample_count(loader)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from numpy.typing import NDArray
 
 from ifloo.stages.moment import Moment
@@ -24,7 +23,7 @@ class MomentLog:
         """Knows of no failure yet."""
         self._deaf: set[int] = set()
 
-    def tell(self, loggers: Sequence[Any], moment: Moment, step: int) -> None:
+    def tell(self, loggers: Sequence[Logger], moment: Moment, step: int) -> None:
         """Histograms and quantiles to TensorBoard, quantiles to any other.
 
         Args:
@@ -47,7 +46,7 @@ class MomentLog:
                 )
 
 
-def _tell(logger: Any, moment: Moment, step: int) -> None:
+def _tell(logger: Logger, moment: Moment, step: int) -> None:
     columns = dict(_columns(moment))
     if isinstance(logger, TensorBoardLogger):
         for name, values in columns.items():

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+import lightning as L
 import torch
 from torch import Tensor
 
 from ifloo.attribution import Method, Scores, Trained, Unrolled
 from ifloo.attribution.recorded import RecordedRun
+from ifloo.data.protocol import AttributionData
 from ifloo.errors import InputError
 from ifloo.objective import Objective, preflight
 from ifloo.progress import OnProgress, ticking
@@ -56,8 +57,8 @@ class MethodRun:
         recorded: the training run, if it was recorded.
     """
 
-    module: Any
-    datamodule: Any
+    module: L.LightningModule
+    datamodule: AttributionData
     settings: AttributionSettings
     layout: Layout
     device: torch.device

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import lightning as L
 import torch
@@ -62,8 +61,8 @@ class InfluencePredictor(L.LightningModule):
 
     def __init__(
         self,
-        module: Any,
-        loader: DataLoader,
+        module: L.LightningModule,
+        loader: DataLoader[Batch],
         settings: AttributionSettings | None = None,
         right_hand_sides: int | None = None,
         queries: Batch = None,
@@ -102,7 +101,7 @@ class InfluencePredictor(L.LightningModule):
         """Positions of the training samples this process scores."""
         return self.world.share(self.engine.objective.n)
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> DataLoader[Batch]:
         """The training samples of this process in chunks; called when the module is on its device."""
         with self.world.together():
             # Lightning skips a run without batches, hooks and all: who has no sample scores one that nobody collects.
@@ -169,7 +168,7 @@ class InfluencePredictor(L.LightningModule):
             self.stationarity = preflight(objective, theta)
             if self.stationarity.warning:
                 log.warning(self.stationarity.warning)
-            known = getattr(self.module, "strong_convexity", lambda: None)()
+            known = objective.losses.contract.strong_convexity()
             self._engine = engine_for(objective, theta, settings, self.right_hand_sides, known, self.world.first)
         return self._engine
 
@@ -251,13 +250,20 @@ def _refuse_other_methods(settings: AttributionSettings) -> None:
         )
 
 
-def _only(batch: list[Any]) -> Any:
+def _only(batch: list[Batch]) -> Batch:
     return batch[0]
 
 
 def _on_host(certificate: Certificate) -> Certificate:
-    tensors: dict[str, Any] = {name: x.cpu() for name, x in vars(certificate).items() if isinstance(x, Tensor)}
-    return replace(certificate, **tensors)
+    undamped, bound, repeat = certificate.undamped_residual, certificate.error_bound, certificate.repeat_error
+    return replace(
+        certificate,
+        residual=certificate.residual.cpu(),
+        undamped_residual=None if undamped is None else undamped.cpu(),
+        error_bound=None if bound is None else bound.cpu(),
+        repeat_error=None if repeat is None else repeat.cpu(),
+        steps=certificate.steps.cpu(),
+    )
 
 
 @contextmanager

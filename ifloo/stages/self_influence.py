@@ -22,6 +22,7 @@ from ifloo.attribution import (
     tracin_self,
 )
 from ifloo.curvature import LinearHead, LinearOperator, as_head
+from ifloo.objective.protocol import contract_of
 from ifloo.progress import OnProgress, bar, ticking
 from ifloo.solvers import Auto, Cholesky, SolveError, Solver
 from ifloo.solvers.cholesky import PreparedCholesky, bytes_needed
@@ -135,7 +136,7 @@ def _engine(run: MethodRun) -> InfluenceEngine | None:
             f"{curvature.size:,}",
         )
         return None
-    known = getattr(run.module, "strong_convexity", lambda: None)()
+    known = contract_of(run.module).strong_convexity()
     return InfluenceEngine(objective, theta, curvature, solver, known, None, bar("factor"))
 
 
@@ -200,7 +201,7 @@ def _of_last_layer(run: MethodRun) -> NDArray[np.float64] | None:
 def last_linear_layer(module: nn.Module) -> str | None:
     """Gives the name of the last linear layer, None where there is none or its weights are not its own."""
     own = {name for name, p in module.named_parameters() if p.requires_grad}  # tied weights go by another name
-    layers = [name for name, layer in module.named_modules() if name and isinstance(layer, nn.Linear)]
+    layers: list[str] = [name for name, layer in module.named_modules() if name and isinstance(layer, nn.Linear)]
     return layers[-1] if layers and f"{layers[-1]}.weight" in own else None
 
 

@@ -15,7 +15,7 @@ PERIOD = 0.5  # seconds between two looks
 GRACE = 3.0  # seconds in which this process may find out by itself, and say it better
 
 
-def watch_children(children: Sequence[subprocess.Popen]) -> None:
+def watch_children(children: Sequence[subprocess.Popen[bytes]]) -> None:
     """Ends this process when one it started has failed: it would wait for that one forever."""
     os.environ.pop(PARENT, None)  # they have it
     if children:
@@ -41,7 +41,7 @@ def watch_parent() -> None:
     _in_background(until_it_is_gone)
 
 
-def _until_one_fails(children: Sequence[subprocess.Popen]) -> None:
+def _until_one_fails(children: Sequence[subprocess.Popen[bytes]]) -> None:
     while not (failed := [c for c in children if c.poll()]):
         if all(c.returncode == 0 for c in children):
             return

@@ -104,7 +104,8 @@ def launch(task: Task, python: str = sys.executable, timeout: float | None = Non
         except subprocess.TimeoutExpired:
             return task.row(error=f"not finished after {timeout:.0f} s")
     if answer.is_file():
-        return json.loads(answer.read_text())
+        done_row: Row = json.loads(answer.read_text())
+        return done_row
     return task.row(error=_died(done.returncode, said))
 
 

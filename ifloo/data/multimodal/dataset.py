@@ -130,7 +130,8 @@ class MultimodalSet(Dataset[dict[str, Tensor]]):
         rows = np.searchsorted(known, wanted).clip(max=len(known) - 1)
         if len(lacking := wanted[known[rows] != wanted]):
             raise KeyError(int(lacking[0]))
-        return rows.tolist()
+        found: list[int] = rows.tolist()
+        return found
 
     def picture(self, id_: int) -> Picture | None:
         """The first image of a row as the model sees it; None for a row of text only."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -100,7 +100,7 @@ class MultimodalDataModule(LoadedDataModule[MultimodalSet]):
             self._embedded = make_embedded(Path(self.hparams["root"]), self.hparams["corrupt"])
 
     @property
-    def skipped(self) -> list[dict[str, Any]]:
+    def skipped(self) -> list[dict[str, str | int]]:
         """The bad rows left out of both files: {"file", "line", "reason"}; lines count from 1."""
         return [asdict(row) for part in (self.train_set, self.test_set) for row in part.skipped]
 

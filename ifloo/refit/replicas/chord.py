@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import lightning as L
 import torch
@@ -17,6 +17,7 @@ from torch.func import grad
 from ifloo.attribution.leverage import SampleBlocks
 from ifloo.curvature import LinearHead
 from ifloo.errors import InputError
+from ifloo.models import SampleLossModule
 from ifloo.models.fit_settings import optimizers_in
 from ifloo.objective import Objective, scoring
 from ifloo.objective.out_of_memory import in_parts
@@ -88,11 +89,11 @@ class ChordReplicas(RefitPath):
         """Of the base Hessian, made once."""
         return Cholesky(max_bytes=FACTOR_BYTES).prepare(self.head, bar("factor"))
 
-    def prepare(self, base: Any) -> None:
+    def prepare(self, base: SampleLossModule) -> None:
         """The factor; no preconditioner is needed."""
         _ = self.factor
 
-    def removal_steps(self, base: Any, count: int, seed: int) -> Float[Tensor, "k p"]:
+    def removal_steps(self, base: SampleLossModule, count: int, seed: int) -> Float[Tensor, "k p"]:
         """(1/n) H⁻¹∇ℓ_j of `count` random samples j."""
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randint(self.head.n, (count,), generator=generator)
@@ -189,7 +190,7 @@ def _refuse_costly(head: LinearHead, asked: bool) -> None:
         raise PathError(f"a factor of q = {q:,} costs as much as {worth:.0f} refits one by one")
 
 
-def _refuse_unfinished(refitter: Refitter, base: object) -> None:
+def _refuse_unfinished(refitter: Refitter, base: SampleLossModule) -> None:
     """Only a fit that ends at the minimum may be replaced by another way to the minimum.
 
     Raises:
@@ -200,7 +201,7 @@ def _refuse_unfinished(refitter: Refitter, base: object) -> None:
         return
     if after == "never":
         raise PathError("fits are not finished to the minimum (finish.after = never)")
-    found = list(optimizers_in(base.configure_optimizers()))  # type: ignore[attr-defined]
+    found = list(optimizers_in(base.configure_optimizers()))
     if not any(isinstance(one, torch.optim.LBFGS) for one in found):
         names = ", ".join(type(one).__name__ for one in found) or "other"
         raise PathError(f"{names} fits are not finished to the minimum (finish.after = {after})")

@@ -51,21 +51,23 @@ class StackedModule(L.LightningModule):
 
     def replica_losses(self, batch: Batch) -> Float[Tensor, " k"]:
         """J of each replica on one batch. A random layer draws as in a fit of one, the same for all."""
-        ids, batch = sample_ids(batch), as_made(batch)
+        ids, given = sample_ids(batch), as_made(batch)
         assert ids is not None
         weights = self.replica_weights().rows(ids)
         named = {f"module.{n}": x for n, x in zip(self.space.names, self.stacked, strict=True)}
 
         def one(values: dict[str, Tensor], row: Tensor) -> Tensor:
-            return functional_call(self, values, (batch, row))
+            loss: Tensor = functional_call(self, values, (given, row))
+            return loss
 
         with differentiable_kernels(), silenced(self.module):
-            return vmap(one, randomness="same")(named, weights)
+            losses: Tensor = vmap(one, randomness="same")(named, weights)
+        return losses
 
     def training_step(self, batch: Batch, _: int) -> Float[Tensor, ""]:
         return self.replica_losses(batch).sum()
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> Any:  # whatever form the module has: Lightning takes more than its type says
         return self.module.configure_optimizers()
 
     def on_train_start(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import lightning as L
 import torch
@@ -94,7 +93,7 @@ def _of_settings(refitter: Refitter) -> str | None:
     return None
 
 
-def _of_module(module: Any) -> str | None:
+def _of_module(module: object) -> str | None:
     name = type(module).__name__
     if not isinstance(module, SampleLossModule):
         return f"{name} is no SampleLossModule, so its training loss is not known to be J"
@@ -123,7 +122,7 @@ class _Look(L.Callback):
         if any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs):
             raise PathError("ReduceLROnPlateau follows a metric, and each replica has its own")
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, _: int) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, _: int) -> None:
         if sample_ids(batch) is None:
             raise PathError("its batches carry no sample ids to look weights up by")
         assert isinstance(pl_module, SampleLossModule)

@@ -8,15 +8,23 @@ import json
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from ifloo.report.gallery import ConversationSet
-from ifloo.report.html import numbers
+from ifloo.data.protocol import ConversationSet, SampleSets
 from ifloo.report.html.certificate import columns
 from ifloo.report.html.judgement import FEW_REFITS, answer
+from ifloo.report.html.numbers import (
+    compact,
+    correlation,
+    correlations,
+    counted,
+    interval,
+    percent,
+    ratio,
+    signed,
+)
 from ifloo.report.html.points import points
 from ifloo.report.html.provenance import provenance
 from ifloo.report.html.samples import Album
@@ -34,7 +42,7 @@ _UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 def write_html(
     layout: Layout,
-    datamodule: Any,
+    datamodule: SampleSets,
     verdict: Verdict,
     outcomes: Mapping[int, str],
     unverified: Mapping[int, tuple[StoredInfluences, int]] | None = None,
@@ -65,11 +73,11 @@ def write_html(
 
 def _facts(
     layout: Layout,
-    datamodule: Any,
+    datamodule: SampleSets,
     verdict: Verdict,
     outcomes: Mapping[int, str],
     unverified: Mapping[int, tuple[StoredInfluences, int]],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """All that the template needs."""
     album = Album(datamodule.train_set, datamodule.test_set)
     conversation = isinstance(datamodule.test_set, ConversationSet)
@@ -123,10 +131,10 @@ def _hashes(scripts: Iterable[str]) -> str:
 
 
 @cache
-def _template() -> Any:
+def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    forms = ("compact", "signed", "correlation", "correlations", "ratio", "percent", "interval", "counted")
-    environment.globals |= {name: getattr(numbers, name) for name in forms}
+    forms = (compact, signed, correlation, correlations, ratio, percent, interval, counted)
+    environment.globals |= {form.__name__: form for form in forms}
     return environment.get_template("report.html.j2")

@@ -85,11 +85,11 @@ def _summary(sections: Mapping[str, Mapping[str, Any]], names: Sequence[str]) ->
     return [(name, _text(value)) for name, value in found.items() if value not in (None, "")]
 
 
-def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
+def _texts(settings: Mapping[str, object]) -> dict[str, str]:
     return {name: _text(value) for name, value in flattened(settings).items()}
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, list) and len(value) > _LONGEST:
