@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import TypeAlias
 
 import torch
@@ -82,10 +82,15 @@ def samples_behind(loader: DataLoader[Batch]) -> MapDataset:
     dataset: object = loader.dataset
     if not isinstance(dataset, IterableDataset) and isinstance(dataset, MapDataset):
         return dataset
-    kind = ", an IterableDataset" if isinstance(dataset, IterableDataset) else ""
+    if isinstance(dataset, IterableDataset):
+        what, remedy = "an IterableDataset", "Give each sample a position to be found by."
+    elif isinstance(dataset, Sized):
+        what, remedy = "which has no __getitem__", "Let __getitem__ give the sample at a position."
+    else:
+        what, remedy = "which has no __len__", "Let __len__ give the number of its samples."
     raise InputError(
         "Attribution needs a map-style dataset (with __len__ and __getitem__); got "
-        f"{type(dataset).__name__}{kind}.\n  Give each sample a position to be found by."
+        f"{type(dataset).__name__}, {what}.\n  {remedy}"
     )
 
 
