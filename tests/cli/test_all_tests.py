@@ -108,7 +108,7 @@ def test_forms_agree_and_are_not_mixed(whole, tmp_path):
             "scores": (TESTS, 5),
             "mean": (TESTS,),
         }
-        # Multiplied in another block: sums of some 4,500 float32 products in another order, √4,500 · 2⁻²⁴ of the largest.
+        # In another block: sums of some 4,500 float32 products in another order, √4,500 · 2⁻²⁴ of the largest.
         close = {"rtol": 0, "atol": 4e-6 * abs(matrix).max()}
         np.testing.assert_allclose(found["scores"], np.take_along_axis(matrix, found["ids"], 1), **close)
         np.testing.assert_allclose(found["mean"], matrix.mean(1), **close)

@@ -90,8 +90,8 @@ def test_exact_methods_are_exact_and_the_loop_is_not(ran):
     _, folder, rows = ran
     kept = folder / "kept"
     tolerance = {work: STORED + certified(kept / "outputs" / f"{work}_ifloo") for work in ("T1", "T100")}
-    # Scores of all tests are products in float32: some 4,600 additions, each rounded to STORED of a sum that is no
-    # larger than the largest score, in an order that the processor chooses; such errors grow as the root of their count.
+    # Scores of all tests are products in float32: some 4,600 additions, each rounded to STORED of a sum that is about
+    # the largest score at most, in an order that the processor chooses; such errors grow as the root of their count.
     tolerance["T10000"] = STORED * (1 + terms(kept) ** 0.5)
     for work, close in tolerance.items():
         row = of(rows, work, "ifloo")

@@ -108,7 +108,7 @@ def test_marks_without_an_expression(script):
     assert ran.err == "run_tests.sh: -m needs an expression of marks, such as -m slow\n"
 
 
-def test_each_of_two_has_one_thread_unless_told_otherwise(script):
+def test_each_of_two_has_one_thread_unless_asked_for_more(script):
     assert [call[0] for call in script("run_tests.sh").calls] == ["1"]
     assert [call[0] for call in script("run_tests.sh", OMP_NUM_THREADS="2").calls] == ["2"]
     assert [call[0] for call in script("run_tests.sh", "-n", "0").calls] == [""]
