@@ -50,7 +50,7 @@ def inherit(config: Namespace, given: Namespace, base: Base) -> None:
 
 def _completed(group: str, config: Namespace, given: object, stored: Mapping[str, object]) -> list[str]:
     """Sets what was not said of one group; returns a line for each thing said that differs."""
-    said, free, differing = _init_args(given), _free_settings(config), []
+    said, free, differing = init_args(given), _free_settings(config), []
     taken = _taken(_class(config))
     for name, value in stored.items():
         if not taken(name):  # a parent class that notes its own settings too; Lightning leaves them out as well
@@ -76,10 +76,10 @@ def _contradictions(given: Namespace, base: Base) -> list[str]:
     return differing
 
 
-def _init_args(group: object) -> dict[str, object]:
-    if not isinstance(group, Namespace):
-        return {}
-    return dict((group.get("init_args") or Namespace()).items(branches=False))
+def init_args(group: object) -> dict[str, object]:
+    """The arguments of a class that a config names, by name; none where it names no class."""
+    given = group.get("init_args") if isinstance(group, Namespace) else None
+    return {} if given is None else {name: given[name] for name in given.keys(branches=True) if "." not in name}
 
 
 def _taken(made: type) -> Callable[[str], bool]:

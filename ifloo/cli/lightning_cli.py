@@ -12,7 +12,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from ifloo.cli import commands
 from ifloo.cli.elsewhere import said_recipe
-from ifloo.cli.inherit import inherit
+from ifloo.cli.inherit import inherit, init_args
 from ifloo.cli.plain import Adaptation, data_of
 from ifloo.cli.setup import Processes, Setup
 from ifloo.cli.summary import COMMANDS
@@ -183,7 +183,7 @@ class IflooCLI(LightningCLI):
             base=self.base,
             processes=self.processes,
             adaptation=made.adapt,
-            arguments=dict(vars(config.model.get("init_args") or Namespace())),
+            arguments=init_args(config.model),
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:

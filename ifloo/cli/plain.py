@@ -14,6 +14,8 @@ from ifloo.errors import InputError
 from ifloo.models import Adapted, AdaptedOutputs, LossesOfOutputs, SampleLossModule
 from ifloo.store import JSON
 
+_MISSING = object()
+
 
 @dataclass(frozen=True)
 class Adaptation:
@@ -79,13 +81,17 @@ def dotted(path: str, setting: str) -> Callable[..., Tensor]:
         InputError: there is none; the text says how far the name leads.
     """
     module, _, name = path.rpartition(".")
+    if not module:
+        raise InputError(_no_function(path, setting, "it names no module"))
     try:
-        found = getattr(importlib.import_module(module), name) if module else None
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), name, _MISSING)
+    except Exception as error:  # whatever a file of the user's raises when it is imported
         raise InputError(_no_function(path, setting, str(error))) from error
     if not callable(found):
-        what = "it names no module" if found is None else f"it is a {type(found).__name__}"
-        raise InputError(_no_function(path, setting, what))
+        missing = f"module {module!r} has no attribute {name!r}"
+        raise InputError(
+            _no_function(path, setting, missing if found is _MISSING else f"it is a {type(found).__name__}")
+        )
     function: Callable[..., Tensor] = found
     return function
 

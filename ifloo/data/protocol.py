@@ -200,7 +200,7 @@ class DataNotes:
     def corrupted_ids(self) -> tuple[int, ...]:
         """Ids of the training samples whose labels or answers were made wrong on purpose; none."""
         found = self._data.corrupted_ids if isinstance(self._data, _CorruptedIds) else None
-        return tuple(int(i) for i in found or ())
+        return () if found is None else tuple(int(i) for i in found)
 
     @property
     def tokenizer(self) -> AnswerTokenizer | None:

@@ -24,7 +24,12 @@ from ifloo.objective.functional import silenced
 SampleLossFunction = Callable[..., Tensor]  # (the user's module, a batch) -> [b], nats
 PenaltyFunction = Callable[..., Tensor]  # the user's module -> [], nats
 
-_OURS = frozenset({"training_step", "configure_optimizers", "on_train_start", "state_dict", "load_state_dict"})
+_OURS = frozenset(
+    {
+        *("training_step", "configure_optimizers", "on_train_start"),
+        *("state_dict", "load_state_dict", "load_from_checkpoint"),
+    }
+)
 
 
 class Adapted(SampleLossModule):
@@ -161,8 +166,8 @@ def run_step(model: L.LightningModule, batch: Batch) -> object:
 
 def _overridden(model: L.LightningModule) -> list[str]:
     """What the module's class writes anew of Lightning's: hooks and steps that its training and evaluation run."""
-    public = [n for n in dir(L.LightningModule) if not n.startswith("_") and n not in _OURS]
-    functions = [n for n in public if inspect.isfunction(inspect.getattr_static(L.LightningModule, n))]
+    public = {n for n in dir(L.LightningModule) if not n.startswith("_") and n not in _OURS}
+    functions = [n for n, _ in inspect.getmembers(L.LightningModule, inspect.isfunction) if n in public]
     nn_own = {n for n in dir(nn.Module) if n != "forward"}
     return [
         n for n in functions if n not in nn_own and getattr(type(model), n, None) is not getattr(L.LightningModule, n)
