@@ -76,10 +76,9 @@ def agreement(
     # In units of their largest value: no square of a loss change, however small, is rounded to zero.
     unit_x, unit_y = float(np.abs(x).max()), float(np.abs(y).max())
     error = np.full(len(x), np.inf)  # infinity: below the noise floor, sorts behind every number
-    heard = np.abs(y) > noise_floor
-    error[heard] = np.abs(x[heard] - y[heard]) / np.abs(y[heard])
+    above_floor = np.abs(y) > noise_floor
+    error[above_floor] = np.abs(x[above_floor] - y[above_floor]) / np.abs(y[above_floor])
     units = np.array([[1.0], [1.0], [unit_y / unit_x], [unit_y], [1.0]])
-
     ranked_x, ranked_y = _Ranked.of(x / unit_x), _Ranked.of(y / unit_y)
 
     def statistics(index: NDArray[np.int64]) -> Array:
@@ -87,9 +86,8 @@ def agreement(
 
     rng = np.random.default_rng(seed)
     rows = max(1, _BLOCK // len(x))
-    blocks = [
-        statistics(rng.integers(len(x), size=(min(rows, draws - done), len(x)))) for done in range(0, draws, rows)
-    ]
+    sizes = [(min(rows, draws - done), len(x)) for done in range(0, draws, rows)]
+    blocks = [statistics(rng.integers(len(x), size=size)) for size in sizes]
     pearson, spearman, slope, intercept, median_rel_err = statistics(np.arange(len(x))[None])[:, 0].tolist()
     intervals = [_interval(drawn) for drawn in np.concatenate(blocks, axis=1)]
     return Agreement(
@@ -98,8 +96,8 @@ def agreement(
         spearman=spearman,
         slope=slope,
         intercept=intercept,
-        median_rel_err=median_rel_err if heard.any() else None,
-        n_rel_err=int(heard.sum()),
+        median_rel_err=median_rel_err if above_floor.any() else None,
+        n_rel_err=int(above_floor.sum()),
         **{f"{name}_ci": interval for name, interval in zip(_STATISTICS, intervals, strict=True)},
     )
 

@@ -159,7 +159,7 @@ def test_methods_of_attribution_are_leaves():
     wrong = [
         f"{path.name}:{line}: imports {name}"
         for path in sorted(room.glob("*.py"))
-        for line, name in _imports(path)
+        for line, name in imports_of(path)
         if path.stem != "__init__" and name.removeprefix("ifloo.attribution.") in METHODS
     ]
     assert not wrong, "\n".join(wrong)

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from ifloo.params import prefix_of
+
 # Lightning calls these on each batch between the training loader and `training_step`.
 BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
@@ -85,27 +87,9 @@ def places(module: nn.Module, found: Sequence[tuple[str, nn.Module]]) -> list[st
 
 def place(module: nn.Module, path: str) -> str:
     """Path of a layer as the author of the model knows it; the name of the class where it is the model itself."""
-    prefix = getattr(module, "wraps", "")
+    prefix = prefix_of(module)
     within = f"{path}.".removeprefix(prefix).rstrip(".")
     return within or type(module.get_submodule(prefix.rstrip("."))).__name__
-
-
-def overridden(owner: object, names: Sequence[str], *bases: type) -> list[str]:
-    """Which of these methods `owner` has that are not those of one of `bases`.
-
-    Args:
-        owner: A module or data module; None and objects without these methods have none of their own.
-        names: Names of methods.
-        bases: Classes whose methods do nothing that matters.
-    """
-    return [name for name in names if _is_own(owner, name, bases)]
-
-
-def _is_own(owner: object, name: str, bases: Sequence[type]) -> bool:
-    if name in getattr(owner, "__dict__", {}):
-        return True
-    method = getattr(type(owner), name, None)
-    return method is not None and all(method is not getattr(base, name, None) for base in bases)
 
 
 def _random_layer(layer: nn.Module, path: str) -> RandomLayer | None:

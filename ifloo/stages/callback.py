@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 from ifloo.attribution import Method
 from ifloo.errors import InputError
 from ifloo.models.adapted import SampleLossFunction
+from ifloo.models.hooks import overridden
 from ifloo.objective import Batch, sequential
 from ifloo.objective.batches import batch_size, map_tensors
-from ifloo.objective.layers import BATCH_HOOKS, overridden
+from ifloo.objective.layers import BATCH_HOOKS
 from ifloo.objective.loaders import as_given
 from ifloo.stages.aside import detached, undisturbed_with
 from ifloo.stages.epochs import EpochFolders

@@ -9,10 +9,11 @@ from __future__ import annotations
 import lightning as L
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
+from ifloo.models.hooks import overridden
 from ifloo.objective import Batch, sample_ids
 from ifloo.objective.batches import fetched, tensors_of
 from ifloo.objective.findings import Finding, Weight
-from ifloo.objective.layers import BATCH_HOOKS, overridden
+from ifloo.objective.layers import BATCH_HOOKS
 from ifloo.objective.loaders import as_given, sample_count
 from ifloo.objective.randomness import undisturbed
 

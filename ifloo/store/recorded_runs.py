@@ -106,7 +106,7 @@ class RunFolder:
             rule = dict(content["update"])
             update = UPDATES[rule.pop("class")](**rule)
             saved, end = [int(k) for k in content["saved"]], str(content["end"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"The recorded run at {self.path} cannot be read: {error or type(error).__name__}.\n  {_REMEDY}"
             ) from error

@@ -167,6 +167,6 @@ def test_a_loader_without_a_length_is_refused():
     with pytest.raises(InputError) as caught:
         Objective.of(Two(), loader)
     assert str(caught.value) == (
-        "Attribution needs a map-style dataset (with __len__ and __getitem__); got Items.\n"
-        "  Give each sample a position to be found by."
+        "Attribution needs a map-style dataset (with __len__ and __getitem__); got Items, which has no "
+        "__len__.\n  Let __len__ give the number of its samples."
     )

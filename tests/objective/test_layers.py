@@ -3,7 +3,8 @@
 import pytest
 from torch import nn
 
-from ifloo.objective.layers import BATCH_HOOKS, RandomLayer, overridden, random_layers
+from ifloo.models.hooks import overridden
+from ifloo.objective.layers import BATCH_HOOKS, RandomLayer, random_layers
 
 
 @pytest.mark.parametrize(

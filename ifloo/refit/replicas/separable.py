@@ -12,8 +12,9 @@ from torch import Tensor, optim
 
 from ifloo.errors import first_sentence
 from ifloo.models import Adapted, SampleLossModule
+from ifloo.models.hooks import overridden
 from ifloo.objective import Batch, SampleWeights, sample_ids
-from ifloo.objective.layers import BATCH_HOOKS, overridden
+from ifloo.objective.layers import BATCH_HOOKS
 from ifloo.params import ParamSpace
 from ifloo.refit.recipe import Recipe, Refitter
 from ifloo.refit.replicas.module import StackedModule
