@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ifloo.data.protocol import DataNotes
 from ifloo.errors import InputError
 from ifloo.report.base_model import refuse_another
 from ifloo.store import JSON, Layout, Manifest, StoredSelfInfluence, self_influence, settings_stamp
@@ -55,14 +54,13 @@ class Mislabels:
         return {**counts, "chance": self.chance, **residual}
 
 
-def mislabels(layout: Layout, datamodule: object) -> Mislabels | None:
-    """How many corrupted rows each ranking finds; None where none are known, or there is no self-influence."""
-    wrong = list(DataNotes(datamodule).corrupted_ids)
+def mislabels(layout: Layout, wrong: Collection[int]) -> Mislabels | None:
+    """Counts how many of the rows `wrong`, by id, each ranking finds; None without such rows or self-influence."""
     if not wrong or (stored := self_influences(layout)) is None:
         return None
     n = len(stored.train_ids)
     looked_at = max(1, round(n / PARTS))
-    is_wrong = np.isin(stored.train_ids, wrong)
+    is_wrong = np.isin(stored.train_ids, list(wrong))
     ranked = {name: is_wrong[np.argsort(-value, kind="stable")] for name, value in stored.rankings.items()}
     found = {name: int(wrong_ones[:looked_at].sum()) for name, wrong_ones in ranked.items()}
     return Mislabels(len(wrong), looked_at, found, len(wrong) * looked_at / n, ranked, stored.residual)

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ifloo.data.protocol import CaptionedSet, ConversationSet, SampleSets
+from ifloo.data.protocol import CaptionedSet, ConversationSet, DataNotes, SampleSets
 from ifloo.errors import WorkError
 from ifloo.report.agreements import method_label
 from ifloo.report.board import Board
@@ -71,7 +71,7 @@ class Reporter:
 
     def mislabels(self) -> Mislabels | None:
         """What self-influence makes of training answers known to be wrong; None where none are."""
-        return mislabels(self.layout, self.datamodule)
+        return mislabels(self.layout, DataNotes(self.datamodule).corrupted_ids)
 
     def run(self, test_ids: list[int], k: int) -> Verdict:
         """Writes the verdict on these tests, their pictures, one page with all of it, and TensorBoard's files.
