@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from ifloo.errors import InputError
 
@@ -77,18 +76,18 @@ def agreement(
     # In units of their largest value: no square of a loss change, however small, is rounded to zero.
     unit_x, unit_y = float(np.abs(x).max()), float(np.abs(y).max())
     error = np.full(len(x), np.inf)  # infinity: below the noise floor, sorts behind every number
-    heard = np.abs(y) > noise_floor
-    error[heard] = np.abs(x[heard] - y[heard]) / np.abs(y[heard])
+    above_floor = np.abs(y) > noise_floor
+    error[above_floor] = np.abs(x[above_floor] - y[above_floor]) / np.abs(y[above_floor])
     units = np.array([[1.0], [1.0], [unit_y / unit_x], [unit_y], [1.0]])
+    ranked_x, ranked_y = _Ranked.of(x / unit_x), _Ranked.of(y / unit_y)
 
     def statistics(index: NDArray[np.int64]) -> Array:
-        return units * _statistics(index, x / unit_x, y / unit_y, error)
+        return units * _statistics(index, ranked_x, ranked_y, error)
 
     rng = np.random.default_rng(seed)
     rows = max(1, _BLOCK // len(x))
-    blocks = [
-        statistics(rng.integers(len(x), size=(min(rows, draws - done), len(x)))) for done in range(0, draws, rows)
-    ]
+    sizes = [(min(rows, draws - done), len(x)) for done in range(0, draws, rows)]
+    blocks = [statistics(rng.integers(len(x), size=size)) for size in sizes]
     pearson, spearman, slope, intercept, median_rel_err = statistics(np.arange(len(x))[None])[:, 0].tolist()
     intervals = [_interval(drawn) for drawn in np.concatenate(blocks, axis=1)]
     return Agreement(
@@ -97,17 +96,39 @@ def agreement(
         spearman=spearman,
         slope=slope,
         intercept=intercept,
-        median_rel_err=median_rel_err if heard.any() else None,
-        n_rel_err=int(heard.sum()),
+        median_rel_err=median_rel_err if above_floor.any() else None,
+        n_rel_err=int(above_floor.sum()),
         **{f"{name}_ci": interval for name, interval in zip(_STATISTICS, intervals, strict=True)},
     )
 
 
-def _statistics(index: NDArray[np.int64], x: Array, y: Array, error: Array) -> Array:
+@dataclass(frozen=True)
+class _Ranked:
+    """Values [n], and the place of each among the distinct ones [n], by which a draw is ranked without sorting it."""
+
+    values: Array
+    places: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, values: Array) -> "_Ranked":
+        return cls(values, np.unique(values, return_inverse=True)[1])
+
+    def ranks(self, index: NDArray[np.int64]) -> Array:
+        """Give the ranks within each row of `index` [draws, n], ties by their mean rank."""
+        distinct = int(self.places.max()) + 1
+        cells = self.places[index] + distinct * np.arange(len(index))[:, None]
+        counts = np.bincount(cells.ravel(), minlength=distinct * len(index)).reshape(len(index), distinct)
+        # The last of c equal values stands at rank `last`; their mean rank is that less (c - 1) / 2.
+        last = counts.cumsum(axis=1)
+        ranks: Array = (last - (counts - 1) / 2).ravel()[cells]
+        return ranks
+
+
+def _statistics(index: NDArray[np.int64], x: _Ranked, y: _Ranked, error: Array) -> Array:
     """Give all statistics for each row of `index` [draws, n], as [5, draws]; NaN where one does not exist."""
-    X, Y = x[index], y[index]
+    X, Y = x.values[index], y.values[index]
     pearson, slope = _correlation_and_slope(X, Y)
-    spearman, _ = _correlation_and_slope(rankdata(X, axis=1), rankdata(Y, axis=1))
+    spearman, _ = _correlation_and_slope(x.ranks(index), y.ranks(index))
     intercept = Y.mean(axis=1) - slope * X.mean(axis=1)
     return np.stack([pearson, spearman, slope, intercept, _finite_median(error[index])])
 

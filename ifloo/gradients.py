@@ -16,7 +16,8 @@ def sample_gradients(losses: FunctionalLosses, theta: Float[Tensor, " p"], batch
 
     To be called within `scoring(module)`, as all of this file: random layers off, kernels that have derivatives.
     """
-    return vmap(grad(losses.loss_alone), in_dims=(None, 0))(theta, batch)
+    gradients: Tensor = vmap(grad(losses.loss_alone), in_dims=(None, 0))(theta, batch)
+    return gradients
 
 
 def gradient_products(
@@ -28,7 +29,8 @@ def gradient_products(
     """
 
     def along(direction: Tensor) -> Tensor:
-        return jvp(lambda parameters: losses.sample_losses(parameters, batch), (theta,), (direction,))[1]
+        product: Tensor = jvp(lambda parameters: losses.sample_losses(parameters, batch), (theta,), (direction,))[1]
+        return product
 
     if len(directions) == 1:  # a vmap of one costs more than it saves
         return along(directions[0]).unsqueeze(0)

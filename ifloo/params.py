@@ -10,12 +10,26 @@ import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ifloo.errors import InputError
+
+DTYPES: Mapping[str, torch.dtype] = {"float64": torch.float64, "float32": torch.float32}  # by their names in settings
+
+
+@runtime_checkable
+class Wrapper(Protocol):
+    """A module around the user's own.
+
+    Attributes:
+        wraps: Prefix of its parameter names, such as `model.`.
+    """
+
+    wraps: str
 
 
 @dataclass(frozen=True)
@@ -85,9 +99,14 @@ class ParamSpace:
             named[name].copy_(value)
 
 
+def prefix_of(module: object) -> str:
+    """What the parameter names of a module begin with and users leave out; empty for a module that wraps no other."""
+    return module.wraps if isinstance(module, Wrapper) else ""
+
+
 def known_as(module: nn.Module, name: str) -> str:
     """The name of a parameter as whoever wrote the model knows it: without the prefix of what wraps it."""
-    return name.removeprefix(getattr(module, "wraps", ""))
+    return name.removeprefix(prefix_of(module))
 
 
 def matches(module: nn.Module, name: str, pattern: str) -> bool:

@@ -160,7 +160,7 @@ def _at(args: argparse.Namespace, folder: Path, n: int, works: list[str], refits
             yield _one(args, method, work, common)
 
 
-def _one(args: argparse.Namespace, method: Method, work: str, common: dict) -> Row:
+def _one(args: argparse.Namespace, method: Method, work: str, common: dict[str, object]) -> Row:
     options = dict(method.options)
     if work in method.units:
         options["units"] = method.units[work]

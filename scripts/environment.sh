@@ -13,9 +13,10 @@ _ifloo_extras=""
 for _extra in "$@"; do
     _ifloo_extras="${_ifloo_extras:+$_ifloo_extras,}$_extra"
     case "$_extra" in
-        cluster) _ifloo_modules+=(distributed cloudpickle) ;;
-        test) _ifloo_modules+=(pytest beartype distributed cloudpickle) ;;
-        dev) _ifloo_modules+=(pytest beartype distributed cloudpickle ruff mypy xdist shtab) ;;
+        cluster) _ifloo_modules+=(distributed cloudpickle cryptography) ;;
+        test) _ifloo_modules+=(pytest xdist beartype distributed cloudpickle cryptography) ;;
+        docs) _ifloo_modules+=(mkdocs material mkdocstrings) ;;
+        dev) _ifloo_modules+=(pytest xdist beartype distributed cloudpickle cryptography ruff mypy shtab mkdocs material mkdocstrings) ;;
     esac
 done
 PYTHON=""

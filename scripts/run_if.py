@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    flags = parser(__doc__)
+    flags: argparse.ArgumentParser = parser(__doc__)
     flags.add_argument("--ckpt_path", required=True)
     flags.add_argument(
         "--solver",
@@ -89,12 +89,13 @@ def _kind(args: argparse.Namespace, flags: argparse.ArgumentParser) -> str | Non
 def _damping(args: argparse.Namespace, flags: argparse.ArgumentParser, experiment: Experiment) -> float | None:
     """Returns δ; LiSSA's `damp` becomes the damping of the curvature, which gives the identical iteration."""
     if args.damp is None:
-        return args.damping
+        given: float | None = args.damping
+        return given
     if args.damping is not None:
         flags.error("--damp and --damping both say what is added to the curvature (δ = damp * scale): give one")
     if args.damp and args.scale is None:
         flags.error(f"--damp {args.damp} is in units of the scale (δ = damp * scale): give --scale too")
-    delta = args.damp * (args.scale or 0.0)
+    delta: float = args.damp * (args.scale or 0.0)
     if args.damp:
         damped = "Gauss-Newton matrix" if experiment is MULTIMODAL else "Hessian"
         print(f"LiSSA: damp {args.damp:g} x scale {args.scale:g} is damping δ = {delta:g} on the {damped}")

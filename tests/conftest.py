@@ -12,8 +12,11 @@ LONG = 300.0  # timeout of other processes, seconds; generous for busy machines,
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    """Limits torch to one thread: with a second one, small tensors take twenty times as long on a busy machine."""
-    torch.set_num_threads(1)
+    """One thread, unless OMP_NUM_THREADS asks for more.
+
+    Tensors here have a few hundred numbers: on a busy machine a second thread makes them twenty times slower.
+    """
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0]))
 
 
 @pytest.fixture(scope="session")

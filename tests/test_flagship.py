@@ -104,7 +104,8 @@ def test_self_influence_is_never_negative(logistic):
     assert (own > 0).all()
     gradients = logistic.gradients(logistic.theta, logistic.x, logistic.labels)
     exact = (gradients * torch.linalg.solve(logistic.dense_hessian(), gradients.T).T).sum(1) / logistic.n
-    torch.testing.assert_close(own, exact, rtol=1e-12, atol=0)
+    # ∇ℓ_i holds p − 1, good to 2e-16 whatever its size: what is absolute counts for samples that are well explained.
+    torch.testing.assert_close(own, exact, rtol=1e-12, atol=1e-14 * float(exact.max()))
 
 
 def test_a_group_is_the_sum_of_its_scores_to_second_order(logistic):

@@ -4,53 +4,37 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "ifloo"
-FLOORS = {
-    "errors": 0,
-    "params": 0,
-    "objective": 1,
-    "gradients": 2,
-    "curvature": 2,
-    "solvers": 3,
-    "attribution": 4,
-    "agreement": 5,
-    "store": 5,
-    "stages": 6,
-    "refit": 6,
-    "report": 6,
-    "cli": 7,
-}
-WING = {"models", "data"}  # see floors 0 and 1, and are seen from 6 and 7
+from scripts.architecture import (
+    DOORS,
+    FLOORS,
+    HOUSE,
+    PACKAGE,
+    PLAIN,
+    ROOT,
+    THEMES,
+    WING,
+    WING_SEES,
+    essential,
+    imports_of,
+    picture,
+    room_of,
+)
+
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-
-
-def _room(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def _imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and dotted name of everything imported; relative imports are resolved."""
-    package = path.relative_to(ROOT).parent.parts
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = ".".join(package[: len(package) + 1 - node.level]) + "." if node.level else ""
-            yield node.lineno, (base + (node.module or "")).rstrip(".")
 
 
 def _may_import(room: str, other: str) -> bool:
     if room == other:
         return True
     if room in WING:
-        return FLOORS.get(other, 9) <= 1
+        return FLOORS.get(other, 99) <= WING_SEES
     if other in WING:
-        return FLOORS[room] >= 6
+        return FLOORS[room] > PLAIN
     return FLOORS[other] < FLOORS[room] or (FLOORS[room] == 0 and other == "errors")
 
 
@@ -60,21 +44,59 @@ def _name(room: str) -> str:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_go_down(path):
-    room, where, wrong = _room(path), path.relative_to(PACKAGE), []
-    if room in ("__init__", "__main__"):
+    room, where, wrong = room_of(path), path.relative_to(PACKAGE), []
+    if room in DOORS:
         pytest.skip("the doors are held by the tests of their own below")
-    for line, name in _imports(path):
+    for line, name in imports_of(path):
         parts = name.split(".")
         if parts[0] == "ifloo" and len(parts) > 1 and not _may_import(room, parts[1]):
             wrong.append(f"{where}:{line}: {_name(room)} imports {_name(parts[1])}")
-        if parts[0] in ("lightning", "pytorch_lightning") and FLOORS.get(room, 9) <= 5:
+        if parts[0] in ("lightning", "pytorch_lightning") and FLOORS.get(room, 99) <= PLAIN:
             wrong.append(f"{where}:{line}: {_name(room)} imports Lightning")
     assert not wrong, "\n".join(wrong)
 
 
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _imported_modules(path: Path, modules: set[str]) -> Iterator[str]:
+    """The files behind the imports: `from ifloo.store import ids` is of the file `ids`, not of the room."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            files = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (file if file in modules else node.module for file in files)
+
+
+def test_no_two_files_import_each_other():
+    """Imports inside functions count too: they hide a circle and do not open it."""
+    modules = {_module(path) for path in SOURCES}
+    graph = {_module(path): modules.intersection(_imported_modules(path, modules)) for path in SOURCES}
+    TopologicalSorter(graph).prepare()  # a CycleError names the files of a circle
+
+
 def test_every_room_has_a_floor():
-    rooms = {_room(p) for p in SOURCES} - {"__init__", "__main__"}
-    assert rooms <= set(FLOORS) | WING, f"give {rooms - set(FLOORS) - WING} a floor"
+    rooms = {room_of(p) for p in SOURCES} - set(DOORS)
+    assert rooms <= set(FLOORS) | WING, f"give {rooms - set(FLOORS) - WING} a floor in scripts/architecture.py"
+    assert rooms == set(FLOORS) | WING, f"there is no room {(set(FLOORS) | WING) - rooms}"
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_the_picture_is_of_these_imports(theme):
+    committed = (ROOT / "docs" / f"architecture_{theme}.svg").read_text()
+    assert committed == picture(THEMES[theme]), "draw it again: python -m scripts.architecture"
+
+
+def test_the_picture_leaves_out_what_other_arrows_say():
+    assert essential({("a", "b"), ("b", "c"), ("a", "c"), ("a", "d")}) == [("a", "b"), ("a", "d"), ("b", "c")]
+
+
+def test_contributors_see_these_floors():
+    rows = [f"| {floor.title} | {', '.join(f'`{room}`' for room in floor.rooms)} | {floor.knows} |" for floor in HOUSE]
+    table = "\n".join(rows)
+    assert table in (ROOT / "CONTRIBUTING.md").read_text(), f"its table of floors should be\n{table}"
 
 
 @pytest.mark.parametrize("door", ["ifloo", "ifloo.__main__"])
@@ -109,3 +131,35 @@ def test_rooms_stay_small(path):
 
 def test_no_room_for_odds_and_ends():
     assert not [p for p in SOURCES if p.stem in ("utils", "helpers", "misc", "common")]
+
+
+# Each file here is a method, or a ranking, of its own: a leaf that is read alone.
+METHODS = (
+    "curvature_route",
+    "gradient_cosine",
+    "gradient_dot",
+    "left_out",
+    "leverage",
+    "one_step",
+    "random_scores",
+    "self_influence",
+    "tracin",
+    "unrolled",
+)
+
+
+def _defines_a_method(path: Path) -> bool:
+    classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+    return any(isinstance(base, ast.Name) and base.id == "Method" for node in classes for base in node.bases)
+
+
+def test_methods_of_attribution_are_leaves():
+    room = PACKAGE / "attribution"
+    assert {p.stem for p in room.glob("*.py") if _defines_a_method(p)} <= set(METHODS)
+    wrong = [
+        f"{path.name}:{line}: imports {name}"
+        for path in sorted(room.glob("*.py"))
+        for line, name in imports_of(path)
+        if path.stem != "__init__" and name.removeprefix("ifloo.attribution.") in METHODS
+    ]
+    assert not wrong, "\n".join(wrong)

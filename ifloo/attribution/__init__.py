@@ -10,9 +10,8 @@ from ifloo.attribution.method import Method, MethodScores, Trained
 from ifloo.attribution.one_step import OneStep
 from ifloo.attribution.products import ForwardProducts, Products
 from ifloo.attribution.random_scores import RandomScores
-from ifloo.attribution.scores import DEFINITIONS, Certificate, Scores, predicted_change
+from ifloo.attribution.scores import DEFINITIONS, Certificate, Scores, SelfInfluence, predicted_change
 from ifloo.attribution.self_influence import (
-    SelfInfluence,
     certified_self,
     last_layer_self,
     loss_ranking,

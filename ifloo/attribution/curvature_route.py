@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from ifloo.attribution.engine import InfluenceEngine
 from ifloo.attribution.head import HeadProducts
-from ifloo.attribution.method import Method, MethodScores, Trained
-from ifloo.attribution.one_step import training_time
-from ifloo.attribution.recorded import RecordedRun
-from ifloo.attribution.tracin import HOW_TO_RECORD
+from ifloo.attribution.method import Method, Trained
+from ifloo.attribution.recorded import HOW_TO_RECORD, RecordedRun, training_time
+from ifloo.attribution.scores import Scores
 from ifloo.curvature import Damped, GaussNewton, LinearHead, LinearOperator, as_head
-from ifloo.curvature.operator import Tick
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, batch_size
-from ifloo.objective.functional import FunctionalLosses, scoring
-from ifloo.objective.objective import Objective
-from ifloo.params import ParamSpace
-from ifloo.solvers import CG, Solver, Status
-from ifloo.solvers.solution import silent
+from ifloo.objective.batches import Batch, batch_size, concatenate_chunks
+from ifloo.objective.functional import scoring
+from ifloo.objective.objective import Objective, attributed
+from ifloo.objective.protocol import contract_of
+from ifloo.progress import OnProgress, no_progress
+from ifloo.solvers import CG, Solver
 
 log = logging.getLogger(__name__)
-WORST = tuple(Status)  # from well to worst
 HEAD_BYTES = 4 << 30  # of inputs and output curvatures that a linear head may keep
 
 
@@ -67,7 +61,7 @@ class CurvatureRoute(Method):
     def needs_run(self) -> bool:
         return self.damping is None
 
-    def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
+    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         module = trained.objective.losses.module
         refuse_decoupled(module, self.label)
         damping = self._damping(trained.run)
@@ -79,22 +73,10 @@ class CurvatureRoute(Method):
             solver = self.solver.chosen(curvature, batch_size(queries))
             by = HeadProducts(head) if head else None
             engine = InfluenceEngine(objective, theta, curvature, solver, None, by)
-            directions, parts, done = engine.directions(queries), [], 0
-            for chunk in engine.products.chunks():
-                parts.append(engine.of(directions, chunk))
-                done += parts[-1].shape[1]
-                tick(done, objective.n)
-        certificate = directions.certificate
-        return MethodScores(
-            torch.cat(parts, 1),
-            objective.data.ids,
-            certificate.residual,
-            int(certificate.steps.max()),
-            max(certificate.status, key=WORST.index).value,
-            damping,
-            certificate.undamped_residual,
-            certificate.curves,
-        )
+            directions = engine.directions(queries)
+            chunks = (engine.of(directions, chunk) for chunk in engine.products.chunks())
+            value = concatenate_chunks(chunks, objective.n, tick)
+        return Scores(value, objective.data.ids, directions.query_ids, directions.certificate)
 
     def _refuse_large_head(self, objective: Objective) -> None:
         made = self.curvature
@@ -122,37 +104,13 @@ class CurvatureRoute(Method):
         return found
 
 
-@contextmanager
-def attributed(
-    objective: Objective, theta: Float[Tensor, " p"], patterns: Sequence[str]
-) -> Generator[tuple[Objective, Float[Tensor, " q"]], None, None]:
-    """J and θ̂ with only the parameters that match as θ, those of the objective for `*`.
-
-    The module holds θ̂ meanwhile, so that the parameters left out stay there; its own values come back on leaving.
-
-    Raises:
-        InputError: no parameter matches.
-    """
-    if tuple(patterns) == ("*",):
-        yield objective, theta
-        return
-    losses = objective.losses
-    before = losses.theta()
-    losses.space.write_to(losses.module, theta)
-    try:
-        part = FunctionalLosses(losses.module, ParamSpace.of(losses.module, patterns))
-        yield replace(objective, losses=part), part.theta()
-    finally:
-        losses.space.write_to(losses.module, before)
-
-
 def refuse_decoupled(module: nn.Module, label: str) -> None:
     """Curvature is that of J, which does not hold what an optimizer does beside the gradient.
 
     Raises:
         InputError: the model was trained with decoupled weight decay.
     """
-    decay = float(getattr(module, "decoupled_decay", 0.0))
+    decay = contract_of(module).decoupled_decay
     if decay > 0:
         raise InputError(
             f"{label} inverts the curvature of J, and this model was trained with a decoupled weight decay of "

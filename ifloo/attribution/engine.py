@@ -9,16 +9,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ifloo.attribution.products import Chunk, ForwardProducts, Products
+from ifloo.attribution.products import QUERY_BLOCK, ForwardProducts, Products
 from ifloo.attribution.scores import Certificate, Scores
-from ifloo.curvature.operator import Damped, LinearOperator, Tick
-from ifloo.objective.batches import Batch, batch_size, rows, sample_ids
+from ifloo.curvature import Damped, LinearOperator
+from ifloo.objective.batches import Batch, batch_size, rows
 from ifloo.objective.functional import scoring
+from ifloo.objective.ids import query_ids
 from ifloo.objective.objective import Objective
+from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers.progress import recording
-from ifloo.solvers.solution import Prepared, Solution, Solver, relative_residual, silent
-
-QUERY_BLOCK = 16  # queries solved together: [16, p] a handful of times
+from ifloo.solvers.solution import Prepared, Solution, Solver, relative_residual
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class InfluenceEngine:
     solver: Solver
     strong_convexity: float | None = None
     by: Products | None = None
-    tick: Tick = silent
+    tick: OnProgress = no_progress
 
     def scores(self, queries: Batch) -> Scores:
         """Scores of all n training samples against a batch of m queries.
@@ -88,16 +88,15 @@ class InfluenceEngine:
         with scoring(self.objective.losses.module):
             gradients = [self.products.query_gradients(b) for b in blocks]
             solved = [self._solved(g, i, m) for i, g in zip(starts, gradients, strict=True)]
-        ids = sample_ids(queries)
         return Directions(
             torch.cat([value for value, _ in solved]),
-            torch.arange(m) if ids is None else ids.cpu(),
+            query_ids(queries),
             Certificate.joined([certificate for _, certificate in solved]),
         )
 
-    def of(self, directions: Directions, chunk: Chunk) -> Float[Tensor, "m b"]:
-        """s[t, i] of the samples of one chunk of `products`."""
-        return self.products.of(chunk, directions.value) / -self.objective.n
+    def of(self, directions: Directions, samples: Batch) -> Float[Tensor, "m b"]:
+        """s[t, i] of some samples: a chunk of `products`, or a batch of any."""
+        return self.products.of(samples, directions.value) / -self.objective.n
 
     @cached_property
     def products(self) -> Products:
@@ -142,4 +141,5 @@ class InfluenceEngine:
             solution.steps,
             solution.status,
             (curve,) * len(solution.status),
+            damping,
         )

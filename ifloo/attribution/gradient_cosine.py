@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifloo.attribution.gradient_dot import query_gradients
-from ifloo.attribution.method import Method, MethodScores, Trained
-from ifloo.curvature.operator import Tick
-from ifloo.gradients import sample_gradients
-from ifloo.objective.batches import Batch, batch_size, rows
+from ifloo.attribution.method import Method, Trained
+from ifloo.attribution.products import gradient_chunks, query_gradients
+from ifloo.attribution.scores import Scores
+from ifloo.objective.batches import Batch, concatenate_chunks
 from ifloo.objective.functional import scoring
-from ifloo.solvers.solution import silent
+from ifloo.objective.ids import query_ids
+from ifloo.progress import OnProgress, no_progress
 
 BYTES_AT_ONCE = 64 << 20  # of training gradients
 
@@ -33,19 +33,14 @@ class GradientCosine(Method):
 
     name: ClassVar[str] = "gradient_cosine"
 
-    def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
+    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         objective, theta = trained.objective, trained.theta
         size = max(1, BYTES_AT_ONCE // (theta.numel() * theta.element_size()))
-        parts, done = [], 0
         with scoring(objective.losses.module):
             directions = _unit(query_gradients(objective, theta, queries))
-            for _, batch in objective.data.with_ids():
-                for start in range(0, batch_size(batch), size):
-                    gradients = sample_gradients(objective.losses, theta, rows(batch, slice(start, start + size)))
-                    parts.append(-directions @ _unit(gradients).T)
-                    done += len(gradients)
-                    tick(done, objective.n)
-        return MethodScores(torch.cat(parts, 1), objective.data.ids)
+            chunks = (-directions @ _unit(gradients).T for gradients in gradient_chunks(objective, theta, size))
+            value = concatenate_chunks(chunks, objective.n, tick)
+        return Scores(value, objective.data.ids, query_ids(queries))
 
 
 def _unit(gradients: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:

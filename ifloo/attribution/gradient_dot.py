@@ -5,17 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from ifloo.attribution.engine import QUERY_BLOCK
-from ifloo.attribution.method import Method, MethodScores, Trained
-from ifloo.attribution.products import ForwardProducts
-from ifloo.curvature.operator import Tick
-from ifloo.objective.batches import Batch, batch_size, rows
-from ifloo.objective.objective import Objective
-from ifloo.solvers.solution import silent
+from ifloo.attribution.method import Method, Trained
+from ifloo.attribution.products import gradient_dots
+from ifloo.attribution.scores import Scores
+from ifloo.objective.batches import Batch
+from ifloo.objective.ids import query_ids
+from ifloo.progress import OnProgress, no_progress
 
 
 @dataclass(frozen=True)
@@ -31,27 +26,7 @@ class GradientDot(Method):
 
     name: ClassVar[str] = "gradient_dot"
 
-    def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
+    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         objective = trained.objective
         dots = gradient_dots(objective, trained.theta, queries, tick)
-        return MethodScores(dots / -objective.n, objective.data.ids)
-
-
-def gradient_dots(
-    objective: Objective, theta: Float[Tensor, " p"], queries: Batch, tick: Tick = silent
-) -> Float[Tensor, "m n"]:
-    """∇L_t(θ)·∇ℓ_i(θ) of all n training samples by forward-mode derivatives: only the queries' gradients are formed."""
-    by = ForwardProducts(objective, theta)
-    directions, parts, done = query_gradients(objective, theta, queries), [], 0
-    for chunk in by.chunks():
-        parts.append(by.of(chunk, directions))
-        done += parts[-1].shape[1]
-        tick(done, objective.n)
-    return torch.cat(parts, 1)
-
-
-def query_gradients(objective: Objective, theta: Float[Tensor, " p"], queries: Batch) -> Float[Tensor, "m p"]:
-    """∇L_t(θ) of each query, a block of them at a time through the model."""
-    by = ForwardProducts(objective, theta)
-    starts = range(0, batch_size(queries), QUERY_BLOCK)
-    return torch.cat([by.query_gradients(rows(queries, slice(i, i + QUERY_BLOCK))) for i in starts])
+        return Scores(dots / -objective.n, objective.data.ids, query_ids(queries))

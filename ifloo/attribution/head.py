@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ifloo.attribution.products import Chunk, Products
+from ifloo.attribution.products import ForwardProducts, Products
 from ifloo.curvature import LinearHead
 from ifloo.objective.batches import Batch
 
-BLOCK_BYTES = 16 << 20  # of gradients, or of their factors, formed at once
+GRADIENT_BYTES = 16 << 20  # bytes of gradients, or of their factors, formed at once
 
 
 class Piece(NamedTuple):
@@ -56,22 +56,25 @@ class HeadProducts(Products):
         rows = self.head.rows_of(queries)
         return self.head.head.flat(rows.residuals.mT @ rows.inputs)
 
-    def chunks(self) -> Iterator[Chunk]:
+    def chunks(self) -> Iterator[Piece]:
         return iter(self._pieces(0, len(self.ids)))
 
-    def loader(self, shard: slice | None = None) -> DataLoader[Chunk]:
+    def loader(self, shard: slice | None = None) -> DataLoader[Piece]:
         start, stop, _ = (shard or slice(None)).indices(len(self.ids))
-        pieces: Any = self._pieces(start, stop)
-        return DataLoader(pieces, batch_size=None, collate_fn=_itself, generator=torch.Generator())
+        pieces = self._pieces(start, stop)
+        # A list has what torch asks of a dataset: a length and items.
+        return DataLoader(pieces, batch_size=None, collate_fn=_itself, generator=torch.Generator())  # type: ignore[arg-type]
 
-    def of(self, chunk: Chunk, directions: Float[Tensor, "m p"]) -> Float[Tensor, "m b"]:
-        x = self.inputs[chunk[0]][chunk[1] : chunk[2]]
-        r = self.residuals[chunk[0]][chunk[1] : chunk[2]]
+    def of(self, samples: Piece | Batch, directions: Float[Tensor, "m p"]) -> Float[Tensor, "m b"]:
+        if not isinstance(samples, Piece):  # the inputs and residuals of training samples alone are kept
+            return ForwardProducts(self.head.objective, self.head.theta).of(samples, directions)
+        x = self.inputs[samples.chunk][samples.start : samples.stop]
+        r = self.residuals[samples.chunk][samples.start : samples.stop]
         D = self._in_core(directions)
         out = D.new_empty(len(D), len(x))
         many = len(D) >= x.shape[-1]
         width = D.shape[1] if many else len(D) * r.shape[-1] * r.shape[-2]
-        step = max(1, BLOCK_BYTES // (width * D.element_size()))
+        step = max(1, GRADIENT_BYTES // (width * D.element_size()))
         for start in range(0, len(x), step):
             rows = slice(start, start + step)
             out[:, rows] = _by_gradients(D, x[rows], r[rows]) if many else _by_outputs(D, x[rows], r[rows])
@@ -80,7 +83,7 @@ class HeadProducts(Products):
     def largest_gradient(self) -> float:
         largest = 0.0
         for chunk in self.head.chunks:
-            step = max(1, BLOCK_BYTES // (chunk.inputs.shape[1] ** 2 * chunk.inputs.element_size()))
+            step = max(1, GRADIENT_BYTES // (chunk.inputs.shape[1] ** 2 * chunk.inputs.element_size()))
             parts = zip(chunk.residuals.split(step), chunk.inputs.split(step), strict=True)
             largest = max(largest, *(float(_norms(r, x).max()) for r, x in parts))
         return largest
@@ -117,5 +120,5 @@ def _norms(r: Float[Tensor, "b t c"], x: Float[Tensor, "b t d"]) -> Float[Tensor
     return ((r @ r.mT) * (x @ x.mT)).sum((1, 2)).clamp_min(0).sqrt()
 
 
-def _itself(piece: Chunk) -> Chunk:
+def _itself(piece: Piece) -> Piece:
     return piece

@@ -6,20 +6,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifloo.attribution.leverage import MARGIN
-from ifloo.attribution.self_influence import SelfInfluence
+from ifloo.attribution.downdate import without_sample
+from ifloo.attribution.scores import SelfInfluence
 from ifloo.curvature import LinearHead
-from ifloo.curvature.operator import Tick
 from ifloo.errors import InputError, WorkError
-from ifloo.objective.batches import batch_size
+from ifloo.objective.batches import Batch, concatenate_chunks
 from ifloo.objective.functional import scoring
-from ifloo.solvers import SolveError
+from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers.cholesky import PreparedCholesky
-from ifloo.solvers.solution import silent
+
+REMEDY = "Raise the penalty or attribution.damping; self-influence and loss need no such minimum."
 
 
 def left_out_losses(
-    head: LinearHead, prepared: PreparedCholesky, own: SelfInfluence, tick: Tick = silent
+    head: LinearHead, prepared: PreparedCholesky, own: SelfInfluence, tick: OnProgress = no_progress
 ) -> Float[Tensor, " n"]:
     """ℓ_i(θ̂_{−i}) of all n samples, nats, with θ̂_{−i} − θ̂ = (1/n) (H − ∇²ℓ_i/n)⁻¹ ∇ℓ_i: w_i = 0, n stays.
 
@@ -44,20 +44,27 @@ def left_out_losses(
             f"Losses of samples left out are for one position for each sample; here each has {positions}.\n"
             "  Rank by self-influence or loss."
         )
-    parts, done, inverse = [], 0, torch.cholesky_inverse(prepared.factor)
-    for k, (_, batch) in enumerate(head.objective.data.with_ids()):
-        A = _sandwiches(head, inverse, k)
-        slopes = head.chunks[k].residuals[:, 0] @ head.basis
-        _held_against(own.value[done : done + len(A)], torch.einsum("br,brs,bs->b", slopes, A, slopes) / head.n)
-        second = head.basis.T @ head.seconds[k][:, 0] @ head.basis
-        moved = torch.einsum("brs,bs->br", A, _without_itself(second @ A / head.n, slopes)) / head.n
-        with torch.no_grad(), scoring(head.objective.losses.module):
-            inputs, shape = head.head.inputs(head.theta, batch)
-            outputs = head.head.outputs(head.theta, inputs) + (moved @ head.basis.T).unsqueeze(1)
-            parts.append(head.head.losses_of(head.theta, outputs, batch, shape))
-        done += batch_size(batch)
-        tick(done, head.n)
-    return torch.cat(parts)
+    inverse = torch.cholesky_inverse(prepared.factor)
+    expected = own.value.split([len(chunk.ids) for chunk in head.chunks])
+    batches = (batch for _, batch in head.objective.data.with_ids())
+    chunks = (_of_chunk(head, inverse, k, batch, expected[k]) for k, batch in enumerate(batches))
+    return concatenate_chunks(chunks, head.n, tick)
+
+
+def _of_chunk(
+    head: LinearHead, inverse: Float[Tensor, "q q"], chunk: int, batch: Batch, expected: Float[Tensor, " b"]
+) -> Float[Tensor, " b"]:
+    """ℓ_i(θ̂_{−i}) of the samples of one chunk, whose self-influence must be what is expected."""
+    A = _sandwiches(head, inverse, chunk)
+    slopes = head.chunks[chunk].residuals[:, 0] @ head.basis
+    _held_against(expected, torch.einsum("br,brs,bs->b", slopes, A, slopes) / head.n)
+    second = head.basis.T @ head.seconds[chunk][:, 0] @ head.basis
+    inner = without_sample(second @ A / head.n, slopes, "one of the samples", REMEDY)
+    moved = torch.einsum("brs,bs->br", A, inner) / head.n
+    with torch.no_grad(), scoring(head.objective.losses.module):
+        inputs, shape = head.head.inputs(head.theta, batch)
+        outputs = head.head.outputs(head.theta, inputs) + (moved @ head.basis.T).unsqueeze(1)
+        return head.head.losses_of(head.theta, outputs, batch, shape)
 
 
 def _sandwiches(head: LinearHead, inverse: Float[Tensor, "q q"], chunk: int) -> Float[Tensor, "b r r"]:
@@ -70,21 +77,6 @@ def _sandwiches(head: LinearHead, inverse: Float[Tensor, "q q"], chunk: int) -> 
             block = inverse[a * d : (a + 1) * d, c * d : (c + 1) * d]
             A[:, a, c] = A[:, c, a] = ((x @ block) * x).sum(1)
     return A
-
-
-def _without_itself(share: Float[Tensor, "b r r"], slopes: Float[Tensor, "b r"]) -> Float[Tensor, "b r"]:
-    """(I − S_i A_i/n)⁻¹ ρ_i.
-
-    Raises:
-        SolveError: it does not exist, or its sign is that of no minimum.
-    """
-    largest = float(torch.linalg.eigvals(share).real.max())
-    if not largest < 1 - MARGIN:
-        raise SolveError(
-            f"Without one of the samples the curvature has no minimum left: it carries {largest:.3g} of it in some "
-            "direction.\n  Raise the penalty or attribution.damping; self-influence and loss need no such minimum."
-        )
-    return torch.linalg.solve(torch.eye(share.shape[1], dtype=share.dtype, device=share.device) - share, slopes)
 
 
 def _held_against(expected: Float[Tensor, " b"], found: Float[Tensor, " b"]) -> None:

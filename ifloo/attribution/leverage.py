@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from ifloo.attribution.downdate import without_sample
 from ifloo.curvature import LinearHead
-from ifloo.errors import InputError
-from ifloo.solvers import Prepared, SolveError
+from ifloo.objective.ids import positions_of
+from ifloo.solvers import Prepared
 
-BLOCK_BYTES = 256 << 20  # of the rows B of samples taken together
-MARGIN = 1e-6  # of the leverage below 1: closer to it no digit is left
+LEVERAGE_BYTES = 256 << 20  # bytes of the rows B of samples taken together
 
 
 @dataclass(frozen=True)
@@ -67,34 +67,9 @@ class SampleBlocks:
         Raises:
             SolveError: without one of the samples there is no minimum.
         """
-        identity = torch.eye(self.second.shape[1], dtype=self.second.dtype, device=self.second.device)
-        share = self.second @ sandwiches / self.n
-        largest = float(torch.linalg.eigvals(share).real.max())
-        if not largest < 1 - MARGIN:
-            raise SolveError(
-                f"Without one of these samples the curvature has no minimum left: it carries {largest:.3g} of it in "
-                "some direction.\n  Raise the penalty or attribution.damping, or leave attribution.corrected out."
-            )
-        moved = torch.linalg.solve(identity - share, self.slopes)
+        remedy = "Raise the penalty or attribution.damping, or leave attribution.corrected out."
+        moved = without_sample(self.second @ sandwiches / self.n, self.slopes, "one of these samples", remedy)
         return torch.einsum("mp,gsp,gs->mg", directions, self.rows, moved) / self.n
-
-
-def positions_of(train_ids: Int[Tensor, " n"], ids: Sequence[int]) -> Int[Tensor, " g"]:
-    """Where these ids stand among those of the training data.
-
-    Raises:
-        InputError: an id that is none of them.
-    """
-    wanted = torch.as_tensor(list(ids), dtype=torch.int64)
-    order = torch.argsort(train_ids)
-    place = torch.searchsorted(train_ids[order], wanted).clamp(max=len(order) - 1)
-    found = order[place]
-    if len(unknown := wanted[train_ids[found] != wanted]):
-        raise InputError(
-            f"Ids {unknown.tolist()[:5]} are none of the {len(train_ids)} training ids.\n"
-            "  Give ids of training samples."
-        )
-    return found
 
 
 def removal_effects(
@@ -116,7 +91,7 @@ def removal_effects(
     """
     effects, leverages = [], []
     positions = head.chunks[0].inputs.shape[1]
-    size = max(1, BLOCK_BYTES // (positions * head.basis.shape[1] * head.size * head.dtype.itemsize))
+    size = max(1, LEVERAGE_BYTES // (positions * head.basis.shape[1] * head.size * head.dtype.itemsize))
     for start in range(0, len(ids), size):
         blocks = SampleBlocks.of(head, ids[start : start + size])
         sandwiches = blocks.sandwiches(prepared)

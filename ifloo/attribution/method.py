@@ -5,14 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ifloo.attribution.recorded import RecordedRun
-from ifloo.curvature.operator import Tick
+from ifloo.attribution.scores import Certificate, Scores
+from ifloo.errors import InputError
 from ifloo.objective.batches import Batch
 from ifloo.objective.objective import Objective
-from ifloo.solvers.solution import silent
+from ifloo.progress import OnProgress, no_progress
+from ifloo.solvers import Status
 
 
 @dataclass(frozen=True)
@@ -30,29 +33,44 @@ class Trained:
     run: RecordedRun | None = None
 
 
-@dataclass(frozen=True)
-class MethodScores:
-    """Scores of one method for all n training samples.
+class MethodScores(Scores):
+    """The former result of a method: `Scores` from one residual of each query, and steps and status of all of them.
 
-    Attributes:
-        value: `[m, n]`, negative = helpful: removing i (w_i to 0) is predicted to change L_t by −value[t, i].
-        train_ids: `[n]`.
-        residual: `[m]`, relative, of what the method solved or replayed; None where it did neither.
-        steps: of the solve or the replay; 0 where there was none.
-        status: how it ended, in a word or two.
-        damping: δ added to a curvature, where there was one.
-        undamped_residual: `[m]`, of the system without it; None where nothing was solved.
-        curves: one of each query, as those of a `Certificate`; none where nothing was solved.
+    Methods return `Scores`; this constructor keeps methods working that were written before they did.
     """
 
-    value: Float[Tensor, "m n"]
-    train_ids: Int[Tensor, " n"]
-    residual: Float[Tensor, " m"] | None = None
-    steps: int = 0
-    status: str = "no solve"
-    damping: float = 0.0
-    undamped_residual: Float[Tensor, " m"] | None = None
-    curves: tuple[Float[Tensor, "s 2"], ...] = ()
+    def __init__(
+        self,
+        value: Float[Tensor, "m n"],
+        train_ids: Int[Tensor, " n"],
+        residual: Float[Tensor, " m"] | None = None,
+        steps: int = 0,
+        status: str = "no solve",
+        damping: float = 0.0,
+        undamped_residual: Float[Tensor, " m"] | None = None,
+        curves: tuple[Float[Tensor, "s 2"], ...] = (),
+    ) -> None:
+        """Makes scores whose queries carry no ids: their positions stand for them.
+
+        Raises:
+            InputError: a status that `Status` does not have.
+        """
+        m, certificate = len(value), None
+        if residual is not None:
+            took = torch.full((m,), steps, dtype=torch.int64)
+            ended = (_status(status),) * m
+            certificate = Certificate(residual, undamped_residual, None, None, took, ended, curves, damping)
+        super().__init__(value, train_ids, torch.arange(m), certificate)
+
+
+def _status(text: str) -> Status:
+    for status in Status:
+        if status.value == text:
+            return status
+    raise InputError(
+        f"A method ended with status {text!r}; expected one of {', '.join(repr(s.value) for s in Status)}.\n"
+        "  Return Scores with a Certificate, whose status is one Status of each query."
+    )
 
 
 class Method(ABC):
@@ -69,7 +87,7 @@ class Method(ABC):
         return False
 
     @abstractmethod
-    def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
+    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         """Scores of all n training samples against each of the m queries; `tick(done, total)` tells how far it is.
 
         Raises:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -12,15 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vmap
 
-from ifloo.attribution.method import Method, MethodScores, Trained
-from ifloo.attribution.recorded import RecordedRun
-from ifloo.attribution.tracin import HOW_TO_RECORD
-from ifloo.curvature.operator import Tick
+from ifloo.attribution.method import Method, Trained
+from ifloo.attribution.products import gradient_chunks
+from ifloo.attribution.recorded import HOW_TO_RECORD, RecordedRun, training_time
+from ifloo.attribution.scores import Scores
 from ifloo.errors import InputError
-from ifloo.gradients import sample_gradients
-from ifloo.objective.batches import Batch, batch_size, moved, rows
+from ifloo.objective.batches import Batch, batch_size, concatenate_chunks, moved, rows
 from ifloo.objective.functional import FunctionalLosses, scoring
-from ifloo.solvers.solution import silent
+from ifloo.objective.ids import query_ids
+from ifloo.progress import OnProgress, no_progress
 
 MOST_AT_ONCE = 256  # weights side by side: beyond it they save nothing
 PAIRS_AT_ONCE = 4096  # of weights and queries, each a forward pass
@@ -59,21 +57,19 @@ class OneStep(Method):
     def needs_run(self) -> bool:
         return self.rate is None
 
-    def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
+    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         objective, theta = trained.objective, trained.theta
         losses, step = objective.losses, self._rate(trained.run) / objective.n
         at_once = min(MOST_AT_ONCE, max(1, self.max_bytes // (2 * theta.numel() * theta.element_size())))
         queries = moved(queries, theta.device, theta.dtype)
-        parts, done = [], 0
         with torch.no_grad(), scoring(losses.module):
             before = _losses_at(losses, theta.unsqueeze(0), queries)
-            for _, batch in objective.data.with_ids():
-                for start in range(0, batch_size(batch), at_once):
-                    gradients = sample_gradients(losses, theta, rows(batch, slice(start, start + at_once)))
-                    parts.append((_losses_at(losses, theta - step * gradients, queries) - before).T)
-                    done += len(gradients)
-                    tick(done, objective.n)
-        return MethodScores(torch.cat(parts, 1), objective.data.ids)
+            chunks = (
+                (_losses_at(losses, theta - step * gradients, queries) - before).T
+                for gradients in gradient_chunks(objective, theta, at_once)
+            )
+            value = concatenate_chunks(chunks, objective.n, tick)
+        return Scores(value, objective.data.ids, query_ids(queries))
 
     def _rate(self, run: RecordedRun | None) -> float:
         if self.rate is not None:
@@ -85,27 +81,6 @@ class OneStep(Method):
                 f"{HOW_TO_RECORD}, and it is found."
             )
         return training_time(run)
-
-
-def training_time(run: RecordedRun) -> float:
-    """How far a run went in units of gradient descent: Σ learning rate x gain of the update, squared parameters a nat.
-
-    Heavy-ball momentum μ makes steps 1/(1 − μ) times as long (Polyak 1964); Adam scales each parameter, and the mean of
-    its scales, as they were at the end of each recorded stretch, stands for all.
-
-    Raises:
-        InputError: it went nowhere.
-    """
-    total = sum(
-        float(run.rates[first:last].double().sum()) * run.update.gain(run.state(last), last)
-        for first, last in pairwise(run.saved)
-    )
-    if not 0 < total < math.inf:
-        raise InputError(
-            f"The learning rates of the recorded run's {run.steps} steps come to {total:g} in all: nothing was trained."
-            "\n  Give the rate or the damping itself, or record a run that trains."
-        )
-    return total
 
 
 def _losses_at(losses: FunctionalLosses, thetas: Float[Tensor, "g p"], queries: Batch) -> Float[Tensor, "g m"]:

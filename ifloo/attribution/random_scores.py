@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ifloo.attribution.method import Method, MethodScores, Trained
-from ifloo.curvature.operator import Tick
-from ifloo.objective.batches import Batch, batch_size, sample_ids
-from ifloo.solvers.solution import silent
+from ifloo.attribution.method import Method, Trained
+from ifloo.attribution.scores import Scores
+from ifloo.objective.batches import Batch
+from ifloo.objective.ids import query_ids
+from ifloo.progress import OnProgress, no_progress
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,15 @@ class RandomScores(Method):
 
     name: ClassVar[str] = "random"
 
-    def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
-        given, ids = sample_ids(queries), trained.objective.data.ids
-        tests = np.arange(batch_size(queries)) if given is None else given.cpu().numpy()
-        drawn = _mixed(_mixed(_mixed(np.array([self.seed])) ^ _mixed(tests)[:, None]) ^ ids.cpu().numpy().astype("u8"))
+    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> Scores:
+        ids, tests = trained.objective.data.ids, query_ids(queries)
+        drawn = _mixed(
+            _mixed(_mixed(np.array([self.seed])) ^ _mixed(tests.numpy())[:, None]) ^ ids.cpu().numpy().astype("u8")
+        )
         uniform = ((drawn >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # in (0, 1), never at an end
         value = torch.special.ndtri(torch.from_numpy(uniform))
         tick(len(ids), len(ids))
-        return MethodScores(value.to(trained.theta), ids)
+        return Scores(value.to(trained.theta), ids, tests)
 
 
 def _mixed(numbers: NDArray[np.integer]) -> NDArray[np.uint64]:

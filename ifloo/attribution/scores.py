@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ifloo.attribution.leverage import positions_of
 from ifloo.errors import InputError
+from ifloo.objective.ids import positions_of
 from ifloo.objective.weights import Removal
 from ifloo.solvers.solution import Status
 
@@ -28,58 +27,77 @@ class Certificate:
     """How far the inverse-Hessian solves can be trusted, for each of m queries.
 
     Attributes:
-        residual: `[m]`, relative, of the damped system: did the solver work?
-        undamped_residual: `[m]`, relative, of the undamped one: how far is this from the definition of the score?
+        residual: `[m]`, relative, of the damped system: did the solver work? Of a replay: the relative distance
+            between replayed and recorded weights.
+        undamped_residual: `[m]`, relative, of the undamped one: how far is this from the definition of the score? None
+            where nothing was solved.
         error_bound: `[m]`, nats per unit weight: no score is further from the damped solution than this;
             None where no lower bound μ > 0 on the curvature is known.
         repeat_error: `[m]`, standard error between repeats of a stochastic solver relative to ‖x‖; None for the others.
         steps: `[m]`.
         status: one of each query.
         curves: one of each query, shared by those solved together: step and worst relative residual of the damped
-            system among them, float64 on the host; the last point is recomputed on the full data.
+            system among them, float64 on the host; the last point is recomputed on the full data. Empty where nothing
+            was solved.
+        damping: δ added to the curvature, nats per squared parameter.
     """
 
     residual: Float[Tensor, " m"]
-    undamped_residual: Float[Tensor, " m"]
+    undamped_residual: Float[Tensor, " m"] | None
     error_bound: Float[Tensor, " m"] | None
     repeat_error: Float[Tensor, " m"] | None
     steps: Int[Tensor, " m"]
     status: tuple[Status, ...]
-    curves: tuple[Float[Tensor, "s 2"], ...]
+    curves: tuple[Float[Tensor, "s 2"], ...] = ()
+    damping: float = 0.0
 
     @classmethod
     def joined(cls, parts: Sequence[Certificate]) -> Certificate:
-        """One certificate of the queries of all parts, in their order."""
-        columns: dict[str, Any] = {}
-        for name, first in vars(parts[0]).items():
-            values = [getattr(part, name) for part in parts]
-            if isinstance(first, Tensor):
-                columns[name] = torch.cat(values)
-            else:
-                columns[name] = None if first is None else tuple(x for one in values for x in one)
-        return cls(**columns)
+        """One certificate of the queries of all parts, in their order; all are of the same damping."""
+        return cls(
+            torch.cat([part.residual for part in parts]),
+            _joined([part.undamped_residual for part in parts]),
+            _joined([part.error_bound for part in parts]),
+            _joined([part.repeat_error for part in parts]),
+            torch.cat([part.steps for part in parts]),
+            tuple(status for part in parts for status in part.status),
+            tuple(curve for part in parts for curve in part.curves),
+            parts[0].damping,
+        )
+
+
+def _joined(columns: Sequence[Tensor | None]) -> Tensor | None:
+    """The columns one after the other; None where a part has none."""
+    found = [column for column in columns if column is not None]
+    return torch.cat(found) if len(found) == len(columns) else None
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Influence of every training sample on every query.
+    """Scores of every training sample for every query, by any method.
 
     Attributes:
-        value: `[m, n]`, s[t, i] = ∂L_t/∂w_i, nats per unit weight; negative = helpful.
+        value: `[m, n]`, s[t, i] = ∂L_t/∂w_i, nats per unit weight, or what a method gives in its place; negative =
+            helpful: removing i (w_i to 0) is predicted to change L_t by −value[t, i].
         train_ids: `[n]`.
         query_ids: `[m]`.
-        certificate: of the solves behind `value`.
+        certificate: Trust in the solves, or in the replay, behind `value`; None for a method that needs neither.
     """
 
     value: Float[Tensor, "m n"]
     train_ids: Int[Tensor, " n"]
     query_ids: Int[Tensor, " m"]
-    certificate: Certificate
+    certificate: Certificate | None = None
 
     @property
     def mean(self) -> Float[Tensor, " m"]:
         """mean_i s[t, i] over all n training samples, which a `drop` removal needs."""
         return self.value.mean(1)
+
+    @property
+    def worst_residual(self) -> float | None:
+        """The largest relative residual of the certificate, None without one."""
+        return None if self.certificate is None else float(self.certificate.residual.max())
 
     def group(self, ids: Sequence[int], removal: Removal = "drop") -> Float[Tensor, " m"]:
         """Predicted ΔL_t, nats, when all samples of a group G are removed together and the model is trained again.
@@ -104,6 +122,24 @@ class Scores:
             )
         members = self.value[:, positions_of(self.train_ids, ids)]
         return predicted_change(members, self.mean.unsqueeze(1), removal).sum(1)
+
+
+@dataclass(frozen=True)
+class SelfInfluence:
+    """(1/n) ∇ℓ_iᵀ (H + δI)⁻¹ ∇ℓ_i = −s[i, i] of all n samples, with the certificates of the n solves.
+
+    Attributes:
+        value: `[n]`, nats.
+        residual: `[n]`, relative, of the damped system, on the full data.
+        undamped_residual: `[n]`, relative, of the undamped one; the same where δ = 0.
+        error_bound: `[n]`, nats: no value is further from the damped solution than this; None where no lower bound
+            μ > 0 on the curvature is known.
+    """
+
+    value: Float[Tensor, " n"]
+    residual: Float[Tensor, " n"]
+    undamped_residual: Float[Tensor, " n"]
+    error_bound: Float[Tensor, " n"] | None
 
 
 def predicted_change(

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
 import torch
 
-from ifloo.attribution.gradient_dot import gradient_dots
-from ifloo.attribution.method import Method, MethodScores, Trained
-from ifloo.attribution.recorded import RecordedRun
-from ifloo.curvature.operator import Tick
-from ifloo.errors import InputError
+from ifloo.attribution.method import Method, Trained
+from ifloo.attribution.products import gradient_dots
+from ifloo.attribution.recorded import refuse_no_checkpoint, require_run, segments
+from ifloo.attribution.scores import Scores
 from ifloo.objective.batches import Batch, batch_size
-from ifloo.solvers.solution import silent
-
-HOW_TO_RECORD = (
-    "Record the training: the ids and the learning rate of every step and a state now and then, as `RecordedRun` "
-    "holds them"
-)
+from ifloo.objective.ids import query_ids
+from ifloo.progress import OnProgress, no_progress, part_of
 
 
 @dataclass(frozen=True)
@@ -47,55 +41,18 @@ class TracIn(Method):
         Raises:
             InputError: checkpoints below 1.
         """
-        _refuse_none(self.checkpoints)
+        refuse_no_checkpoint(self.checkpoints)
 
     @property
     def needs_run(self) -> bool:
         return True
 
-    def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
-        run, objective = recorded(trained, "TracIn"), trained.objective
+    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> Scores:
+        run, objective = require_run(trained.run, "TracIn"), trained.objective
         ids, parts = objective.data.ids, segments(run, self.checkpoints)
         value = torch.zeros(batch_size(queries), objective.n, dtype=trained.theta.dtype, device=trained.theta.device)
         for k, (first, last) in enumerate(parts):
             theta = run.state(last).theta.to(trained.theta)
             dots = gradient_dots(objective, theta, queries, part_of(tick, k, len(parts)))
             value -= run.visits(ids, first, last).to(dots) * dots
-        return MethodScores(value, ids)
-
-
-def recorded(trained: Trained, method: str) -> RecordedRun:
-    """The run behind a model.
-
-    Raises:
-        InputError: nobody recorded it.
-    """
-    if trained.run is None:
-        raise InputError(
-            f"{method} follows the training run, and this model comes without one.\n"
-            f"  {HOW_TO_RECORD}; or use a method that looks at the final weights alone, such as GradientDot."
-        )
-    return trained.run
-
-
-def segments(run: RecordedRun, most: int | None) -> list[tuple[int, int]]:
-    """The run cut into at most so many stretches of steps, each from one saved state to another, none left out.
-
-    Raises:
-        InputError: into none.
-    """
-    _refuse_none(most)
-    there = len(run.saved) - 1
-    count = there if most is None else min(there, most)
-    ends = [run.saved[(k * there) // count] for k in range(count + 1)] if count else []
-    return list(pairwise(ends))
-
-
-def part_of(tick: Tick, number: int, count: int) -> Tick:
-    """Tells `tick` of one of several equal parts of the work."""
-    return lambda done, total: tick(number * total + done, count * total)
-
-
-def _refuse_none(checkpoints: int | None) -> None:
-    if checkpoints is not None and checkpoints < 1:
-        raise InputError(f"TracIn needs checkpoints >= 1 (or null, for all that were saved), got {checkpoints}.")
+        return Scores(value, ids, query_ids(queries))

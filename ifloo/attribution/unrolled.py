@@ -12,15 +12,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
-from ifloo.attribution.method import Method, MethodScores, Trained
+from ifloo.attribution.method import Method, Trained
 from ifloo.attribution.recorded import RecordedRun, State
-from ifloo.curvature.operator import Tick
+from ifloo.attribution.scores import Certificate, Scores
 from ifloo.errors import InputError, WorkError
 from ifloo.gradients import sample_gradients
 from ifloo.objective.batches import Batch, batch_size, moved
 from ifloo.objective.functional import FunctionalLosses, scoring
+from ifloo.objective.ids import query_ids
 from ifloo.objective.objective import Objective
-from ifloo.solvers.solution import silent
+from ifloo.progress import OnProgress, no_progress
+from ifloo.solvers import Status
 
 REPLAYED = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative distance of a replayed state that is the recorded one
 
@@ -90,10 +92,10 @@ class Unrolled(Method):
     def needs_run(self) -> bool:
         return True
 
-    def scores(self, trained: Trained, queries: Batch, tick: Tick = silent) -> MethodScores:
+    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         return self.resumed(trained, queries, Nowhere(), tick)
 
-    def resumed(self, trained: Trained, queries: Batch, progress: Progress, tick: Tick = silent) -> MethodScores:
+    def resumed(self, trained: Trained, queries: Batch, progress: Progress, tick: OnProgress = no_progress) -> Scores:
         """Scores, from where `progress` was kept.
 
         Raises:
@@ -108,8 +110,15 @@ class Unrolled(Method):
                     reverse = self._segment(fold, first, last, reverse, tick)
                     progress.keep(reverse)
         m = len(reverse.theta)
-        residual = torch.full((m,), reverse.distance, dtype=reverse.scores.dtype)
-        return MethodScores(reverse.scores, trained.objective.data.ids, residual, fold.run.steps, "replayed")
+        certificate = Certificate(
+            residual=torch.full((m,), reverse.distance, dtype=reverse.scores.dtype),
+            undamped_residual=None,
+            error_bound=None,
+            repeat_error=None,
+            steps=torch.full((m,), fold.run.steps),
+            status=(Status.REPLAYED,) * m,
+        )
+        return Scores(reverse.scores, trained.objective.data.ids, query_ids(queries), certificate)
 
     def _start(self, trained: Trained, queries: Batch, fold: Fold) -> Reverse:
         end = fold.run.state(fold.run.steps)
@@ -122,7 +131,7 @@ class Unrolled(Method):
         moments = tuple(torch.zeros_like(adjoint) for _ in end.moments)
         return Reverse(fold.run.steps, adjoint, moments, adjoint.new_zeros(len(adjoint), trained.objective.n), distance)
 
-    def _segment(self, fold: Fold, first: int, last: int, reverse: Reverse, tick: Tick) -> Reverse:
+    def _segment(self, fold: Fold, first: int, last: int, reverse: Reverse, tick: OnProgress) -> Reverse:
         """Replays the steps first..last−1, then goes back over them."""
         batches = [fold.batch(k) for k in range(first, last)]
         states = [fold.run.state(first)]

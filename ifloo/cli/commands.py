@@ -17,6 +17,7 @@ from ifloo.cli import answers, tables
 from ifloo.cli.examining import doctor, look
 from ifloo.cli.same_tests import refuse_other_tests
 from ifloo.cli.setup import Setup
+from ifloo.data import DataNotes
 from ifloo.errors import InputError
 from ifloo.refit import (
     WEIGHTS,
@@ -38,7 +39,6 @@ from ifloo.report import Reporter, SampleGradients
 from ifloo.store import JSON, GroupFile, LossFile, Manifest, Section, influences, read_ids, top_k
 
 log = logging.getLogger(__name__)
-LEFT_OUT = ("skipped", "rows_cut")  # what a data module may say of rows that training did not see, or not whole
 
 
 def fit(setup: Setup) -> Setup:
@@ -48,13 +48,13 @@ def fit(setup: Setup) -> Setup:
     setup.hyper_parameters()
     _refuse_other_data(setup)
     look(setup, trained=False)
-    recipe = Recipe.of(setup.trainer)
+    recipe, notes = Recipe.of(setup.trainer), DataNotes(setup.datamodule)
     record: dict[str, JSON] = {
         "experiment": setup.experiment,
         "model_class": f"{type(setup.subject).__module__}.{type(setup.subject).__qualname__}",
         "seed": setup.seed,
         "recipe": recipe.compared(),
-        "source": getattr(setup.datamodule, "source_taken", None),
+        "source": notes.source_taken,
     }
     minimum = fit_base(setup.module, setup.datamodule, setup.trainer, setup.finish, setup.checkpoint, record)
     metrics = _validated(setup)
@@ -64,9 +64,9 @@ def fit(setup: Setup) -> Setup:
         {**setup.origin(), "recipe": recipe.compared()},
         {
             "checkpoint": str(setup.checkpoint),
-            "source": getattr(setup.datamodule, "source_taken", None),
-            "source_reason": getattr(setup.datamodule, "source_reason", None),
-            **{name: getattr(setup.datamodule, name) for name in LEFT_OUT if hasattr(setup.datamodule, name)},
+            "source": notes.source_taken,
+            "source_reason": notes.source_reason,
+            **notes.left_out,
             "J": minimum.value,
             "grad_norm": minimum.grad_norm,
             **{k: v for one in metrics for k, v in one.items()},
@@ -82,7 +82,7 @@ def _validated(setup: Setup) -> Sequence[Mapping[str, float]]:
     """What the model measures of its test or validation data; nothing for one that does not."""
     if not is_overridden("validation_step", setup.module):
         return []
-    return setup.trainer.validate(setup.module, datamodule=setup.datamodule, verbose=False)
+    return setup.trainer.validate(setup.module, datamodule=setup.lightning_data, verbose=False)
 
 
 def _refuse_other_data(setup: Setup) -> None:
@@ -137,11 +137,11 @@ def loo(setup: Setup) -> None:
     leave_one_out(setup)
     by = reporter(setup)
     try:
-        compared = by.verdict(setup.test_ids, setup.refit.top_k)
+        verdict = by.verdict(setup.test_ids, setup.refit.top_k)
     except InputError as error:  # the refits are done and kept; only the comparison lacks something
         log.warning("no verdict yet: %s", error)
     else:
-        tables.verdict(compared, by.mislabels())
+        tables.verdict(verdict)
 
 
 def leave_one_out(setup: Setup) -> None:
@@ -252,12 +252,11 @@ def report(setup: Setup) -> None:
     """The verdict, its table, the pictures, the page and TensorBoard; scores alone make a page without a verdict."""
     setup.restore()
     refuse_other_tests(setup, "influence", "loo")
-    by = reporter(setup)
-    compared = by.run(setup.test_ids, setup.refit.top_k)
-    tables.verdict(compared, by.mislabels())
-    if compared:
+    verdict = reporter(setup).run(setup.test_ids, setup.refit.top_k)
+    tables.verdict(verdict)
+    if verdict:
         print(f"verdict: {setup.layout.verdict}\npictures: {setup.layout.root / 'figs'}")
-    if missing := [t for t in setup.test_ids if t not in compared]:
+    if missing := [t for t in setup.test_ids if t not in verdict]:
         print(f"not verified yet: test {', '.join(map(str, missing))} (`ifloo loo` makes the refits)")
     print(f"report: {setup.layout.report}")
 

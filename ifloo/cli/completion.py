@@ -116,7 +116,7 @@ def _copied(parser: ArgumentParser, to: argparse.ArgumentParser, configs: str) -
             _copied_settings(options[0], _classes(hint), to)
 
 
-def _copied_settings(option: str, classes: Mapping[str, Mapping[str, Any]], to: argparse.ArgumentParser) -> None:
+def _copied_settings(option: str, classes: Mapping[str, Mapping[str, object]], to: argparse.ArgumentParser) -> None:
     """The settings of the classes that an option may name, those of one name in several classes once."""
     kinds: dict[str, Any] = {}
     for settings in classes.values():
@@ -127,7 +127,7 @@ def _copied_settings(option: str, classes: Mapping[str, Mapping[str, Any]], to: 
         _complete(to.add_argument(f"{option}.{name}", help=f"of {', '.join(taking)}"), kind)
 
 
-def _complete(action: argparse.Action, hint: Any, configs: str | None = None) -> None:
+def _complete(action: argparse.Action, hint: object, configs: str | None = None) -> None:
     """What may follow an option: values where its type says which, else files where a text may name one."""
     import shtab
 
@@ -139,7 +139,7 @@ def _complete(action: argparse.Action, hint: Any, configs: str | None = None) ->
         action.complete = shtab.FILE  # type: ignore[attr-defined]
 
 
-def _alternatives(hint: Any) -> Iterator[Any]:
+def _alternatives(hint: object) -> Iterator[object]:
     """The members of a union, or the type itself. What a list holds is no value of the option: `[...]` is."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         for one in typing.get_args(hint):
@@ -148,7 +148,7 @@ def _alternatives(hint: Any) -> Iterator[Any]:
         yield hint
 
 
-def _values(hint: Any) -> list[str]:
+def _values(hint: object) -> list[str]:
     found: list[str] = []
     for one in _alternatives(hint):
         if one is bool:
@@ -158,9 +158,9 @@ def _values(hint: Any) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _classes(hint: Any) -> dict[str, dict[str, Any]]:
+def _classes(hint: object) -> dict[str, dict[str, object]]:
     """Ours that can be named where this type is asked for, each with its settings and their types."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, object]] = {}
     for one in _alternatives(hint):
         given, base = typing.get_args(one) if typing.get_origin(one) is Callable else ([], one)
         if inspect.isclass(base) and base.__module__ != "builtins":
@@ -172,7 +172,7 @@ def _classes(hint: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _settings(made: type, given: Sequence[type]) -> dict[str, Any] | None:
+def _settings(made: type, given: Sequence[type]) -> dict[str, object] | None:
     """The arguments of a constructor after those that it is given by ifloo; None: it takes others than those."""
     kinds = typing.get_type_hints(made.__init__)  # type: ignore[misc]
     names = list(inspect.signature(made).parameters)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import textwrap
 from collections.abc import Callable
-from typing import Any
 
 from ifloo.cli.setup import Setup
 from ifloo.data import data_as_written
@@ -63,9 +62,9 @@ def doctor(setup: Setup) -> None:
 
 
 def _subject(setup: Setup, trained: bool) -> Subject:
-    recipe: dict[str, Any] = setup.base.record.get("recipe", {}) if setup.base is not None and trained else {}
+    recipe: dict[str, object] = setup.base.record.get("recipe", {}) if setup.base is not None and trained else {}
     checkpoint = str(setup.checkpoint) if trained else None
-    return Subject(setup.module, setup.datamodule, setup.trainer, setup.attribution, checkpoint, recipe)
+    return Subject(setup.module, setup.lightning_data, setup.trainer, setup.attribution, checkpoint, recipe)
 
 
 def _of_settings(setup: Setup) -> list[Finding]:

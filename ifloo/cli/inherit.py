@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from jsonargparse import Namespace
 
+from ifloo.data import DataNotes
 from ifloo.errors import InputError
 from ifloo.refit import Base, Recipe
 
@@ -48,9 +48,9 @@ def inherit(config: Namespace, given: Namespace, base: Base) -> None:
         )
 
 
-def _completed(group: str, config: Namespace, given: Any, stored: dict[str, Any]) -> list[str]:
+def _completed(group: str, config: Namespace, given: object, stored: Mapping[str, object]) -> list[str]:
     """Sets what was not said of one group; returns a line for each thing said that differs."""
-    said, free, differing = _init_args(given), _free_settings(config), []
+    said, free, differing = init_args(given), _free_settings(config), []
     taken = _taken(_class(config))
     for name, value in stored.items():
         if not taken(name):  # a parent class that notes its own settings too; Lightning leaves them out as well
@@ -76,10 +76,10 @@ def _contradictions(given: Namespace, base: Base) -> list[str]:
     return differing
 
 
-def _init_args(group: Any) -> dict[str, Any]:
-    if not isinstance(group, Namespace):
-        return {}
-    return dict(vars(group.get("init_args") or Namespace()))
+def init_args(group: object) -> dict[str, object]:
+    """The arguments of a class that a config names, by name; none where it names no class."""
+    given = group.get("init_args") if isinstance(group, Namespace) else None
+    return {} if given is None else {name: given[name] for name in given.keys(branches=True) if "." not in name}
 
 
 def _taken(made: type) -> Callable[[str], bool]:
@@ -91,9 +91,10 @@ def _taken(made: type) -> Callable[[str], bool]:
 
 def _free_settings(group: Namespace) -> frozenset[str]:
     """Settings of a data module that change no number, as its class says."""
-    return getattr(_class(group), "free_settings", frozenset())
+    return DataNotes(_class(group)).free_settings
 
 
 def _class(group: Namespace) -> type:
     module, name = group.class_path.rsplit(".", 1)
-    return getattr(importlib.import_module(module), name)
+    found: type = getattr(importlib.import_module(module), name)
+    return found

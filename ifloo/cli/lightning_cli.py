@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import lightning as L
 from jsonargparse import Namespace
@@ -12,7 +12,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from ifloo.cli import commands
 from ifloo.cli.elsewhere import said_recipe
-from ifloo.cli.inherit import inherit
+from ifloo.cli.inherit import inherit, init_args
 from ifloo.cli.plain import Adaptation, data_of
 from ifloo.cli.setup import Processes, Setup
 from ifloo.cli.summary import COMMANDS
@@ -21,31 +21,36 @@ from ifloo.refit import Base, NewtonFinish, RefitSettings, SeededOrder, load_bas
 from ifloo.stages import AttributionSettings, RunRecorder
 from ifloo.store import Layout, RunFolder
 
+Model: TypeAlias = L.LightningModule | None
+Data: TypeAlias = L.LightningDataModule | None
+
 
 class IflooTrainer(L.Trainer):
     """A Trainer with a method for each command, where LightningCLI looks for them; `IflooCLI` does the work."""
 
     # ckpt_path: a checkpoint that a Trainer wrote elsewhere, read in place of the base model file
-    def influence(self, model: Any = None, datamodule: Any = None, ckpt_path: str | None = None) -> None: ...
+    def influence(self, model: Model = None, datamodule: Data = None, ckpt_path: str | None = None) -> None: ...
 
-    def loo(self, model: Any = None, datamodule: Any = None, ckpt_path: str | None = None) -> None: ...
+    def loo(self, model: Model = None, datamodule: Data = None, ckpt_path: str | None = None) -> None: ...
 
-    def report(self, model: Any = None, datamodule: Any = None, ckpt_path: str | None = None) -> None: ...
+    def report(self, model: Model = None, datamodule: Data = None, ckpt_path: str | None = None) -> None: ...
 
-    def pipeline(self, model: Any = None, datamodule: Any = None, ckpt_path: str | None = None) -> None: ...
+    def pipeline(self, model: Model = None, datamodule: Data = None, ckpt_path: str | None = None) -> None: ...
 
-    def doctor(self, model: Any = None, datamodule: Any = None, ckpt_path: str | None = None) -> None: ...
+    def doctor(self, model: Model = None, datamodule: Data = None, ckpt_path: str | None = None) -> None: ...
 
 
-OURS = ("influence", "loo", "report", "pipeline", "doctor")
-for _name in OURS:
-    getattr(IflooTrainer, _name).__doc__ = COMMANDS[_name]
+_TRAINER = IflooTrainer
+_METHODS = (_TRAINER.influence, _TRAINER.loo, _TRAINER.report, _TRAINER.pipeline, _TRAINER.doctor)
+for _method in _METHODS:
+    _method.__doc__ = COMMANDS[_method.__name__]
+OURS = tuple(method.__name__ for method in _METHODS)
 
 
 class IflooParser(LightningArgumentParser):
     """A parser whose errors can be read: a usage of a hundred settings in front of them belongs to `--help`."""
 
-    def print_usage(self, file: Any = None) -> None:
+    def print_usage(self, file: object = None) -> None:
         """What jsonargparse prints before an error: nothing."""
 
 
@@ -178,7 +183,7 @@ class IflooCLI(LightningCLI):
             base=self.base,
             processes=self.processes,
             adaptation=made.adapt,
-            arguments=dict(vars(config.model.get("init_args") or Namespace())),
+            arguments=init_args(config.model),
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:

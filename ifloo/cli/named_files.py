@@ -64,7 +64,7 @@ def loo_to(topk: Path, jsonl: Path) -> Callable[[Setup], None]:
         section = "loo" if jsonl == layout.loo_losses(t) else f"loo of {jsonl.name}"
         setup.load_data()
         ids = read_ids(topk, setup.datamodule.train_set.ids.numpy()).tolist()
-        setup.trainer.fit(setup.module, datamodule=setup.datamodule)
+        setup.trainer.fit(setup.module, datamodule=setup.lightning_data)
         assert setup.finish.minimum is not None
         tables.fitted(setup.finish.minimum, [], None)
         # The settings of the fit stand for its weights, which another machine may round otherwise.

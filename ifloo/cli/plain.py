@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import lightning as L
+from torch import Tensor
 
-from ifloo.data import AdaptedData, serves_attribution
+from ifloo.data import AdaptedData, AttributionData
 from ifloo.errors import InputError
 from ifloo.models import Adapted, AdaptedOutputs, LossesOfOutputs, SampleLossModule
 from ifloo.store import JSON
+
+_MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -72,26 +74,31 @@ class Adaptation:
         return {"sample_losses": self.sample_losses, **parts, "penalty": self.penalty, "l2": self.l2}
 
 
-def dotted(path: str, setting: str) -> Callable[..., Any]:
+def dotted(path: str, setting: str) -> Callable[..., Tensor]:
     """The function of this name.
 
     Raises:
         InputError: there is none; the text says how far the name leads.
     """
     module, _, name = path.rpartition(".")
+    if not module:
+        raise InputError(_no_function(path, setting, "it names no module"))
     try:
-        found = getattr(importlib.import_module(module), name) if module else None
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), name, _MISSING)
+    except Exception as error:  # whatever a file of the user's raises when it is imported
         raise InputError(_no_function(path, setting, str(error))) from error
     if not callable(found):
-        what = "it names no module" if found is None else f"it is a {type(found).__name__}"
-        raise InputError(_no_function(path, setting, what))
-    return found
+        missing = f"module {module!r} has no attribute {name!r}"
+        raise InputError(
+            _no_function(path, setting, missing if found is _MISSING else f"it is a {type(found).__name__}")
+        )
+    function: Callable[..., Tensor] = found
+    return function
 
 
-def data_of(datamodule: Any) -> Any:
+def data_of(datamodule: L.LightningDataModule) -> AttributionData:
     """The data module as the commands need it."""
-    return datamodule if serves_attribution(datamodule) else AdaptedData(datamodule)
+    return datamodule if isinstance(datamodule, AttributionData) else AdaptedData(datamodule)
 
 
 def _no_function(path: str, setting: str, why: str) -> str:

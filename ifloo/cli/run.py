@@ -12,12 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import ifloo
 from ifloo.cli.lightning_cli import IflooCLI
 from ifloo.cli.setup import Setup
 from ifloo.errors import InputError, WorkError
 from ifloo.stages.world import World
+from ifloo.termination import CODE as TERMINATED
+from ifloo.termination import Terminated, ended_by_sigterm
 
 # Lightning's advice on loaders and hardware, which is about other data than ours (in memory, one batch).
 _THIRD_PARTY = (
@@ -32,6 +36,7 @@ _CHATTY = (
     "lightning.pytorch.utilities.rank_zero",
     "lightning.pytorch.accelerators.cuda",
     "lightning.pytorch.trainer.connectors.checkpoint_connector",  # about a setting that is ours to choose
+    "lightning.pytorch.trainer.connectors.signal_connector",  # that SIGTERM came, as our own word states too
     "lightning.fabric",
 )
 
@@ -40,35 +45,43 @@ def run(arguments: Sequence[str], work: Callable[[Setup], object] | None = None)
     """Runs `ifloo` with these arguments, or `work` in place of their command.
 
     Returns:
-        The exit code: 0; 2 for wrong input; 1 for a failure during work; 130 when interrupted.
+        The exit code: 0; 2 for wrong input; 1 for a failure during work; interrupted by Ctrl-C 130, by SIGTERM 143.
 
     Raises:
-        ValueError: none of ours; a fault in the code.
-        SystemExit: of the parser, or of a process told to terminate.
+        Exception: a fault in the code.
+        SystemExit: of the parser.
     """
-    try:
-        with _quiet(), _argv(named_configs(arguments)):
-            IflooCLI(work)
-    except (InputError, MisconfigurationException) as error:
-        print(f"ifloo: error: {error}", file=sys.stderr)
-        return 2
-    except ValueError as error:
-        if (ours := _wrapped(error)) is None:
-            raise
-        print(f"ifloo: error: {ours}", file=sys.stderr)
-        return 2
-    except WorkError as error:
+    with ended_by_sigterm(_interrupted) as terminated:
+        try:
+            with _quiet(), _argv(named_configs(arguments)):
+                IflooCLI(work)
+        except BaseException as error:
+            if terminated.is_set() or isinstance(error, (Terminated, SIGTERMException)):
+                _interrupted()
+                return TERMINATED
+            if (code := _code_of(error)) is None:
+                raise
+            return code
+        finally:
+            World.leave()
+    return 0
+
+
+def _code_of(error: BaseException) -> int | None:
+    """The exit code of a failure, which it reports; None: it is none of ours."""
+    if isinstance(error, KeyboardInterrupt) or (
+        isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
+    ):  # a Trainer turns Ctrl-C into SystemExit
+        _interrupted()
+        return 130
+    if isinstance(error, WorkError):
         print(f"ifloo: failed: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return _interrupted()
-    except SystemExit as stop:  # a Trainer turns Ctrl-C into this
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            return _interrupted()
-        raise
-    finally:
-        World.leave()
-    return 0
+    wrong = _wrapped(error) if isinstance(error, ValueError) else None
+    if wrong is None and not isinstance(error, MisconfigurationException):
+        return None
+    print(f"ifloo: error: {wrong or error}", file=sys.stderr)
+    return 2
 
 
 def named_configs(arguments: Sequence[str]) -> list[str]:
@@ -97,9 +110,9 @@ def named_configs(arguments: Sequence[str]) -> list[str]:
     return made
 
 
-def _interrupted() -> int:
-    print("ifloo: interrupted; the same command goes on from here.", file=sys.stderr)
-    return 130
+@rank_zero_only  # of many processes the first one reports
+def _interrupted() -> None:
+    print("ifloo: interrupted; the same command goes on from here.", file=sys.stderr, flush=True)
 
 
 def _wrapped(error: BaseException | None) -> InputError | None:

@@ -12,8 +12,9 @@ from typing import Any
 import lightning as L
 
 from ifloo.cli.plain import Adaptation
+from ifloo.data import AttributionData, DataNotes
 from ifloo.errors import InputError
-from ifloo.models import Adapted, as_written
+from ifloo.models import Adapted, SampleLossModule, as_written
 from ifloo.refit import Base, NewtonFinish, RefitSettings, weights_sha256
 from ifloo.stages import AttributionSettings, InfluenceRun, InfluenceWriter, described
 from ifloo.store import JSON, Layout, RunFolder
@@ -29,8 +30,8 @@ class Processes:
         num_nodes: machines.
     """
 
-    strategy: Any = "auto"
-    devices: Any = "auto"
+    strategy: object = "auto"
+    devices: object = "auto"
     num_nodes: int = 1
 
     @property
@@ -80,8 +81,8 @@ class Setup:
     """
 
     experiment: str
-    module: Any
-    datamodule: Any
+    module: SampleLossModule
+    datamodule: AttributionData
     trainer: L.Trainer
     accelerator: str
     attribution: AttributionSettings
@@ -94,14 +95,20 @@ class Setup:
     base: Base | None
     processes: Processes = Processes()
     adaptation: Adaptation = field(default_factory=Adaptation)
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, object] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)
     looked: set[bool] = field(default_factory=set)
 
     @property
-    def subject(self) -> Any:
+    def subject(self) -> L.LightningModule:
         """The model as its author wrote it."""
         return as_written(self.module)
+
+    @property
+    def lightning_data(self) -> L.LightningDataModule:
+        """The data module as a Trainer takes it."""
+        assert isinstance(self.datamodule, L.LightningDataModule)  # it was made as one
+        return self.datamodule
 
     @property
     def rank(self) -> int:
@@ -158,7 +165,7 @@ class Setup:
 
     def origin(self) -> dict[str, JSON]:
         """What the base model is: the settings behind every number of the later commands."""
-        free: frozenset[str] = getattr(self.datamodule, "free_settings", frozenset())
+        free = DataNotes(self.datamodule).free_settings
         training = {name: value for name, value in self.datamodule.hparams.items() if name not in free}
         return {
             "model": type(self.subject).__name__,
@@ -187,17 +194,16 @@ class Setup:
             )
         return saved
 
-    def made_anew(self) -> Callable[[], Any]:
+    def made_anew(self) -> Callable[[], SampleLossModule]:
         """Makes the model again from its arguments, untrained; travels between processes.
 
         Raises:
             InputError: as `hyper_parameters`.
         """
-        kind: Any = type(self.subject)
-        made: Callable[[], Any] = functools.partial(kind, **self.hyper_parameters())
+        arguments = self.hyper_parameters()
         if isinstance(self.module, Adapted):
-            return functools.partial(_adapted_again, self.module, made)
-        return made
+            return functools.partial(_adapted_again, self.module, functools.partial(type(self.subject), **arguments))
+        return functools.partial(type(self.module), **arguments)
 
     @property
     def fit_seed(self) -> int:
@@ -218,16 +224,17 @@ class Setup:
         assert self.base is not None
         self.load_data()
         found, fitted = self.datamodule.fingerprint(), self.base.record["fingerprint"]
+        notes = DataNotes(self.datamodule)
         if fitted is not None and found != fitted:
             raise InputError(
                 f"The training data are not those the checkpoint {self.base.path} was fitted on: their content has "
                 f"SHA-256 {found[:16]}..., fitted on {fitted[:16]}....\n"
-                f"  Data now: {getattr(self.datamodule, 'source_taken', '?')} "
-                f"({getattr(self.datamodule, 'source_reason', '?')}); at the fit: {self.base.record.get('source')}.\n"
+                f"  Data now: {notes.source_taken or '?'} ({notes.source_reason or '?'}); at the fit: "
+                f"{self.base.record.get('source')}.\n"
                 "  Give the same data (--data.source, --data.root), or fit again."
             )
         self.base.restore(self.module)
 
 
-def _adapted_again(like: Adapted, made: Callable[[], Any]) -> Adapted:
+def _adapted_again(like: Adapted, made: Callable[[], L.LightningModule]) -> Adapted:
     return like.again(made())

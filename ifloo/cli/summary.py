@@ -29,5 +29,5 @@ options:
 example:
   ifloo pipeline --config configs/mnist.yaml --data.source embedded
 
-exit codes: 0 done; 1 failed during work; 2 wrong flags, config or input files.
+exit codes: 0 done; 1 failed during work; 2 wrong flags, config or input files; 130 by Ctrl-C; 143 by SIGTERM.
 """

@@ -5,25 +5,25 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ifloo.agreement import Agreement
 from ifloo.cli.columns import cut, padded, width
+from ifloo.data.protocol import AttributionData, ConversationSet
 from ifloo.refit import Minimum
-from ifloo.report import Comparison, Mislabels, pooled
-from ifloo.report.gallery import ConversationSet
+from ifloo.report import Comparison, Mislabels, Verdict
+from ifloo.report.agreements import SCORES, Row, Statistics
 from ifloo.report.groups import GroupEffect
 from ifloo.report.mislabels import NAMES
 from ifloo.report.smoothness import WEIGHTS, SmallSteps
 from ifloo.report.style import slope_form
+from ifloo.solvers import Status, status_text
 from ifloo.store import CORRECTED, StoredInfluences
 
 ROWS = 8
 _CAPTION = 27  # columns of a caption: two captions and their scores fit into a hundred
 _LINE = 118  # columns of a paragraph
-_REPLAYED = "REPLAYED"  # the status of scores that follow the recorded run
 _NAMES = 16  # width of the column of names, unless a longer one is in it
 
 
@@ -35,7 +35,7 @@ def fitted(minimum: Minimum, metrics: Sequence[Mapping[str, float]], checkpoint:
         print(f"checkpoint: {checkpoint}")
 
 
-def exact_match(right: Mapping[str, Mapping[str, Any]]) -> None:
+def exact_match(right: Mapping[str, Mapping[str, float | int]]) -> None:
     """How many test answers are right to the last token, by question."""
     if right:
         print("exact match of the test answers, by question")
@@ -43,9 +43,9 @@ def exact_match(right: Mapping[str, Mapping[str, Any]]) -> None:
         print(f"  {found['share']:.2f}{found['rows']:>6} rows  {question}")
 
 
-def influence(stored: StoredInfluences, datamodule: Any) -> None:
+def influence(stored: StoredInfluences, data: AttributionData) -> None:
     """The most helpful and harmful training samples of one test, and the certificate of the scores."""
-    t, train, test = stored.test_id, datamodule.train_set, datamodule.test_set
+    t, train, test = stored.test_id, data.train_set, data.test_set
     label = "row" if isinstance(test, ConversationSet) else "label"
     order = np.argsort(stored.scores, kind="stable")
     pairs = list(zip(order[:ROWS].tolist(), order[::-1][:ROWS].tolist(), strict=True))
@@ -64,16 +64,16 @@ def influence(stored: StoredInfluences, datamodule: Any) -> None:
 
 def _solved(stored: StoredInfluences) -> str:
     """How the scores came about and how far they can be trusted."""
-    if stored.status == _REPLAYED:
+    if stored.status == Status.REPLAYED.name:
         return f"{_residual(stored)} ({stored.steps} steps)"
-    return f"{stored.status.lower().replace('_', ' ')} after {stored.steps} steps, {_residual(stored)}"
+    return f"{status_text(stored.status)} after {stored.steps} steps, {_residual(stored)}"
 
 
 def _residual(stored: StoredInfluences) -> str:
     """How far the solve can be trusted, in words that keep the damped and the undamped system apart."""
     if stored.residual is None:
         return "no solve, no residual"
-    if stored.status == _REPLAYED:
+    if stored.status == Status.REPLAYED.name:
         return f"replayed the recorded run, its weights met within {stored.residual:.1e} of their size"
     bound = "of unknown error" if stored.error_bound is None else f"within {stored.error_bound:.1e}"
     if not stored.damping:
@@ -84,25 +84,21 @@ def _residual(stored: StoredInfluences) -> str:
     return f"{solved}; scores {bound} of the damped solution"
 
 
-def verdict(compared: Mapping[int, Comparison], found: Mislabels | None = None) -> None:
+def verdict(found: Verdict) -> None:
     """Predicted against actual change of each test loss, and of all; what self-influence found of wrong answers."""
-    for t, one in compared.items():
+    for t, one in found.items():
         print(f"\ntest {t}: predicted against actual change of its loss, removal {one.removal}")
         _one_test(one)
-    if together := pooled(compared):
-        print(f"\nall {len(compared)} tests together")
-        _statistics(together.groups, together.methods)
-    if found:
-        _mislabels(found)
+    if found.together:
+        print(f"\nall {len(found)} tests together")
+        _statistics(found.together.statistics)
+    if found.mislabels:
+        _mislabels(found.mislabels)
 
 
 def _one_test(one: Comparison) -> None:
     """The table of one test: of the scores, of each further method, of small steps and of groups."""
-    groups = {"all": one.agreement(), "top_k": one.agreement(one.top), "random": one.agreement(one.control)}
-    further = one.methods()
-    for name, found in further.get(CORRECTED, {}).items():
-        groups[f"corrected {name}"] = found
-    columns = _statistics(groups, {name: each["all"] for name, each in further.items() if name != CORRECTED})
+    columns = _statistics(one.statistics)
     if one.steps is not None:
         _small_steps(one, one.steps, columns)
     print(f"  certificate: {_certificate(one)}")
@@ -112,19 +108,24 @@ def _one_test(one: Comparison) -> None:
         print(textwrap.fill(one.roughness, _LINE, initial_indent="  ", subsequent_indent="  "))
 
 
-def _statistics(groups: Mapping[str, Agreement | None], further: Mapping[str, Agreement | None]) -> int:
-    """A line for each, where there is one; gives the width of the column of names."""
-    columns = max(_NAMES, *(len(name) for name in further), 0)
+def _statistics(statistics: Statistics) -> int:
+    """A line for each row whose selection is not empty; gives the width of the column of names."""
+    there = [row for row in statistics.rows if row.n or row.selection == "all"]
+    own = {row.label: row for row in there if row.method in (SCORES, CORRECTED)}
+    further = {row.method_label: row for row in statistics.further if row.method != CORRECTED}
+    columns = max(_NAMES, *map(len, (*own, *further)))
     print(f"  {'refits':<{columns}}{'n':>4}  {'Pearson':<29}{'Spearman':<29}{'slope':<29}median rel. error")
-    for name, found in groups.items():
-        if found is not None:
-            print(f"  {name.replace('_', '-'):<{columns}}{found.n:>4}  {_row(found)}")
+    for name, row in own.items():
+        print(f"  {name:<{columns}}{_cells(row)}")
     if further:
         print("  all of these refits, predicted by further methods")
-    for name, found in further.items():
-        told = f"{found.n:>4}  {_row(found)}" if found else f"{'-':>4}  predicts the same change for all of them"
-        print(f"  {name:<{columns}}{told}")
+    for name, row in further.items():
+        print(f"  {name:<{columns}}{_cells(row)}")
     return columns
+
+
+def _cells(row: Row) -> str:
+    return f"{row.n:>4}  {_row(row.agreement)}" if row.agreement else f"{'-':>4}  {row.reason}"
 
 
 def _small_steps(one: Comparison, steps: SmallSteps, columns: int) -> None:

@@ -18,6 +18,21 @@ class GaussNewton(SampleMeanOperator):
 
     Positive semi-definite for losses convex in the outputs and a convex penalty; equal to the Hessian when the outputs
     are linear in θ.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from ifloo.curvature import GaussNewton, Hessian
+        >>> from ifloo.models import LogisticRegression
+        >>> from ifloo.objective import Objective
+        >>> model = LogisticRegression(num_features=3, num_classes=2, l2_reg=0.1)
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> data = TensorDataset(torch.randn(20, 3, generator=draw).double(), torch.arange(20) % 2)
+        >>> objective, v = Objective.of(model, DataLoader(data)), torch.linspace(-1, 1, 6).double()
+        >>> theta = objective.losses.theta()
+        >>> G, H = GaussNewton(objective, theta), Hessian(objective, theta)
+        >>> torch.allclose(G @ v, H @ v)  # the outputs are linear in θ
+        True
     """
 
     definite = Definite.SEMI
@@ -50,6 +65,7 @@ class GaussNewton(SampleMeanOperator):
         curve = vjp(grad(share), z)[1]
 
         def multiply(v: Tensor) -> Tensor:
-            return pull(curve(jvp(outputs, (theta,), (v,))[1])[0])[0]
+            product: Tensor = pull(curve(jvp(outputs, (theta,), (v,))[1])[0])[0]
+            return product
 
         return multiply

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from scipy.linalg import blas
 from torch import Tensor
+
+from ifloo.progress import OnProgress
 
 ROWS = 2048  # scaled rows at once: they stay in cache between the scaling and the product
 NEGLIGIBLE = 64  # rounding errors; a weight below so many of the largest is none
@@ -69,7 +71,7 @@ def head_core(
     gram: Gram,
     seconds: Sequence[Float[Tensor, "_b c c"]],
     basis: Float[Tensor, "c r"],
-    tick: Callable[[int, int], None],
+    tick: OnProgress,
 ) -> Float[Tensor, "rd rd"]:
     """Σ_i (QᵀS_iQ) ⊗ x_i x_iᵀ for S_i = `seconds` and Q = `basis`, from one Gram matrix for each pair of classes.
 

@@ -43,7 +43,7 @@ class HeadLayer:
             InputError: they are not those of one linear layer, another module shares its weight, or the losses are
                 of a training step run on batches of one.
         """
-        if getattr(losses.module, "one_by_one", False):
+        if losses.contract.one_by_one:
             raise InputError(
                 "A linear head needs the layer's inputs for a whole batch, and this module's losses come from its "
                 "training_step on batches of one.\n"
@@ -135,14 +135,14 @@ class HeadLayer:
 @contextmanager
 def _replaced(layer: nn.Linear, forward: Callable[[Tensor], Tensor]) -> Generator[None, None, None]:
     """Another forward pass for one layer: a hook would pay for the product that it throws away."""
-    own = layer.__dict__.get("forward")
-    layer.__dict__["forward"] = forward
+    before = layer.forward
+    layer.forward = forward  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        layer.__dict__.pop("forward")
-        if own is not None:
-            layer.__dict__["forward"] = own
+        del layer.forward
+        if layer.forward != before:  # it was of this one layer and not of its class
+            layer.forward = before  # type: ignore[method-assign]
 
 
 def _refuse_shared(module: nn.Module, layer: nn.Linear, name: str) -> None:

@@ -44,7 +44,8 @@ def residuals_at(
 ) -> Float[Tensor, "b t c"]:
     """∂ℓ_i/∂z of each sample at these outputs."""
     with scoring(head.losses.module):
-        return grad(lambda z: head.losses_of(theta, z, batch, positions).sum())(outputs)
+        slopes: Tensor = grad(lambda z: head.losses_of(theta, z, batch, positions).sum())(outputs)
+    return slopes
 
 
 def second_derivatives(
@@ -57,12 +58,13 @@ def second_derivatives(
     """
 
     def first(z: Tensor) -> Tensor:
-        return grad(lambda y: head.losses_of(theta, y, batch, positions).sum())(z)
+        slopes: Tensor = grad(lambda y: head.losses_of(theta, y, batch, positions).sum())(z)
+        return slopes
 
     with scoring(head.losses.module):
         pull = vjp(first, outputs)[1]
         unit = torch.eye(head.classes, dtype=outputs.dtype, device=outputs.device)
-        S = vmap(lambda e: pull(e.expand_as(outputs))[0])(unit).movedim(0, -1)
+        S: Tensor = vmap(lambda e: pull(e.expand_as(outputs))[0])(unit).movedim(0, -1)
         # Were positions coupled, the product above would be a sum over them, which a random vector tells apart.
         draw = torch.Generator().manual_seed(0)
         v = torch.randn(outputs.shape, generator=draw, dtype=torch.float64).to(outputs)

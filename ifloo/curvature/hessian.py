@@ -11,7 +11,24 @@ from ifloo.objective.batches import Batch
 
 
 class Hessian(SampleMeanOperator):
-    """H = ∇²J(θ; w), by `vjp(grad)` (Pearlmutter 1994): `grad(jvp)` is silently wrong with layer_norm."""
+    """H = ∇²J(θ; w), by `vjp(grad)` (Pearlmutter 1994): `grad(jvp)` is silently wrong with layer_norm.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from ifloo.curvature import Hessian
+        >>> from ifloo.models import LogisticRegression
+        >>> from ifloo.objective import Objective
+        >>> model = LogisticRegression(num_features=3, num_classes=2, l2_reg=0.1)
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> data = TensorDataset(torch.randn(20, 3, generator=draw).double(), torch.arange(20) % 2)
+        >>> objective, v = Objective.of(model, DataLoader(data)), torch.linspace(-1, 1, 6).double()
+        >>> theta = objective.losses.theta()
+        >>> step = 1e-4 * v
+        >>> difference = (objective.gradient(theta + step) - objective.gradient(theta - step)) / 2e-4
+        >>> torch.allclose(Hessian(objective, theta) @ v, difference, atol=1e-7)
+        True
+    """
 
     definite = Definite.UNKNOWN
 

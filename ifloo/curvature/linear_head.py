@@ -5,33 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vjp
 
+from ifloo.curvature.damped import Damped
 from ifloo.curvature.gram import Gram, head_core
 from ifloo.curvature.head_layer import ROUNDING, HeadLayer
 from ifloo.curvature.head_rows import HeadRows, refuse_other_uses, second_derivatives
-from ifloo.curvature.operator import (
-    Core,
-    Cost,
-    Definite,
-    KroneckerFactors,
-    LockstepDraw,
-    StochasticOperator,
-    Tick,
-)
+from ifloo.curvature.operator import Definite, LinearOperator, Sampler
+from ifloo.curvature.sample_mean import whole_data
+from ifloo.curvature.structure import Core, Cost, DenseForm, KroneckerFactors, Structure
 from ifloo.errors import InputError, WorkError
-from ifloo.objective.batches import Batch, TrainingData, batch_size, moved, rows
+from ifloo.objective.batches import Batch, batch_size, moved, rows
 from ifloo.objective.objective import Objective
+from ifloo.progress import OnProgress, no_progress
 
-BLOCK_BYTES = 6 << 20  # of inputs between the two passes of a product: they stay in cache
+CACHED_BYTES = 6 << 20  # bytes of inputs between the two passes of a product: they stay in the cache of a processor
 
 
-class LinearHead(StochasticOperator):
+class LinearHead(LinearOperator):
     """H = (1/n) Σ_i w_i Σ_t S_it ⊗ x_it x_itᵀ + ∇²R for one linear layer z = W x + b on fixed inputs.
 
     Equal to `Hessian` (and to `GaussNewton`) of the same parameters; p products are not needed to know it
@@ -45,10 +40,24 @@ class LinearHead(StochasticOperator):
         basis: `[c, r]`, orthonormal: the classes, or, where S has zero row sums (softmax), what is orthogonal
             to (1, …, 1).
         penalties: `[d]`, second derivative of R in the weights of each input.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from ifloo.curvature import Hessian, LinearHead
+        >>> from ifloo.models import LogisticRegression
+        >>> from ifloo.objective import Objective
+        >>> model = LogisticRegression(num_features=3, num_classes=2, l2_reg=0.1)
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> data = TensorDataset(torch.randn(20, 3, generator=draw).double(), torch.arange(20) % 2)
+        >>> objective, v = Objective.of(model, DataLoader(data)), torch.linspace(-1, 1, 6).double()
+        >>> theta = objective.losses.theta()
+        >>> head = LinearHead(objective, theta)
+        >>> torch.allclose(head @ v, Hessian(objective, theta) @ v)
+        True
     """
 
     definite = Definite.UNKNOWN
-    has_kronecker = True
 
     def __init__(self, objective: Objective, theta: Float[Tensor, " p"]) -> None:
         """Runs all samples through the module once and keeps the inputs of the layer: n x d numbers.
@@ -122,7 +131,7 @@ class LinearHead(StochasticOperator):
         out = self.penalties * M
         return self.head.flat(out.index_add_(-1, self.live, total.view(k, c, -1) / self.n))
 
-    def core(self, tick: Tick = lambda done, total: None) -> Core:
+    def core(self, tick: OnProgress = no_progress) -> Core:
         """The dense core over live inputs and `basis`, made once and held against a product over the samples.
 
         Raises:
@@ -141,8 +150,13 @@ class LinearHead(StochasticOperator):
         return self._core
 
     @property
-    def is_dense(self) -> bool:
-        return self._core is not None
+    def sampler(self) -> Sampler:
+        return _HeadSampler(self)
+
+    @property
+    def structure(self) -> Structure:
+        dense = DenseForm(self.core, lambda: self._core is not None, self.streamed)
+        return Structure(self.cost, dense, self.kronecker)
 
     def reduce(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k q"]:
         """Coordinates of each row in the core."""
@@ -162,12 +176,14 @@ class LinearHead(StochasticOperator):
 
     @property
     def cost(self) -> Cost:
+        """Operations of a product over the samples and of the core; the core has `core_size` rows."""
         c, d, r = self.head.classes, len(self.live), self.basis.shape[1]
         samples = sum(x.inputs.shape[0] * x.inputs.shape[1] for x in self.chunks)
         grams = c * (c - 1) / 2 + (c if r == c else 0)
         return Cost(product=4.0 * samples * d * c, core=samples * d**2 * grams, size=self.core_size)
 
     def kronecker(self) -> KroneckerFactors:
+        """The second moment of the inputs and the mean curvature of the outputs: K-FAC with the exact curvature."""
         samples = sum(c.inputs.shape[0] * c.inputs.shape[1] for c in self.chunks)
         columns = self.head.columns
         moment = torch.zeros(columns, columns, dtype=self.dtype, device=self.device)
@@ -178,27 +194,10 @@ class LinearHead(StochasticOperator):
         diagonal = float(self.penalties[self.live].mean())
         return KroneckerFactors(moment, curvature, diagonal, self.head.matrices, self.head.flat)
 
-    def subsampled(self, rows: int, generator: torch.Generator) -> LinearHead:
-        if not isinstance(self.objective.data, TrainingData):
-            raise InputError("Samples can be drawn from the whole training data only, not from a sample of them.")
-        drawn = self.objective.data.draw(rows, generator)
-        return LinearHead(replace(self.objective, data=drawn), self.theta)
-
-    def draw(self, repeats: int, batch: int, generator: torch.Generator) -> LockstepDraw:
-        """Never needed where the whole is cheaper.
-
-        Raises:
-            InputError: always.
-        """
-        raise InputError(
-            "LiSSA draws single batches of samples, which a linear head has no use for: its curvature is known whole.\n"
-            "  Use solver Auto, Cholesky or CG; or curvature Hessian with LiSSA."
-        )
-
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         for chunk, S in zip(self.chunks, self.seconds, strict=True):
             x, s = chunk.inputs.flatten(0, 1), S.flatten(0, 1)
-            step = max(1, BLOCK_BYTES // (x.shape[1] * x.element_size())) if x.device.type == "cpu" else len(x)
+            step = max(1, CACHED_BYTES // (x.shape[1] * x.element_size())) if x.device.type == "cpu" else len(x)
             yield from zip(x.split(step), s.split(step), strict=True)
 
     def _refuse_other_matrix(self, core: Core) -> None:
@@ -246,11 +245,21 @@ def _basis(seconds: list[Tensor], residuals: list[Tensor]) -> Float[Tensor, "c r
     steepest = max(float(r.abs().max()) for r in residuals)
     eps = 64 * torch.finfo(like.dtype).eps
     if c > 1 and sums <= eps * largest and slopes <= eps * steepest:
-        return torch.linalg.qr(torch.cat([torch.ones(c, 1, dtype=torch.float64), unit[:, 1:]], 1)).Q[:, 1:].to(like)
+        Q: Tensor = torch.linalg.qr(torch.cat([torch.ones(c, 1, dtype=torch.float64), unit[:, 1:]], 1)).Q
+        return Q[:, 1:].to(like)
     return unit.to(like)
 
 
-def as_head(operator: Any) -> LinearHead | None:
+class _HeadSampler(Sampler):
+    def __init__(self, head: LinearHead) -> None:
+        self._head = head
+
+    def subsampled(self, rows: int, generator: torch.Generator) -> LinearHead:
+        objective = self._head.objective
+        return LinearHead(replace(objective, data=whole_data(objective).draw(rows, generator)), self._head.theta)
+
+
+def as_head(operator: LinearOperator) -> LinearHead | None:
     """The linear head behind an operator, damped or not."""
-    base = getattr(operator, "base", operator)
+    base = operator.base if isinstance(operator, Damped) else operator
     return base if isinstance(base, LinearHead) else None

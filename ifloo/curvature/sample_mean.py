@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
-from ifloo.curvature.operator import Cost, LinearOperator, LockstepDraw, StochasticOperator
+from ifloo.curvature.operator import BatchSampler, LinearOperator, LockstepDraw
+from ifloo.curvature.structure import Cost, Structure
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, TrainingData, map_tensors
 from ifloo.objective.objective import Objective
@@ -19,8 +20,32 @@ from ifloo.objective.objective import Objective
 Product = Callable[[Tensor], Tensor]  # [p] -> [p]
 
 
-class SampleMeanOperator(StochasticOperator):
-    """(1/n) Σ_i w_i A_i(θ) + ∇²R(θ) at a fixed θ. Subclasses give the product of one batch's share."""
+class SampleMeanOperator(LinearOperator):
+    """(1/n) Σ_i w_i A_i(θ) + ∇²R(θ) at a fixed θ. Subclasses give the product of one batch's share.
+
+    Examples:
+        >>> import torch
+        >>> from torch.func import jvp, vjp
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from ifloo.curvature import Definite, SampleMeanOperator, dense
+        >>> from ifloo.models import LogisticRegression
+        >>> from ifloo.objective import Objective
+        >>> model = LogisticRegression(num_features=3, num_classes=2, l2_reg=0.1)
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> data = TensorDataset(torch.randn(20, 3, generator=draw).double(), torch.arange(20) % 2)
+        >>> objective, v = Objective.of(model, DataLoader(data)), torch.linspace(-1, 1, 6).double()
+        >>> theta = objective.losses.theta()
+        >>> class EmpiricalFisher(SampleMeanOperator):
+        ...     definite = Definite.SEMI
+        ...
+        ...     def product(self, ids, batch):
+        ...         losses = lambda theta: self.objective.losses.sample_losses(theta, batch)
+        ...         values, pull = vjp(losses, self.theta)[:2]
+        ...         return lambda v: pull(jvp(losses, (self.theta,), (v,))[1] / self.objective.n)[0]
+        >>> F = EmpiricalFisher(objective, theta)
+        >>> torch.allclose(dense(F) @ v, F @ v)
+        True
+    """
 
     def __init__(self, objective: Objective, theta: Float[Tensor, " p"], keep_graph: bool = False) -> None:
         """The operator of an objective at θ.
@@ -59,24 +84,40 @@ class SampleMeanOperator(StochasticOperator):
             self._kept = kept
 
     @property
-    def cost(self) -> Cost:
+    def sampler(self) -> BatchSampler:
+        return _SampleMeanSampler(self)
+
+    @property
+    def structure(self) -> Structure:
         """Counts each parameter once for each sample: a lower bound where weights are shared along a sequence."""
         product = 8.0 * self.objective.n * self.size
-        return Cost(product, core=self.size * product, size=self.size)
+        return Structure(Cost(product, core=self.size * product, size=self.size))
+
+
+class _SampleMeanSampler(BatchSampler):
+    def __init__(self, operator: SampleMeanOperator) -> None:
+        self._operator = operator
 
     def subsampled(self, rows: int, generator: torch.Generator) -> LinearOperator:
-        objective = replace(self.objective, data=self._data().draw(rows, generator))
-        return type(self)(objective, self.theta, keep_graph=True)
+        operator = self._operator
+        objective = replace(operator.objective, data=whole_data(operator.objective).draw(rows, generator))
+        return type(operator)(objective, operator.theta, keep_graph=True)
 
     def draw(self, repeats: int, batch: int, generator: torch.Generator) -> LockstepDraw:
-        drawn = self._data().draw(repeats * batch, generator)
+        drawn = whole_data(self._operator.objective).draw(repeats * batch, generator)
         stacked = map_tensors(lambda x: x.reshape(repeats, batch, *x.shape[1:]) if x.ndim else x, drawn.batch)
-        return _SampleMeanDraw(self, drawn.ids.reshape(repeats, batch), stacked)
+        return _SampleMeanDraw(self._operator, drawn.ids.reshape(repeats, batch), stacked)
 
-    def _data(self) -> TrainingData:
-        if not isinstance(self.objective.data, TrainingData):
-            raise InputError("Samples can be drawn from the whole training data only, not from a sample of them.")
-        return self.objective.data
+
+def whole_data(objective: Objective) -> TrainingData:
+    """The training data of an objective, to draw samples from.
+
+    Raises:
+        InputError: the objective is that of a sample of the data.
+    """
+    if not isinstance(objective.data, TrainingData):
+        raise InputError("Samples can be drawn from the whole training data only, not from a sample of them.")
+    return objective.data
 
 
 class _SampleMeanDraw(LockstepDraw):

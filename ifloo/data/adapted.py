@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
 import lightning as L
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
+from lightning.fabric.utilities.data import AttributeDict
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ifloo.data.protocol import AttributionData, DataNotes
 from ifloo.errors import InputError
 from ifloo.objective.batches import ID_KEYS, Batch, Identified, as_made, batch_size, fetched, sample_ids, tensors_of
 from ifloo.objective.loaders import as_given, identified, sequential
 
-AT_ONCE = 512  # samples per batch while the data are read once
+READ_AT_ONCE = 512  # samples per batch while the data are read once
 SMALLEST = 4  # smallest side of an image, pixels: smaller tensors are not shown as images
 
 
@@ -29,13 +32,13 @@ class Samples:
         where: Name of the data in error messages.
     """
 
-    def __init__(self, loader: DataLoader, where: str) -> None:
+    def __init__(self, loader: DataLoader[Batch], where: str) -> None:
         """Reads all data once if the batches carry ids.
 
         Raises:
             InputError: If the loader has no fixed set of samples, or an id occurs twice.
         """
-        self.loader, self.where = sequential(loader, AT_ONCE), where
+        self.loader, self.where = sequential(loader, READ_AT_ONCE), where
         self.dataset, self.collate = as_given(self.loader)
         self.ids: Int64[Tensor, " n"] = self._ids()
         self._row_of = {i: row for row, i in enumerate(self.ids.tolist())}
@@ -116,17 +119,17 @@ class AdaptedData(L.LightningDataModule):
         self._fingerprint: str | None = None
 
     @property
-    def hparams(self) -> Any:
+    def hparams(self) -> AttributeDict | MutableMapping[str, object]:
         return self.data.hparams
 
     @property
-    def hparams_initial(self) -> Any:
+    def hparams_initial(self) -> AttributeDict:
         return self.data.hparams_initial
 
     @property
     def corrupted_ids(self) -> tuple[int, ...]:
         """Training ids whose labels the data module declares wrong on purpose; empty if it declares none."""
-        return tuple(int(i) for i in getattr(self.data, "corrupted_ids", None) or ())
+        return DataNotes(self.data).corrupted_ids
 
     def prepare_data(self) -> None:
         self.data.prepare_data()
@@ -137,7 +140,7 @@ class AdaptedData(L.LightningDataModule):
             self.data.setup(stage)  # type: ignore[arg-type]
             self._ready.add(stage)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Batch]:
         """Returns the training loader with sample ids added to its batches.
 
         Raises:
@@ -145,15 +148,15 @@ class AdaptedData(L.LightningDataModule):
         """
         return identified(_single(self.data.train_dataloader(), "train_dataloader", self.data))
 
-    def val_dataloader(self) -> Any:
+    def val_dataloader(self) -> EVAL_DATALOADERS:
         return self.data.val_dataloader() if self._has("val_dataloader") else []
 
-    def test_dataloader(self) -> Any:
+    def test_dataloader(self) -> EVAL_DATALOADERS:
         return self.data.test_dataloader() if self._has("test_dataloader") else self.val_dataloader()
 
     @property
     def train_set(self) -> Samples:
-        return self._samples("train", "train_dataloader", "fit")
+        return self._samples("train", "train_dataloader", self.data.train_dataloader, "fit")
 
     @property
     def test_set(self) -> Samples:
@@ -163,9 +166,9 @@ class AdaptedData(L.LightningDataModule):
             InputError: If the data module defines neither `test_dataloader` nor `val_dataloader`.
         """
         if self._has("test_dataloader"):
-            return self._samples("test", "test_dataloader", "test")
+            return self._samples("test", "test_dataloader", self.data.test_dataloader, "test")
         if self._has("val_dataloader"):
-            return self._samples("test", "val_dataloader", "fit")
+            return self._samples("test", "val_dataloader", self.data.val_dataloader, "fit")
         raise InputError(
             f"{type(self.data).__name__} has neither test_dataloader nor val_dataloader: there is no prediction to "
             "explain.\n  Write one of them; its samples are the tests, by their id or position."
@@ -187,28 +190,28 @@ class AdaptedData(L.LightningDataModule):
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
-    def _samples(self, name: str, loader: str, stage: str) -> Samples:
+    def _samples(self, name: str, loader: str, made: Callable[[], object], stage: str) -> Samples:
         if name not in self._sets:
             self.setup(stage)
-            single = _single(getattr(self.data, loader)(), loader, self.data)
-            self._sets[name] = Samples(single, f"{type(self.data).__name__}.{loader}")
+            given = _single(made(), loader, self.data)
+            self._sets[name] = Samples(given, f"{type(self.data).__name__}.{loader}")
         return self._sets[name]
 
     def _has(self, loader: str) -> bool:
-        return getattr(type(self.data), loader) is not getattr(L.LightningDataModule, loader)
+        return is_overridden(loader, self.data)
 
 
-def data_as_written(data: Any) -> Any:
+def data_as_written(data: object) -> object:
     """Returns the user's own data module, without the adapter around it."""
     return data.data if isinstance(data, AdaptedData) else data
 
 
-def serves_attribution(data: Any) -> bool:
+def serves_attribution(data: object) -> bool:
     """Returns whether a data module offers by itself everything the commands need."""
-    return all(hasattr(type(data), name) for name in ("fingerprint", "test_batch", "train_set", "test_set"))
+    return isinstance(data, AttributionData)
 
 
-def _single(loader: Any, name: str, data: Any) -> DataLoader:
+def _single(loader: object, name: str, data: object) -> DataLoader[Batch]:
     if isinstance(loader, (list, tuple)) and len(loader) == 1:
         loader = loader[0]
     if not isinstance(loader, DataLoader):

@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sized
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Protocol, TypeVar, runtime_checkable
 
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class BatchSet(Protocol):
+    """Protocol of data sets of known length that return whole batches, as dicts of tensors."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, rows: Sequence[int], /) -> dict[str, Tensor]: ...
 
 
 def loader_of(
-    data: Dataset[dict[str, Tensor]], batch_size: int, num_workers: int, shuffle: bool = False
+    data: BatchSet, batch_size: int, num_workers: int, shuffle: bool = False
 ) -> DataLoader[dict[str, Tensor]]:
-    """Returns a loader of the batches of `data.__getitems__`, uncopied; the batch size is at most the set's size."""
+    """Returns a loader of the batches of `data.__getitems__`, uncopied; a full batch is never shuffled."""
+    n = len(data)
     return DataLoader(
-        data,
-        batch_size=min(batch_size, len(cast(Sized, data))),
-        shuffle=shuffle,
+        data,  # type: ignore[arg-type]  # torch asks for a Dataset and takes whatever has a length and items
+        batch_size=min(batch_size, n),
+        shuffle=shuffle and batch_size < n,
         num_workers=num_workers,
         collate_fn=_unchanged,
         persistent_workers=num_workers > 0,
     )
 
 
-def _unchanged(batch: Any) -> Any:
+def _unchanged(batch: T) -> T:
     """Returns the batch, which the data set has already collated; a named function can be sent to worker processes."""
     return batch
 

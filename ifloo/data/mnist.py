@@ -3,44 +3,23 @@
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, get_args
 
-import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ifloo.data.digits import DigitSet, Dtype, flipped
 from ifloo.data.download import MIRRORS, download
-from ifloo.data.loading import loader_of, log_on_rank_zero
-from ifloo.data.source import FULL, FourFiles, Source, SourceSetting, Taken, embedded, full, missing
+from ifloo.data.loaded import Content, LoadedDataModule
+from ifloo.data.loading import log_on_rank_zero
+from ifloo.data.source import FULL, FourFiles, Source, SourceSetting, embedded, full, missing
 from ifloo.errors import InputError, WorkError
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Content:
-    """Data read by `setup`.
-
-    Attributes:
-        source: Source of the digits.
-        train: Training images in use.
-        test: Test images in use.
-        test_available: Number of test images before `test_limit`.
-        corrupted_ids: Training ids whose label was flipped on purpose.
-    """
-
-    source: Source
-    train: DigitSet
-    test: DigitSet
-    test_available: int
-    corrupted_ids: tuple[int, ...]
-
-
-class MNISTDataModule(L.LightningDataModule):
+class MNISTDataModule(LoadedDataModule[DigitSet]):
     """Handwritten digits as dict batches {"x": [b, 784], "labels": [b], "idx": [b]}; idx is the position in the file.
 
     Args:
@@ -95,10 +74,9 @@ class MNISTDataModule(L.LightningDataModule):
         _at_least("num_workers", num_workers, 0)
         self.save_hyperparameters()
         self._root = Path(root)
-        self._content: _Content | None = None
         self._how_full = f"the files are in {self._root}"
         self._why_not_full = f"the files are not in {self._root}"
-        self._fingerprint: str | None = None
+        self._test_available = 0  # before test_limit
 
     def prepare_data(self) -> None:
         """Downloads the files that `root` lacks (Lightning calls this in one process per node).
@@ -121,63 +99,6 @@ class MNISTDataModule(L.LightningDataModule):
                 ) from error
             self._why_not_full += "; " + str(error).splitlines()[0].rstrip(".")
 
-    def setup(self, stage: str | None = None) -> None:
-        """Chooses the source and reads it; only the first call does any work."""
-        if self._content is not None:
-            return
-        if self.trainer is None:  # without a Trainer, prepare_data has not been called yet
-            self.prepare_data()
-        source = self._choose()
-        train_images, train_labels, test_images, test_labels = source.read()
-        labels, flipped_ids = self._corrupted(train_labels)
-        self._content = _Content(
-            source,
-            self._digits(train_images, labels, "train", source, train_labels),
-            self._digits(test_images, test_labels, "test", source, test_labels),
-            test_available=len(test_images),
-            corrupted_ids=tuple(flipped_ids),
-        )
-        setting = self.hparams["source"]
-        self.hparams["source"] = source.taken  # so that a checkpoint records the data the model was trained on
-        fell_back = setting == "auto" and source.taken == "embedded"
-        log_on_rank_zero(
-            _log,
-            logging.WARNING if fell_back else logging.INFO,
-            f"MNIST: {len(self.train_set)} training and {len(self.test_set)} test images of the {source.taken} digits "
-            f"(source {setting}: {source.reason}){self._flips_note(len(flipped_ids))}",
-        )
-
-    @property
-    def train_set(self) -> DigitSet:
-        return self._loaded().train
-
-    @property
-    def test_set(self) -> DigitSet:
-        return self._loaded().test
-
-    @property
-    def source_taken(self) -> Taken:
-        return self._loaded().source.taken
-
-    @property
-    def source_reason(self) -> str:
-        return self._loaded().source.reason
-
-    @property
-    def corrupted_ids(self) -> tuple[int, ...]:
-        """Training ids whose label was flipped on purpose, in order."""
-        return self._loaded().corrupted_ids
-
-    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        mini_batches = self.hparams["batch_size"] < len(self.train_set)
-        return self._loader(self.train_set, shuffle=self.hparams["shuffle"] and mini_batches)
-
-    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return self._loader(self.test_set)
-
-    def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return self._loader(self.test_set)
-
     def test_batch(self, ids: Sequence[int]) -> dict[str, Tensor]:
         """Returns the test images with these ids, in this order.
 
@@ -189,18 +110,43 @@ class MNISTDataModule(L.LightningDataModule):
                 raise InputError(self._no_such_test_id(id_))
         return self.test_set.__getitems__(self.test_set.rows(ids))
 
-    def fingerprint(self) -> str:
-        """Returns the SHA-256 of the training data except their dtype: pixels, labels, ids, normalisation.
+    def _read(self) -> Content[DigitSet]:
+        """Chooses the source and reads it."""
+        if self.trainer is None:  # without a Trainer, prepare_data has not been called yet
+            self.prepare_data()
+        source = self._choose()
+        train_images, train_labels, test_images, test_labels = source.read()
+        labels, flipped_ids = self._corrupted(train_labels)
+        self._test_available = len(test_images)
+        return Content(
+            self._digits(train_images, labels, "train", source, train_labels),
+            self._digits(test_images, test_labels, "test", source, test_labels),
+            source.taken,
+            source.reason,
+            tuple(flipped_ids),
+        )
+
+    def _report(self) -> None:
+        setting, taken = self.hparams["source"], self.source_taken
+        self.hparams["source"] = taken  # so that a checkpoint records the data the model was trained on
+        fell_back = setting == "auto" and taken == "embedded"
+        log_on_rank_zero(
+            _log,
+            logging.WARNING if fell_back else logging.INFO,
+            f"MNIST: {len(self.train_set)} training and {len(self.test_set)} test images of the {taken} digits "
+            f"(source {setting}: {self.source_reason}){self._flips_note(len(self.corrupted_ids))}",
+        )
+
+    def _digest(self) -> str:
+        """Returns the SHA-256 of pixels, labels, ids and normalisation.
 
         An id refers to the same test image in either source, so the test images need no fingerprint.
         """
-        if self._fingerprint is None:
-            train = self.train_set
-            digest = hashlib.sha256(f"{tuple(train.images.shape)} normalize={self.hparams['normalize']}".encode())
-            for column in (train.images, train.labels, train.ids):
-                digest.update(column.contiguous().numpy().data)
-            self._fingerprint = digest.hexdigest()
-        return self._fingerprint
+        train = self.train_set
+        digest = hashlib.sha256(f"{tuple(train.images.shape)} normalize={self.hparams['normalize']}".encode())
+        for column in (train.images, train.labels, train.ids):
+            digest.update(column.contiguous().numpy().data)
+        return digest.hexdigest()
 
     def _choose(self) -> Source:
         setting: SourceSetting = self.hparams["source"]
@@ -244,18 +190,10 @@ class MNISTDataModule(L.LightningDataModule):
             true_labels=true_labels[:limit],
         )
 
-    def _loader(self, digits: DigitSet, shuffle: bool = False) -> DataLoader[dict[str, Tensor]]:
-        return loader_of(digits, self.hparams["batch_size"], self.hparams["num_workers"], shuffle)
-
-    def _loaded(self) -> _Content:
-        if self._content is None:
-            raise WorkError("MNISTDataModule holds no data yet.\n  Call its setup() first (a Trainer does).")
-        return self._content
-
     def _no_such_test_id(self, id_: int) -> str:
         used = len(self.test_set)
         steps = ["Choose another id"]
-        if used <= id_ < self._loaded().test_available:
+        if used <= id_ < self._test_available:
             steps.append(f"raise test_limit to {id_ + 1} or more (it is {self.hparams['test_limit']})")
         elif used <= id_ < FULL_TEST_IMAGES and self.source_taken == "embedded":
             steps.append(f"take the full files (source: full), which hold ids 0..{FULL_TEST_IMAGES - 1}")

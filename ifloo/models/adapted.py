@@ -8,25 +8,33 @@ must keep the names of the user's parameters, and `self.log` in the user's steps
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, NoReturn
 
 import lightning as L
 import torch
 from jaxtyping import Float
+from lightning.fabric.utilities.data import AttributeDict
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.nn.modules.module import _IncompatibleKeys
 
 from ifloo.errors import InputError
 from ifloo.models.decay import COUPLED, decoupled
 from ifloo.models.module import SampleLossModule
-from ifloo.objective.batches import Batch, batch_size, tensors_of
+from ifloo.objective.batches import Batch, batch_size, tensors_of, with_items
 from ifloo.objective.functional import silenced
 
-SampleLossFunction = Callable[[Any, Batch], Tensor]  # (the user's module, a batch) -> [b], nats
-PenaltyFunction = Callable[[Any], Tensor]  # the user's module -> [], nats
+# Functions of the user's own types.
+SampleLossFunction = Callable[..., Tensor]  # (the user's module, a batch) -> [b], nats
+PenaltyFunction = Callable[..., Tensor]  # the user's module -> [], nats
 
-_OURS = frozenset({"training_step", "configure_optimizers", "on_train_start", "state_dict", "load_state_dict"})
+_OURS = frozenset(
+    {
+        *("training_step", "configure_optimizers", "on_train_start"),
+        *("state_dict", "load_state_dict", "load_from_checkpoint"),
+    }
+)
 
 
 class Adapted(SampleLossModule):
@@ -71,15 +79,11 @@ class Adapted(SampleLossModule):
             _refuse_without_step(model)
         self.model = model
         self.losses, self.own_penalty, self.l2, self.still = sample_losses, penalty, l2, still
+        self.one_by_one = sample_losses is None
         # Recorded here because in a functional call the tensors that replace parameters may lack requires_grad.
         self._trainable = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
         for name in _overridden(model):
-            self.__dict__[name] = getattr(model, name)
-
-    @property
-    def one_by_one(self) -> bool:
-        """Whether layers see one sample at a time, under vmap."""
-        return self.losses is None
+            setattr(self, name, getattr(model, name))
 
     def sample_losses(self, batch: Batch) -> Float[Tensor, " b"]:
         """Computes ℓ of each sample, nats.
@@ -102,7 +106,7 @@ class Adapted(SampleLossModule):
         own = self.own_penalty(self.model) if self.own_penalty else 0.0
         return 0.5 * self.l2 * squares + own
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> Any:  # whatever form the module has: Lightning takes more than its type says
         if self.still:
             return torch.optim.SGD(self.model.parameters(), lr=0.0)
         return self.model.configure_optimizers()
@@ -121,51 +125,55 @@ class Adapted(SampleLossModule):
                         group["weight_decay"] = 0.0
         super().on_train_start()
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # of many forms
         """Returns the state dict of the wrapped module, so that checkpoints are checkpoints of that module."""
         return self.model.state_dict(*args, **kwargs)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> _IncompatibleKeys:
         """Loads weights into the wrapped module, which is converted to float64 if the weights are float64."""
         # A Trainer with precision 64-true does not record the precision in the module.
         if any(isinstance(v, Tensor) and v.dtype is torch.float64 for v in state_dict.values()):
             self.model.to(torch.float64)
-        return self.model.load_state_dict(state_dict, *args, **kwargs)
+        found: _IncompatibleKeys = self.model.load_state_dict(state_dict, strict, assign)
+        return found
 
     @property
-    def hparams(self) -> Any:
+    def hparams(self) -> AttributeDict | MutableMapping[str, object]:
         return self.model.hparams
 
     @property
-    def hparams_initial(self) -> Any:
+    def hparams_initial(self) -> AttributeDict:
         return self.model.hparams_initial
 
     @property
     def _current_fx_name(self) -> str | None:
         """Name of the running hook, which Lightning sets for `self.log`; forwarded because the wrapped module logs."""
-        return getattr(self._modules.get("model"), "_current_fx_name", None)
+        model = self._modules.get("model")
+        return model._current_fx_name if isinstance(model, L.LightningModule) else None
 
     @_current_fx_name.setter
     def _current_fx_name(self, name: str | None) -> None:
-        if (model := self._modules.get("model")) is not None:
-            model._current_fx_name = name  # type: ignore[assignment]
+        if isinstance(model := self._modules.get("model"), L.LightningModule):
+            model._current_fx_name = name
 
 
-def as_written(module: Any) -> Any:
+def as_written(module: L.LightningModule) -> L.LightningModule:
     """Returns the user's own module, without the adapter around it."""
     return module.model if isinstance(module, Adapted) else module
 
 
-def run_step(model: L.LightningModule, batch: Batch) -> Any:
+def run_step(model: L.LightningModule, batch: Batch) -> object:
     """Calls a module's `training_step`, with batch index 0 if it takes one."""
-    step: Any = model.training_step
+    step: Callable[..., object] = model.training_step
     return step(batch, 0) if len(inspect.signature(step).parameters) > 1 else step(batch)
 
 
 def _overridden(model: L.LightningModule) -> list[str]:
     """Lists the hooks and steps of LightningModule that the module's class overrides."""
-    public = [n for n in dir(L.LightningModule) if not n.startswith("_") and n not in _OURS]
-    functions = [n for n in public if inspect.isfunction(inspect.getattr_static(L.LightningModule, n))]
+    public = {n for n in dir(L.LightningModule) if not n.startswith("_") and n not in _OURS}
+    functions = [n for n, _ in inspect.getmembers(L.LightningModule, inspect.isfunction) if n in public]
     nn_own = {n for n in dir(nn.Module) if n != "forward"}
     return [
         n for n in functions if n not in nn_own and getattr(type(model), n, None) is not getattr(L.LightningModule, n)
@@ -195,7 +203,7 @@ def _sample(batch: Batch, parts: Iterator[Tensor], b: int) -> Batch:
         if len(batch) == b and next(tensors_of(batch), None) is None:
             return _NoTensor(type(batch[0]).__name__)
         items = [_sample(v, parts, b) for v in batch]
-        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+        return with_items(batch, items)
     return batch
 
 
@@ -205,7 +213,7 @@ class _NoTensor:
     def __init__(self, kind: str) -> None:
         self._kind = kind
 
-    def _read(self, *_: Any) -> NoReturn:
+    def _read(self, *_: object) -> NoReturn:
         raise InputError(
             f"training_step reads a part of the batch that is not a tensor (a list of {self._kind}), but single "
             "samples are passed to it as tensors only.\n"
@@ -219,7 +227,7 @@ class _NoTensor:
         self._read()
 
 
-def _loss(model: L.LightningModule, out: Any) -> Float[Tensor, ""]:
+def _loss(model: L.LightningModule, out: object) -> Float[Tensor, ""]:
     loss = out.get("loss") if isinstance(out, Mapping) else out
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 
 from ifloo.errors import InputError
@@ -47,16 +48,16 @@ class Descent:
         """
         if not 0 < self.lr < float("inf"):
             raise InputError(f"lr must be a finite number > 0, got {self.lr}.")
-        for name in ("warmup", "final_lr"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} must be a share from 0 to 1, got {getattr(self, name)}.")
+        for name, share in (("warmup", self.warmup), ("final_lr", self.final_lr)):
+            if not 0 <= share <= 1:
+                raise InputError(f"{name} must be a share from 0 to 1, got {share}.")
         if self.weight_decay and self.optimizer != "adamw":
             raise InputError(
                 f"weight_decay = {self.weight_decay:g} with optimizer {self.optimizer} would be a penalty that J does "
                 "not contain.\n  Give it as l2_reg, or use optimizer adamw, whose decay is a part of its step."
             )
 
-    def over(self, parameters: Iterable[nn.Parameter], steps: int | float) -> dict[str, Any]:
+    def over(self, parameters: Iterable[nn.Parameter], steps: int | float) -> OptimizerLRSchedulerConfig:
         """Returns optimizer and schedule of a fit of `steps` steps, in the form Lightning takes.
 
         Raises:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -11,13 +12,16 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ifloo.errors import InputError
 from ifloo.models.module import SampleLossModule
-from ifloo.objective.batches import Batch
+from ifloo.params import DTYPES
 
 OptimizerName = Literal["lbfgs", "sgd", "adamw"]
 STEP_SIZE: dict[str, float] = {"lbfgs": 1.0, "sgd": 0.1, "adamw": 1e-3}
 
 
-class LogisticRegression(SampleLossModule):
+Labelled: TypeAlias = Mapping[str, Tensor] | Sequence[Tensor]
+
+
+class LogisticRegression(SampleLossModule[Labelled]):
     """ℓ_i = cross-entropy of softmax(W x_i + b), R = ½ λ (‖W‖² + ‖b‖²), as in Koh & Liang 2017, section 4.
 
     Batches are dicts `{"x", "labels"}` or tuples `(x, y, ...)`.
@@ -58,27 +62,29 @@ class LogisticRegression(SampleLossModule):
         if not 0 <= l2_reg < float("inf"):
             raise InputError(f"l2_reg must be a finite number >= 0, got {l2_reg}.")
         self.save_hyperparameters()
-        self.linear = nn.Linear(num_features, num_classes, bias=bias, dtype=getattr(torch, dtype))
+        self.linear = nn.Linear(num_features, num_classes, bias=bias, dtype=DTYPES[dtype])
         for parameter in self.linear.parameters():
             nn.init.zeros_(parameter)
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
 
-    def outputs(self, batch: Batch) -> Float[Tensor, "b c"]:
+    def outputs(self, batch: Labelled) -> Float[Tensor, "b c"]:
         """Computes the logits."""
         x, _ = _inputs_and_labels(batch)
-        return self.linear(x.flatten(1).to(self.linear.weight.dtype))
+        logits: Tensor = self.linear(x.flatten(1).to(self.linear.weight.dtype))
+        return logits
 
-    def output_losses(self, outputs: Float[Tensor, "b c"], batch: Batch) -> Float[Tensor, " b"]:
+    def output_losses(self, outputs: Float[Tensor, "b c"], batch: Labelled) -> Float[Tensor, " b"]:
         """Computes the cross-entropy of each row, nats."""
         _, labels = _inputs_and_labels(batch)
         return nn.functional.cross_entropy(outputs, labels.long(), reduction="none")
 
-    def sample_losses(self, batch: Batch) -> Float[Tensor, " b"]:
+    def sample_losses(self, batch: Labelled) -> Float[Tensor, " b"]:
         return self.output_losses(self.outputs(batch), batch)
 
     def penalty(self) -> Float[Tensor, ""]:
         squares = [p.square().sum() for p in self.linear.parameters()]
-        return 0.5 * self.hparams["l2_reg"] * torch.stack(squares).sum()
+        strength: float = self.hparams["l2_reg"]
+        return 0.5 * strength * torch.stack(squares).sum()
 
     def strong_convexity(self) -> float | None:
         return self.hparams["l2_reg"] or None
@@ -101,21 +107,21 @@ class LogisticRegression(SampleLossModule):
             return torch.optim.SGD(self.parameters(), lr=lr, momentum=own["momentum"], weight_decay=0.0)
         return torch.optim.AdamW(self.parameters(), lr=lr, weight_decay=0.0)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Labelled, batch_idx: int) -> None:
         self._evaluate(batch, "val")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Labelled, batch_idx: int) -> None:
         self._evaluate(batch, "test")
 
-    def _evaluate(self, batch: Batch, stage: str) -> None:
+    def _evaluate(self, batch: Labelled, stage: str) -> None:
         logits, labels = self.outputs(batch), _inputs_and_labels(batch)[1]
         self.accuracy(logits, labels)
         self.log(f"{stage}/accuracy", self.accuracy, on_epoch=True, batch_size=len(labels))
         self.log(f"{stage}/loss", self.output_losses(logits, batch).mean(), on_epoch=True, batch_size=len(labels))
 
 
-def _inputs_and_labels(batch: Batch) -> tuple[Tensor, Tensor]:
-    if isinstance(batch, dict):
+def _inputs_and_labels(batch: Labelled) -> tuple[Tensor, Tensor]:
+    if isinstance(batch, Mapping):
         return batch["x"], batch["labels"]
     x, labels, *_ = batch
     return x, labels

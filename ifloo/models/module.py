@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Any, final
+from typing import Protocol, final, runtime_checkable
 
 import lightning as L
 import torch
@@ -12,15 +11,31 @@ from torch import Tensor
 
 from ifloo.errors import InputError
 from ifloo.models.decay import decoupled
+from ifloo.models.fit_settings import FitSettings
 from ifloo.objective.batches import Batch, as_made, batch_size, sample_ids
+from ifloo.objective.protocol import BatchT_contra, ModelContract
 from ifloo.objective.weights import SampleWeights
 
 
-class SampleLossModule(L.LightningModule, ABC):
+@runtime_checkable
+class RecordsSteps(Protocol):
+    """A callback that repeats or records each optimizer step.
+
+    Attributes:
+        records_steps: Whether it does; decoupled weight decay is then part of the step, and allowed.
+    """
+
+    records_steps: bool
+
+
+class SampleLossModule(L.LightningModule, ModelContract[BatchT_contra]):
     """A LightningModule that states ℓ_i and R separately, so that J(θ; w) is known and every sample has a weight.
 
     `training_step` is final: mean of w[id] · ℓ + R. The penalty belongs in `penalty`, not in the optimizer: otherwise
     the curvature is that of another function than the one trained.
+
+    The optional members of the contract, such as `strong_convexity`, have the defaults of `ModelContract`. A class may
+    name the form of its batches: `class MyModel(SampleLossModule[dict[str, Tensor]])`.
 
     Attributes:
         sample_weights: Weights w by sample id; all 1 unless a refit sets them.
@@ -38,29 +53,16 @@ class SampleLossModule(L.LightningModule, ABC):
             InputError: If the subclass defines `training_step`.
         """
         super().__init_subclass__()
-        if "training_step" in cls.__dict__:
+        if cls.training_step is not SampleLossModule.training_step:
             raise InputError(
                 f"{cls.__name__} defines training_step, which is final: mean of w * sample_losses + penalty.\n"
                 "  State the loss in sample_losses and penalty; scores and refits are of the function they make up."
             )
 
-    @abstractmethod
-    def sample_losses(self, batch: Batch) -> Float[Tensor, " b"]:
-        """Computes ℓ of each sample of the batch, nats, unreduced, without the penalty."""
-
-    @abstractmethod
-    def penalty(self) -> Float[Tensor, ""]:
-        """Computes the penalty R(θ), e.g. ½λ‖θ‖², a scalar tensor, nats; return `zeros(())` if there is none."""
-
-    def strong_convexity(self) -> float | None:
-        """Returns a known μ > 0 with ∇²J ⪰ μI everywhere, for error bounds; None if no such μ is known."""
-        return None
-
     @final
     def training_step(self, batch: Batch, _: int) -> Float[Tensor, ""]:
-        ids, batch = sample_ids(batch), as_made(batch)
-        losses = self.sample_losses(batch)
-        loss = (self._weights_of(ids, batch, losses) * losses).mean() + self.penalty()
+        losses: Tensor = self.sample_losses(as_made(batch))
+        loss = (self._weights_of(sample_ids(batch), as_made(batch), losses) * losses).mean() + self.penalty()
         if self._trainer is not None and self.trainer.logger is not None:
             self.log("J_batch", loss.detach(), prog_bar=True, batch_size=len(losses))
         return loss
@@ -74,8 +76,8 @@ class SampleLossModule(L.LightningModule, ABC):
                 are recorded.
         """
         if any(isinstance(o, torch.optim.LBFGS) for o in self.trainer.optimizers):
-            _refuse_for_lbfgs(self.trainer)
-        recorded = any(getattr(callback, "records_steps", False) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+            refuse_for_lbfgs(FitSettings.of(self.trainer))
+        recorded = any(isinstance(c, RecordsSteps) and c.records_steps for c in callbacks_of(self.trainer))
         decays = [
             g["weight_decay"]
             for o in self.trainer.optimizers
@@ -103,13 +105,24 @@ class SampleLossModule(L.LightningModule, ABC):
         return self.sample_weights.of(ids, losses.dtype)
 
 
-def _refuse_for_lbfgs(trainer: L.Trainer) -> None:
-    unsuitable: dict[str, Any] = {
-        f"{trainer.num_training_batches} batches an epoch (batch_size < n)": trainer.num_training_batches != 1,
-        f"accumulate_grad_batches = {trainer.accumulate_grad_batches}": trainer.accumulate_grad_batches != 1,
+def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
+    """Returns the callbacks of a Trainer, in a list that can be added to."""
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it undeclared
+    return callbacks
+
+
+def refuse_for_lbfgs(settings: FitSettings) -> None:
+    """Refuses settings under which L-BFGS does not minimise one fixed function.
+
+    Raises:
+        InputError: If the fit has mini-batches, accumulation, clipping or reduced precision.
+    """
+    unsuitable: dict[str, bool] = {
+        f"{settings.batches} batches an epoch (batch_size < n)": settings.batches != 1,
+        f"accumulate_grad_batches = {settings.accumulate_grad_batches}": settings.accumulate_grad_batches != 1,
         # 1 or 1.0: Lightning takes both
-        f"gradient_clip_val = {trainer.gradient_clip_val or 0:g}": bool(trainer.gradient_clip_val),
-        f"precision = {trainer.precision}": str(trainer.precision) not in ("32-true", "64-true"),
+        f"gradient_clip_val = {settings.gradient_clip_val or 0:g}": bool(settings.gradient_clip_val),
+        f"precision = {settings.precision}": settings.reduced,
     }
     found = [setting for setting, refused in unsuitable.items() if refused]
     if found:

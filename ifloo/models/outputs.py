@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+import lightning as L
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,8 +13,9 @@ from ifloo.models.adapted import Adapted
 from ifloo.objective.batches import Batch
 from ifloo.objective.functional import silenced
 
-OutputsFunction = Callable[[Any, Batch], Tensor]  # (the user's module, a batch) -> [b, ...]
-OutputLossesFunction = Callable[[Tensor, Batch], Tensor]  # (outputs, a batch) -> [b], nats
+# Functions of the user's own types.
+OutputsFunction = Callable[..., Tensor]  # (the user's module, a batch) -> [b, ...]
+OutputLossesFunction = Callable[..., Tensor]  # (outputs, a batch) -> [b], nats
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class LossesOfOutputs:
     outputs: OutputsFunction
     losses: OutputLossesFunction
 
-    def __call__(self, model: Any, batch: Batch) -> Tensor:
+    def __call__(self, model: L.LightningModule, batch: Batch) -> Tensor:
         return self.losses(self.outputs(model, batch), batch)
 
 

@@ -39,7 +39,8 @@ class PatchEmbedding(nn.Module):
         p = self.patch_size
         patches = pixels.reshape(b, m, c, h // p, p, w // p, p).permute(0, 1, 3, 5, 2, 4, 6)
         groups = patches.reshape(b, m, self.num_tokens, -1)
-        return self.second(F.gelu(self.first(groups))) + self.position
+        tokens: Tensor = self.second(F.gelu(self.first(groups)))
+        return tokens + self.position
 
 
 class Attention(nn.Module):
@@ -69,10 +70,12 @@ class Attention(nn.Module):
             q, k = _unit_rms(q), _unit_rms(k)
         logits = (q / math.sqrt(q.shape[-1])) @ k.mT
         weights = logits.masked_fill(~visible, -torch.inf).softmax(-1)
-        return self.out((weights @ v).transpose(1, 2).flatten(2))
+        read: Tensor = self.out((weights @ v).transpose(1, 2).flatten(2))
+        return read
 
     def _heads(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b heads s e"]:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        heads: Tensor = x.unflatten(-1, (self.num_heads, -1))
+        return heads.transpose(1, 2)
 
 
 def _unit_rms(x: Tensor) -> Tensor:
@@ -98,7 +101,8 @@ class Block(nn.Module):
             x = x + self.dropout(self.attention(normed, visible))
         else:
             x = rows_at(x, queries) + self.dropout(self.attention(normed, visible, rows_at(normed, queries)))
-        return x + self.dropout(self.down(F.gelu(self.up(self.norm_mlp(x)))))
+        added: Tensor = self.dropout(self.down(F.gelu(self.up(self.norm_mlp(x)))))
+        return x + added
 
 
 def rows_at(x: Shaped[Tensor, "b s *d"], positions: Int[Tensor, "b a"]) -> Shaped[Tensor, "b a *d"]:
@@ -126,4 +130,5 @@ class Transformer(nn.Module):
         for block in first:
             x = block(x, visible.unsqueeze(1))
         seen = visible if queries is None else rows_at(visible, queries)
-        return self.norm(last(x, seen.unsqueeze(1), queries))
+        stream: Tensor = self.norm(last(x, seen.unsqueeze(1), queries))
+        return stream

@@ -4,10 +4,11 @@ from ifloo.objective.batches import Batch, Identified, Subsample, TrainingData, 
 from ifloo.objective.diagnosis import diagnose
 from ifloo.objective.findings import Finding, Weight
 from ifloo.objective.functional import FunctionalLosses, differentiable_kernels, scoring
+from ifloo.objective.ids import query_ids
 from ifloo.objective.loaders import sequential
 from ifloo.objective.objective import Objective
 from ifloo.objective.preflight import Stationarity, preflight
-from ifloo.objective.protocol import OutputLosses, SampleLosses
+from ifloo.objective.protocol import ModelContract, OutputLosses, SampleLosses, Speaker, contract_of
 from ifloo.objective.weights import Removal, SampleWeights
 
 __all__ = [
@@ -15,20 +16,24 @@ __all__ = [
     "Finding",
     "FunctionalLosses",
     "Identified",
+    "ModelContract",
     "Objective",
     "OutputLosses",
     "Removal",
     "SampleLosses",
     "SampleWeights",
+    "Speaker",
     "Stationarity",
     "Subsample",
     "TrainingData",
     "Weight",
     "batch_size",
+    "contract_of",
     "diagnose",
     "differentiable_kernels",
     "moved",
     "preflight",
+    "query_ids",
     "sample_ids",
     "scoring",
     "sequential",

@@ -15,8 +15,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ifloo.errors import InputError
+from ifloo.progress import OnProgress, no_progress
 
-Batch: TypeAlias = Any  # a dict, tuple or list of tensors, nested as the model likes
+# A dict, tuple or list of tensors, nested as the model likes: only the functions of this file look inside.
+Batch: TypeAlias = object
 ID_KEYS = ("idx", "sample_index")
 
 
@@ -27,21 +29,29 @@ class Identified(NamedTuple):
     positions: Int[Tensor, " b"]
 
 
-def as_made(batch: Batch) -> Batch:
+def as_made(batch: Batch) -> Any:  # of the model's own type, which its methods name
     """The batch as its loader made it, and a model expects it."""
     return batch.batch if isinstance(batch, Identified) else batch
 
 
-def map_tensors(function: Callable[[Tensor], Any], batch: Batch) -> Batch:
+@runtime_checkable
+class _NamedTuple(Protocol):
+    def _make(self, items: Iterable[object], /) -> tuple[object, ...]: ...
+
+
+def with_items(like: Sequence[object], items: Iterable[object]) -> Sequence[object]:
+    """A list, tuple or named tuple of the type of `like`, of other items."""
+    return like._make(items) if isinstance(like, _NamedTuple) else type(like)(items)  # type: ignore[call-arg]
+
+
+def map_tensors(function: Callable[[Tensor], object], batch: Batch) -> Batch:
     """The batch with `function` applied to each tensor; everything else is passed on."""
     if isinstance(batch, Tensor):
         return function(batch)
     if isinstance(batch, Mapping):
         return {k: map_tensors(function, v) for k, v in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(map_tensors(function, v) for v in batch))
     if isinstance(batch, (tuple, list)):
-        return type(batch)(map_tensors(function, v) for v in batch)
+        return with_items(batch, (map_tensors(function, v) for v in batch))
     return batch
 
 
@@ -92,24 +102,49 @@ def rows(batch: Batch, index: slice | Int[Tensor, " b"]) -> Batch:
     return map_tensors(lambda x: x[index] if x.ndim else x, batch)
 
 
-def joined(batches: Sequence[Batch]) -> Batch:
+def joined(batches: Sequence[Any]) -> Batch:
     """One batch of several alike."""
     first = batches[0]
     if isinstance(first, Tensor):
         return torch.cat(list(batches)) if first.ndim else first
     if isinstance(first, Mapping):
         return {k: joined([b[k] for b in batches]) for k in first}
-    if isinstance(first, tuple) and hasattr(first, "_fields"):
-        return type(first)(*(joined(items) for items in zip(*batches, strict=True)))
     if isinstance(first, (tuple, list)):
-        return type(first)(joined(items) for items in zip(*batches, strict=True))
+        return with_items(first, (joined(items) for items in zip(*batches, strict=True)))
     return first
 
 
-def fetched(dataset: Any, positions: Sequence[int]) -> Any:
+def concatenate_chunks(chunks: Iterable[Tensor], n: int, tick: OnProgress = no_progress) -> Tensor:
+    """Joins chunks of samples along their last dimension; `tick` gets how many of the n are done."""
+    parts, done = [], 0
+    for chunk in chunks:
+        parts.append(chunk)
+        done += chunk.shape[-1]
+        tick(done, n)
+    return torch.cat(parts, -1)
+
+
+@runtime_checkable
+class MapDataset(Protocol):
+    """What torch calls a map-style dataset: a length, and samples by their positions."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int, /) -> object: ...
+
+
+@runtime_checkable
+class BatchedDataset(Protocol):
+    """A dataset that gives many samples at once, in the form its collate function takes."""
+
+    def __getitems__(self, positions: Sequence[int], /) -> object: ...
+
+
+def fetched(dataset: MapDataset, positions: Sequence[int]) -> object:
     """The samples at these positions as a collate function takes them; at once where the dataset can."""
-    at_once = getattr(dataset, "__getitems__", None)
-    return at_once(positions) if at_once else [dataset[i] for i in positions]
+    if isinstance(dataset, BatchedDataset):
+        return dataset.__getitems__(positions)
+    return [dataset[i] for i in positions]
 
 
 @runtime_checkable

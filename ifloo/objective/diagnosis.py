@@ -8,16 +8,14 @@ mode before the fit is trained like that, and is no finding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import nn
 
-from ifloo.errors import InputError
-from ifloo.objective.findings import Finding, Weight, listed
+from ifloo.errors import InputError, listed
+from ifloo.objective.findings import Finding, Weight
+from ifloo.objective.layers import attention_layers, kinds, mixing_norms, places, random_layers, running_norms
 from ifloo.params import ParamSpace, known_as
-
-RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
 def diagnose(module: nn.Module, parameters: Sequence[str] = ("*",)) -> list[Finding]:
@@ -31,7 +29,7 @@ def diagnose(module: nn.Module, parameters: Sequence[str] = ("*",)) -> list[Find
         *unattributable(module, parameters),
         *batch_statistics(module),
         *running_statistics(module),
-        *random_layers(module),
+        *randomness(module),
         *fused_attention(module),
         *tied_parameters(module),
         *frozen_parameters(module),
@@ -48,20 +46,20 @@ def unattributable(module: nn.Module, parameters: Sequence[str]) -> list[Finding
             if parameter.requires_grad:
                 kind = str(parameter.dtype).removeprefix("torch.")
                 first.setdefault(f"{kind} on {parameter.device}", known_as(module, name))
-        kinds = [f"{name} ({kind})" for kind, name in first.items()]
-        return [Finding.of_error(error, listed(kinds) if len(kinds) > 1 else "attribution.parameters")]
+        mixed = [f"{name} ({kind})" for kind, name in first.items()]
+        return [Finding.of_error(error, listed(mixed) if len(mixed) > 1 else "attribution.parameters")]
     return []
 
 
 def batch_statistics(module: nn.Module) -> list[Finding]:
     """BatchNorm without running statistics: it mixes the samples of a batch in every mode."""
-    found = [(n, m) for n, m in _layers(module, nn.modules.batchnorm._BatchNorm) if m.running_mean is None]
+    found = mixing_norms(module)
     if not found:
         return []
     return [
         Finding(
-            f"{_kinds(found)} without running statistics (track_running_stats=False)",
-            _paths(module, found),
+            f"{kinds(found)} without running statistics (track_running_stats=False)",
+            listed(places(module, found)),
             "The output of a sample depends on the other samples of its batch in evaluation mode too: its loss is not "
             "its own, and scoring stops at this.",
             "Use nn.GroupNorm or nn.LayerNorm, or keep running statistics, and fit again.",
@@ -72,15 +70,13 @@ def batch_statistics(module: nn.Module) -> list[Finding]:
 
 def running_statistics(module: nn.Module) -> list[Finding]:
     """Running statistics: a layer that is one function in training and another while scoring."""
-    found = [
-        (n, m) for n, m in _layers(module, nn.modules.batchnorm._NormBase) if m.training and m.running_mean is not None
-    ]
+    found = running_norms(module)
     if not found:
         return []
     return [
         Finding(
-            f"{_kinds(found)} in training mode",
-            _paths(module, found),
+            f"{kinds(found)} in training mode",
+            listed(places(module, found)),
             "Training normalises by the statistics of the batch (InstanceNorm: of the sample), scoring by the running "
             "ones, held constant: J is then another function than the one trained, |grad J| need not be small at its "
             "end, and what a refit does to the running statistics is no part of the scores.",
@@ -91,30 +87,56 @@ def running_statistics(module: nn.Module) -> list[Finding]:
     ]
 
 
-def random_layers(module: nn.Module) -> list[Finding]:
-    """Dropout that is on in training: as a layer, or inside attention and recurrent layers."""
-    found = [(n, m, p) for n, m in module.named_modules() if m.training and (p := _dropped(m)) > 0]
-    if not found:
-        return []
-    shares = sorted({p for *_, p in found})
-    return [
-        Finding(
-            f"dropout with p = {', '.join(f'{p:g}' for p in shares)}",
-            listed([place(module, n) for n, *_ in found]),
-            "It is off while scoring and on in training: J of the whole network is not what was minimised, so |grad J| "
-            "need not be small at the end of the fit. Refits draw masks of their own: those from scratch do not end "
-            "where the base fit did, and stop at that.",
-            "Set p = 0 and fit again (a penalty regularises as well, and is part of J); else trust the scores as far "
-            "as refits confirm them.",
-            Weight.WARNING,
-        )
-    ]
+def randomness(module: nn.Module) -> list[Finding]:
+    """Layers that draw random numbers: dropout in its several forms, random slopes, random pooling."""
+    found = random_layers(module)
+    dropped = [one for one in found if one.share > 0]
+    findings = [_dropout([one.share for one in dropped], [one.path for one in dropped])] if dropped else []
+    for draws, remedy, always in dict.fromkeys((x.draws, x.remedy, x.in_every_mode) for x in found if x.share == 0):
+        paths = [one.path for one in found if one.draws == draws]
+        findings.append((_always_random if always else _random_in_training)(draws, paths, remedy))
+    return findings
+
+
+def _dropout(shares: Sequence[float], paths: Sequence[str]) -> Finding:
+    return Finding(
+        f"dropout with p = {', '.join(f'{p:g}' for p in sorted(set(shares)))}",
+        listed(paths),
+        "It is off while scoring and on in training: J of the whole network is not what was minimised, so |grad J| "
+        "need not be small at the end of the fit. Refits draw masks of their own: those from scratch do not end "
+        "where the base fit did, and stop at that.",
+        "Set p = 0 and fit again (a penalty regularises as well, and is part of J); else trust the scores as far "
+        "as refits confirm them.",
+        Weight.WARNING,
+    )
+
+
+def _random_in_training(draws: str, paths: Sequence[str], remedy: str) -> Finding:
+    return Finding(
+        f"{draws} drawn at random in training",
+        listed(paths),
+        "They are fixed while scoring: J of the whole network is not what was minimised, so |grad J| need not be small "
+        "at the end of the fit. Refits draw slopes of their own: those from scratch do not end where the base fit did, "
+        "and stop at that.",
+        f"{remedy[0].upper()}{remedy[1:]} and fit again; else trust the scores as far as refits confirm them.",
+        Weight.WARNING,
+    )
+
+
+def _always_random(draws: str, paths: Sequence[str], remedy: str) -> Finding:
+    return Finding(
+        f"{draws} drawn at random in every mode",
+        listed(paths),
+        "The loss of a sample differs from call to call, in evaluation mode too, and scoring stops at this.",
+        f"{remedy[0].upper()}{remedy[1:]} and fit again.",
+        Weight.FATAL,
+    )
 
 
 def fused_attention(module: nn.Module) -> list[Finding]:
     """Layers with fused kernels, which have no second derivative."""
-    found = list(_layers(module, nn.MultiheadAttention))
-    return [attention_note(_kinds(found), _paths(module, found))] if found else []
+    found = attention_layers(module)
+    return [attention_note(kinds(found), listed(places(module, found)))] if found else []
 
 
 def attention_note(what: str, where: str) -> Finding:
@@ -164,39 +186,3 @@ def frozen_parameters(module: nn.Module) -> list[Finding]:
             Weight.NOTE,
         )
     ]
-
-
-def recurrent_layers(module: nn.Module) -> tuple[str, str] | None:
-    """Classes and paths of the layers that `torch.func.vmap` has no rule for; None where there is none."""
-    found = list(_layers(module, RECURRENT))
-    return (_kinds(found), _paths(module, found)) if found else None
-
-
-def _dropped(layer: nn.Module) -> float:
-    """The share p of what a layer drops by itself; dropout layers inside it are layers of their own."""
-    if isinstance(layer, nn.modules.dropout._DropoutNd):
-        return float(layer.p)
-    if isinstance(layer, nn.MultiheadAttention):
-        return float(layer.dropout)
-    if isinstance(layer, nn.RNNBase) and layer.num_layers > 1:  # it drops between its layers
-        return float(layer.dropout)
-    return 0.0
-
-
-def _layers(module: nn.Module, kinds: type | tuple[type, ...]) -> Iterator[tuple[str, Any]]:
-    return ((n, m) for n, m in module.named_modules() if isinstance(m, kinds))
-
-
-def _kinds(found: Sequence[tuple[str, nn.Module]]) -> str:
-    return ", ".join(dict.fromkeys(type(m).__name__ for _, m in found))
-
-
-def _paths(module: nn.Module, found: Sequence[tuple[str, nn.Module]]) -> str:
-    return listed([place(module, n) for n, _ in found])
-
-
-def place(module: nn.Module, path: str) -> str:
-    """Path of a layer as the author of the model knows it; the name of the class where it is the model itself."""
-    prefix = getattr(module, "wraps", "")
-    within = f"{path}.".removeprefix(prefix).rstrip(".")
-    return within or type(module.get_submodule(prefix.rstrip("."))).__name__

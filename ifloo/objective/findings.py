@@ -8,8 +8,6 @@ from enum import Enum
 
 from ifloo.errors import InputError
 
-NAMED = 3  # places named before the rest is counted
-
 
 class Weight(Enum):
     """How heavy a finding is, heaviest first."""
@@ -72,15 +70,3 @@ def heaviest_first(findings: Sequence[Finding]) -> list[Finding]:
     """In the order in which they matter; those of one weight keep theirs."""
     order = list(Weight)
     return sorted(findings, key=lambda one: order.index(one.weight))
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few names, and how many there are."""
-    rest = f", ... ({len(names)} in all)" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + rest
-
-
-def first_sentence(error: Exception) -> str:
-    """The first sentence of what torch says, which may go on for a page."""
-    sentence = f"{str(error).strip()}\n".splitlines()[0].partition(". ")[0].rstrip(".")
-    return sentence or type(error).__name__

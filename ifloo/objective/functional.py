@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, as_made, map_tensors
-from ifloo.objective.protocol import OutputLosses
+from ifloo.objective.protocol import Logs, LogsMany, OutputLosses, contract_of
 from ifloo.params import ParamSpace
 
 
@@ -45,41 +45,68 @@ def scoring(module: nn.Module) -> Generator[None, None, None]:
 @contextmanager
 def silenced(module: nn.Module) -> Generator[None, None, None]:
     """No logging by the module or by those in it: `self.log` fails inside a transform. Restored on leaving."""
-    said = [(m, name) for m in module.modules() for name in ("log", "log_dict") if callable(getattr(m, name, None))]
-    before = {(m, name): m.__dict__.get(name) for m, name in said}
-    for m, name in before:
-        m.__dict__[name] = _no_log
+    with logging_to(module, _no_log, _no_log):
+        yield
+
+
+@contextmanager
+def logging_to(
+    module: nn.Module, log: Callable[..., None], log_dict: Callable[..., None]
+) -> Generator[None, None, None]:
+    """Other functions for `self.log` and `self.log_dict` of the module and of those in it, restored on leaving."""
+    single: list[tuple[Logs, Callable[..., None]]] = [(m, m.log) for m in module.modules() if isinstance(m, Logs)]
+    many: list[tuple[LogsMany, Callable[..., None]]] = [
+        (m, m.log_dict) for m in module.modules() if isinstance(m, LogsMany)
+    ]
+    for one, _ in single:
+        one.log = log
+    for some, _ in many:
+        some.log_dict = log_dict
     try:
         yield
     finally:
-        for (m, name), own in before.items():
-            m.__dict__.pop(name)
-            if own is not None:
-                m.__dict__[name] = own
+        for one, own in single:
+            del one.log
+            if not isinstance(one, Logs) or one.log != own:  # it was of this instance and not of its class
+                one.log = own
+        for some, own in many:
+            del some.log_dict
+            if not isinstance(some, LogsMany) or some.log_dict != own:
+                some.log_dict = own
 
 
-def _no_log(*_: Any, **__: Any) -> None:
+def _no_log(*_: object, **__: object) -> None:
     """Stands in for `self.log`, which fails inside a transform on a module attached to a Trainer."""
 
 
-class _Method(nn.Module):
-    """Makes a method of `module` the forward pass, which is all that functional_call can run."""
+class _Caller(nn.Module):
+    """Makes any function of `module` the forward pass, which is all that functional_call can run."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
-    def forward(self, method: str, *args: Any) -> Tensor:
-        return getattr(self.module, method)(*args)
+    def forward(self, function: Callable[..., Tensor], *args: object) -> Tensor:
+        return function(*args)
 
 
 class FunctionalLosses:
-    """ℓ and R of a module as functions of θ `[p]`; parameters outside `space` stay at the module's values."""
+    """ℓ and R of a module as functions of θ `[p]`; parameters outside `space` stay at the module's values.
+
+    Attributes:
+        module: The module.
+        contract: Its members, with the defaults of those that it does not state.
+        space: The parameters that θ consists of.
+    """
 
     def __init__(self, module: nn.Module, space: ParamSpace) -> None:
-        """Binds a module; its parameters are not touched, neither here nor by a call."""
-        self.module, self.space = module, space
-        self._caller = _Method(module)
+        """Binds a module; its parameters are not touched, neither here nor by a call.
+
+        Raises:
+            InputError: the module has no `sample_losses` or no `penalty`.
+        """
+        self.module, self.space, self.contract = module, space, contract_of(module)
+        self._caller = _Caller(module)
 
     def theta(self) -> Float[Tensor, " p"]:
         """The module's present values, a detached copy."""
@@ -87,7 +114,7 @@ class FunctionalLosses:
 
     def sample_losses(self, theta: Float[Tensor, " p"], batch: Batch) -> Tensor:
         """ℓ of each sample, `[b]`; whether the model keeps to that shape is for `preflight` to say."""
-        return self._call(theta, "sample_losses", as_made(batch))
+        return self._call(theta, self.contract.sample_losses, as_made(batch))
 
     def loss_alone(self, theta: Float[Tensor, " p"], sample: Batch) -> Float[Tensor, ""]:
         """ℓ of one sample, its tensors without their first dimension, as vmap deals them out."""
@@ -95,18 +122,35 @@ class FunctionalLosses:
 
     def step_loss(self, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, ""]:
         """What the training step of an adapted module makes of a whole batch."""
-        return self._call(theta, "step_loss", as_made(batch))
+        return self._call(theta, self.contract.step_loss, as_made(batch))
 
     def penalty(self, theta: Float[Tensor, " p"]) -> Float[Tensor, ""]:
-        return self._call(theta, "penalty")
+        return self._call(theta, self.contract.penalty)
+
+    @property
+    def of_outputs(self) -> OutputLosses:
+        """The module as one that states its outputs.
+
+        Raises:
+            InputError: it does not.
+        """
+        if isinstance(self.module, OutputLosses):
+            return self.module
+        raise InputError(
+            f"Outputs are needed apart from the losses; {type(self.module).__name__} defines no `outputs(batch)` and "
+            "`output_losses(outputs, batch)`.\n  Define both."
+        )
 
     def outputs(self, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, "b ..."]:
-        return self._call(theta, "outputs", as_made(batch))
+        """The outputs z; errors as those of `of_outputs`."""
+        return self._call(theta, self.of_outputs.outputs, as_made(batch))
 
     def output_losses(self, outputs: Float[Tensor, "b ..."], batch: Batch) -> Float[Tensor, " b"]:
-        return cast(OutputLosses, self.module).output_losses(outputs, as_made(batch))
+        """ℓ of each sample from its outputs; errors as those of `of_outputs`."""
+        return self.of_outputs.output_losses(outputs, as_made(batch))
 
-    def _call(self, theta: Tensor, method: str, *args: Any) -> Tensor:
+    def _call(self, theta: Tensor, function: Callable[..., Tensor], *args: object) -> Tensor:
         # The others are constants: attached, each result would drag a graph through them.
         values = {n: p.detach() for n, p in self.module.named_parameters()} | self.space.unflatten(theta)
-        return functional_call(self._caller, {f"module.{n}": v for n, v in values.items()}, (method, *args))
+        result: Tensor = functional_call(self._caller, {f"module.{n}": v for n, v in values.items()}, (function, *args))
+        return result

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -34,7 +35,7 @@ class Objective:
 
     @classmethod
     def of(
-        cls, module: nn.Module, loader: DataLoader, parameters: Sequence[str] = ("*",), batch_size: int = 5000
+        cls, module: nn.Module, loader: DataLoader[Batch], parameters: Sequence[str] = ("*",), batch_size: int = 5000
     ) -> Objective:
         """J of a module that meets the contract (`SampleLosses`), over the dataset of a training loader.
 
@@ -89,4 +90,29 @@ class Objective:
 
     def part_gradient(self, theta: Float[Tensor, " p"], ids: Tensor, batch: Batch) -> Float[Tensor, " p"]:
         """∇ of `part`: the function that Hessian-vector products differentiate once more."""
-        return grad(self.part)(theta, ids, batch)
+        gradient: Tensor = grad(self.part)(theta, ids, batch)
+        return gradient
+
+
+@contextmanager
+def attributed(
+    objective: Objective, theta: Float[Tensor, " p"], patterns: Sequence[str]
+) -> Generator[tuple[Objective, Float[Tensor, " q"]], None, None]:
+    """J and θ̂ with only the parameters that match as θ, those of the objective for `*`.
+
+    The module holds θ̂ meanwhile, so that the parameters left out stay there; its own values come back on leaving.
+
+    Raises:
+        InputError: no parameter matches.
+    """
+    if tuple(patterns) == ("*",):
+        yield objective, theta
+        return
+    losses = objective.losses
+    before = losses.theta()
+    losses.space.write_to(losses.module, theta)
+    try:
+        part = FunctionalLosses(losses.module, ParamSpace.of(losses.module, patterns))
+        yield replace(objective, losses=part), part.theta()
+    finally:
+        losses.space.write_to(losses.module, before)

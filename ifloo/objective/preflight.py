@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vmap
 
-from ifloo.errors import IflooError, InputError
+from ifloo.errors import IflooError, InputError, listed
 from ifloo.objective.batches import Batch, batch_size, rows
-from ifloo.objective.diagnosis import recurrent_layers
 from ifloo.objective.functional import scoring
+from ifloo.objective.layers import kinds, places, recurrent_layers
 from ifloo.objective.objective import Objective
 
 ROWS = 16  # samples looked at one by one
@@ -74,7 +74,7 @@ def _check_whole(objective: Objective, theta: Tensor, few: Batch, losses: Tensor
     Raises:
         InputError: it is not.
     """
-    if not getattr(objective.losses.module, "one_by_one", False):
+    if not objective.losses.contract.one_by_one:
         return
     whole, mean = objective.losses.step_loss(theta, few), losses.mean()
     if (whole - mean).abs() > rounding(mean):
@@ -102,7 +102,8 @@ def _together(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
 
 def _gradients(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
     try:
-        return vmap(grad(objective.losses.loss_alone), in_dims=(None, 0))(theta, few)
+        gradients: Tensor = vmap(grad(objective.losses.loss_alone), in_dims=(None, 0))(theta, few)
+        return gradients
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"The gradient of one sample's loss cannot be computed (torch.func.vmap of grad): {error}\n"
@@ -113,8 +114,9 @@ def _gradients(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
 
 def _suspects(objective: Objective) -> str:
     """A line more where the module has layers that cannot work."""
-    layers = recurrent_layers(objective.losses.module)
-    return f"\n  torch.func has no rule for {layers[0]} ({layers[1]})." if layers else ""
+    module = objective.losses.module
+    layers = recurrent_layers(module)
+    return f"\n  torch.func has no rule for {kinds(layers)} ({listed(places(module, layers))})." if layers else ""
 
 
 def _one_by_one(objective: Objective, theta: Tensor, few: Batch) -> Tensor:

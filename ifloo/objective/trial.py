@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,14 +19,16 @@ from torch import Tensor, nn
 from torch.func import grad, jvp, vjp, vmap
 from torch.overrides import TorchFunctionMode
 
+from ifloo.errors import first_sentence, listed
 from ifloo.objective.batches import Batch
-from ifloo.objective.diagnosis import attention_note, place, recurrent_layers
-from ifloo.objective.findings import Finding, Weight, first_sentence, listed
-from ifloo.objective.functional import FunctionalLosses, scoring
+from ifloo.objective.diagnosis import attention_note
+from ifloo.objective.findings import Finding, Weight
+from ifloo.objective.functional import FunctionalLosses, logging_to, scoring
+from ifloo.objective.layers import is_random, kinds, place, places, recurrent_layers
 from ifloo.objective.randomness import undisturbed
 from ifloo.params import known_as
 
-Run = Callable[[Any, Batch], object]  # (the module, a batch): one forward pass to the loss
+Run = Callable[..., object]  # (the module, a batch): one forward pass to the loss
 
 # Functions that drop at random where `training` is said, and those that draw numbers whatever is said.
 DROPPING = frozenset(
@@ -92,41 +94,52 @@ class Watch(TorchFunctionMode):
                 leave = layer.register_forward_hook(self._leave, always_call=True)
                 stack.callback(enter.remove)
                 stack.callback(leave.remove)
-                if hasattr(layer, "log_dict"):
-                    layer.__dict__.update(log=self._log, log_dict=self._log_dict)
-                    stack.callback(layer.__dict__.pop, "log")
-                    stack.callback(layer.__dict__.pop, "log_dict")
+            stack.enter_context(logging_to(self.module, self._log, self._log_dict))
             stack.enter_context(undisturbed())
             stack.enter_context(self)
             yield
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Collection[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
         """Notes a call before it is made."""
         said, name = kwargs or {}, getattr(func, "__name__", "")
         path, layer = self._within[-1]
         at = f"{place(self.module, path)} ({name})"
-        if name in DROPPING and said.get("training") and said.get("p", 0.5) > 0:
-            if not isinstance(layer, (nn.modules.dropout._DropoutNd, nn.RReLU)):
+        if name in DROPPING and _draws(said):
+            if not is_random(layer):  # which `diagnose` finds without a pass
                 self.dropping.append(at)
         elif name in DRAWING:
             self.drawing.append(at)
         elif name == "scaled_dot_product_attention":
             self.attention.append(at)
+            if said.get("dropout_p", args[4] if len(args) > 4 else 0.0) > 0:
+                self.dropping.append(at)
         elif name == "batch_norm" and said.get("training") and not isinstance(layer, nn.modules.batchnorm._NormBase):
             self.normalising.append(at)
         return func(*args, **said)
 
-    def _enter(self, name: str, layer: nn.Module, _: Any) -> None:
+    def _enter(self, name: str, layer: nn.Module, _: object) -> None:
         self._within.append((name, layer))
 
-    def _leave(self, *_: Any) -> None:
+    def _leave(self, *_: object) -> None:
         self._within.pop()
 
-    def _log(self, name: str, *_: Any, **__: Any) -> None:
+    def _log(self, name: str, *_: object, **__: object) -> None:
         self.logged.append(name)
 
-    def _log_dict(self, values: Any, *_: Any, **__: Any) -> None:
+    def _log_dict(self, values: Mapping[str, object], *_: object, **__: object) -> None:
         self.logged.extend(map(str, values))
+
+
+def _draws(arguments: Mapping[str, Any]) -> bool:
+    """Whether one of the functions `DROPPING` draws anything with these arguments."""
+    spread = arguments["upper"] - arguments["lower"] if "upper" in arguments else arguments.get("p", 0.5)
+    return bool(arguments.get("training")) and spread > 0
 
 
 def watched(module: nn.Module, batch: Batch, run: Run) -> list[Finding]:
@@ -183,17 +196,17 @@ def _attempts(losses: FunctionalLosses, theta: Tensor, few: Batch) -> list[tuple
 
 
 def _culprit(module: nn.Module, what: str | None, error: Exception, changed: list[str]) -> list[Finding]:
-    layers = recurrent_layers(module) if re.search(r"lstm|gru|rnn", str(error)) else None
+    layers = recurrent_layers(module) if re.search(r"lstm|gru|rnn", str(error)) else []
     if layers:
-        return [_recurrent(*layers, error)]
+        return [_recurrent(kinds(layers), listed(places(module, layers)), error)]
     if changed:
         return [state_finding(changed, error)]
     return [_not_differentiable(module, what, error)] if what else []
 
 
-def _recurrent(kinds: str, paths: str, error: Exception) -> Finding:
+def _recurrent(classes: str, paths: str, error: Exception) -> Finding:
     return Finding(
-        f"{kinds}, for which torch.func has no rule",
+        f"{classes}, for which torch.func has no rule",
         paths,
         f"Losses and gradients of single samples cannot be computed: {first_sentence(error)}.",
         "Write the recurrence out with nn.Linear, torch.tanh and torch.sigmoid, one step of the sequence after the "

@@ -11,13 +11,15 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from ifloo.errors import InputError, WorkError
+from ifloo.data.protocol import AttributionData
+from ifloo.errors import InputError, WorkError, first_sentence
 from ifloo.models import as_written
-from ifloo.objective.findings import first_sentence
+from ifloo.models.module import callbacks_of
 from ifloo.refit.finish import NewtonFinish
 from ifloo.refit.newton import Minimum
 from ifloo.refit.recipe import Recipe
 from ifloo.store import JSON, replacing, sha256_of_tensors
+from ifloo.termination import sigterm_unwinds
 
 SECTION = "ifloo"
 
@@ -36,11 +38,11 @@ class Base:
 
     path: Path
     state: Mapping[str, Tensor]
-    model: dict[str, Any]
-    data: dict[str, Any]
+    model: dict[str, object]
+    data: dict[str, object]
     record: dict[str, Any]
 
-    def restore(self, module: Any) -> None:
+    def restore(self, module: L.LightningModule) -> None:
         """Puts the weights into a module.
 
         Raises:
@@ -54,16 +56,24 @@ class Base:
 
 
 def fit_base(
-    module: Any, datamodule: Any, trainer: L.Trainer, finish: NewtonFinish, path: Path, record: Mapping[str, JSON]
+    module: L.LightningModule,
+    datamodule: AttributionData,
+    trainer: L.Trainer,
+    finish: NewtonFinish,
+    path: Path,
+    record: Mapping[str, JSON],
 ) -> Minimum:
     """Fits through the Trainer (whose callbacks include `finish`) and writes the checkpoint, whole or not at all.
 
     Raises:
         WorkError: the fit did not converge or the checkpoint could not be written.
+        Terminated: the process received SIGTERM meanwhile.
     """
     recorder = _Recorder(dict(record))
-    trainer.callbacks.append(recorder)  # type: ignore[attr-defined]
-    trainer.fit(module, datamodule=datamodule)
+    callbacks_of(trainer).append(recorder)
+    assert isinstance(datamodule, L.LightningDataModule)
+    with sigterm_unwinds():
+        trainer.fit(module, datamodule=datamodule)
     minimum = finish.minimum
     if minimum is None or not trainer.state.finished:
         raise WorkError("The fit was interrupted; no checkpoint was written.")
@@ -79,7 +89,9 @@ class _Recorder(L.Callback):
     def __init__(self, record: dict[str, Any]) -> None:
         self.record = record
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, object]
+    ) -> None:
         checkpoint[SECTION] = self.record
 
 
@@ -133,7 +145,7 @@ def load_elsewhere(path: Path, seed: int, said: Mapping[str, Any]) -> Base:
     return _base(path, content, record)
 
 
-def _read(path: Path, remedy: str) -> Any:
+def _read(path: Path, remedy: str) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever unpickling meets
@@ -154,12 +166,12 @@ def _reason(error: Exception) -> str:
     return sentence if " " in sentence or sentence == kind else f"{kind} {sentence}"
 
 
-def weights_sha256(module: Any) -> str:
+def weights_sha256(module: L.LightningModule) -> str:
     """SHA-256 of the module's weights: the same tensors give the same text on every machine."""
     return sha256_of_tensors(dict(module.state_dict()))
 
 
-def _settings(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(hyper_parameters: Mapping[str, object]) -> dict[str, object]:
     return {k: v for k, v in hyper_parameters.items() if not k.startswith("_")}
 
 

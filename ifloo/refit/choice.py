@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from ifloo.refit.path import OneByOne, RefitPath
 from ifloo.refit.recipe import Refitter
 from ifloo.refit.replicas import ChordReplicas, PathError, StackedReplicas
 
 logger = logging.getLogger(__name__)
-Kind = Callable[[Refitter, int | None], RefitPath]  # takes the number at once; raises PathError where it does not serve
+
+
+@runtime_checkable
+class Kind(Protocol):
+    """The class of a path that trains many refits at once."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, refitter: Refitter, at_once: int | None = None, /) -> RefitPath:
+        """The path with so many refits at once; raises PathError where it does not serve."""
+        ...
+
 
 # Many at once, fastest first.
 KINDS: Sequence[Kind] = (ChordReplicas, StackedReplicas)
@@ -34,11 +47,11 @@ def chosen(refitter: Refitter, replicas: int | None, kinds: Sequence[Kind] = KIN
         try:
             path = kind(refitter, replicas)
         except PathError as error:
-            reasons.append(f"{_name(kind)}: {error}")
+            reasons.append(f"{kind.name}: {error}")
             continue
         if path.at_once > 1:
             return _said(path, *reasons)
-        reasons.append(f"{_name(kind)}: more than one at once would not pay")
+        reasons.append(f"{kind.name}: more than one at once would not pay")
     if replicas is not None:
         raise PathError(_none_serves(replicas, reasons))
     return _said(OneByOne(refitter), *reasons)
@@ -48,10 +61,6 @@ def _said(path: RefitPath, *reasons: str) -> RefitPath:
     what = path.name if path.at_once == 1 else f"{path.name}, {path.at_once} at once"
     logger.info("refits: %s%s", what, f" ({'; '.join(reasons)})" if reasons else "")
     return path
-
-
-def _name(kind: Kind) -> str:
-    return getattr(kind, "name", "many at once")
 
 
 def _none_serves(replicas: int, reasons: Sequence[str]) -> str:

@@ -15,20 +15,25 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import cloudpickle
 from distributed import Client, Future, TimeoutError, rpc, wait
+from distributed.security import Security
 
 from ifloo.errors import IflooError, InputError, WorkError
-from ifloo.refit.local import local_workers, quiet_dask, sigterm_unwinds
+from ifloo.refit.local import local_workers, quiet_dask
 from ifloo.refit.runner import GivenUp, Runner, units
 from ifloo.refit.work import Outcome, RefitWork, Unit, Wanted
+from ifloo.termination import sigterm_unwinds
+
+Flight: TypeAlias = "Future[list[Outcome] | Failure]"
 
 log = logging.getLogger(__name__)
 TRIES = 3
 CONNECT = 4.0  # seconds for a scheduler to answer
 FETCH = 5.0  # seconds for an outcome, a few numbers, to come from its worker
-LOOK = 0.5  # seconds between looks at which workers are there
+POLL_SECONDS = 0.5  # seconds between looks at which workers are there
 NOTICE = 10.0  # seconds without any worker, before it is said
 PATIENCE = 60.0  # seconds without any worker on this machine, before it is a failure
 DIED = "the process of its worker died (killed by the system for its memory?)"
@@ -75,7 +80,7 @@ class _Dispatch:
         # A task like any other: the scheduler makes it again where the worker that held it has died.
         self.payload = client.submit(_held, payload, key=f"ifloo-{self.token}")
         self.waiting = deque(waiting)
-        self.flying: dict[Future, tuple[Unit, str]] = {}
+        self.flying: dict[Flight, tuple[Unit, str]] = {}
         self.tries: Counter[Unit] = Counter()
         self.seen = time.monotonic()
         self.told = False
@@ -98,17 +103,17 @@ class _Dispatch:
         )
         self.flying[future] = (unit, worker)
 
-    def _finished(self) -> list[Future]:
+    def _finished(self) -> list[Flight]:
         if not self.flying:
-            time.sleep(LOOK)
+            time.sleep(POLL_SECONDS)
             return []
         try:
             with self.client.as_current():
-                return list(wait(list(self.flying), timeout=LOOK, return_when="FIRST_COMPLETED").done)
+                return list(wait(list(self.flying), timeout=POLL_SECONDS, return_when="FIRST_COMPLETED").done)
         except TimeoutError:
             return []
 
-    def _settled(self, future: Future) -> Iterator[list[Outcome] | GivenUp]:
+    def _settled(self, future: Flight) -> Iterator[list[Outcome] | GivenUp]:
         try:
             result = future.result(timeout=FETCH)
         except TimeoutError:  # its worker died with the result
@@ -123,7 +128,7 @@ class _Dispatch:
         else:
             yield from self._failed(unit, result.reason)
 
-    def _landed(self, future: Future) -> Unit:
+    def _landed(self, future: Flight) -> Unit:
         unit, _ = self.flying.pop(future)
         future.cancel()
         return unit
@@ -192,7 +197,8 @@ def _packed(work: RefitWork) -> bytes:
         InputError: model or data cannot be sent to another process.
     """
     try:
-        return cloudpickle.dumps(work)
+        packed: bytes = cloudpickle.dumps(work)
+        return packed
     except Exception as error:  # whatever the pickling of a user's class meets
         raise InputError(
             f"This model or its data cannot be sent to worker processes: {_words(error)}.\n"
@@ -217,11 +223,17 @@ def _connected(work: RefitWork, refits: int) -> Generator[Client, None, None]:
 
 
 def _client_of(address: str) -> Client:
-    """A client of a running cluster.
+    """A client of a running cluster, with the certificate that dask's own settings name if it has TLS.
 
     Raises:
-        InputError: no scheduler answers there.
+        InputError: no scheduler answers there, or none without a certificate.
     """
+    if address.startswith("tls://") and not Security().get_tls_config_for_role("client")["cert"]:
+        raise InputError(
+            f"refit.cluster = {address} asks for TLS, and dask's settings name no certificate.\n"
+            "  Set distributed.comm.tls.ca-file, distributed.comm.tls.client.cert and distributed.comm.tls.client.key "
+            "in the configuration of dask to the files that the scheduler was started with."
+        )
     try:
         asyncio.run(_answer(address))  # a client that got no answer would go on asking
     except OSError as error:
@@ -233,7 +245,8 @@ def _client_of(address: str) -> Client:
 
 
 async def _answer(address: str) -> None:
-    async with rpc(address, timeout=CONNECT) as scheduler:
+    how = Security().get_connection_args("client")
+    async with rpc(address, timeout=CONNECT, connection_args=how) as scheduler:
         await asyncio.wait_for(scheduler.identity(), CONNECT)
 
 

@@ -4,23 +4,46 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
 from ifloo.errors import InputError
-from ifloo.objective import FunctionalLosses, Objective, TrainingData, scoring, sequential
+from ifloo.models import SampleLossModule
+from ifloo.objective import Batch, FunctionalLosses, Objective, TrainingData, scoring, sequential
 from ifloo.objective.loaders import as_given
-from ifloo.params import ParamSpace
+from ifloo.params import DTYPES, ParamSpace
 from ifloo.refit.newton import Inner, Minimum, newton_cg
 from ifloo.refit.trust_region import trust_region
 from ifloo.solvers import Nystrom, Preconditioner, SolveError
 
 logger = logging.getLogger(__name__)
 NEARER = 1e-3  # of ‖∇J‖: where the preconditioner is made anew, where J is not convex
-REACHABLE = {torch.float64: 1e-10, torch.float32: 3e-6}
+REACHABLE = {
+    torch.float64: 1e-10,  # Newton steps end at 1e-12 where the terms of the gradient are near 1
+    torch.float32: 3e-6,  # fifty roundings of such terms, which their sum over the samples does not get below
+}
+
+
+def reachable(dtype: torch.dtype) -> float:
+    """Gives the ‖∇J‖ that a fit is brought to by default; precisions below 32 bits are asked for no more than 32."""
+    return REACHABLE.get(dtype, REACHABLE[torch.float32])
+
+
+def training_loader(trainer: L.Trainer) -> DataLoader[Batch]:
+    """The one training loader of a fit.
+
+    Raises:
+        InputError: there are several, or something else.
+    """
+    if isinstance(trainer.train_dataloader, DataLoader):
+        return trainer.train_dataloader
+    raise InputError(
+        f"J runs over the samples of one DataLoader; this fit has a {type(trainer.train_dataloader).__name__}.\n"
+        "  Return one torch.utils.data.DataLoader (torch.utils.data.ConcatDataset joins datasets)."
+    )
 
 
 class NewtonFinish(L.Callback):
@@ -66,19 +89,20 @@ class NewtonFinish(L.Callback):
         self.keep_graph, self.inner_dtype, self.batch_size = keep_graph, inner_dtype, batch_size
         self.minimum: Minimum | None = None
         self._data: TrainingData | None = None
-        self._of: tuple[Any, ...] = ()
+        self._of: tuple[object, ...] = ()
         self._inner: Inner | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[type[NewtonFinish], tuple[object, ...]]:
         """The settings alone: another process reads its own data."""
-        return {**vars(self), "minimum": None, "_data": None, "_of": (), "_inner": None}
+        settings = self.after, self.tolerance, self.max_steps, self.preconditioner
+        return type(self), (*settings, self.keep_graph, self.inner_dtype, self.batch_size)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.minimum = None  # a fit that does not reach its end has none
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         space = ParamSpace.of(pl_module)
-        objective = self.objective(pl_module, trainer.train_dataloader)  # type: ignore[arg-type]
+        objective = self.objective(pl_module, training_loader(trainer))
         theta = space.values_of(pl_module)
         with scoring(pl_module):
             if self._wanted(trainer):
@@ -95,8 +119,17 @@ class NewtonFinish(L.Callback):
         lbfgs = any(isinstance(o, torch.optim.LBFGS) for o in trainer.optimizers)
         return self.after == "always" or (self.after == "lbfgs" and lbfgs)
 
-    def objective(self, module: Any, loader: DataLoader) -> Objective:
-        """J(θ; w) of a module under its own sample weights; the data are read once and kept."""
+    def objective(self, module: L.LightningModule, loader: DataLoader[Batch]) -> Objective:
+        """J(θ; w) of a module under its own sample weights; the data are read once and kept.
+
+        Raises:
+            InputError: the module has no sample weights.
+        """
+        if not isinstance(module, SampleLossModule):
+            raise InputError(
+                f"A fit is finished on a SampleLossModule, which knows the weights of its samples; got a "
+                f"{type(module).__name__}.\n  Wrap it: ifloo.models.Adapted(module)."
+            )
         space = ParamSpace.of(module)
         wanted = (as_given(loader)[0], space.device, space.dtype)
         if self._data is None or self._of != wanted:
@@ -105,7 +138,7 @@ class NewtonFinish(L.Callback):
             self._of = wanted
         return Objective(FunctionalLosses(module, space), self._data, module.sample_weights)
 
-    def prepare(self, module: Any, loader: DataLoader) -> None:
+    def prepare(self, module: L.LightningModule, loader: DataLoader[Batch]) -> None:
         """Makes the preconditioner at the module's weights, so that fits do not depend on which of them came first."""
         objective = self.objective(module, loader)
         with scoring(module):
@@ -122,8 +155,8 @@ class NewtonFinish(L.Callback):
         return self._inner.solve(objective, theta, B, rtol).require().value.to(B.dtype)
 
     def _finish(self, objective: Objective, theta: torch.Tensor) -> Minimum:
-        tolerance = self.tolerance or REACHABLE.get(theta.dtype, REACHABLE[torch.float32])
-        convex = getattr(objective.losses.module, "strong_convexity", lambda: None)() is not None
+        tolerance = self.tolerance or reachable(theta.dtype)
+        convex = objective.losses.contract.strong_convexity() is not None
         if self._inner is None and (norm := float(objective.gradient(theta).norm())) > tolerance:
             self._inner = self._prepared_inner(objective, theta) if convex else self._inner_here(objective, theta)
             if not convex and (halfway := NEARER * norm) > tolerance:
@@ -148,6 +181,6 @@ class NewtonFinish(L.Callback):
 
     def _plain_inner(self, theta: torch.Tensor) -> Inner:
         assert self._data is not None
-        wanted = getattr(torch, self.inner_dtype) if self.inner_dtype else theta.dtype
+        wanted = DTYPES[self.inner_dtype] if self.inner_dtype else theta.dtype
         data = None if wanted == theta.dtype else TrainingData(self._data.loader, theta.device, wanted)
         return Inner(None, self.keep_graph, data)

@@ -16,10 +16,12 @@ from typing import Any
 import dask.config
 import torch
 from distributed import Nanny, Scheduler, SpecCluster, Status, Worker
+from distributed.security import Security
 
 from ifloo.errors import InputError, WorkError
 
 LOGGERS = ("distributed", "distributed.client", "distributed.gc", "tornado", "tornado.application", "asyncio")
+LOOPBACK = "127.0.0.1"  # without a host given, a worker of dask listens on every address of the machine
 LEAVE = 1.0  # seconds for a worker to leave by itself
 CONFIG = {
     "distributed.worker.daemon": False,  # a daemon may have no processes that load data
@@ -90,33 +92,55 @@ def _ignore_ctrl_c() -> None:
 def local_workers(devices: int, workers: int, accelerator: str) -> Generator[SpecCluster, None, None]:
     """A cluster of `workers` processes, each with one of the `devices`; no process and no file is left behind.
 
+    A worker runs what it is sent. So all of them listen on loopback only, and talk by TLS with a certificate made for
+    this cluster, which other users of the machine do not have.
+
     Raises:
-        InputError: the machine has fewer GPUs than `devices`.
+        InputError: the machine has fewer GPUs than `devices`, or no certificate can be made.
         WorkError: the workers cannot be started.
     """
     environments = _environments(devices, accelerator)[:workers]
+    security = _certificate()
     if os.name == "posix":
         resource_tracker.ensure_running()  # else it starts in a nanny's thread, and lets Ctrl-C through to the worker
     spawning = asyncio.Lock()
     with tempfile.TemporaryDirectory(prefix="ifloo-refits-", ignore_cleanup_errors=True) as folder:
+        reached = {"host": LOOPBACK, "security": security}
         common = {"nthreads": 1, "memory_limit": 0, "local_directory": folder, "silence_logs": logging.CRITICAL}
         spec = {
-            k: {"cls": DeviceNanny, "options": {**common, "environment": environment, "spawning": spawning}}
+            k: {"cls": DeviceNanny, "options": {**common, **reached, "environment": environment, "spawning": spawning}}
             for k, environment in enumerate(environments)
         }
-        scheduler = {"cls": LocalScheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}}
-        with dask.config.set({"temporary-directory": folder}), _started(spec, scheduler) as cluster:
+        scheduler = {"cls": LocalScheduler, "options": {**reached, "port": 0, "dashboard": False}}
+        with dask.config.set({"temporary-directory": folder}), _started(spec, scheduler, security) as cluster:
             yield cluster
 
 
-def _started(workers: dict[int, Any], scheduler: dict[str, Any]) -> SpecCluster:
+def _certificate() -> Security:
+    """A certificate and its key, in memory only.
+
+    Raises:
+        InputError: `cryptography`, which makes them, cannot be imported.
+    """
+    try:
+        temporary: Security = Security.temporary()
+    except ImportError as error:
+        raise InputError(
+            "Worker processes on this machine (refit.devices > 1, refit.cluster = local) are protected by TLS, whose "
+            f"certificate needs cryptography, which cannot be imported: {error.__context__ or error}.\n"
+            "  Install it: pip install 'ifloo[cluster]'"
+        ) from error
+    return temporary
+
+
+def _started(workers: dict[int, Any], scheduler: dict[str, Any], security: Security) -> SpecCluster:
     """The cluster, its workers up.
 
     Raises:
         WorkError: it cannot be started.
     """
     try:
-        return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
+        return SpecCluster(workers=workers, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL)
     except (RuntimeError, OSError) as error:
         cause = error.__cause__ or error
         raise WorkError(
@@ -163,20 +187,3 @@ def quiet_dask() -> Generator[None, None, None]:
     finally:
         for one, level in zip(loggers, levels, strict=True):
             one.setLevel(level)
-
-
-@contextmanager
-def sigterm_unwinds() -> Generator[None, None, None]:
-    """SIGTERM ends this process by way of every `finally`, so that the workers go with it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, _: Any) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

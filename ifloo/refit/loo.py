@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from tqdm import tqdm
 
-from ifloo.errors import WorkError
+from ifloo.errors import InputError, WorkError
 from ifloo.gradients import sample_gradients
+from ifloo.models import SampleLossModule
 from ifloo.objective import Batch, FunctionalLosses, moved, scoring
 from ifloo.params import ParamSpace
 from ifloo.refit.plan import RefitSettings
 from ifloo.refit.recipe import Refitter
-from ifloo.refit.runner import GivenUp, runner_of
+from ifloo.refit.runner import GivenUp, InProcess, Runner
 from ifloo.refit.shelves import Shelf
 from ifloo.refit.work import Outcome, RefitWork, Wanted, test_losses
 from ifloo.store import JSON, NULL_ID, UNSURE, LossFile, LossRow
@@ -44,7 +44,7 @@ class LeaveOneOut:
         seed_files: one file each for the refits from other seeds.
     """
 
-    base: Any
+    base: SampleLossModule
     refitter: Refitter
     queries: Batch
     files: Sequence[LossFile]
@@ -174,7 +174,7 @@ class LeaveOneOut:
     @cached_property
     def _bound(self) -> tuple[float | None, list[float]]:
         """Known μ of the objective, and ‖∇L_t‖ of each test at the base weights."""
-        mu = getattr(self.base, "strong_convexity", lambda: None)()
+        mu = self.base.strong_convexity()
         space = ParamSpace.of(self.base)
         with scoring(self.base):
             theta = space.values_of(self.base)
@@ -182,6 +182,24 @@ class LeaveOneOut:
                 FunctionalLosses(self.base, space), theta, moved(self.queries, theta.device, theta.dtype)
             )
         return mu, [float(x) for x in gradients.norm(dim=1)]
+
+
+def runner_of(work: RefitWork) -> Runner:
+    """Gives the runner that the settings ask for.
+
+    Raises:
+        InputError: a cluster is asked for, and `dask.distributed` is not installed.
+    """
+    if work.settings.in_process:
+        return InProcess(work)
+    try:
+        from ifloo.refit.cluster import OnCluster  # loads dask, which most refits do without
+    except ImportError as error:
+        raise InputError(
+            f"refit.devices > 1 and refit.cluster need dask.distributed, which cannot be imported: {error}.\n"
+            "  Install it: pip install 'ifloo[cluster]'"
+        ) from error
+    return OnCluster(work)
 
 
 def _given_up(failed: Sequence[GivenUp]) -> str:

@@ -15,9 +15,9 @@ from ifloo.solvers import CG, PreparedPreconditioner, Solution, SolveError, Stat
 from ifloo.solvers.cg import PreparedCG
 
 HALVINGS = 12  # of a Newton step that does not lower ‖∇J‖
-GAIN = (
-    1e-4  # residual of the inner solve: one Newton step wins four digits at most, then the quadratic model is renewed
-)
+# Smallest relative residual of the inner solve: one Newton step wins four digits at most, then the quadratic model is
+# made again.
+FINEST_RTOL = 1e-4
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _direction(
         SolveError: the Hessian is not positive definite here, or not finite.
     """
     norm = gradient.norm()
-    rtol = min(max(0.3 * tolerance / float(norm), GAIN), 0.1)
+    rtol = min(max(0.3 * tolerance / float(norm), FINEST_RTOL), 0.1)
     solution = inner.solve(objective, theta, (gradient / norm)[None], rtol)
     if solution.status[0] in (Status.INDEFINITE, Status.NOT_FINITE):
         raise SolveError(f"A Newton step has no direction: {solution.advice[0]}")

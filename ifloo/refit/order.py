@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 
 class SeededOrder(L.Callback):
@@ -21,7 +21,8 @@ class SeededOrder(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loader = trainer.train_dataloader
         # Where a loader was made from a batch sampler (`identified` does so), its own sampler draws nothing.
-        sampler = getattr(loader.batch_sampler, "sampler", None) if isinstance(loader, DataLoader) else None
+        batches = loader.batch_sampler if isinstance(loader, DataLoader) else None
+        sampler = batches.sampler if isinstance(batches, BatchSampler) else None
         if isinstance(sampler, RandomSampler) and sampler.generator is None:
             sampler.generator = torch.Generator().manual_seed(torch.initial_seed())
             self._given = sampler

@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ifloo.gradients import sample_gradients
+from ifloo.models import SampleLossModule
 from ifloo.objective import SampleWeights, scoring
 from ifloo.params import ParamSpace
 from ifloo.refit.recipe import Refit, Refitter
@@ -56,7 +57,7 @@ class RefitPath(ABC):
             WorkError: a refit that did not converge.
         """
 
-    def prepare(self, base: Any) -> None:
+    def prepare(self, base: SampleLossModule) -> None:
         """What all refits share, made at the base module: here the preconditioner of the Newton finish."""
         if self.refitter.finish.after != "never":
             # Where J is not convex there may be none, and a fit that ends without Newton steps needs none; one that
@@ -64,7 +65,7 @@ class RefitPath(ABC):
             with suppress(SolveError):
                 self.refitter.finish.prepare(base, self.refitter.loader())
 
-    def removal_steps(self, base: Any, count: int, seed: int) -> Float[Tensor, "k p"]:
+    def removal_steps(self, base: SampleLossModule, count: int, seed: int) -> Float[Tensor, "k p"]:
         """(1/n) H⁻¹∇ℓ_j of `count` random samples j, to three digits: only its size matters.
 
         Raises:
@@ -92,12 +93,12 @@ class OneByOne(RefitPath):
         return [self.refitter.fit(task.weights, _displaced(task)) for task in tasks]
 
 
-def _displaced(task: RefitTask) -> Callable[[Any], None] | None:
+def _displaced(task: RefitTask) -> Callable[[SampleLossModule], None] | None:
     step = task.displacement
     if step is None:
         return None
 
-    def move(module: Any) -> None:
+    def move(module: SampleLossModule) -> None:
         space = ParamSpace.of(module)
         values = space.values_of(module)
         space.write_to(module, values + step.to(values))

@@ -35,7 +35,10 @@ class RefitSettings:
             gives the same.
         devices: of this machine to refit on, each with a worker process of its own; more than 1 needs ifloo[cluster].
         cluster: `local`: worker processes even for one device; `tcp://host:port`: the workers of a running dask
-            cluster; null: as `devices` says.
+            cluster; null: as `devices` says. Worker processes of this machine listen on loopback and talk by TLS.
+            Over `tcp://`, model, data and code travel as pickles in the clear, and a dask worker runs whatever reaches
+            its port: use it on a trusted network only, or a cluster with TLS (`tls://host:port`, certificate in the
+            configuration of dask).
     """
 
     removal: Removal = "drop"
@@ -66,9 +69,10 @@ class RefitSettings:
         Raises:
             InputError: a negative count, a share that is none, no refit at once, no device, or no address of a cluster.
         """
-        for name in ("top_k", "random", "null_refits", "weight_steps", "seeds"):
-            if getattr(self, name) < 0:
-                raise InputError(f"refit.{name} must be >= 0, got {getattr(self, name)}.")
+        counts = {"top_k": self.top_k, "random": self.random, "null_refits": self.null_refits}
+        for name, count in {**counts, "weight_steps": self.weight_steps, "seeds": self.seeds}.items():
+            if count < 0:
+                raise InputError(f"refit.{name} must be >= 0, got {count}.")
         if wrong := [share for share in self.groups if not 0 < share < 1]:
             raise InputError(f"refit.groups are shares of the training samples, between 0 and 1, got {wrong[0]}.")
         if self.replicas is not None and self.replicas < 1:

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import signal
 import time
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum
+from typing import Any, TypeVar
 
 import lightning as L
 from torch.utils.data import DataLoader
 
 from ifloo.errors import InputError
-from ifloo.objective import SampleWeights
+from ifloo.models import SampleLossModule
+from ifloo.models.module import callbacks_of
+from ifloo.objective import Batch, SampleWeights
 from ifloo.objective.loaders import identified
 from ifloo.refit.finish import NewtonFinish
 from ifloo.refit.newton import Minimum
 from ifloo.refit.order import SeededOrder
+from ifloo.termination import sigterm_unwinds
 
+ModuleT = TypeVar("ModuleT", bound=L.LightningModule)
 _FULL_NAMES = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # Lightning's, of precisions
 
 
@@ -73,7 +77,7 @@ class Recipe:
         )
 
     @classmethod
-    def said(cls, trainer: Any) -> Recipe:
+    def said(cls, trainer: object) -> Recipe:
         """The recipe of Trainer settings as flags and config say them; what is unsaid is Lightning's default.
 
         Args:
@@ -110,9 +114,9 @@ class Recipe:
         )
 
 
-def _plain(algorithm: Any) -> str | None:
+def _plain(algorithm: object) -> str | None:
     """How gradients are clipped, as a string: Lightning's enum in a checkpoint would be code to be loaded."""
-    return None if algorithm is None else str(getattr(algorithm, "value", algorithm)).lower()
+    return None if algorithm is None else str(algorithm.value if isinstance(algorithm, Enum) else algorithm).lower()
 
 
 class _Repeated(L.Callback):
@@ -131,7 +135,7 @@ class Refit:
         seconds: of wall clock; where many were trained together its share.
     """
 
-    module: Any
+    module: SampleLossModule
     minimum: Minimum
     seconds: float
 
@@ -149,14 +153,16 @@ class Refitter:
         decays: decoupled weight decay is part of the step, as of that of a recorded base fit; else it is refused.
     """
 
-    start: Callable[[], Any]
-    loader: Callable[[], DataLoader]
+    start: Callable[[], SampleLossModule]
+    loader: Callable[[], DataLoader[Batch]]
     recipe: Recipe
     finish: NewtonFinish
     seed: int
     decays: bool = False
 
-    def fit(self, weights: SampleWeights | None = None, prepare: Callable[[Any], None] | None = None) -> Refit:
+    def fit(
+        self, weights: SampleWeights | None = None, prepare: Callable[[SampleLossModule], None] | None = None
+    ) -> Refit:
         """One refit through a Trainer.
 
         Args:
@@ -165,11 +171,11 @@ class Refitter:
 
         Raises:
             WorkError: the fit did not reach the tolerance asked for.
-            SystemExit: the process was told to terminate meanwhile.
+            Terminated: the process received SIGTERM meanwhile.
         """
         begun = time.perf_counter()
 
-        def made() -> Any:
+        def made() -> SampleLossModule:
             module = self.start()
             module.sample_weights = weights or SampleWeights()
             if prepare:
@@ -180,21 +186,19 @@ class Refitter:
         assert self.finish.minimum is not None
         return Refit(module, self.finish.minimum, time.perf_counter() - begun)
 
-    def train(self, made: Callable[[], Any], ending: L.Callback) -> Any:
+    def train(self, made: Callable[[], ModuleT], ending: L.Callback) -> ModuleT:
         """One seeded Trainer fit of the module that `made` gives; the callback sees its end.
 
         Raises:
-            SystemExit: the process was told to terminate meanwhile.
+            Terminated: the process received SIGTERM meanwhile.
         """
-        with quiet_lightning():
+        with sigterm_unwinds(), quiet_lightning():
             L.seed_everything(self.seed, workers=True, verbose=False)
             module = made()
             trainer = self.recipe.trainer(ending)
             if self.decays:
-                trainer.callbacks.append(_Repeated())  # type: ignore[attr-defined]
+                callbacks_of(trainer).append(_Repeated())
             trainer.fit(module, identified(self.loader()))
-        if trainer.received_sigterm:  # Lightning notes the signal during a fit, and would go on to the next
-            raise SystemExit(128 + signal.SIGTERM)
         return module
 
 

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from ifloo.errors import InputError
 from ifloo.refit.work import Outcome, RefitWork, Unit, Wanted
 from ifloo.store import NULL_ID
 
@@ -53,21 +52,3 @@ def units(wanted: Sequence[Wanted], size: int) -> list[Unit]:
     null = [one for one in wanted if one == Wanted(NULL_ID)]
     others = [one for one in wanted if one != Wanted(NULL_ID)]
     return [(one,) for one in null] + [tuple(others[k : k + size]) for k in range(0, len(others), size)]
-
-
-def runner_of(work: RefitWork) -> Runner:
-    """The runner that the settings ask for.
-
-    Raises:
-        InputError: a cluster is asked for, and `dask.distributed` is not installed.
-    """
-    if work.settings.in_process:
-        return InProcess(work)
-    try:
-        from ifloo.refit.cluster import OnCluster  # dask only for those who asked for it
-    except ImportError as error:
-        raise InputError(
-            f"refit.devices > 1 and refit.cluster need dask.distributed, which cannot be imported: {error}.\n"
-            "  Install it: pip install 'ifloo[cluster]'"
-        ) from error
-    return OnCluster(work)

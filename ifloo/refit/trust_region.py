@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ifloo.errors import WorkError
 from ifloo.objective import Objective
-from ifloo.refit.newton import GAIN, Inner, Minimum
+from ifloo.refit.newton import FINEST_RTOL, Inner, Minimum
 
 PRODUCTS = 1000  # with the Hessian in one step at most
 TAKEN = 1e-4  # share of the predicted decrease that a step must bring
 POOR, GOOD = 0.25, 0.75  # shares below and above which the region shrinks and grows
-ROUNDINGS = 100  # units in the last place of J: a smaller predicted decrease cannot be seen in J
+DECREASE_ULPS = 100  # units in the last place of J: a smaller predicted decrease cannot be seen in J
 REFUSED = 30  # steps in a row: the region has shrunk by 4^30 then
 
 Product = Callable[[Tensor], Tensor]
@@ -72,7 +72,7 @@ def trust_region(
             return Minimum(theta, float(value), norm, step, products)
         if step == max_steps or refused == REFUSED or not norm < float("inf"):
             break
-        rtol = max(0.3 * tolerance / norm, GAIN, min(0.1, norm**0.5))
+        rtol = max(0.3 * tolerance / norm, FINEST_RTOL, min(0.1, norm**0.5))
         found = steihaug(_one(hessian.matmat), _preconditioned(inner), gradient.to(hessian.dtype), radius, rtol)
         products, negative = products + found.products, found.negative
         trial = theta + found.value.to(theta)
@@ -103,7 +103,7 @@ def _preconditioned(inner: Inner) -> Product:
 
 def _share(found: Step, value: Tensor, trial_value: Tensor, gradient: Tensor, trial_gradient: Tensor) -> float:
     """Actual over predicted decrease of J; below the rounding of J 1 where ‖∇J‖ falls, else 0."""
-    if found.decrease > ROUNDINGS * torch.finfo(value.dtype).eps * abs(float(value)):
+    if found.decrease > DECREASE_ULPS * torch.finfo(value.dtype).eps * abs(float(value)):
         return float(value - trial_value) / found.decrease
     return float(trial_gradient.norm() <= (1 - TAKEN) * gradient.norm())
 
@@ -148,7 +148,8 @@ def steihaug(H: Product, P: Product, gradient: Float[Tensor, " p"], radius: floa
 
 def _to_boundary(ss: float, sd: float, dd: float, radius: float) -> float:
     """The α > 0 with ‖s + αd‖_M = Δ."""
-    return ((sd * sd + dd * (radius * radius - ss)) ** 0.5 - sd) / dd
+    root: float = (sd * sd + dd * (radius * radius - ss)) ** 0.5
+    return (root - sd) / dd
 
 
 def _step(gradient: Tensor, s: Tensor, r: Tensor, length: float, products: int, negative: bool, inside: bool) -> Step:

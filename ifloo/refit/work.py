@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
+import lightning as L
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ifloo.data.protocol import AttributionData
+from ifloo.models import SampleLossModule
 from ifloo.objective import Batch, SampleWeights, scoring
 from ifloo.objective.batches import as_made, moved
 from ifloo.params import ParamSpace
@@ -23,7 +26,7 @@ from ifloo.refit.plan import RefitSettings
 from ifloo.refit.recipe import Refitter
 from ifloo.store import NULL_ID
 
-ROUNDINGS = 1e3  # units in the last place by which the start of a null refit is displaced where J is not convex
+DISPLACEMENT_ULPS = 1e3  # units in the last place of θ: how far null refits start from it where J is not convex
 
 
 @dataclass(frozen=True)
@@ -88,14 +91,15 @@ class RefitWork:
         settings: of removal, noise floor and path.
     """
 
-    base: Any
+    base: SampleLossModule
     refitter: Refitter
     queries: Batch
     n: int
     settings: RefitSettings
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+    def __reduce__(self) -> tuple[type[RefitWork], tuple[object, ...]]:
+        """Without the path and the steps, which another process makes for itself."""
+        return type(self), (self.base, self.refitter, self.queries, self.n, self.settings)
 
     @cached_property
     def path(self) -> RefitPath:
@@ -132,7 +136,7 @@ class RefitWork:
             for one, task, refit in zip(wanted, tasks, refits, strict=True)
         ]
 
-    def _astray(self, module: Any) -> float:
+    def _astray(self, module: SampleLossModule) -> float:
         space = ParamSpace.of(self.base)
         base = space.values_of(self.base)
         return float((space.values_of(module).to(base) - base).norm() / base.norm().clamp_min(1e-300))
@@ -157,16 +161,18 @@ class RefitWork:
         Elsewhere steps of a rounding's size: how far they are apart at the end is what training makes of rounding.
         """
         count, seed = self.settings.null_refits, self.settings.seed
-        if getattr(self.base, "strong_convexity", lambda: None)() is not None:
+        if self.base.strong_convexity() is not None:
             return self._prepared.removal_steps(self.base, count, seed)
         start = self.refitter.start()
         theta = ParamSpace.of(start).values_of(start)
-        drawn = torch.randn(count, len(theta), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        size = ROUNDINGS * torch.finfo(theta.dtype).eps * theta.norm() / len(theta) ** 0.5
+        drawn: Tensor = torch.randn(
+            count, len(theta), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
+        size: Tensor = DISPLACEMENT_ULPS * torch.finfo(theta.dtype).eps * theta.norm() / len(theta) ** 0.5
         return drawn.to(theta) * size
 
 
-def test_losses(module: Any, queries: Batch) -> list[float]:
+def test_losses(module: SampleLossModule, queries: Batch) -> list[float]:
     """The loss of each test sample, nats, without penalty."""
     weight = next(module.parameters())
     here = moved(queries, weight.device, weight.dtype)
@@ -178,12 +184,13 @@ def test_losses(module: Any, queries: Batch) -> list[float]:
 class TrainingLoader:
     """Makes the training loader of a data module, which travels without the Trainer it was fitted by."""
 
-    data: Any
+    data: AttributionData
 
-    def __call__(self) -> DataLoader:
+    def __call__(self) -> DataLoader[Batch]:
         return self.data.train_dataloader()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, AttributionData]:
         data = copy.copy(self.data)
-        data.trainer = None
+        if isinstance(data, L.LightningDataModule):
+            data.trainer = None
         return {"data": data}

@@ -6,7 +6,6 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,11 +14,12 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from ifloo.agreement import Agreement
+from ifloo.data.protocol import SampleSets
 from ifloo.report import notes, projector
 from ifloo.report.hyper_parameters import hyper_parameters
 from ifloo.report.label_errors import label_errors
-from ifloo.report.mislabels import Mislabels, self_influences
-from ifloo.report.pooled import pooled
+from ifloo.report.mislabels import self_influences
+from ifloo.report.pooled import Verdict
 from ifloo.report.sketch import SampleGradients
 from ifloo.report.verdict import Comparison
 from ifloo.store import Layout, Manifest, StoredInfluences
@@ -65,7 +65,7 @@ class Board:
     """
 
     layout: Layout
-    datamodule: Any
+    datamodule: SampleSets
     log_dir: Path
     outcomes: Mapping[int, str]
     gradients: SampleGradients | None = None
@@ -73,17 +73,15 @@ class Board:
     def write(
         self,
         scored: Mapping[int, StoredInfluences],
-        compared: Mapping[int, Comparison],
+        verdict: Verdict,
         figures: Mapping[int, Mapping[str, Figure]],
-        wrong: Mislabels | None = None,
     ) -> None:
         """Writes the event file and the points of the projector, replacing those of an earlier report.
 
         Args:
             scored: Scores of all tests by test id, with or without refits.
-            compared: Comparisons with refits by test id.
+            verdict: Verdict on the tests that have refits.
             figures: Figures by test id and name.
-            wrong: Rankings of label errors; None if no label is known to be wrong.
 
         Raises:
             InputError: If the training data are not those that were scored.
@@ -91,7 +89,7 @@ class Board:
         scored = dict(sorted(scored.items()))  # test ids serve as steps, which must increase
         further = self._further(scored)
         with _events(self.log_dir) as writer:
-            self._verdict(writer, compared)
+            self._verdict(writer, verdict)
             for t, stored in scored.items():
                 for name, figure in figures.get(t, {}).items():
                     writer.add_figure(f"{FIGURES[name]}, test {t}", figure, close=False)
@@ -103,27 +101,25 @@ class Board:
                     _side_by_side(writer, t, stored.scores)
             for name, values in further.items():
                 _spread(writer, SELF, name.replace("_", " "), values)
-            if wrong is not None:
-                writer.add_text(f"{SELF}/wrong labels", notes.mislabels(wrong))
-                writer.add_figure(f"{SELF}/wrong labels", label_errors(wrong), close=False)
+            if verdict.mislabels is not None:
+                writer.add_text(f"{SELF}/wrong labels", notes.mislabels(verdict.mislabels))
+                writer.add_figure(f"{SELF}/wrong labels", label_errors(verdict.mislabels), close=False)
             points = self._points(writer, list(scored.values()), further)
             written = {
                 **dict.fromkeys((SAMPLES, SCORES), True),
-                **dict.fromkeys((VERDICT, TOGETHER), bool(compared)),
+                **dict.fromkeys((VERDICT, TOGETHER), bool(verdict)),
                 SELF: bool(further),
                 SOLVER: any(one.residual_curve is not None for one in scored.values()),
-                BY_TEST: len(compared) > 1,
+                BY_TEST: len(verdict) > 1,
             }
             content = {group: text for group, text in _CONTENT.items() if written[group]}
             writer.add_text(GUIDE, notes.guide({**content, **points}))
 
-    def _verdict(self, writer: SummaryWriter, compared: Mapping[int, Comparison]) -> None:
-        together = pooled(compared)
-        if compared:
-            writer.add_text(VERDICT, notes.verdict(compared, together))
-        tests = list(compared.values())
-        found = together.groups["all"] if together else tests[0].agreement() if tests else None
-        metrics = {f"{TOGETHER}/{name}": value for name, value in _numbers(tests, found).items()}
+    def _verdict(self, writer: SummaryWriter, verdict: Verdict) -> None:
+        if verdict:
+            writer.add_text(VERDICT, notes.verdict(verdict))
+        found = verdict.statistics.row().agreement if verdict.statistics else None
+        metrics = {f"{TOGETHER}/{name}": value for name, value in _numbers(list(verdict.values()), found).items()}
         settings = hyper_parameters(Manifest.at(self.layout.manifest).sections())
         # add_hparams would create another run below this one; its three summaries can be added to this run directly.
         events = writer.file_writer
@@ -132,8 +128,8 @@ class Board:
             events.add_summary(summary)
         for tag, value in metrics.items():
             writer.add_scalar(tag, value)
-        if together is not None:
-            for t, one in sorted(compared.items()):
+        if verdict.together is not None:
+            for t, one in sorted(verdict.items()):
                 for name, value in _numbers([one], one.agreement()).items():
                     writer.add_scalar(f"{BY_TEST}/{name}", value, t)
 

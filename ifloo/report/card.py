@@ -147,4 +147,5 @@ def _cells(box: Box, count: int, columns: int) -> list[Box]:
 def _area(box: Box, picture: NDArray[np.uint8]) -> float:
     """Computes the area of an image scaled to fit a box, square inches."""
     height, width = picture.shape[:2]
-    return height * width * min(box.width / width, box.height / height) ** 2
+    area: float = height * width * min(box.width / width, box.height / height) ** 2
+    return area

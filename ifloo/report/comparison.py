@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from ifloo.agreement import Agreement, Array, Interval
 from ifloo.errors import InputError
+from ifloo.report.agreements import reason_for_none
 from ifloo.report.figures import KINDS
 from ifloo.report.lettering import Lettering
 from ifloo.report.style import FAINT, FIT, INK, QUIET, number, styled
@@ -110,7 +111,9 @@ def _panel(axes: Axes, x: Array, y: Array, kinds: np.ndarray, found: Agreement |
             axes.scatter(
                 x[chosen], y[chosen], s=20, color=colour, marker=marker, edgecolor="white", linewidth=0.4, label=name
             )
-    note = "\n".join(_statistics_lines(found)) if found else "no statistics:\nits predictions do not vary"
+    note = (
+        "\n".join(_statistics_lines(found)) if found else f"no statistics:\n{reason_for_none(x[defined], y[defined])}"
+    )
     axes.text(0, 1.03, note, transform=axes.transAxes, fontsize=8, color=QUIET, va="bottom", linespacing=1.35)
 
 

@@ -1,6 +1,7 @@
 """Figures of one test sample. Each function returns a Figure; only `save_figure` writes a file."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ifloo.agreement import Agreement, Array, Interval
 from ifloo.errors import InputError
+from ifloo.report.agreements import reason_for_none
 from ifloo.report.style import CONTROL, DPI, FAINT, FIT, HARMFUL, HELPFUL, INK, QUIET, number, styled
 from ifloo.store import replacing
 
@@ -121,7 +123,7 @@ def influence_vs_loo(
     predicted: ArrayLike,
     actual: ArrayLike,
     kinds: Sequence[str],
-    agreement: Agreement,
+    agreement: Agreement | None,
     *,
     title: str,
     ids: Sequence[int] | None = None,
@@ -133,13 +135,10 @@ def influence_vs_loo(
         predicted: Predicted changes, [n], nats.
         actual: Actual changes, [n], nats, from refits.
         kinds: Reason of each removal, [n]: keys of `KINDS`.
-        agreement: Statistics of all n removals.
+        agreement: Statistics of all n removals; None if they are undefined.
         title: Title of the figure.
         ids: Ids of the removed samples, [n], used to label the two extreme points; None labels none.
         noise_floor: Largest change covered by the grey band, nats; None draws no band.
-
-    Returns:
-        The figure.
 
     Raises:
         InputError: If the lengths differ.
@@ -162,16 +161,18 @@ def influence_vs_loo(
         axes.set_title(title)
         axes.set_xlabel("predicted change of the test loss on removal (nats)")
         axes.set_ylabel("actual change after retraining (nats)")
-        if ids is not None:
+        if ids is not None and np.ptp(y) > 0:
             _name_ends(axes, x, y, ids)
-        _statistics_panel(panel, axes, agreement)
+        _panel_beside(panel, axes, agreement, reason_for_none(x, y))
     return figure
 
 
-def _lines(axes: Axes, ends: Array, found: Agreement) -> None:
+def _lines(axes: Axes, ends: Array, found: Agreement | None) -> None:
     """Draws y = x dashed over the fitted line, so that both are visible where they coincide."""
     axes.plot(ends, ends, color=INK, linewidth=1.0, linestyle=(0, (5, 3)), zorder=2, label="y = x")
-    axes.plot(ends, found.slope * ends + found.intercept, color=FIT, linewidth=2.6, zorder=1.8, label="least squares")
+    if found is not None:
+        fitted = found.slope * ends + found.intercept
+        axes.plot(ends, fitted, color=FIT, linewidth=2.6, zorder=1.8, label="least squares")
 
 
 def _one_of_each(x: Array, y: Array, kinds: Sequence[str], ids: Sequence[int] | None) -> None:
@@ -223,10 +224,18 @@ def _name_ends(axes: Axes, x: Array, y: Array, ids: Sequence[int]) -> None:
         )
 
 
-def _statistics_panel(panel: Axes, axes: Axes, found: Agreement) -> None:
+def _panel_beside(panel: Axes, axes: Axes, found: Agreement | None, reason: str) -> None:
     """Fills the column beside the scatter plot, so that no point overlaps it: legend above, statistics below."""
     panel.set_axis_off()
     panel.legend(handles=axes.get_legend_handles_labels()[0], loc="upper left", bbox_to_anchor=(-0.08, 1.02))
+    if found is not None:
+        _statistics_below(panel, found)
+        return
+    note = "\n".join(["no statistics:", *textwrap.wrap(reason, 28)])
+    panel.text(0, 0.69, note, fontsize=9, color=QUIET, transform=panel.transAxes, va="top")
+
+
+def _statistics_below(panel: Axes, found: Agreement) -> None:
     entries = [
         ("slope", number(found.slope, ".4f"), _interval_text(found.slope_ci, ".4f")),
         ("Pearson r", number(found.pearson, ".5f"), _interval_text(found.pearson_ci, ".5f")),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ifloo.data.protocol import CaptionedSet, ConversationSet
 from ifloo.report.card import Card, GalleryRow
 from ifloo.report.lettering import Lettering
 from ifloo.report.page import Page
@@ -26,16 +26,7 @@ _TEST_WIDTH, _TEST_PICTURE = 3.5, 2.7
 _TITLE, _HEADING, _NOTE = Lettering(12, bold=True), Lettering(10, bold=True), Lettering(8.5)
 
 
-@runtime_checkable
-class ConversationSet(Protocol):
-    """Protocol of data sets whose samples have a question, an answer and images."""
-
-    def question(self, id_: int, /) -> str: ...
-    def answer(self, id_: int, /) -> str: ...
-    def pictures(self, id_: int, /) -> Sequence[NDArray[np.uint8]]: ...
-
-
-def pictures_of(data: Any, id_: int) -> Sequence[NDArray[np.uint8]]:
+def pictures_of(data: CaptionedSet | ConversationSet, id_: int) -> Sequence[NDArray[np.uint8]]:
     """Returns the images of a sample of a `ConversationSet`, or of a set with at most one image per sample."""
     if isinstance(data, ConversationSet):
         return list(data.pictures(id_))

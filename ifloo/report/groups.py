@@ -28,7 +28,7 @@ class GroupEffect:
     actual: float
 
     def to_json(self) -> dict[str, JSON]:
-        return dict(vars(self))
+        return {"id": self.id, "n": self.n, "predicted": self.predicted, "actual": self.actual}
 
 
 def group_effects(layout: Layout, stored: StoredInfluences, removal: Removal, base: float) -> tuple[GroupEffect, ...]:

@@ -9,7 +9,7 @@ from ifloo.report.plain import one_line
 
 Setting = str | float
 
-_MOST = 80  # largest length of a value, characters
+_LONGEST_VALUE = 80  # characters
 _MEMORY = ("max_bytes",)  # memory limits, which change no number
 _SCORES = ("method", "curvature", "damping", "solver", "parameters", "dtype", "scores_dtype")
 _REFITS = ("removal", "init")
@@ -23,7 +23,7 @@ def hyper_parameters(sections: Mapping[str, Any]) -> dict[str, Setting]:
     """
     influence = sections.get("influence", {}).get("compared", {})
     refits = sections.get("loo", {}).get("compared", {})
-    named: dict[str, Any] = {
+    named: dict[str, object] = {
         **{f"attribution.{name}": influence.get(name) for name in _SCORES},
         **{f"data.{name}": value for name, value in (influence.get("loader") or {}).items()},
         "model": influence.get("model"),
@@ -31,10 +31,10 @@ def hyper_parameters(sections: Mapping[str, Any]) -> dict[str, Setting]:
         **{f"refit.{name}": refits.get(name) for name in _REFITS},
         "seed": influence.get("seed"),
     }
-    return {name: value for key, nested in named.items() for name, value in _flat(key, nested)}
+    return {name: value for key, nested in named.items() for name, value in _leaves(key, nested)}
 
 
-def _flat(name: str, value: Any) -> Iterator[tuple[str, Setting]]:
+def _leaves(name: str, value: object) -> Iterator[tuple[str, Setting]]:
     if value is None:
         return
     if isinstance(value, Mapping):
@@ -42,9 +42,9 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Setting]]:
             yield name, str(value["class"])
         for key, inner in value.items():
             if key not in ("class", *_MEMORY):
-                yield from _flat(f"{name}.{key}", inner)
+                yield from _leaves(f"{name}.{key}", inner)
     elif isinstance(value, (bool, str, list, tuple)):
         text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-        yield name, one_line(text, _MOST)
-    else:
+        yield name, one_line(text, _LONGEST_VALUE)
+    elif isinstance(value, (int, float)):
         yield name, float(value)

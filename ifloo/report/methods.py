@@ -8,20 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ifloo.attribution import predicted_change
 from ifloo.errors import InputError
 from ifloo.objective import Removal
+from ifloo.objective.ids import positions_of
+from ifloo.report.base_model import refuse_another
 from ifloo.store import CORRECTED, Layout, Manifest, StoredInfluences, influences, removals, settings_stamp
 
 log = logging.getLogger(__name__)
-BASE = ("weights", "data", "objective")
-"""Settings of the manifest that say which base model results are of."""
-
-SCORES = "influence scores"
-"""What pictures and pages of several methods call the one that the verdict is about."""
-
 Predictions = dict[str, NDArray[np.float64]]
 
 
@@ -54,20 +51,17 @@ def predicted(stored: StoredInfluences, ids: NDArray[np.int64], removal: Removal
 
 
 def positions(stored: StoredInfluences, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where the scores of these ids stand.
+    """Finds where the scores of these ids are.
 
     Raises:
         InputError: an id has no score.
     """
-    order = np.argsort(stored.train_ids)
-    place = np.searchsorted(stored.train_ids, ids, sorter=order).clip(max=len(order) - 1)
-    found = order[place]
-    if (unknown := ids[stored.train_ids[found] != ids]).size:
+    if (unknown := ids[~np.isin(ids, stored.train_ids)]).size:
         raise InputError(
             f"Test {stored.test_id}: refits of ids {unknown[:5].tolist()} have no score: they are of other data.\n"
             "  Run `ifloo influence` and `ifloo loo` on the same data."
         )
-    return found
+    return positions_of(torch.tensor(stored.train_ids), ids.tolist()).numpy()
 
 
 def _check(scores: StoredInfluences, test_id: int, sections: Mapping[str, Any], section: str) -> None:
@@ -82,12 +76,7 @@ def _check(scores: StoredInfluences, test_id: int, sections: Mapping[str, Any], 
     compared = sections[section]["compared"]
     if scores.test_id != test_id or scores.settings != settings_stamp(compared):
         raise InputError(f"its scores were made with other settings than the manifest says.\n{again}")
-    base = sections.get("influence", {}).get("compared", {})
-    for name in BASE:
-        if name in compared and name in base and compared[name] != base[name]:
-            raise InputError(
-                f"its scores are of another base model ({name}: {compared[name]}, not {base[name]}).\n{again}"
-            )
+    refuse_another(compared, sections.get("influence", {}).get("compared", {}), "its scores are", again)
 
 
 def _corrected(layout: Layout, stored: StoredInfluences, ids: NDArray[np.int64], removal: Removal) -> Predictions:

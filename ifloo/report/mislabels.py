@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ifloo.errors import InputError
-from ifloo.report.methods import BASE
+from ifloo.report.base_model import refuse_another
 from ifloo.store import JSON, Layout, Manifest, StoredSelfInfluence, self_influence, settings_stamp
 
 log = logging.getLogger(__name__)
@@ -54,14 +54,13 @@ class Mislabels:
         return {**counts, "chance": self.chance, **residual}
 
 
-def mislabels(layout: Layout, datamodule: Any) -> Mislabels | None:
-    """How many corrupted rows each ranking finds; None where none are known, or there is no self-influence."""
-    wrong = list(getattr(datamodule, "corrupted_ids", ()))
+def mislabels(layout: Layout, wrong: Collection[int]) -> Mislabels | None:
+    """Counts how many of the rows `wrong`, by id, each ranking finds; None without such rows or self-influence."""
     if not wrong or (stored := self_influences(layout)) is None:
         return None
     n = len(stored.train_ids)
     looked_at = max(1, round(n / PARTS))
-    is_wrong = np.isin(stored.train_ids, wrong)
+    is_wrong = np.isin(stored.train_ids, list(wrong))
     ranked = {name: is_wrong[np.argsort(-value, kind="stable")] for name, value in stored.rankings.items()}
     found = {name: int(wrong_ones[:looked_at].sum()) for name, wrong_ones in ranked.items()}
     return Mislabels(len(wrong), looked_at, found, len(wrong) * looked_at / n, ranked, stored.residual)
@@ -90,7 +89,4 @@ def _check(stored: StoredSelfInfluence, sections: Mapping[str, Any]) -> None:
     compared = sections.get(SECTION, {}).get("compared")
     if compared is None or stored.settings != settings_stamp(compared):
         raise InputError(f"it was made with other settings than the manifest says.\n{again}")
-    base = sections.get("influence", {}).get("compared", {})
-    for name in BASE:
-        if name in compared and name in base and compared[name] != base[name]:
-            raise InputError(f"it is of another base model ({name}: {compared[name]}, not {base[name]}).\n{again}")
+    refuse_another(compared, sections.get("influence", {}).get("compared", {}), "it is", again)

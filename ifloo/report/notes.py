@@ -3,40 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from ifloo.agreement import Agreement, Interval
+from ifloo.agreement import Interval
+from ifloo.data.protocol import CaptionedSet, ConversationSet, SampleSets
+from ifloo.report.agreements import Row, Statistics
 from ifloo.report.extremes import Extremes
-from ifloo.report.gallery import ConversationSet
 from ifloo.report.mislabels import NAMES, PARTS, Mislabels
 from ifloo.report.plain import markdown, table
-from ifloo.report.pooled import Pooled
+from ifloo.report.pooled import Verdict
 from ifloo.report.style import number, slope_form
 from ifloo.report.verdict import Comparison
 from ifloo.store import StoredInfluences
 
-MOST = 300  # largest length of a question, an answer or a caption, characters
+LONGEST_TEXT = 300  # largest length of a question, an answer or a caption, characters
 
 
 def guide(board: Mapping[str, str]) -> str:
     """Writes a table of the groups of tags and their contents."""
-    rows = [[f"**{markdown(group, MOST)}**", markdown(what, MOST)] for group, what in board.items()]
+    rows = [[f"**{markdown(group, LONGEST_TEXT)}**", markdown(what, LONGEST_TEXT)] for group, what in board.items()]
     return table(["group", "what it shows"], rows)
 
 
-def verdict(compared: Mapping[int, Comparison], together: Pooled | None) -> str:
+def verdict(compared: Verdict) -> str:
     """Writes tables of predicted against actual change of the test losses, with 95 % intervals, and of certificates."""
-    rows = []
-    if together is not None:
-        named = {**together.groups, **{f"all, by {name}": found for name, found in together.methods.items()}}
-        rows = [_statistics("all", name, found) for name, found in named.items() if found]
-    rows += [row for t, one in compared.items() for row in _of_test(t, one)]
+    rows = [*_statistics("all", compared.together.statistics)] if compared.together else []
+    rows += [row for t, one in compared.items() for row in _statistics(str(t), one.statistics)]
     removal = next(iter(compared.values())).removal
     head = ["test", "removed", "refits", "Pearson", "Spearman", "slope", "median relative error"]
     remarks = [f"Test {t}: {markdown(one.roughness, 2000)}" for t, one in compared.items() if one.roughness]
     return "\n\n".join(
         [
-            f"Predicted against actual change of the test loss, removal {markdown(removal, MOST)}, 95 % intervals.",
+            f"Predicted against actual change of the test loss, removal {markdown(removal, LONGEST_TEXT)}, 95 % "
+            "intervals.",
             table(head, rows),
             table(
                 ["test", "residual of the solve", "error of a score at most", "worst ‖∇J‖", "noise floor", "flagged"],
@@ -47,19 +45,18 @@ def verdict(compared: Mapping[int, Comparison], together: Pooled | None) -> str:
     )
 
 
-def _of_test(t: int, one: Comparison) -> Iterator[list[str]]:
-    groups = {"all": one.agreement(), "top-k": one.agreement(one.top), "random": one.agreement(one.control)}
-    further = {f"all, by {name}": found["all"] for name, found in one.methods().items()}
-    for name, found in {**groups, **further}.items():
-        if found:
-            yield _statistics(str(t), name, found)
+def _statistics(test: str, statistics: Statistics) -> Iterator[list[str]]:
+    """Yields a row of the table for each selection of refits that is not empty, and for each further method."""
+    for row in (*statistics.scores, *statistics.further):
+        if row.n or row.selection == "all":
+            yield [test, markdown(row.label, LONGEST_TEXT), *_cells(row)]
 
 
-def _statistics(test: str, name: str, found: Agreement) -> list[str]:
+def _cells(row: Row) -> list[str]:
+    if (found := row.agreement) is None:
+        return [f"none: {row.reason}", "", "", "", ""]
     slope = slope_form(found.slope)
     return [
-        test,
-        markdown(name.replace("_", " "), MOST),
         str(found.n),
         _between(found.pearson, found.pearson_ci, ".4f"),
         _between(found.spearman, found.spearman_ci, ".4f"),
@@ -89,7 +86,7 @@ def mislabels(found: Mislabels) -> str:
     )
 
 
-def samples(datamodule: Any, stored: StoredInfluences, answered: str = "") -> str:
+def samples(datamodule: SampleSets, stored: StoredInfluences, answered: str = "") -> str:
     """Writes tables of a test sample and its most influential training samples, all text escaped.
 
     Args:
@@ -98,7 +95,7 @@ def samples(datamodule: Any, stored: StoredInfluences, answered: str = "") -> st
         answered: Outcome of the model on the test sample; empty if unknown.
     """
     words = _Words(datamodule.test_set)
-    outcome = [] if not answered else [f"The model: {markdown(answered, MOST)}"]
+    outcome = [] if not answered else [f"The model: {markdown(answered, LONGEST_TEXT)}"]
     parts = [table(["test", *words.head], [[str(stored.test_id), *words.of(stored.test_id)]]), *outcome]
     words = _Words(datamodule.train_set)
     most = Extremes.of(stored)
@@ -116,10 +113,11 @@ def samples(datamodule: Any, stored: StoredInfluences, answered: str = "") -> st
 class _Words:
     """Text of a data set's samples as table cells: question and answer, or label."""
 
-    def __init__(self, data: Any) -> None:
-        self.data, self.conversation = data, isinstance(data, ConversationSet)
-        self.head = ["question", "answer"] if self.conversation else ["label"]
+    def __init__(self, data: CaptionedSet | ConversationSet) -> None:
+        self.data = data
+        self.head = ["question", "answer"] if isinstance(data, ConversationSet) else ["label"]
 
     def of(self, id_: int) -> list[str]:
-        texts = [self.data.question(id_), self.data.answer(id_)] if self.conversation else [self.data.caption(id_)]
-        return [markdown(text, MOST) for text in texts]
+        data = self.data
+        texts = [data.question(id_), data.answer(id_)] if isinstance(data, ConversationSet) else [data.caption(id_)]
+        return [markdown(text, LONGEST_TEXT) for text in texts]

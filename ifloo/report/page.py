@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -34,10 +33,6 @@ class Box:
     width: float
     height: float
 
-    def inset(self, margin: float) -> Box:
-        """Returns the rectangle reduced by a margin on each side."""
-        return Box(self.x + margin, self.y + margin, self.width - 2 * margin, self.height - 2 * margin)
-
 
 @dataclass(frozen=True, eq=False)
 class Page:
@@ -51,10 +46,19 @@ class Page:
     def _inches(self) -> Transform:
         return Affine2D().scale(1, -1).translate(0, self.height) + self.figure.dpi_scale_trans
 
-    def rectangle(self, box: Box, **look: Any) -> None:
-        """Draws a rectangle behind all images and text; `look` holds properties of matplotlib's patches."""
-        look = {"linewidth": 0, "zorder": -1, **look}
-        self.figure.add_artist(Rectangle((box.x, box.y), box.width, box.height, transform=self._inches, **look))
+    def rectangle(
+        self,
+        box: Box,
+        *,
+        facecolor: str = "none",
+        edgecolor: str | None = None,
+        linewidth: float = 0,
+        zorder: float = -1,
+    ) -> None:
+        """Draws a rectangle behind all images and text; the settings are those of matplotlib's patches."""
+        shape = Rectangle((box.x, box.y), box.width, box.height, transform=self._inches, zorder=zorder)
+        shape.set(facecolor=facecolor, edgecolor=edgecolor, linewidth=linewidth)
+        self.figure.add_artist(shape)
 
     def lines(
         self, x: float, y: float, lines: Sequence[str], lettering: Lettering, colour: str = INK, align: str = "left"

@@ -1,15 +1,16 @@
-"""All tests together: one set of statistics over the rows of all of them."""
+"""The verdict on several tests: the comparison of each, and one set of statistics over the rows of all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from ifloo.agreement import Agreement
-from ifloo.report.enough import agreed
-from ifloo.report.verdict import Comparison
+from ifloo.report.agreements import SCORES, Selection, Statistics, rows_of
+from ifloo.report.mislabels import Mislabels
+from ifloo.report.verdict import DEFINITIONS, Comparison
 from ifloo.store import JSON
 
 
@@ -18,21 +19,23 @@ class Pooled:
     """Statistics over the rows of several tests.
 
     Attributes:
-        tests: their ids.
-        groups: of the scores: `all`, `top_k` and `random` rows; None where there are too few.
-        methods: of further methods that predicted for each of the tests, all rows; None where nothing varies.
+        tests: Ids of the tests.
+        statistics: Statistics of the scores for each selection of refits, and of further methods that predicted for
+            each of the tests for all refits.
     """
 
     tests: tuple[int, ...]
-    groups: Mapping[str, Agreement | None]
-    methods: Mapping[str, Agreement | None]
+    statistics: Statistics
 
     def to_json(self) -> dict[str, JSON]:
         """An entry of the verdict."""
-        each = {name: found.to_json() if found else None for name, found in self.groups.items()}
-        together = each.pop("all") or {}
-        methods = {name: found.to_json() if found else None for name, found in self.methods.items()}
-        return {"test_ids": list(self.tests), **together, **each, "methods": methods}
+        together, *others = self.statistics.scores
+        return {
+            "test_ids": list(self.tests),
+            **(together.to_json() or {}),
+            **{row.selection: row.to_json() for row in others},
+            "methods": {row.method: row.to_json() for row in self.statistics.further},
+        }
 
 
 def pooled(compared: Mapping[int, Comparison]) -> Pooled | None:
@@ -43,15 +46,57 @@ def pooled(compared: Mapping[int, Comparison]) -> Pooled | None:
     if len(compared) < 2:
         return None
     tests = list(compared.values())
-    predicted, actual, top, control = (
-        np.concatenate([getattr(one, name) for one in tests]) for name in ("predicted", "actual", "top", "control")
-    )
+    predicted = np.concatenate([one.predicted for one in tests])
+    actual = np.concatenate([one.actual for one in tests])
     floor = max(one.noise_floor or 0.0 for one in tests)
-    everywhere = [name for name in tests[0].further if all(name in one.further for one in tests)]
-    further = {name: np.concatenate([one.further[name] for one in tests]) for name in everywhere}
-    chosen = {"all": np.ones(len(actual), dtype=bool), "top_k": top, "random": control}
-    return Pooled(
-        tests=tuple(compared),
-        groups={name: agreed(predicted, actual, floor, rows) for name, rows in chosen.items()},
-        methods={name: agreed(by, actual, floor) for name, by in further.items()},
-    )
+    selections = {name: np.concatenate([one.selections[name] for one in tests]) for name in tests[0].selections}
+    everything: dict[Selection, np.ndarray] = {"all": selections["all"]}
+    rows = [*rows_of(SCORES, predicted, actual, selections, floor)]
+    for name in tests[0].further:
+        if all(name in one.further for one in tests):
+            by = np.concatenate([one.further[name] for one in tests])
+            rows += rows_of(name, by, actual, everything, floor)
+    return Pooled(tuple(compared), Statistics(tuple(rows)))
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict(Mapping[int, Comparison]):
+    """The comparison of each test by its id, and what holds of all of them; every output formats this one object.
+
+    Attributes:
+        tests: Comparison of each test, by its id.
+        mislabels: Number of wrong labels that each ranking finds; None where no label is known to be wrong.
+    """
+
+    tests: Mapping[int, Comparison]
+    mislabels: Mislabels | None = None
+
+    def __getitem__(self, test_id: int) -> Comparison:
+        return self.tests[test_id]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.tests)
+
+    def __len__(self) -> int:
+        return len(self.tests)
+
+    @cached_property
+    def together(self) -> Pooled | None:
+        """Statistics of all tests together, calculated once; None where there is only one test."""
+        return pooled(self.tests)
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """Statistics of all tests together, or of the one there is; None without any."""
+        if self.together is not None:
+            return self.together.statistics
+        return next((one.statistics for one in self.tests.values()), None)
+
+    def to_json(self) -> dict[str, JSON]:
+        """The content of verdict.json."""
+        return {
+            "tests": {str(t): one.to_json() for t, one in self.tests.items()},
+            **({"all_tests": self.together.to_json()} if self.together else {}),
+            **({"mislabels": self.mislabels.to_json()} if self.mislabels else {}),
+            "definitions": DEFINITIONS,
+        }

@@ -7,18 +7,18 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from google.protobuf import text_format
 from numpy.typing import NDArray
 from PIL import Image
-from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+from tensorboard.plugins.projector.projector_config_pb2 import EmbeddingInfo, ProjectorConfig
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ifloo.report.gallery import ConversationSet, pictures_of
+from ifloo.data.protocol import CaptionedSet, ConversationSet
+from ifloo.report.gallery import pictures_of
 from ifloo.report.plain import one_line
 from ifloo.report.sketch import SampleGradients
 from ifloo.store import StoredInfluences, replacing
@@ -77,7 +77,10 @@ def room(size: int) -> int:
 
 
 def metadata(
-    stored: Sequence[StoredInfluences], further: Mapping[str, NDArray[np.float64]], data: Any, chosen: Points
+    stored: Sequence[StoredInfluences],
+    further: Mapping[str, NDArray[np.float64]],
+    data: CaptionedSet | ConversationSet,
+    chosen: Points,
 ) -> tuple[list[str], list[list[str]]]:
     """Returns column names and a row for each point: id, caption, scores, their percentiles, further rankings.
 
@@ -105,19 +108,19 @@ def metadata(
     return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
 
-def _ranks(values: NDArray[Any]) -> NDArray[np.int64]:
+def _ranks(values: NDArray[np.floating]) -> NDArray[np.int64]:
     ranks = np.empty(len(values), dtype=np.int64)
     ranks[np.argsort(values, kind="stable")] = np.arange(len(values))
     return ranks
 
 
-def _caption(data: Any, id_: int) -> str:
+def _caption(data: CaptionedSet | ConversationSet, id_: int) -> str:
     if isinstance(data, ConversationSet):
         return f"{data.question(id_)} {data.answer(id_)}"
     return data.caption(id_)
 
 
-def tiles(data: Any, ids: Sequence[int]) -> Tensor | None:
+def tiles(data: CaptionedSet | ConversationSet, ids: Sequence[int]) -> Tensor | None:
     """Returns an image of each sample, `[k, 3, s, s]` in 0..1, blank for a sample without one; None if none has one.
 
     Grey images are inverted to dark on light, because the projector multiplies them by the colour of the point.
@@ -149,7 +152,7 @@ def write(
     gradients: SampleGradients,
     stored: Sequence[StoredInfluences],
     further: Mapping[str, NDArray[np.float64]],
-    data: Any,
+    data: CaptionedSet | ConversationSet,
 ) -> Points:
     """Writes the points of the projector, replacing those of an earlier report; other embeddings are kept.
 
@@ -177,7 +180,7 @@ def write(
     return chosen
 
 
-def _others(config: Path) -> list[Any]:
+def _others(config: Path) -> list[EmbeddingInfo]:
     """Reads the embeddings of this folder that ifloo did not write."""
     existing = ProjectorConfig()
     if config.exists():

@@ -5,29 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ifloo.data.protocol import CaptionedSet, ConversationSet, DataNotes, SampleSets
 from ifloo.errors import WorkError
+from ifloo.report.agreements import method_label
 from ifloo.report.board import Board
 from ifloo.report.comparison import methods_comparison
 from ifloo.report.digits import TrainingPicture, digit_grid
 from ifloo.report.extremes import Extremes
 from ifloo.report.figures import influence_distribution, influence_vs_loo, save_figure
-from ifloo.report.gallery import ConversationSet, gallery, row_of
+from ifloo.report.gallery import gallery, row_of
 from ifloo.report.html import write_html
 from ifloo.report.html.unverified import unverified
 from ifloo.report.label_errors import label_errors
-from ifloo.report.methods import SCORES
 from ifloo.report.mislabels import Mislabels, mislabels
 from ifloo.report.plain import drawn
-from ifloo.report.pooled import pooled
+from ifloo.report.pooled import Verdict
 from ifloo.report.sketch import SampleGradients
-from ifloo.report.verdict import DEFINITIONS, Comparison, compare
-from ifloo.store import CORRECTED, JSON, Layout, StoredInfluences, influences, top_k, write_json
+from ifloo.report.verdict import Comparison, compare
+from ifloo.store import CORRECTED, Layout, StoredInfluences, influences, top_k, write_json
 
 CAPTION, TITLE = 14, 40  # characters of a label, over a small picture and in a title
 
@@ -46,12 +46,12 @@ class Reporter:
     """
 
     layout: Layout
-    datamodule: Any
+    datamodule: SampleSets
     log_dir: Path
     outcomes: Mapping[int, str] = field(default_factory=dict)
     gradients: SampleGradients | None = None
 
-    def verdict(self, test_ids: list[int], k: int) -> dict[int, Comparison]:
+    def verdict(self, test_ids: list[int], k: int) -> Verdict:
         """Writes the verdict on these tests.
 
         Args:
@@ -65,21 +65,15 @@ class Reporter:
         for t in test_ids:
             stored = influences.load(self.layout.scores(t))
             compared[t] = compare(self.layout, t, top_k(stored.scores, stored.train_ids, k).tolist())
-        together, found = pooled(compared), self.mislabels()
-        verdict: dict[str, JSON] = {
-            "tests": {str(t): one.to_json() for t, one in compared.items()},
-            **({"all_tests": together.to_json()} if together else {}),
-            **({"mislabels": found.to_json()} if found else {}),
-            "definitions": DEFINITIONS,
-        }
-        write_json(self.layout.verdict, verdict)
-        return compared
+        verdict = Verdict(compared, self.mislabels())
+        write_json(self.layout.verdict, verdict.to_json())
+        return verdict
 
     def mislabels(self) -> Mislabels | None:
         """What self-influence makes of training answers known to be wrong; None where none are."""
-        return mislabels(self.layout, self.datamodule)
+        return mislabels(self.layout, DataNotes(self.datamodule).corrupted_ids)
 
-    def run(self, test_ids: list[int], k: int) -> dict[int, Comparison]:
+    def run(self, test_ids: list[int], k: int) -> Verdict:
         """Writes the verdict on these tests, their pictures, one page with all of it, and TensorBoard's files.
 
         Tests with scores and too few refits for a verdict are on the page alone, which says so; what is returned, and
@@ -90,35 +84,32 @@ class Reporter:
         """
         alone = unverified(self.layout, test_ids)
         verified = [t for t in test_ids if t not in alone]
-        compared = self.verdict(verified, k) if verified else {}
-        figures = {t: self._figures(one, k) for t, one in compared.items()}
+        verdict = self.verdict(verified, k) if verified else Verdict({}, self.mislabels())
+        figures = {t: self._figures(one, k) for t, one in verdict.items()}
         for t, named in figures.items():
             for name, figure in named.items():
                 save_figure(figure, self.layout.figure(name, t))
-        found = self.mislabels()
-        if found:
-            save_figure(label_errors(found), self.layout.label_errors)
-        write_html(self.layout, self.datamodule, compared, self.outcomes, alone, found)
+        if verdict.mislabels:
+            save_figure(label_errors(verdict.mislabels), self.layout.label_errors)
+        write_html(self.layout, self.datamodule, verdict, self.outcomes, alone)
         try:
-            self._to_tensorboard({t: stored for t, (stored, _) in alone.items()}, compared, figures, k, found)
+            self._to_tensorboard({t: stored for t, (stored, _) in alone.items()}, verdict, figures, k)
         except OSError as error:
             raise WorkError(
                 f"TensorBoard's files could not be written to {self.log_dir}: {error.strerror or error}.\n"
                 "  The verdict and the pictures are whole; free space or permissions there and run the report again."
             ) from error
-        return compared
+        return verdict
 
     def _figures(self, one: Comparison, k: int) -> dict[str, Figure]:
         stored, title = one.stored, self._title(one.stored.test_id)
-        together = one.agreement()
-        assert together is not None  # compare() refuses fewer rows than a statistic needs
         figures = {
             **self._of_scores(stored, k),
             "influence_vs_loo": influence_vs_loo(
                 one.predicted,
                 one.actual,
                 one.kinds,
-                together,
+                one.agreement(),
                 title=title,
                 ids=one.ids.tolist(),
                 noise_floor=one.noise_floor,
@@ -126,10 +117,10 @@ class Reporter:
         }
         if set(one.further) - {CORRECTED}:
             figures["methods_comparison"] = methods_comparison(
-                {SCORES: one.predicted, **one.further},
+                {method_label(name): by for name, by in one.predictions.items()},
                 one.actual,
                 one.kinds,
-                {SCORES: together, **{name: groups["all"] for name, groups in one.methods().items()}},
+                {row.method_label: row.agreement for row in one.statistics.by_method},
                 title=title,
                 noise_floor=one.noise_floor,
             )
@@ -151,10 +142,12 @@ class Reporter:
             for at in (most.helpful, most.harmful)
         )
         train, test, t = self.datamodule.train_set, self.datamodule.test_set, stored.test_id
-        if isinstance(test, ConversationSet):
+        if isinstance(test, ConversationSet) and isinstance(train, ConversationSet):
             low, high = ([row_of(train, i, score) for i, score in rows] for rows in (helpful, harmful))
             asked = row_of(test, t, answered=self.outcomes.get(t, ""))
             return {"gallery": gallery(asked, low, high, title=title)}
+        assert isinstance(test, CaptionedSet)
+        assert isinstance(train, CaptionedSet)
         if test.picture(t) is None:
             return {}
         caption = drawn(test.caption(t), CAPTION)
@@ -165,26 +158,26 @@ class Reporter:
         return {"most_influential": digit_grid(_picture(test, t), caption, first, last, title=title)}
 
     def _title(self, t: int) -> str:
-        if isinstance(self.datamodule.test_set, ConversationSet):
+        tests = self.datamodule.test_set
+        if isinstance(tests, ConversationSet):
             return f"test {t}"
         outcome = f", {drawn(self.outcomes[t], TITLE)}" if t in self.outcomes else ""
-        return f"test {t}, label {drawn(self.datamodule.test_set.caption(t), TITLE)}{outcome}"
+        return f"test {t}, label {drawn(tests.caption(t), TITLE)}{outcome}"
 
     def _to_tensorboard(
         self,
         alone: Mapping[int, StoredInfluences],
-        compared: Mapping[int, Comparison],
+        verdict: Verdict,
         figures: Mapping[int, Mapping[str, Figure]],
         k: int,
-        wrong: Mislabels | None,
     ) -> None:
-        scored = {**{t: one.stored for t, one in compared.items()}, **alone}
+        scored = {**{t: one.stored for t, one in verdict.items()}, **alone}
         drawn = {**figures, **{t: self._of_scores(stored, k) for t, stored in alone.items()}}
         board = Board(self.layout, self.datamodule, self.log_dir, self.outcomes, self.gradients)
-        board.write(scored, compared, drawn, wrong)
+        board.write(scored, verdict, drawn)
 
 
-def _picture(data: Any, id_: int) -> NDArray[np.uint8]:
+def _picture(data: CaptionedSet, id_: int) -> NDArray[np.uint8]:
     """The picture of a sample; blank paper for one that has none among others that have."""
     found = data.picture(id_)
     return np.zeros((1, 1), dtype=np.uint8) if found is None else found

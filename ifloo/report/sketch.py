@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Subset
 
 from ifloo.errors import InputError
 from ifloo.gradients import sample_gradients
-from ifloo.objective import scoring
+from ifloo.objective import Batch, scoring
 from ifloo.objective.batches import moved, sample_ids
 from ifloo.objective.functional import FunctionalLosses
 from ifloo.objective.loaders import as_given
@@ -59,7 +59,7 @@ class SampleGradients:
     """
 
     module: nn.Module
-    loader: DataLoader
+    loader: DataLoader[Batch]
     parameters: tuple[str, ...] = ("*",)
     dimensions: int = 64
     seed: int = 0
@@ -83,7 +83,8 @@ class SampleGradients:
         losses, sketch = FunctionalLosses(self.module, space), Sketch(space.size, self.dimensions, self.seed)
         at_once = min(MOST_AT_ONCE, max(1, BYTES_AT_ONCE // (space.size * space.dtype.itemsize)))
         dataset, collate = as_given(self.loader)
-        chosen = DataLoader(Subset(dataset, positions.tolist()), batch_size=at_once, collate_fn=collate)
+        some = Subset(dataset, positions.tolist())  # type: ignore[arg-type, var-annotated]  # of any set with items
+        chosen = DataLoader(some, batch_size=at_once, collate_fn=collate)
         theta, parts = losses.theta(), []
         with torch.no_grad(), scoring(self.module):
             for raw, expected in zip(chosen, ids.split(at_once), strict=True):

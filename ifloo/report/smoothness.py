@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ifloo.agreement import Agreement
-from ifloo.report.enough import agreed
+from ifloo.report.agreements import agreed
 from ifloo.report.methods import positions
 from ifloo.store import JSON, NULL_ID, WEIGHTS, Layout, LossFile, StoredInfluences
 
@@ -47,13 +48,20 @@ class SmallSteps:
 
     def agreement(self) -> Agreement | None:
         """Of the scores with the measured derivative; None where too few rows vary."""
-        floor = (self.noise_floor or 0.0) / (WEIGHTS[1] - WEIGHTS[0])
-        return agreed(self.scores, self.derivative, floor)
+        return self._agreement
 
     def sides(self) -> float | None:
         """Pearson correlation of the step up with the step down: 1 where the loss is smooth, whatever the scores."""
-        found = agreed(self.base - self.low, self.high - self.base)
-        return None if found is None else found.pearson
+        return None if self._both_sides is None else self._both_sides.pearson
+
+    @cached_property
+    def _agreement(self) -> Agreement | None:
+        floor = (self.noise_floor or 0.0) / (WEIGHTS[1] - WEIGHTS[0])
+        return agreed(self.scores, self.derivative, floor)
+
+    @cached_property
+    def _both_sides(self) -> Agreement | None:
+        return agreed(self.base - self.low, self.high - self.base)
 
     def curvature(
         self, ids: NDArray[np.int64], predicted: NDArray[np.float64], actual: NDArray[np.float64]
@@ -99,7 +107,7 @@ class SmallSteps:
 
 
 def small_steps(layout: Layout, stored: StoredInfluences, base: float, noise_floor: float | None) -> SmallSteps | None:
-    """The refits at small steps of a test; None where no sample has both.
+    """The refits at small steps of a test, by id; None where no sample has both.
 
     Args:
         layout: of the files.
@@ -111,7 +119,7 @@ def small_steps(layout: Layout, stored: StoredInfluences, base: float, noise_flo
         InputError: an id has no score, or a file is damaged.
     """
     low, high = (LossFile(layout.weight_losses(weight, stored.test_id)).rows() for weight in WEIGHTS)
-    ids = np.array([i for i in low if i in high and i != NULL_ID], dtype=np.int64)
+    ids = np.array(sorted(i for i in low if i in high and i != NULL_ID), dtype=np.int64)
     if not len(ids):
         return None
     losses = [np.array([rows[i].loss for i in ids.tolist()]) for rows in (low, high)]

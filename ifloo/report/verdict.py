@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ifloo.agreement import Agreement, agreement
+from ifloo.agreement import Agreement
 from ifloo.errors import InputError
 from ifloo.objective import Removal
-from ifloo.report.enough import FEWEST
+from ifloo.report.agreements import FEWEST, SCORES, Selection, Statistics, rows_of
+from ifloo.report.base_model import difference
 from ifloo.report.groups import GroupEffect, group_effects
-from ifloo.report.methods import BASE, predicted, predictions
+from ifloo.report.methods import predicted, predictions
 from ifloo.report.smoothness import SmallSteps, small_steps
 from ifloo.store import (
     JSON,
@@ -54,7 +56,7 @@ class Comparison:
     Attributes:
         stored: the scores behind the predictions.
         removal: what a refit left out.
-        ids: `[r]` removed samples.
+        ids: `[r]` removed samples, in increasing order.
         predicted: `[r]`, nats.
         actual: `[r]`, nats.
         top: `[r]`, whether the sample is among this test's top-k.
@@ -87,32 +89,29 @@ class Comparison:
     @property
     def kinds(self) -> list[str]:
         """Why each sample was removed: `top` of this test, `random`, or `other` (the top of another test)."""
-        return np.where(self.top, "top", np.where(self.control, "random", "other")).tolist()
+        kinds: list[str] = np.where(self.top, "top", np.where(self.control, "random", "other")).tolist()
+        return kinds
 
-    def agreement(
-        self, chosen: NDArray[np.bool_] | None = None, predicted: NDArray[np.float64] | None = None
-    ) -> Agreement | None:
-        """Statistics of all rows, or of some; of the scores, or of another prediction (NaN: none for that row).
+    @property
+    def predictions(self) -> dict[str, NDArray[np.float64]]:
+        """`[r]`, nats, what each method predicted, the influence scores first."""
+        return {SCORES: self.predicted, **self.further}
 
-        None where there are fewer than three, or where another prediction is the same for all of them.
-        """
-        by = self.predicted if predicted is None else predicted
-        rows = np.isfinite(by) & (True if chosen is None else chosen)
-        if rows.sum() < FEWEST or (predicted is not None and np.ptp(by[rows]) == 0):
-            return None
-        return agreement(by[rows], self.actual[rows], noise_floor=self.noise_floor or 0.0)
-
-    def methods(self) -> dict[str, dict[str, Agreement | None]]:
-        """Statistics of further predictions, by method: of all rows, of the top-k and of the controls."""
-        return self._methods
+    @property
+    def selections(self) -> dict[Selection, NDArray[np.bool_]]:
+        """`[r]`, the refits that statistics are given of, by name."""
+        return {"all": np.ones(len(self.ids), dtype=bool), "top_k": self.top, "random": self.control}
 
     @cached_property
-    def _methods(self) -> dict[str, dict[str, Agreement | None]]:
-        groups = {"all": None, "top_k": self.top, "random": self.control}
-        return {
-            method: {name: self.agreement(rows, by) for name, rows in groups.items()}
-            for method, by in self.further.items()
-        }
+    def statistics(self) -> Statistics:
+        """Statistics of the scores and of further methods; calculated once, since each costs its bootstrap."""
+        floor = self.noise_floor or 0.0
+        each = (rows_of(name, by, self.actual, self.selections, floor) for name, by in self.predictions.items())
+        return Statistics(tuple(chain.from_iterable(each)))
+
+    def agreement(self) -> Agreement | None:
+        """Statistics of the scores over all refits; None where there are none."""
+        return self.statistics.row().agreement
 
     @cached_property
     def roughness(self) -> str | None:
@@ -121,14 +120,11 @@ class Comparison:
 
     def to_json(self) -> dict[str, JSON]:
         """One entry of verdict.json."""
-        together = self.agreement()
-        groups = {"top_k": self.agreement(self.top), "random": self.agreement(self.control)}
         return {
             "method": self.stored.method,
             "removal": self.removal,
-            **(together.to_json() if together else {"n_refits": len(self.ids)}),
-            **{name: found.to_json() if found else None for name, found in groups.items()},
-            "methods": {name: _to_json(groups, len(self.ids)) for name, groups in self.methods().items()},
+            **self._of_method(SCORES),
+            "methods": {name: self._of_method(name) for name in self.further},
             "worst_residual": self.stored.residual,
             "undamped_residual": self.stored.undamped_residual,
             "damping": self.stored.damping,
@@ -137,6 +133,14 @@ class Comparison:
             "noise_floor": self.noise_floor,
             "flagged": self.flagged,
             **self._context(),
+        }
+
+    def _of_method(self, name: str) -> dict[str, JSON]:
+        """The statistics of one method: over all refits, and over each other selection by its name."""
+        together, *others = (self.statistics.row(selection, name) for selection in self.selections)
+        return {
+            **(together.to_json() or {"n_refits": len(self.ids)}),
+            **{row.selection: row.to_json() for row in others},
         }
 
     def _context(self) -> dict[str, JSON]:
@@ -150,12 +154,6 @@ class Comparison:
         if self.groups:
             found["groups"] = [group.to_json() for group in self.groups]
         return found
-
-
-def _to_json(groups: dict[str, Agreement | None], n: int) -> dict[str, JSON]:
-    together = groups["all"]
-    rest = {name: found.to_json() if found else None for name, found in groups.items() if name != "all"}
-    return {**(together.to_json() if together else {"n_refits": n}), **rest}
 
 
 def scores_of(layout: Layout, test_id: int) -> StoredInfluences:
@@ -175,14 +173,14 @@ def scores_of(layout: Layout, test_id: int) -> StoredInfluences:
 
 
 def compare(layout: Layout, test_id: int, top_ids: Collection[int]) -> Comparison:
-    """Puts the scores and the refits of one test side by side.
+    """Puts the scores and the refits of one test side by side, by id, whatever the order in which refits finished.
 
     Raises:
         InputError: a file is missing, scores and refits are of different base models, or there are too few refits.
     """
     stored = scores_of(layout, test_id)
     removal, random_ids = _of_one_model(layout)
-    rows = LossFile(layout.loo_losses(test_id)).rows()
+    rows = _in_order(LossFile(layout.loo_losses(test_id)))
     if NULL_ID not in rows or len(rows) - 1 < FEWEST:
         raise InputError(
             f"{layout.loo_losses(test_id)} holds {max(len(rows) - 1, 0)} refits; a verdict needs the null refit "
@@ -192,7 +190,7 @@ def compare(layout: Layout, test_id: int, top_ids: Collection[int]) -> Compariso
     ids = np.array([i for i in rows if i != NULL_ID], dtype=np.int64)
     actual = np.array([rows[int(i)].loss - rows[NULL_ID].loss for i in ids])
     null = rows[NULL_ID]
-    nulls = [null, *LossFile(layout.null_losses(test_id), "draw").rows().values()]
+    nulls = [null, *_in_order(LossFile(layout.null_losses(test_id), "draw")).values()]
     noise_floor = _spread(nulls)
     return Comparison(
         stored=stored,
@@ -208,8 +206,13 @@ def compare(layout: Layout, test_id: int, top_ids: Collection[int]) -> Compariso
         further=predictions(layout, stored, ids, removal),
         steps=small_steps(layout, stored, null.loss, noise_floor),
         groups=group_effects(layout, stored, removal, null.loss),
-        seed_spread=_deviation([null, *LossFile(layout.seed_losses(test_id), "draw").rows().values()]),
+        seed_spread=_deviation([null, *_in_order(LossFile(layout.seed_losses(test_id), "draw")).values()]),
     )
+
+
+def _in_order(file: LossFile) -> dict[int, LossRow]:
+    """The refits by id (or draw), in increasing order: a bootstrap draws positions, and a sum rounds in its order."""
+    return dict(sorted(file.rows().items()))
 
 
 def _flagged(rows: dict[int, LossRow], actual: NDArray[np.float64], noise_floor: float | None) -> int | None:
@@ -217,7 +220,10 @@ def _flagged(rows: dict[int, LossRow], actual: NDArray[np.float64], noise_floor:
     errors = [noise_floor if row.delta_error is None else row.delta_error for row in refits]
     if any(error is None for error in errors):
         return None
-    return sum(e > UNSURE * abs(change) for e, change in zip(errors, actual.tolist(), strict=True) if e is not None)
+    flags: list[bool] = [
+        e > UNSURE * abs(change) for e, change in zip(errors, actual.tolist(), strict=True) if e is not None
+    ]
+    return sum(flags)
 
 
 def _spread(nulls: list[LossRow]) -> float | None:
@@ -235,10 +241,10 @@ def _of_one_model(layout: Layout) -> tuple[Removal, list[int]]:
         if name not in sections:
             raise InputError(f"{layout.manifest} has no section {name!r}. Run `ifloo {name}` before the report.")
     scores, refits = sections["influence"]["compared"], sections["loo"]["compared"]
-    for name in BASE:
-        if name in scores and name in refits and scores[name] != refits[name]:
-            raise InputError(
-                f"{layout.root}: scores and refits are of different base models ({name}: {scores[name]} and "
-                f"{refits[name]}).\n  Run `ifloo influence` and `ifloo loo` on one checkpoint."
-            )
+    if found := difference(scores, refits):
+        name, of_scores, of_refits = found
+        raise InputError(
+            f"{layout.root}: scores and refits are of different base models ({name}: {of_scores} and "
+            f"{of_refits}).\n  Run `ifloo influence` and `ifloo loo` on one checkpoint."
+        )
     return refits["removal"], list(sections["loo"]["recorded"].get("random_ids", []))

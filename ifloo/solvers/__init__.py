@@ -1,12 +1,12 @@
 """Floor 3: solvers of A x = b for symmetric operators. They know an operator, never a model."""
 
+from ifloo.progress import bar
 from ifloo.solvers.auto import Auto
 from ifloo.solvers.cg import CG
 from ifloo.solvers.cholesky import Cholesky
 from ifloo.solvers.kronecker import Kronecker
 from ifloo.solvers.lissa import LiSSA
 from ifloo.solvers.nystrom import Nystrom
-from ifloo.solvers.progress import bar
 from ifloo.solvers.solution import (
     Preconditioner,
     Prepared,
@@ -15,6 +15,8 @@ from ifloo.solvers.solution import (
     SolveError,
     Solver,
     Status,
+    relative_residual,
+    status_text,
 )
 from ifloo.solvers.subsampled import Subsampled
 
@@ -34,4 +36,6 @@ __all__ = [
     "Status",
     "Subsampled",
     "bar",
+    "relative_residual",
+    "status_text",
 ]

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 
 import torch
 
-from ifloo.curvature.operator import LinearOperator, Tick
+from ifloo.curvature import LinearOperator
 from ifloo.errors import InputError
+from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers.cg import CG
 from ifloo.solvers.cholesky import Cholesky, bytes_needed
 from ifloo.solvers.kronecker import Kronecker
 from ifloo.solvers.nystrom import Nystrom
-from ifloo.solvers.solution import Prepared, Solver, silent
+from ifloo.solvers.solution import Prepared, Solver
+from ifloo.solvers.tolerances import AUTO_RTOL, default_rtol
 
 log = logging.getLogger(__name__)
 STEPS = {torch.float64: 55, torch.float32: 30}  # of preconditioned CG to its default tolerance, as measured on MNIST
-RTOL = {torch.float64: 1e-10, torch.float32: 1e-5}
 LONE_RATE, BLOCK_RATE, BLOCK = (
     0.25,
     0.9,
@@ -32,6 +33,23 @@ class Auto(Solver):
     Attributes:
         rtol: relative residual asked for, whichever is picked; None: 1e-10 in float64, 1e-5 in float32.
         max_bytes: memory a matrix and its factor may take.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from ifloo.curvature import Damped, Hessian, dense
+        >>> from ifloo.models import LogisticRegression
+        >>> from ifloo.objective import Objective
+        >>> from ifloo.solvers import Auto
+        >>> model = LogisticRegression(num_features=3, num_classes=2, l2_reg=0.1)
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> data = TensorDataset(torch.randn(20, 3, generator=draw).double(), torch.arange(20) % 2)
+        >>> objective, v = Objective.of(model, DataLoader(data)), torch.linspace(-1, 1, 6).double()
+        >>> theta = objective.losses.theta()
+        >>> A = Damped(Hessian(objective, theta), 0.1)
+        >>> solution = Auto().prepare(A).solve(v[None]).require()
+        >>> torch.allclose(solution.value @ dense(A), v[None])
+        True
     """
 
     rtol: float | None = None
@@ -46,15 +64,15 @@ class Auto(Solver):
         if self.rtol is not None and not 0 < self.rtol < 1:
             raise InputError(f"Auto needs a tolerance 0 < rtol < 1 (or null), got {self.rtol}.")
 
-    def prepare(self, A: LinearOperator, tick: Tick = silent) -> Prepared:
+    def prepare(self, A: LinearOperator, tick: OnProgress = no_progress) -> Prepared:
         return self.chosen(A, 1).prepare(A, tick)
 
     def chosen(self, A: LinearOperator, right_hand_sides: int) -> Solver:
         """The solver for so many right-hand sides; says which and why in one line of the log."""
-        rtol = self.rtol or RTOL.get(A.dtype, 1e-5)
-        iterative = CG(rtol, preconditioner=Kronecker() if A.has_kronecker else Nystrom())
+        rtol = self.rtol or default_rtol(AUTO_RTOL, A.dtype)
+        iterative = CG(rtol, preconditioner=Kronecker() if A.structure.kronecker else Nystrom())
         direct = Cholesky(self.max_bytes, rtol)
-        k, cost = right_hand_sides, A.cost
+        k, cost = right_hand_sides, A.structure.cost
         if cost is None:
             log.info("solver: CG, since the cost of this curvature is not known.")
             return iterative

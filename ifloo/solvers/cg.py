@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ifloo.curvature.operator import LinearOperator, Tick
+from ifloo.curvature import Definite, LinearOperator
 from ifloo.errors import InputError
+from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers.solution import (
     NOT_FINITE_ADVICE,
     Preconditioner,
@@ -19,8 +20,8 @@ from ifloo.solvers.solution import (
     Solver,
     Status,
     relative_residual,
-    silent,
 )
+from ifloo.solvers.tolerances import CG_RTOL, default_rtol
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,23 @@ class CG(Solver):
         rtol: relative residual asked for; a miss is an error. None: 1e-10 in float64, 1e-6 in float32.
         max_steps: products with the operator at most, restarts included.
         preconditioner: approximate inverse; None for plain CG.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from ifloo.curvature import Damped, Hessian, dense
+        >>> from ifloo.models import LogisticRegression
+        >>> from ifloo.objective import Objective
+        >>> from ifloo.solvers import CG
+        >>> model = LogisticRegression(num_features=3, num_classes=2, l2_reg=0.1)
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> data = TensorDataset(torch.randn(20, 3, generator=draw).double(), torch.arange(20) % 2)
+        >>> objective, v = Objective.of(model, DataLoader(data)), torch.linspace(-1, 1, 6).double()
+        >>> theta = objective.losses.theta()
+        >>> A = Damped(Hessian(objective, theta), 0.1)
+        >>> solution = CG().prepare(A).solve(v[None]).require()
+        >>> torch.allclose(solution.value @ dense(A), v[None])
+        True
     """
 
     rtol: float | None = None
@@ -51,7 +69,7 @@ class CG(Solver):
         if self.max_steps < 1:
             raise InputError(f"CG needs max_steps >= 1, got {self.max_steps}.")
 
-    def prepare(self, A: LinearOperator, tick: Tick = silent) -> PreparedCG:
+    def prepare(self, A: LinearOperator, tick: OnProgress = no_progress) -> PreparedCG:
         return PreparedCG(self, A, self.preconditioner.prepare(A) if self.preconditioner else None)
 
 
@@ -60,7 +78,7 @@ class PreparedCG(Prepared):
 
     def __init__(self, settings: CG, A: LinearOperator, preconditioner: PreparedPreconditioner | None) -> None:
         self.settings, self.A, self.preconditioner = settings, A, preconditioner
-        self.rtol = settings.rtol or (1e-10 if A.dtype == torch.float64 else 1e-6)
+        self.rtol = settings.rtol or default_rtol(CG_RTOL, A.dtype)
 
     def solve(self, B: Float[Tensor, "k p"]) -> Solution:
         run = _Run(torch.zeros_like(B), torch.zeros(len(B), dtype=torch.int64), B.norm(dim=1), [""] * len(B))
@@ -87,7 +105,7 @@ class PreparedCG(Prepared):
             run.steps[live.cpu()] += 1
             curvature = (P * AP).sum(1)
             bad = ~(curvature > 0)  # NaN counts as bad
-            run.refuse(live[bad], curvature[bad], P[bad])
+            run.refuse(live[bad], curvature[bad], P[bad], self.A.definite)
             alpha = torch.where(bad, 0.0, rho / curvature)
             X = X + alpha[:, None] * P
             R = R - alpha[:, None] * AP
@@ -131,7 +149,7 @@ class _Run:
     def __post_init__(self) -> None:
         self.status: list[Status] = []
 
-    def refuse(self, rows: Tensor, curvature: Tensor, directions: Tensor) -> None:
+    def refuse(self, rows: Tensor, curvature: Tensor, directions: Tensor, declared: Definite) -> None:
         """Marks rows that met pᵀAp <= 0 (or NaN)."""
         for row, value, p in zip(rows.tolist(), curvature.tolist(), directions, strict=True):
             if value != value:
@@ -139,10 +157,18 @@ class _Run:
                 self.advice[row] = f"the product with the curvature is not finite at step {int(self.steps[row])}."
                 continue
             self.status[row] = Status.INDEFINITE
-            self.advice[row] = _indefinite(value / float(p.square().sum()), int(self.steps[row]))
+            self.advice[row] = _indefinite(value / float(p.square().sum()), int(self.steps[row]), declared)
 
 
-def _indefinite(rayleigh: float, step: int) -> str:
+def _indefinite(rayleigh: float, step: int, declared: Definite) -> str:
+    if declared is not Definite.UNKNOWN:  # a Gauss-Newton matrix: to advise one would not help
+        return (
+            f"CG met non-positive curvature ({rayleigh:.1e}) at step {step}.\n"
+            f"  It is declared {declared.value}, as it is where loss and penalty are convex: this is rounding along a "
+            "direction without curvature, or one of the two is not convex.\n"
+            f"  Raise damping by at least {abs(rayleigh):.1e} (the smallest eigenvalue is that low or lower), or use "
+            "float64."
+        )
     return (
         f"CG met non-positive curvature ({rayleigh:.1e}) at step {step}.\n"
         "  The damped curvature is indefinite at this checkpoint: is it trained to a minimum?\n"

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifloo.curvature.operator import Core, LinearOperator, Tick, dense
+from ifloo.curvature import Core, Definite, LinearOperator, dense
 from ifloo.errors import InputError
+from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers.solution import (
     NOT_FINITE_ADVICE,
     Prepared,
@@ -18,8 +19,8 @@ from ifloo.solvers.solution import (
     Solver,
     Status,
     relative_residual,
-    silent,
 )
+from ifloo.solvers.tolerances import CHOLESKY_RTOL, default_rtol
 
 SHARP = 1e-2  # of the tolerance: a residual below it gains nothing by refinement
 
@@ -35,6 +36,23 @@ class Cholesky(Solver):
         max_bytes: memory allowed for the matrix and its factor together.
         rtol: relative residual that must be reached; None: 1e-10 in float64, 1e-4 in float32.
         block: unit vectors multiplied at once while the matrix is built.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from ifloo.curvature import Damped, Hessian, dense
+        >>> from ifloo.models import LogisticRegression
+        >>> from ifloo.objective import Objective
+        >>> from ifloo.solvers import Cholesky
+        >>> model = LogisticRegression(num_features=3, num_classes=2, l2_reg=0.1)
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> data = TensorDataset(torch.randn(20, 3, generator=draw).double(), torch.arange(20) % 2)
+        >>> objective, v = Objective.of(model, DataLoader(data)), torch.linspace(-1, 1, 6).double()
+        >>> theta = objective.losses.theta()
+        >>> A = Damped(Hessian(objective, theta), 0.1)
+        >>> solution = Cholesky().prepare(A).solve(v[None]).require()
+        >>> torch.allclose(solution.value @ dense(A), v[None])
+        True
     """
 
     max_bytes: int = 4 << 30
@@ -52,14 +70,15 @@ class Cholesky(Solver):
         if min(self.max_bytes, self.block) < 1:
             raise InputError(f"Cholesky needs max_bytes and block >= 1, got {self.max_bytes} and {self.block}.")
 
-    def prepare(self, A: LinearOperator, tick: Tick = silent) -> PreparedCholesky:
+    def prepare(self, A: LinearOperator, tick: OnProgress = no_progress) -> PreparedCholesky:
         """Builds and factorises the matrix.
 
         Raises:
             InputError: the matrix and its factor would not fit `max_bytes`.
             SolveError: A is not positive definite.
         """
-        size = A.cost.size if A.cost else A.size
+        structure = A.structure
+        size = structure.cost.size if structure.cost else A.size
         need = bytes_needed(size, A.dtype)
         if need > self.max_bytes:
             raise InputError(
@@ -67,11 +86,11 @@ class Cholesky(Solver):
                 f"max_bytes allows {self.max_bytes / 2**30:.1f} GiB.\n"
                 "  Use solver CG, which needs products only, or raise max_bytes if the memory is there."
             )
-        core = A.core(tick) or _whole(A, self.block, tick)
+        core = structure.dense.build(tick) if structure.dense else _whole(A, self.block, tick)
         factor, failed_at = torch.linalg.cholesky_ex(core.matrix)
         if int(failed_at) or not torch.isfinite(factor.diagonal()).all():
-            raise SolveError(_not_definite(core.matrix))
-        rtol = self.rtol or {torch.float64: 1e-10}.get(A.dtype, 1e-4)
+            raise SolveError(_not_definite(core.matrix, A.definite))
+        rtol = self.rtol or default_rtol(CHOLESKY_RTOL, A.dtype)
         return PreparedCholesky(A, core, factor, rtol)
 
 
@@ -98,7 +117,7 @@ class PreparedCholesky(Prepared):
         """B_i A⁻¹ B_iᵀ by half a solve each; without refinement, so to the accuracy of the factor."""
         flat = B.flatten(0, 1)
         inner = self.core.reduce(flat)
-        half = torch.linalg.solve_triangular(self.factor, inner.T, upper=False).T.reshape(*B.shape[:2], -1)
+        half: Tensor = torch.linalg.solve_triangular(self.factor, inner.T, upper=False).T.reshape(*B.shape[:2], -1)
         outside = (flat - self.core.expand(inner)).view_as(B)
         return half @ half.mT + (outside * _inverse(self.core.rest)) @ outside.mT
 
@@ -106,7 +125,7 @@ class PreparedCholesky(Prepared):
         """A⁻¹b of each row by the factor alone: no refinement, no certificate."""
         inner = self.core.reduce(B)
         # cholesky_solve would copy the factor, hundreds of megabytes, at each call.
-        half = torch.linalg.solve_triangular(self.factor, inner.T, upper=False)
+        half: Tensor = torch.linalg.solve_triangular(self.factor, inner.T, upper=False)
         solved = torch.linalg.solve_triangular(self.factor.T, half, upper=True).T
         return self.core.expand(solved - _inverse(self.core.inside) * inner).addcmul_(_inverse(self.core.rest), B)
 
@@ -123,7 +142,7 @@ def bytes_needed(size: int, dtype: torch.dtype) -> int:
     return 2 * size**2 * torch.finfo(dtype).bits // 8
 
 
-def _whole(A: LinearOperator, block: int, tick: Tick) -> Core:
+def _whole(A: LinearOperator, block: int, tick: OnProgress) -> Core:
     none = torch.zeros(A.size, dtype=A.dtype, device=A.device)
     return Core(dense(A, block, tick), none, none, _same, _same)
 
@@ -145,15 +164,17 @@ def _missed(residual: float, rtol: float, dtype: torch.dtype) -> str:
     )
 
 
-def _not_definite(matrix: Float[Tensor, "p p"]) -> str:
+def _not_definite(matrix: Float[Tensor, "p p"], declared: Definite) -> str:
     if not torch.isfinite(matrix).all():
         return "The curvature holds NaN or infinity: the loss has no finite second derivative at this checkpoint."
     lowest = _smallest_eigenvalue(matrix)
+    cure = "train to a minimum, or use curvature GaussNewton with damping"
+    if declared is not Definite.UNKNOWN:  # it is a Gauss-Newton matrix already
+        cure = f"or use float64: it is declared {declared.value}, as it is where loss and penalty are convex"
     rounding = torch.finfo(matrix.dtype).eps * float(matrix.diagonal().max()) * len(matrix)
     return (
         f"The curvature is not positive definite: its smallest eigenvalue is {lowest:.1e}.\n"
-        f"  Raise damping by more than {max(-lowest, rounding):.1e}, train to a minimum, or use curvature GaussNewton "
-        "with damping."
+        f"  Raise damping by more than {max(-lowest, rounding):.1e}, {cure}."
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifloo.curvature.operator import KroneckerFactors, LinearOperator
+from ifloo.curvature import KroneckerFactors, LinearOperator
 from ifloo.errors import InputError
 from ifloo.solvers.solution import Preconditioner, PreparedPreconditioner, SolveError
 
@@ -20,6 +20,23 @@ class Kronecker(Preconditioner):
     Cheap to make (one product of the inputs with themselves) and to apply; for a linear head only.
 
     Source: Martens & Grosse 2015, arXiv:1503.05671, section 3, with the exact output curvature.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from ifloo.curvature import Damped, LinearHead, dense
+        >>> from ifloo.models import LogisticRegression
+        >>> from ifloo.objective import Objective
+        >>> from ifloo.solvers import CG, Kronecker
+        >>> model = LogisticRegression(num_features=3, num_classes=2, l2_reg=0.1)
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> data = TensorDataset(torch.randn(20, 3, generator=draw).double(), torch.arange(20) % 2)
+        >>> objective, v = Objective.of(model, DataLoader(data)), torch.linspace(-1, 1, 6).double()
+        >>> theta = objective.losses.theta()
+        >>> A = Damped(LinearHead(objective, theta), 0.1)
+        >>> solution = CG(preconditioner=Kronecker()).prepare(A).solve(v[None]).require()
+        >>> torch.allclose(solution.value @ dense(A), v[None])
+        True
     """
 
     def prepare(self, A: LinearOperator) -> PreparedKronecker:
@@ -29,13 +46,13 @@ class Kronecker(Preconditioner):
             InputError: the operator is not a linear head.
             SolveError: it is not positive semi-definite.
         """
-        factors = A.kronecker()
-        if factors is None:
+        kronecker = A.structure.kronecker
+        if kronecker is None:
             raise InputError(
                 f"The Kronecker preconditioner needs a linear head, got {type(A).__name__}.\n"
                 "  Use curvature LinearHead for the parameters of one linear layer, or preconditioner Nystrom."
             )
-        return PreparedKronecker(factors)
+        return PreparedKronecker(kronecker())
 
 
 class PreparedKronecker(PreparedPreconditioner):

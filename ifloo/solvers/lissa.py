@@ -8,13 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifloo.curvature.operator import LinearOperator, StochasticOperator, Tick, stochastic
+from ifloo.curvature import BatchSampler, LinearOperator, batch_sampler
 from ifloo.errors import InputError
-from ifloo.solvers.solution import NOT_FINITE_ADVICE, Prepared, Solution, Solver, Status, relative_residual, silent
+from ifloo.progress import OnProgress, no_progress
+from ifloo.solvers.solution import NOT_FINITE_ADVICE, Prepared, Solution, Solver, Status, relative_residual
 
 GROWTH = 10  # while every batch contracts, the t-th iterate is at most t + 1 times b; ten times that has diverged
-LOOK = 50  # steps between looks at the size of the iterates
-MARGIN = 1.25  # over the largest eigenvalue seen in sampled batches
+CHECK_STEPS = 50  # steps between checks of the size of the iterates, each of which waits for the device
+SCALE_MARGIN = 1.25  # scale over the largest eigenvalue seen in sampled batches, which others may exceed
 BATCHES_FOR_SCALE = 256
 POWER_STEPS = 15
 
@@ -34,6 +35,23 @@ class LiSSA(Solver):
             sampled batches, with a margin of 25 %.
         seed: of the draws.
         max_residual: raise when the true residual is larger; None: report it.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from ifloo.curvature import Damped, Hessian
+        >>> from ifloo.models import LogisticRegression
+        >>> from ifloo.objective import Objective
+        >>> from ifloo.solvers import LiSSA
+        >>> model = LogisticRegression(num_features=3, num_classes=2, l2_reg=0.1)
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> data = TensorDataset(torch.randn(20, 3, generator=draw).double(), torch.arange(20) % 2)
+        >>> objective, v = Objective.of(model, DataLoader(data)), torch.linspace(-1, 1, 6).double()
+        >>> theta = objective.losses.theta()
+        >>> A = Damped(Hessian(objective, theta), 0.1)
+        >>> solution = LiSSA(depth=400, repeats=4, batch=20).prepare(A).solve(v[None]).require()
+        >>> bool(solution.residual < 0.2)  # of its fixed steps: the true residual is reported, not promised
+        True
     """
 
     depth: int = 1000
@@ -56,16 +74,17 @@ class LiSSA(Solver):
         if self.scale is not None and not 0 < self.scale < float("inf"):
             raise InputError(f"LiSSA needs a finite scale > 0, got {self.scale}.")
 
-    def prepare(self, A: LinearOperator, tick: Tick = silent) -> PreparedLiSSA:
-        operator = stochastic(A)
-        return PreparedLiSSA(self, operator, self.scale or largest_eigenvalue(operator, self.batch, self.seed) * MARGIN)
+    def prepare(self, A: LinearOperator, tick: OnProgress = no_progress) -> PreparedLiSSA:
+        sampler = batch_sampler(A)
+        scale = self.scale or largest_eigenvalue(A, self.batch, self.seed) * SCALE_MARGIN
+        return PreparedLiSSA(self, A, sampler, scale)
 
 
 class PreparedLiSSA(Prepared):
     """LiSSA on one operator, its scale settled."""
 
-    def __init__(self, settings: LiSSA, A: StochasticOperator, scale: float) -> None:
-        self.settings, self.A, self.scale = settings, A, scale
+    def __init__(self, settings: LiSSA, A: LinearOperator, sampler: BatchSampler, scale: float) -> None:
+        self.settings, self.A, self.sampler, self.scale = settings, A, sampler, scale
 
     def solve(self, B: Float[Tensor, "k p"]) -> Solution:
         settings, finite = self.settings, torch.isfinite(B).all(1)
@@ -95,9 +114,9 @@ class PreparedLiSSA(Prepared):
         V = B.expand(settings.repeats, *B.shape)
         H = V.clone()
         for step in range(1, settings.depth + 1):
-            estimate = self.A.draw(settings.repeats, settings.batch, generator)
+            estimate = self.sampler.draw(settings.repeats, settings.batch, generator)
             H = V + H - estimate.matmat(H) / self.scale
-            if step % LOOK == 0 or step == settings.depth:
+            if step % CHECK_STEPS == 0 or step == settings.depth:
                 if self.progress:
                     self.progress(step, float("nan"))  # the recursion has no residual of its own
                 if not (H.norm(dim=2) <= GROWTH * (step + 1) * norms).all():  # NaN has diverged too
@@ -114,7 +133,8 @@ class PreparedLiSSA(Prepared):
         if lowest < -1e-6 * worst and 2 * self.scale > worst:
             return (
                 f"{start}down to {lowest:.4g}, along which the recursion grows.\n"
-                f"  Raise damping by more than {-lowest * MARGIN:.4g}, use curvature GaussNewton, or larger batches."
+                f"  Raise damping by more than {-lowest * SCALE_MARGIN:.4g}, use curvature GaussNewton, or larger "
+                "batches."
             )
         if 2 * self.scale > worst:
             return (
@@ -123,7 +143,7 @@ class PreparedLiSSA(Prepared):
             )
         return (
             f"{start}up to {worst:.4g}, and the recursion needs scale > {worst / 2:.4g}.\n"
-            f"  Use scale {worst * MARGIN:.4g} (or leave scale out: it is then found), or larger batches."
+            f"  Use scale {worst * SCALE_MARGIN:.4g} (or leave scale out: it is then found), or larger batches."
         )
 
     def _missed(self, residual: float) -> str:
@@ -133,14 +153,14 @@ class PreparedLiSSA(Prepared):
         )
 
 
-def largest_eigenvalue(A: StochasticOperator, batch: int, seed: int = 0, mirrored_at: float | None = None) -> float:
+def largest_eigenvalue(A: LinearOperator, batch: int, seed: int = 0, mirrored_at: float | None = None) -> float:
     """The largest |λ| over sampled batches of one size, by power iteration on all of them at once.
 
     With `mirrored_at` = c that of cI − A: c less the smallest eigenvalue, when c is at least the largest |λ|.
     """
     generator = torch.Generator().manual_seed(seed)
     together = max(8, BATCHES_FOR_SCALE // batch)
-    draw = A.draw(together, batch, generator)
+    draw = batch_sampler(A).draw(together, batch, generator)
     V = torch.randn(together, 1, A.size, generator=generator, dtype=torch.float64).to(A.device, A.dtype)
     norms = V.norm(dim=2, keepdim=True)
     for _ in range(POWER_STEPS):

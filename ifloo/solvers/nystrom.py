@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifloo.curvature.operator import LinearOperator, can_be_sampled, stochastic
+from ifloo.curvature import LinearOperator
 from ifloo.errors import InputError
 from ifloo.solvers.solution import Preconditioner, PreparedPreconditioner, SolveError
 
@@ -27,6 +27,23 @@ class Nystrom(Preconditioner):
         rows: samples in the sketch; None, or an operator that cannot be sampled: all.
         seed: of the random vectors and the subsample.
         block: products at once.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from ifloo.curvature import Damped, Hessian, dense
+        >>> from ifloo.models import LogisticRegression
+        >>> from ifloo.objective import Objective
+        >>> from ifloo.solvers import CG, Nystrom
+        >>> model = LogisticRegression(num_features=3, num_classes=2, l2_reg=0.1)
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> data = TensorDataset(torch.randn(20, 3, generator=draw).double(), torch.arange(20) % 2)
+        >>> objective, v = Objective.of(model, DataLoader(data)), torch.linspace(-1, 1, 6).double()
+        >>> theta = objective.losses.theta()
+        >>> A = Damped(Hessian(objective, theta), 0.1)
+        >>> solution = CG(preconditioner=Nystrom(rank=4)).prepare(A).solve(v[None]).require()
+        >>> torch.allclose(solution.value @ dense(A), v[None])
+        True
     """
 
     rank: int = 300
@@ -51,8 +68,8 @@ class Nystrom(Preconditioner):
         """
         generator = torch.Generator().manual_seed(self.seed)
         sketched = A
-        if self.rows is not None and can_be_sampled(A):
-            sketched = stochastic(A).subsampled(self.rows, generator)
+        if self.rows is not None and A.sampler is not None:
+            sketched = A.sampler.subsampled(self.rows, generator)
         rank = min(self.rank, A.size)
         omega = torch.randn(A.size, rank, generator=generator, dtype=torch.float64).to(A.device, A.dtype)
         omega = torch.linalg.qr(omega).Q

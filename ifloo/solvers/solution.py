@@ -11,12 +11,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ifloo.curvature.operator import LinearOperator, Tick
+from ifloo.curvature import LinearOperator
 from ifloo.errors import WorkError
+from ifloo.progress import OnProgress, no_progress
 
 
 class Status(Enum):
-    """How the solve of one right-hand side ended."""
+    """How the solve of one right-hand side ended, or what stands in place of a solve.
+
+    Files store the name of a status, such as `FIXED_STEPS`; `status_text` gives the text to display.
+    """
 
     CONVERGED = "converged"
     FIXED_STEPS = "fixed steps"  # all steps taken, by design without a tolerance; judge by the residual
@@ -24,6 +28,13 @@ class Status(Enum):
     INDEFINITE = "indefinite"
     DIVERGED = "diverged"
     NOT_FINITE = "not finite"
+    REPLAYED = "replayed"  # no solve: scores that follow the recorded run
+    NO_SOLVE = "no solve"  # scores that need neither a solve nor a replay
+
+
+def status_text(stored: str) -> str:
+    """The text to display for a status as it is stored: `Status[stored].value`; a name of no status reads likewise."""
+    return stored.lower().replace("_", " ")
 
 
 class SolveError(WorkError):
@@ -74,8 +85,7 @@ NOT_FINITE_ADVICE = "the right-hand side holds NaN or infinity; the test loss ha
 Progress = Callable[[int, float], None]  # (steps so far, worst relative residual as the recurrence sees it)
 
 
-def silent(done: int, total: int) -> None:
-    """Tells nobody."""
+silent = no_progress  # its name before it moved to ifloo.progress
 
 
 class Prepared(ABC):
@@ -110,7 +120,7 @@ class Solver(ABC):
     """How to solve; knows operators, never a model."""
 
     @abstractmethod
-    def prepare(self, A: LinearOperator, tick: Tick = silent) -> Prepared:
+    def prepare(self, A: LinearOperator, tick: OnProgress = no_progress) -> Prepared:
         """Does the work that all right-hand sides share; `tick` is told how far it is, where there is much of it.
 
         Raises:
@@ -147,11 +157,13 @@ def relative_residual(A: LinearOperator, X: Float[Tensor, "k p"], B: Float[Tenso
     of the squares of what each row misses.
     """
     norms = B.norm(dim=1)
-    residual = (B - A.matmat(X)).norm(dim=1)
+    residual: Tensor = (B - A.matmat(X)).norm(dim=1)
     residual = torch.where(norms > 0, residual / norms.clamp_min(torch.finfo(B.dtype).tiny), residual)
-    if not A.is_dense:
+    dense = A.structure.dense
+    if dense is None or not dense.is_built():
         return residual
     usable = torch.isfinite(norms) & (norms > 0) & torch.isfinite(residual)
     signs = torch.randint(2, (len(B),), generator=torch.Generator().manual_seed(0)).to(B) * 2 - 1
     mixed = (torch.where(usable, signs / norms, 0.0)[usable] @ X[usable]).unsqueeze(0)
-    return residual + (A.streamed(mixed) - A.matmat(mixed)).norm()
+    missed: Tensor = (dense.streamed(mixed) - A.matmat(mixed)).norm()
+    return residual + missed

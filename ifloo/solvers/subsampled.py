@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifloo.curvature.operator import LinearOperator, stochastic
+from ifloo.curvature import LinearOperator, stochastic
 from ifloo.errors import InputError
 from ifloo.solvers.cholesky import Cholesky, PreparedCholesky
 from ifloo.solvers.solution import Preconditioner, PreparedPreconditioner
@@ -24,6 +24,23 @@ class Subsampled(Preconditioner):
     Attributes:
         rows: samples in S, drawn with replacement.
         seed: of the draw.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from ifloo.curvature import Damped, LinearHead, dense
+        >>> from ifloo.models import LogisticRegression
+        >>> from ifloo.objective import Objective
+        >>> from ifloo.solvers import CG, Subsampled
+        >>> model = LogisticRegression(num_features=3, num_classes=2, l2_reg=0.1)
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> data = TensorDataset(torch.randn(20, 3, generator=draw).double(), torch.arange(20) % 2)
+        >>> objective, v = Objective.of(model, DataLoader(data)), torch.linspace(-1, 1, 6).double()
+        >>> theta = objective.losses.theta()
+        >>> A = Damped(LinearHead(objective, theta), 0.1)
+        >>> solution = CG(preconditioner=Subsampled(rows=10)).prepare(A).solve(v[None]).require()
+        >>> torch.allclose(solution.value @ dense(A), v[None])
+        True
     """
 
     rows: int = 4096

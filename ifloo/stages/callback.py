@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import lightning as L
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ifloo.attribution import Method
 from ifloo.errors import InputError
+from ifloo.models.adapted import SampleLossFunction
+from ifloo.models.hooks import overridden
 from ifloo.objective import Batch, sequential
 from ifloo.objective.batches import batch_size, map_tensors
+from ifloo.objective.layers import BATCH_HOOKS
 from ifloo.objective.loaders import as_given
 from ifloo.stages.aside import detached, undisturbed_with
 from ifloo.stages.epochs import EpochFolders
@@ -28,7 +31,6 @@ from ifloo.stages.wanted import Wanted, refuse_below_one
 log = logging.getLogger(__name__)
 FOLDER = "influence"
 NEVER = -1  # steps at which nobody has looked yet
-HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,12 @@ class InfluenceCallback(L.Callback):
 
     def __init__(
         self,
-        queries: Any,
+        queries: Batch | Dataset[Batch] | DataLoader[Batch],
         *,
         every_n_epochs: int | None = None,
         method: Method | None = None,
         parameters: Sequence[str] | None = None,
-        sample_losses: Callable[[Any, Batch], Tensor] | None = None,
+        sample_losses: SampleLossFunction | None = None,
         l2: float = 0.0,
         self_influence: bool = False,
         damping: float = DAMPING,
@@ -173,7 +175,7 @@ class InfluenceCallback(L.Callback):
         return Path(self.output_dir) if self.output_dir is not None else Path(found) / FOLDER
 
 
-def _loader(trainer: L.Trainer) -> DataLoader:
+def _loader(trainer: L.Trainer) -> DataLoader[Batch]:
     """The training loader.
 
     Raises:
@@ -195,22 +197,19 @@ def _loader(trainer: L.Trainer) -> DataLoader:
 
 
 def _warn_of_hooks(trainer: L.Trainer, module: L.LightningModule) -> None:
+    data: L.LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it undeclared
     owners = {
         "module": (module, L.LightningModule),
-        "data module": (getattr(trainer, "datamodule", None), L.LightningDataModule),
+        "data module": (data, L.LightningDataModule),
     }
     found = [
-        f"{name} of the {owner}"
-        for owner, (one, base) in owners.items()
-        if one is not None
-        for name in HOOKS
-        if getattr(type(one), name, None) is not getattr(base, name)
+        f"{name} of the {owner}" for owner, (one, base) in owners.items() for name in overridden(one, BATCH_HOOKS, base)
     ]
     if found:
         log.warning("Influence is scored on batches as the training loader makes them: without %s.", ", ".join(found))
 
 
-def _taken(queries: Any, count: int, train: DataLoader) -> Batch:
+def _taken(queries: Batch | Dataset[Batch] | DataLoader[Batch], count: int, train: DataLoader[Batch]) -> Batch:
     """Test samples as one batch on the host; those of a data set are put together as training samples are.
 
     Raises:
@@ -219,7 +218,8 @@ def _taken(queries: Any, count: int, train: DataLoader) -> Batch:
     if not isinstance(queries, DataLoader) and isinstance(queries, (Tensor, Mapping, list, tuple)):
         found = queries
     else:
-        loader = queries if isinstance(queries, DataLoader) else DataLoader(queries, collate_fn=as_given(train)[1])
+        given: DataLoader[Batch] | None = queries if isinstance(queries, DataLoader) else None
+        loader = given or DataLoader(queries, collate_fn=as_given(train)[1])  # type: ignore[arg-type]
         found = next(iter(sequential(loader, count)))
     batch_size(found)
     return map_tensors(lambda x: x.detach().cpu(), found)

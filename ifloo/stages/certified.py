@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from ifloo.attribution import DEFINITIONS, Certificate
+import numpy as np
+from torch import Tensor
+
+from ifloo.data.protocol import QueryBatches
 from ifloo.objective import Batch
 from ifloo.objective.batches import tensors_of
 from ifloo.solvers import Status
@@ -16,61 +18,66 @@ from ifloo.store import JSON, ScoredTest, StoredInfluences, sha256_of_tensors
 log = logging.getLogger(__name__)
 
 
-def stored(block: ScoredBlock, damping: float, method: str, settings: str) -> list[StoredInfluences]:
-    """The tests of a block, each for a file of its own; those whose solver had no tolerance are warned of."""
-    scores, certificate = block.scores, block.scores.certificate
-    for k, status in enumerate(certificate.status):
-        if status is Status.FIXED_STEPS:
-            log.warning(_not_certified(f"test {int(scores.query_ids[k])}", certificate, k))
-    train_ids = scores.train_ids.cpu().numpy()
+def stored_influences(block: ScoredBlock, method: str, definitions: str, settings: str) -> list[StoredInfluences]:
+    """The tests of a block, each as the record that a file holds; the scores may share the block's memory."""
+    scores, train_ids = block.scores, block.scores.train_ids.cpu().numpy().astype(np.int64)
+    certificate = scores.certificate
     return [
         StoredInfluences(
             test_id=int(t),
-            scores=scores.value[k].float().clone().numpy(),  # the block's memory is used again
+            scores=scores.value[k].float().cpu().numpy(),
             train_ids=train_ids,
             score_mean=float(block.mean[k]),
-            residual=float(certificate.residual[k]),
-            undamped_residual=float(certificate.undamped_residual[k]),
-            error_bound=None if certificate.error_bound is None else float(certificate.error_bound[k]),
-            steps=int(certificate.steps[k]),
-            status=certificate.status[k].name,
-            damping=damping,
+            residual=_number(certificate.residual, k) if certificate else None,
+            undamped_residual=_number(certificate.undamped_residual, k) if certificate else None,
+            error_bound=_number(certificate.error_bound, k) if certificate else None,
+            steps=int(certificate.steps[k]) if certificate else 0,
+            status=(certificate.status[k] if certificate else Status.NO_SOLVE).name,
+            damping=certificate.damping if certificate else 0.0,
             method=method,
-            definitions=DEFINITIONS,
+            definitions=definitions,
             settings=settings,
-            repeat_error=None if certificate.repeat_error is None else float(certificate.repeat_error[k]),
-            residual_curve=certificate.curves[k].numpy(),
+            repeat_error=_number(certificate.repeat_error, k) if certificate else None,
+            residual_curve=certificate.curves[k].numpy() if certificate and certificate.curves else None,
         )
         for k, t in enumerate(scores.query_ids)
     ]
 
 
-def scored_tests(block: ScoredBlock, method: str, contents: Mapping[str, JSON]) -> list[ScoredTest]:
-    """What the index says of the tests of a block; one warning where the solver had no tolerance."""
-    scores, certificate = block.scores, block.scores.certificate
-    ids = [int(t) for t in scores.query_ids]
-    fixed = [k for k, status in enumerate(certificate.status) if status is Status.FIXED_STEPS]
+def indexed_test(stored: StoredInfluences, content: JSON) -> ScoredTest:
+    """What the index of all tests holds of a record, beside its place; `content` is the SHA-256 of the test sample."""
+    row: dict[str, JSON] = {
+        "residual": stored.residual,
+        "undamped_residual": stored.undamped_residual,
+        "error_bound": stored.error_bound,
+        "steps": stored.steps,
+        "status": stored.status,
+        "method": stored.method,
+        "content": content,
+    }
+    if stored.repeat_error is not None:
+        row["repeat_error"] = stored.repeat_error
+    return ScoredTest(stored.test_id, stored.score_mean, row)
+
+
+def _number(column: Tensor | None, k: int) -> float | None:
+    return None if column is None else float(column[k])
+
+
+def warn_of_fixed_steps(records: Sequence[StoredInfluences]) -> None:
+    """A warning for each test whose solver had no tolerance."""
+    for one in records:
+        if one.status == Status.FIXED_STEPS.name:
+            log.warning(_not_certified(f"test {one.test_id}", one))
+
+
+def warn_of_worst_fixed_steps(records: Sequence[StoredInfluences]) -> None:
+    """One warning for a block of tests whose solver had no tolerance, with the worst of them."""
+    fixed = [one for one in records if one.status == Status.FIXED_STEPS.name]
     if fixed:
-        worst = max(fixed, key=lambda k: float(certificate.residual[k]))
-        log.warning(_not_certified(f"tests {ids[0]} to {ids[-1]}, the worst (test {ids[worst]})", certificate, worst))
-    bound, repeat = certificate.error_bound, certificate.repeat_error
-    return [
-        ScoredTest(
-            t,
-            float(block.mean[k]),
-            {
-                "residual": float(certificate.residual[k]),
-                "undamped_residual": float(certificate.undamped_residual[k]),
-                "error_bound": None if bound is None else float(bound[k]),
-                "steps": int(certificate.steps[k]),
-                "status": certificate.status[k].name,
-                "method": method,
-                "content": contents[str(t)],
-                **({} if repeat is None else {"repeat_error": float(repeat[k])}),
-            },
-        )
-        for k, t in enumerate(ids)
-    ]
+        worst = max(fixed, key=lambda one: one.residual or 0.0)
+        first, last = records[0].test_id, records[-1].test_id
+        log.warning(_not_certified(f"tests {first} to {last}, the worst (test {worst.test_id})", worst))
 
 
 def content_of(query: Batch) -> str:
@@ -78,20 +85,20 @@ def content_of(query: Batch) -> str:
     return sha256_of_tensors({str(i): x for i, x in enumerate(tensors_of(query))})
 
 
-def contents_of(datamodule: Any, test_ids: Sequence[int]) -> dict[str, JSON]:
+def contents_of(data: QueryBatches, test_ids: Sequence[int]) -> dict[str, JSON]:
     """SHA-256 of each test sample, by id; each alone, since a batch may pad it to the length of its neighbours.
 
     Raises:
         InputError: an id out of range.
     """
-    return {str(t): content_of(datamodule.test_batch([t])) for t in test_ids}
+    return {str(t): content_of(data.test_batch([t])) for t in test_ids}
 
 
-def _not_certified(which: str, certificate: Certificate, k: int) -> str:
-    repeat = certificate.repeat_error
-    spread = "" if repeat is None else f", standard error between repeats {float(repeat[k]):.1%} of the solution"
+def _not_certified(which: str, one: StoredInfluences) -> str:
+    repeat = one.repeat_error
+    spread = "" if repeat is None else f", standard error between repeats {repeat:.1%} of the solution"
     return (
-        f"{which}: the solver took its fixed {int(certificate.steps[k])} steps; its true relative residual is "
-        f"{float(certificate.residual[k]):.2g} (damped system), {float(certificate.undamped_residual[k]):.2g} "
-        f"(undamped){spread}. Judge the scores by it; solver CG reaches 1e-10."
+        f"{which}: the solver took its fixed {one.steps} steps; its true relative residual is {one.residual:.2g} "
+        f"(damped system), {one.undamped_residual:.2g} (undamped){spread}. Judge the scores by it; solver CG reaches "
+        "1e-10."
     )

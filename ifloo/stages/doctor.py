@@ -10,11 +10,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ifloo.attribution.curvature_route import refuse_decoupled
 from ifloo.data import AdaptedData, data_as_written
@@ -26,6 +26,7 @@ from ifloo.objective.batches import as_made, batch_size, rows
 from ifloo.objective.diagnosis import diagnose
 from ifloo.objective.findings import Finding, Weight, heaviest_first
 from ifloo.objective.preflight import ROWS, rounding
+from ifloo.objective.protocol import contract_of
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.trial import changed_state, refused, watched
 from ifloo.stages.fit_findings import Fit, of_decay, of_lbfgs, of_recording, of_settings, optimizers_of
@@ -46,23 +47,23 @@ class Subject:
         recipe: settings of the Trainer that the checkpoint was fitted with, where it says so.
     """
 
-    module: Any
-    datamodule: Any
+    module: L.LightningModule
+    datamodule: L.LightningDataModule
     trainer: L.Trainer
     settings: AttributionSettings
     checkpoint: str | None = None
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def loader_name(self) -> str:
         return f"{type(self.own_data).__name__}.train_dataloader()"
 
     @property
-    def own_data(self) -> Any:
+    def own_data(self) -> object:
         """The data module as its author knows it."""
         return data_as_written(self.datamodule)
 
-    def loader(self) -> Any:
+    def loader(self) -> object:
         """The training loader.
 
         Raises:
@@ -73,7 +74,7 @@ class Subject:
         return self.datamodule.train_dataloader()
 
     @property
-    def own(self) -> Any:
+    def own(self) -> L.LightningModule:
         """The module as its author knows it."""
         return as_written(self.module)
 
@@ -119,7 +120,7 @@ def examine(subject: Subject) -> Diagnosis:
     An error that would stop a run is a finding here, and the rest is looked at nevertheless.
     """
     findings = diagnose(subject.module, subject.settings.parameters)
-    loaders: list[Any] = []
+    loaders: list[object] = []
     findings += collected(subject.loader_name, lambda: loaders.append(subject.loader()))
     if not loaders:
         return Diagnosis(tuple(heaviest_first(findings)))
@@ -130,8 +131,10 @@ def examine(subject: Subject) -> Diagnosis:
     findings += _of_fit(subject, fit)
     stationarity = None
     # Without one θ, or one loader, there is no J to look at.
-    if hasattr(loader, "dataset") and not any(one.fatal and one.where == "attribution.parameters" for one in findings):
-        live = _Live(subject, fit)
+    if isinstance(loader, DataLoader) and not any(
+        one.fatal and one.where == "attribution.parameters" for one in findings
+    ):
+        live = _Live(subject, fit, loader)
         findings += collected(subject.loader_name, live.look)
         stationarity = live.stationarity
     return Diagnosis(tuple(heaviest_first(findings)), stationarity)
@@ -148,7 +151,7 @@ def collected(where: str, made: Callable[[], Sequence[Finding] | None]) -> list[
 def _of_fit(subject: Subject, fit: Fit) -> list[Finding]:
     """Findings of the Trainer's settings and of the optimizer, made for a copy of the module."""
     module, trained, recorded = _copied(subject.module, fit), subject.checkpoint is not None, subject.settings.needs_run
-    findings = [*of_settings(fit), *optimizers_of(module, fit)]
+    findings = [*of_settings(fit.settings), *optimizers_of(module, fit)]
     findings += of_decay(module, fit, trained, recorded)
     if trained and subject.settings.method is None:
         findings += collected(f"{type(module).__name__}.decoupled_decay", lambda: refuse_decoupled(module, "influence"))
@@ -158,17 +161,17 @@ def _of_fit(subject: Subject, fit: Fit) -> list[Finding]:
     return [*findings, *(of_recording(module, fit) if recorded else [])]
 
 
-def _copied(module: Any, fit: Fit) -> Any:
+def _copied(module: L.LightningModule, fit: Fit) -> L.LightningModule:
     made = copy.deepcopy(module)
-    made.trainer = fit
+    made.trainer = fit.stand_in  # type: ignore[assignment]  # stands for a Trainer
     return made
 
 
 class _Live:
     """Runs copies of the module on a few samples, then J on all."""
 
-    def __init__(self, subject: Subject, fit: Fit) -> None:
-        self.subject, self.fit = subject, fit
+    def __init__(self, subject: Subject, fit: Fit, loader: DataLoader[Batch]) -> None:
+        self.subject, self.fit, self.loader = subject, fit, loader
         self.stationarity: Stationarity | None = None
 
     def look(self) -> list[Finding]:
@@ -178,7 +181,7 @@ class _Live:
             InputError: there is no J: the data cannot be gone over.
         """
         settings, module = self.subject.settings, self._copy()
-        objective = Objective.of(module, self.fit.loader, settings.parameters, settings.batch_size)
+        objective = Objective.of(module, self.loader, settings.parameters, settings.batch_size)
         theta = objective.losses.theta()
         _, batch = next(iter(objective.data.with_ids()))
         few = rows(as_made(batch), slice(0, ROWS))
@@ -190,7 +193,7 @@ class _Live:
             found += of_adapted(module, few)
         return [*findings, *found]
 
-    def _copy(self) -> Any:
+    def _copy(self) -> L.LightningModule:
         return _copied(self.subject.module, self.fit).to(self.subject.settings.torch_dtype)
 
     def _changed(self, few: Batch) -> list[str]:
@@ -206,11 +209,11 @@ class _Live:
         return [unconverged(self.stationarity, self.subject.checkpoint, self.subject.settings)]
 
 
-def _run(module: Any, batch: Batch) -> object:
+def _run(module: L.LightningModule, batch: Batch) -> object:
     """One pass to the loss, outside any transform and with its own `self.log`."""
-    if not isinstance(module, Adapted) or module.losses is not None:
-        return module.sample_losses(batch)
-    return run_step(module.model, batch)
+    if isinstance(module, Adapted) and module.losses is None:
+        return run_step(module.model, batch)
+    return contract_of(module).sample_losses(batch)
 
 
 def unconverged(found: Stationarity, checkpoint: str, settings: AttributionSettings) -> Finding:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ifloo.errors import InputError
-from ifloo.stages.methods import stored_scores
+from ifloo.stages.methods import stored_by_method
 from ifloo.stages.moment import Moment
 from ifloo.stages.settings import described
 from ifloo.store import JSON, Layout, Manifest, StoredSelfInfluence, influences, self_influence, settings_stamp
@@ -82,7 +82,7 @@ class EpochFolders:
         Raises:
             WorkError: a number is not finite, or the disk is full.
         """
-        layout, found = self.of(epoch), moment.scores
+        layout = self.of(epoch)
         own: dict[str, JSON] = {
             **{name: value for name, value in self.compared.items() if name != "queries"},
             "method": described(moment.method),
@@ -91,8 +91,8 @@ class EpochFolders:
             "data": moment.data,
         }
         stamp = settings_stamp(own)
-        for k, t in enumerate(moment.test_ids):
-            influences.save(layout.scores(t), stored_scores(moment.method, found, k, t, stamp))
+        for one in stored_by_method(moment.method, moment.scores, moment.test_ids, stamp):
+            influences.save(layout.scores(one.test_id), one)
         if moment.own is not None:
             self_influence.save(layout.self_influence, self._self_influence(moment, stamp))
         if RUN not in self.manifest.sections():
@@ -114,15 +114,14 @@ class EpochFolders:
 
 
 def _recorded(moment: Moment, epoch: int, step: int) -> dict[str, JSON]:
-    found = moment.scores
     return {
         "epoch": epoch,
         "global_step": step,
         "test_ids": list(moment.test_ids),
-        "n": len(found.train_ids),
+        "n": len(moment.scores.train_ids),
         "precision": moment.dtype,
         "grad_norm": moment.stationarity.grad_norm,
         "sample_share": moment.stationarity.sample_share,
-        "worst_residual": None if found.residual is None else float(found.residual.max()),
+        "worst_residual": moment.scores.worst_residual,
         "seconds": round(moment.seconds, 3),
     }

@@ -1,57 +1,77 @@
 """What the settings of a fit do that J does not contain: the Trainer's, and the optimizer's.
 
 The optimizer is looked at by calling `configure_optimizers` on a copy of the module, outside a fit; one that asks its
-Trainer for more than `Fit` knows cannot be looked at, which is said.
+Trainer for what only a fit knows cannot be examined, which is a finding.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import nn, optim
+import lightning as L
+from torch import optim
 
-from ifloo.errors import InputError
+from ifloo.errors import InputError, first_sentence
 from ifloo.models import Adapted, SampleLossModule, as_written
 from ifloo.models.decay import COUPLED, decoupled
-from ifloo.objective.findings import Finding, Weight, first_sentence
+from ifloo.models.fit_settings import FitSettings, optimizers_in
+from ifloo.models.module import refuse_for_lbfgs
+from ifloo.objective.findings import Finding, Weight
 from ifloo.params import known_as
-from ifloo.stages.recorder import KNOWN_RULES, faults_of_module, faults_of_optimizer, faults_of_trainer
+from ifloo.stages.recorder import KNOWN_RULES, faults_of_fit, faults_of_module, faults_of_optimizer
 
 
 @dataclass
 class Fit:
-    """Stands for the Trainer of a fit that is not under way, where a module or a check asks one.
+    """A fit that is examined and not under way.
 
     Attributes:
-        trainer: what is asked for everything else.
-        loader: of the training data.
-        recorded: settings the model was trained with, where a checkpoint says so; they come before the Trainer's.
-        optimizers: as the module configures them.
+        trainer: Trainer of the fit.
+        loader: Loader of the training data.
+        recorded: Settings the model was trained with, where a checkpoint has them; they come before the Trainer's.
+        optimizers: Optimizers, as the module configures them.
     """
 
-    trainer: Any
+    trainer: L.Trainer
     loader: Any
-    recorded: Mapping[str, Any] = field(default_factory=dict)
+    recorded: Mapping[str, object] = field(default_factory=dict)
     optimizers: list[optim.Optimizer] = field(default_factory=list)
 
     @property
-    def train_dataloader(self) -> Any:
-        return self.loader
+    def settings(self) -> FitSettings:
+        return FitSettings.of(self.trainer, _batches(self.loader), self.recorded)
 
     @property
-    def num_training_batches(self) -> int:
-        return len(self.loader)
+    def stand_in(self) -> StandInTrainer:
+        """What a copy of the module has for its Trainer."""
+        return StandInTrainer(self.trainer, self.loader, self.recorded)
+
+
+class StandInTrainer:
+    """Answers a module that asks its Trainer for something in `configure_optimizers`, where no fit is under way.
+
+    What a module asks for is its author's choice: all that does not depend on a fit is answered by the real Trainer.
+    """
+
+    def __init__(self, trainer: L.Trainer, loader: Any, recorded: Mapping[str, Any]) -> None:
+        """Takes the Trainer, the training loader, and recorded settings that come before the Trainer's."""
+        self.trainer, self.train_dataloader, self.recorded = trainer, loader, recorded
+
+    @property
+    def num_training_batches(self) -> float:
+        return _batches(self.train_dataloader)
 
     @property
     def estimated_stepping_batches(self) -> float:
-        epochs, steps = self.max_epochs, self.max_steps
-        if epochs in (None, -1):
+        epochs: int | None = self.max_epochs
+        steps: int = self.max_steps
+        if epochs is None or epochs == -1:
             return math.inf if steps == -1 else steps
-        in_all = math.ceil(self.num_training_batches / self.accumulate_grad_batches) * epochs
+        accumulated: int = self.accumulate_grad_batches
+        in_all = math.ceil(self.num_training_batches / accumulated) * epochs
         return in_all if steps == -1 else min(in_all, steps)
 
     def __getattr__(self, name: str) -> Any:
@@ -60,18 +80,25 @@ class Fit:
         return self.recorded[name] if name in self.recorded else getattr(self.trainer, name)
 
 
-def of_settings(fit: Fit) -> list[Finding]:
+def _batches(loader: Any) -> float:
+    """The number of batches in one epoch; infinity for a stream, as Lightning has it."""
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return math.inf
+
+
+def of_settings(settings: FitSettings) -> list[Finding]:
     """Precision, clipping, accumulation."""
     found = []
-    if str(fit.precision) not in ("32-true", "64-true"):
-        found.append(_precision(str(fit.precision)))
-    if fit.gradient_clip_val:
-        algorithm = fit.gradient_clip_algorithm or "norm"
-        found.append(_clipping(fit.gradient_clip_val, getattr(algorithm, "value", algorithm)))
-    if fit.accumulate_grad_batches != 1:
+    if settings.reduced:
+        found.append(_precision(settings.precision))
+    if settings.gradient_clip_val:
+        found.append(_clipping(settings.gradient_clip_val, settings.gradient_clip_algorithm or "norm"))
+    if settings.accumulate_grad_batches != 1:
         found.append(
             Finding(
-                f"steps on {fit.accumulate_grad_batches} batches together",
+                f"steps on {settings.accumulate_grad_batches} batches together",
                 "trainer.accumulate_grad_batches",
                 "Another batch size, and no part of J; refits repeat it.",
                 "None needed; a recorded run (methods that follow the training) needs a larger batch size instead.",
@@ -103,15 +130,15 @@ def _clipping(value: float, algorithm: str) -> Finding:
     )
 
 
-def optimizers_of(module: Any, fit: Fit) -> list[Finding]:
+def optimizers_of(module: L.LightningModule, fit: Fit) -> list[Finding]:
     """Puts the module's optimizers into `fit`; a finding where that fails.
 
     Args:
-        module: a copy, with `fit` for its Trainer.
+        module: a copy, with the stand-in of `fit` for its Trainer.
         fit: takes them.
     """
     try:
-        fit.optimizers = list(_within(module.configure_optimizers()))
+        fit.optimizers = list(optimizers_in(module.configure_optimizers()))
     except InputError as error:
         return [Finding.of_error(error, f"{_name(module)}.configure_optimizers")]
     except Exception as error:  # whatever a model raises that is asked outside its fit
@@ -127,18 +154,7 @@ def optimizers_of(module: Any, fit: Fit) -> list[Finding]:
     return []
 
 
-def _within(configured: Any) -> Iterator[optim.Optimizer]:
-    """The optimizers in whatever form Lightning takes them in."""
-    if isinstance(configured, optim.Optimizer):
-        yield configured
-    elif isinstance(configured, Mapping):
-        yield from _within(configured.get("optimizer"))
-    elif isinstance(configured, (tuple, list)):
-        for one in configured:
-            yield from _within(one)
-
-
-def of_decay(module: Any, fit: Fit, trained: bool, recorded: bool) -> list[Finding]:
+def of_decay(module: L.LightningModule, fit: Fit, trained: bool, recorded: bool) -> list[Finding]:
     """Weight decay in an optimizer, and the penalty that matches it.
 
     Args:
@@ -159,14 +175,16 @@ def of_decay(module: Any, fit: Fit, trained: bool, recorded: bool) -> list[Findi
     return found
 
 
-def _left_to_penalty(module: Any, optimizer: optim.Optimizer, groups: list[dict[str, Any]]) -> bool:
+def _left_to_penalty(module: L.LightningModule, optimizer: optim.Optimizer, groups: list[dict[str, Any]]) -> bool:
     """Whether this decay is the penalty of an adapted module, which its fit takes out of the optimizer."""
     if not isinstance(module, Adapted) or type(optimizer) not in COUPLED or not module.l2:
         return False
     return all(g["weight_decay"] == module.l2 and not decoupled(optimizer, g) for g in groups)
 
 
-def _coupled_decay(module: Any, optimizer: optim.Optimizer, groups: list[dict[str, Any]], trained: bool) -> Finding:
+def _coupled_decay(
+    module: L.LightningModule, optimizer: optim.Optimizer, groups: list[dict[str, Any]], trained: bool
+) -> Finding:
     values = sorted({float(g["weight_decay"]) for g in groups})
     everything = sum(len(g["params"]) for g in groups) == sum(p.requires_grad for p in module.parameters())
     return Finding(
@@ -181,7 +199,7 @@ def _coupled_decay(module: Any, optimizer: optim.Optimizer, groups: list[dict[st
     )
 
 
-def _penalty(module: Any, groups: list[dict[str, Any]], values: list[float], everything: bool) -> str:
+def _penalty(module: L.LightningModule, groups: list[dict[str, Any]], values: list[float], everything: bool) -> str:
     """The penalty whose gradient a coupled decay adds."""
     if everything and len(values) == 1:
         return f"½ · {values[0]:g} · ‖θ‖²"
@@ -194,7 +212,7 @@ def _penalty(module: Any, groups: list[dict[str, Any]], values: list[float], eve
     return " + ".join(terms)
 
 
-def _matching(module: Any, optimizer: optim.Optimizer, values: list[float], everything: bool) -> str:
+def _matching(module: L.LightningModule, optimizer: optim.Optimizer, values: list[float], everything: bool) -> str:
     if not isinstance(module, Adapted):
         return "Set weight_decay=0 and state this penalty in `penalty`."
     if not everything or len(values) > 1:
@@ -204,7 +222,7 @@ def _matching(module: Any, optimizer: optim.Optimizer, values: list[float], ever
 
 
 def _decoupled_decay(
-    module: Any, optimizer: optim.Optimizer, groups: list[dict[str, Any]], trained: bool, recorded: bool
+    module: L.LightningModule, optimizer: optim.Optimizer, groups: list[dict[str, Any]], trained: bool, recorded: bool
 ) -> Finding:
     values = sorted({float(g["weight_decay"]) for g in groups})
     what = f"{_of(optimizer)} decays weights by {_numbers(values)} beside the gradient"
@@ -234,31 +252,25 @@ def _effect(trained: bool, otherwise: str) -> str:
     return otherwise if trained else "the fit refuses it."
 
 
-def _weight(module: Any, trained: bool) -> Weight:
+def _weight(module: L.LightningModule, trained: bool) -> Weight:
     refused = isinstance(module, SampleLossModule) and not trained
     return Weight.FATAL if refused else Weight.WARNING
 
 
 def of_lbfgs(fit: Fit) -> list[Finding]:
     """L-BFGS on what is no fixed function, which a fit refuses."""
+    if not any(isinstance(one, optim.LBFGS) for one in fit.optimizers):
+        return []
     try:
-        SampleLossModule.on_train_start(_Fitted(fit))  # type: ignore[arg-type]
+        refuse_for_lbfgs(fit.settings)
     except InputError as error:
         return [Finding.of_error(error, "model.optimizer")]
     return []
 
 
-class _Fitted:
-    """Has what `SampleLossModule.on_train_start` looks at, and no weight decay, which is a finding of its own."""
-
-    def __init__(self, fit: Fit) -> None:
-        only = [o for o in fit.optimizers if isinstance(o, torch.optim.LBFGS)]
-        self.trainer = Fit(fit.trainer, fit.loader, fit.recorded, only)  # type: ignore[arg-type]
-
-
-def of_recording(module: nn.Module, fit: Fit) -> list[Finding]:
+def of_recording(module: L.LightningModule, fit: Fit) -> list[Finding]:
     """What a recorded step would not contain, where a method needs the run: the fit refuses it."""
-    faults = [*faults_of_trainer(fit), *faults_of_module(module)]  # type: ignore[arg-type]
+    faults = [*faults_of_fit(fit.settings, fit.loader, fit.optimizers), *faults_of_module(module)]
     if fit.optimizers:
         faults += faults_of_optimizer(fit.optimizers[0])
     return [
@@ -281,5 +293,5 @@ def _numbers(values: list[float]) -> str:
     return " and ".join(f"{x:g}" for x in values)
 
 
-def _name(module: Any) -> str:
+def _name(module: L.LightningModule) -> str:
     return type(as_written(module)).__name__

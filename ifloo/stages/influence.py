@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
 from tqdm import tqdm
 
+from ifloo.attribution import DEFINITIONS
+from ifloo.data.protocol import AttributionData
 from ifloo.errors import InputError
 from ifloo.objective import sequential
+from ifloo.objective.loaders import sample_count
 from ifloo.params import ParamSpace
-from ifloo.stages.certified import contents_of, scored_tests, stored
+from ifloo.stages.certified import (
+    contents_of,
+    indexed_test,
+    stored_influences,
+    warn_of_fixed_steps,
+    warn_of_worst_fixed_steps,
+)
 from ifloo.stages.corrected import correct_removals
 from ifloo.stages.memory import in_blocks, queries_at_once
 from ifloo.stages.methods import MethodRun, scores_there
@@ -58,8 +66,8 @@ class InfluenceRun:
         said: how refits shall train, where the checkpoint does not say how it was trained; kept for them.
     """
 
-    module: Any
-    datamodule: Any
+    module: L.LightningModule
+    datamodule: AttributionData
     settings: AttributionSettings
     layout: Layout
     origin: dict[str, JSON]
@@ -83,12 +91,17 @@ class InfluenceRun:
         ]
         with self._section("influence", wanted, replaced).opened(self.overwrite):
             stamp = settings_stamp(self._compared())
-            missing = [t for t in wanted if not scores_there(self.layout.scores(t), stamp, self.layout)]
-            self.score(missing, make_trainer, lambda one: influences.save(self.layout.scores(one.test_id), one))
-        found = [influences.load(self.layout.scores(t)) for t in wanted]
-        for one in found:  # top_k is free to change between runs
-            save_topk(self.layout.topk_ids(one.test_id), top_k(one.scores, one.train_ids, self.settings.top_k))
-        return found
+            there = {t: scores_there(self.layout.scores(t), stamp, self.layout) for t in wanted}
+            found = {t: one for t, one in there.items() if one is not None}
+
+            def save(one: StoredInfluences) -> None:
+                influences.save(self.layout.scores(one.test_id), one)
+                found[one.test_id] = one
+
+            self.score([t for t in wanted if t not in found], make_trainer, save)
+        for t in wanted:  # top_k is free to change between runs
+            save_topk(self.layout.topk_ids(t), top_k(found[t].scores, found[t].train_ids, self.settings.top_k))
+        return [found[t] for t in wanted]
 
     def all_tests(self, make_trainer: MakeTrainer) -> int:
         """Scores of every test sample in the form asked for, and the index; returns how many were made in this run.
@@ -109,7 +122,10 @@ class InfluenceRun:
                     )
 
             def deliver(block: ScoredBlock) -> None:
-                folder.add(scored_tests(block, self._method(), contents), block.scores.value.numpy())
+                records = self._records(block)
+                warn_of_worst_fixed_steps(records)
+                tests = [indexed_test(one, contents[str(one.test_id)]) for one in records]
+                folder.add(tests, block.scores.value.numpy())
 
             missing = folder.missing
             self._blocks(missing, make_trainer, deliver)
@@ -215,10 +231,15 @@ class InfluenceRun:
             return
 
         def deliver(block: ScoredBlock) -> None:
-            for one in stored(block, self.settings.damping, self._method(), settings_stamp(self._compared())):
-                save(one)
+            records = self._records(block)
+            warn_of_fixed_steps(records)
+            for one in records:
+                save(replace(one, scores=one.scores.copy()))  # the block's memory is used again
 
         self._blocks(test_ids, make_trainer, deliver)
+
+    def _records(self, block: ScoredBlock) -> list[StoredInfluences]:
+        return stored_influences(block, self._method(), DEFINITIONS, settings_stamp(self._compared()))
 
     def _method(self) -> str:
         engine = self._predictor.engine
@@ -240,7 +261,7 @@ class InfluenceRun:
             deliver: called in the first process.
         """
         predictor, dtype = self._predictor, torch.float32 if self.settings.test_ids == "all" else None
-        size, n = self._block_size(8 if dtype is None else 4), len(predictor.loader.dataset)  # type: ignore[arg-type]
+        size, n = self._block_size(8 if dtype is None else 4), sample_count(predictor.loader)
         single = test_ids is not None and len(test_ids) <= size and self.settings.test_ids != "all"
         with tqdm(
             total=len(test_ids or ()) * n,
@@ -274,5 +295,5 @@ class InfluenceRun:
             return self.settings.query_block
         predictor = self._predictor
         space = ParamSpace.of(predictor.module, self.settings.parameters)
-        n = len(predictor.loader.dataset)  # type: ignore[arg-type]
+        n = sample_count(predictor.loader)
         return queries_at_once(n, space.size, score_bytes, space.dtype.itemsize)

@@ -6,23 +6,22 @@ after its first epoch, is not seen.
 
 from __future__ import annotations
 
-from typing import Any
-
 import lightning as L
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
+from ifloo.models.hooks import overridden
 from ifloo.objective import Batch, sample_ids
 from ifloo.objective.batches import fetched, tensors_of
 from ifloo.objective.findings import Finding, Weight
-from ifloo.objective.loaders import as_given
+from ifloo.objective.layers import BATCH_HOOKS
+from ifloo.objective.loaders import as_given, sample_count
 from ifloo.objective.randomness import undisturbed
 
 LOOKED_AT = 16  # samples read twice: a flip of one in two escapes once in 65,536 times
-FEW = 100  # of n samples each is 1/n of J: below, a removal is a step of more than one percent
-BATCH_HOOKS = ("on_before_batch_transfer", "on_after_batch_transfer")
+FEW_SAMPLES = 100  # training samples; with fewer, a removal is a step of more than one percent of J
 
 
-def of_loader(loader: Any, where: str) -> list[Finding]:
+def of_loader(loader: object, where: str) -> list[Finding]:
     """All that this file finds of a loader; nothing of a kind that `sequential` refuses.
 
     Args:
@@ -31,18 +30,17 @@ def of_loader(loader: Any, where: str) -> list[Finding]:
     """
     if not isinstance(loader, DataLoader):
         return [_no_loader(loader, where)]
-    if isinstance(loader.dataset, IterableDataset) or not len(loader.dataset):  # type: ignore[arg-type]
+    if isinstance(loader.dataset, IterableDataset) or not (n := sample_count(loader)):
         return []
-    return [*_drawn(loader, where), *_count(len(loader.dataset), where), *_samples(loader, where)]  # type: ignore[arg-type]
+    return [*_drawn(loader, n, where), *_count(n, where), *_samples(loader, where)]
 
 
-def of_hooks(module: Any, datamodule: Any) -> list[Finding]:
+def of_hooks(module: object, datamodule: object) -> list[Finding]:
     """Hooks that change a batch between loader and training step: scores read the loader itself."""
     found = [
         f"{type(owner).__name__}.{name}"
         for owner, base in ((module, L.LightningModule), (datamodule, L.LightningDataModule))
-        for name in BATCH_HOOKS
-        if getattr(type(owner), name, None) not in (None, getattr(base, name))
+        for name in overridden(owner, BATCH_HOOKS, base)
     ]
     if not found:
         return []
@@ -58,7 +56,7 @@ def of_hooks(module: Any, datamodule: Any) -> list[Finding]:
     ]
 
 
-def _no_loader(loader: Any, where: str) -> Finding:
+def _no_loader(loader: object, where: str) -> Finding:
     return Finding(
         f"a {type(loader).__name__} in place of one DataLoader",
         where,
@@ -68,9 +66,8 @@ def _no_loader(loader: Any, where: str) -> Finding:
     )
 
 
-def _drawn(loader: DataLoader, where: str) -> list[Finding]:
+def _drawn(loader: DataLoader[Batch], n: int, where: str) -> list[Finding]:
     """Samples that training leaves out, or draws by a rule that is not known."""
-    n = len(loader.dataset)  # type: ignore[arg-type]
     batches = loader.batch_sampler
     if batches is None:  # one sample at a time
         return []
@@ -103,7 +100,7 @@ def _left_out(left: int, n: int, batches: BatchSampler, where: str) -> Finding:
 
 
 def _count(n: int, where: str) -> list[Finding]:
-    if n >= FEW:
+    if n >= FEW_SAMPLES:
         return []
     return [
         Finding(
@@ -118,18 +115,18 @@ def _count(n: int, where: str) -> list[Finding]:
     ]
 
 
-def _samples(loader: DataLoader, where: str) -> list[Finding]:
+def _samples(loader: DataLoader[Batch], where: str) -> list[Finding]:
     """Reads a few samples twice.
 
     Errors in reading are for `TrainingData` to meet.
     """
-    positions = list(range(min(LOOKED_AT, len(loader.dataset))))  # type: ignore[arg-type]
+    positions = list(range(min(LOOKED_AT, sample_count(loader))))
     with undisturbed():
         first, second = (_read(loader, positions) for _ in range(2))
     return [*_changing(first, second, where), *_unnamed(loader, first, where)]
 
 
-def _read(loader: DataLoader, positions: list[int]) -> Batch:
+def _read(loader: DataLoader[Batch], positions: list[int]) -> Batch:
     dataset, collate = as_given(loader)
     return collate(fetched(dataset, positions))
 
@@ -159,11 +156,12 @@ def _augmented(how: str, where: str) -> Finding:
     )
 
 
-def _unnamed(loader: DataLoader, batch: Batch, where: str) -> list[Finding]:
-    drawn_by = getattr(loader.batch_sampler, "sampler", loader.sampler)
+def _unnamed(loader: DataLoader[Batch], batch: Batch, where: str) -> list[Finding]:
+    batches = loader.batch_sampler
+    drawn_by = batches.sampler if isinstance(batches, BatchSampler) else loader.sampler
     if sample_ids(batch) is not None or not isinstance(drawn_by, RandomSampler):
         return []
-    n = len(loader.dataset)  # type: ignore[arg-type]
+    n = sample_count(loader)
     return [
         Finding(
             "shuffled batches without sample ids",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from numpy.typing import NDArray
 
 from ifloo.stages.moment import Moment
@@ -24,7 +23,7 @@ class MomentLog:
         """Knows of no failure yet."""
         self._deaf: set[int] = set()
 
-    def tell(self, loggers: Sequence[Any], moment: Moment, step: int) -> None:
+    def tell(self, loggers: Sequence[Logger], moment: Moment, step: int) -> None:
         """Histograms and quantiles to TensorBoard, quantiles to any other.
 
         Args:
@@ -47,7 +46,7 @@ class MomentLog:
                 )
 
 
-def _tell(logger: Any, moment: Moment, step: int) -> None:
+def _tell(logger: Logger, moment: Moment, step: int) -> None:
     columns = dict(_columns(moment))
     if isinstance(logger, TensorBoardLogger):
         for name, values in columns.items():
@@ -76,13 +75,13 @@ def _columns(moment: Moment) -> Iterator[tuple[str, NDArray[np.float64]]]:
 def table(moment: Moment, epoch: int, folder: str) -> str:
     """The most helpful and most harmful training samples of each query, by id with their scores."""
     found, far = moment.scores, moment.stationarity
-    ids, value = found.train_ids.tolist(), found.value.double().cpu().numpy()
+    ids, value, certificate = found.train_ids.tolist(), found.value.double().cpu().numpy(), found.certificate
     rows: list[tuple[str, ...]] = [("test", "most helpful (id score)", "most harmful (id score)", "residual")]
     for k, t in enumerate(moment.test_ids):
         order = np.argsort(value[k], kind="stable")
         helpful = [i for i in order[:SHOWN] if value[k][i] < 0]
         harmful = [i for i in order[::-1][:SHOWN] if value[k][i] > 0]
-        residual = "" if found.residual is None else f"{float(found.residual[k]):.0e}"
+        residual = "" if certificate is None else f"{float(certificate.residual[k]):.0e}"
         cells = ["  ".join(f"{ids[i]} {value[k][i]:+.1e}" for i in some) or "none" for some in (helpful, harmful)]
         rows.append((str(t), *cells, residual))
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import gc
-import logging
 from collections.abc import Callable, Sequence
 
-import torch
-
 from ifloo.errors import WorkError
+from ifloo.objective.out_of_memory import first_line, in_parts, is_out_of_memory
 
-log = logging.getLogger(__name__)
-BLOCK_BYTES = 256 << 20  # of the scores of a block of queries, and of their directions
+QUERY_BYTES = 256 << 20  # bytes of the scores of a block of queries, and as many of their directions
 
 
 def queries_at_once(n: int, p: int, score_bytes: int, direction_bytes: int) -> int:
-    """How many queries fit: their scores `[m, n]` and their directions `[m, p]`, each within `BLOCK_BYTES`."""
-    return max(1, min(BLOCK_BYTES // (n * score_bytes), BLOCK_BYTES // (p * direction_bytes)))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a device or on the host."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    if not isinstance(error, RuntimeError) or isinstance(error, WorkError):  # ours, after all that could be done
-        return False
-    text = str(error)
-    return "out of memory" in text.lower() or "DefaultCPUAllocator" in text
+    """How many queries fit: their scores `[m, n]` and their directions `[m, p]`, each within `QUERY_BYTES`."""
+    return max(1, min(QUERY_BYTES // (n * score_bytes), QUERY_BYTES // (p * direction_bytes)))
 
 
 def in_blocks(test_ids: Sequence[int], size: int, work: Callable[[Sequence[int]], None]) -> None:
@@ -35,34 +21,22 @@ def in_blocks(test_ids: Sequence[int], size: int, work: Callable[[Sequence[int]]
     Raises:
         WorkError: one query alone does not fit.
     """
-    start = 0
-    while start < len(test_ids):
-        now = test_ids[start : start + size]
+
+    def block(now: Sequence[int]) -> tuple[()]:
         try:
             work(now)
         except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(now) == 1:
+            if len(now) == 1 and is_out_of_memory(error):
                 raise WorkError(_does_not_fit(now[0], error)) from error
-            size, reason = len(now) // 2, _first_line(error)
-        else:
-            start += len(now)
-            continue
-        # After the handler: the exception held on to the tensors of the block.
-        log.warning("out of memory with %d tests at once (%s): going on with %d.", len(now), reason, size)
-        gc.collect()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+            raise
+        return ()
 
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    in_parts(test_ids, size, block, "tests")
 
 
 def _does_not_fit(t: int, error: BaseException) -> str:
     return (
-        f"Out of memory with one test (id {t}) at a time: {_first_line(error)}\n"
+        f"Out of memory with one test (id {t}) at a time: {first_line(error)}\n"
         "  Finished tests are kept. Lower attribution.batch_size (training samples at once), use "
         "attribution.dtype=float32, or attribute fewer parameters (attribution.parameters)."
     )

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import lightning as L
 import torch
 from torch import Tensor
 
-from ifloo.attribution import Method, MethodScores, Trained, Unrolled
+from ifloo.attribution import Method, Scores, Trained, Unrolled
 from ifloo.attribution.recorded import RecordedRun
+from ifloo.data.protocol import AttributionData
 from ifloo.errors import InputError
 from ifloo.objective import Objective, preflight
-from ifloo.solvers.progress import ticking
+from ifloo.progress import OnProgress, ticking
 from ifloo.stages.aside import detached
+from ifloo.stages.certified import stored_influences
+from ifloo.stages.predictor import ScoredBlock
 from ifloo.stages.reverse import KeptReverse
 from ifloo.stages.settings import AttributionSettings, described
 from ifloo.store import (
@@ -55,8 +57,8 @@ class MethodRun:
         recorded: the training run, if it was recorded.
     """
 
-    module: Any
-    datamodule: Any
+    module: L.LightningModule
+    datamodule: AttributionData
     settings: AttributionSettings
     layout: Layout
     device: torch.device
@@ -76,8 +78,8 @@ class MethodRun:
         log.info("scores: %s, %d tests in one pass.", method.name, len(test_ids))
         with ticking(method.name, "part") as tick:
             found = self._scores(method, test_ids, stamp, tick)
-        for k, t in enumerate(test_ids):
-            save(stored_scores(method, found, k, t, stamp))
+        for one in stored_by_method(method, found, test_ids, stamp):
+            save(one)
 
     def further(self, test_ids: Sequence[int], compared: dict[str, JSON], overwrite: bool) -> None:
         """Scores of the further methods, each into a folder of its own; what is there is kept.
@@ -98,12 +100,10 @@ class MethodRun:
                 self.layout.judged,
             )
             with section.opened(overwrite):
-                missing = [t for t, path in paths.items() if not scores_there(path, stamp, self.layout)]
+                missing = [t for t, path in paths.items() if scores_there(path, stamp, self.layout) is None]
                 self.score(method, missing, stamp, lambda one, to=paths: influences.save(to[one.test_id], one))  # type: ignore[misc]
 
-    def _scores(
-        self, method: Method, test_ids: Sequence[int], stamp: str, tick: Callable[[int, int], None]
-    ) -> MethodScores:
+    def _scores(self, method: Method, test_ids: Sequence[int], stamp: str, tick: OnProgress) -> Scores:
         queries = self.datamodule.test_batch(test_ids)
         if not isinstance(method, Unrolled):
             return method.scores(self.trained, queries, tick)
@@ -135,38 +135,24 @@ class MethodRun:
         return self.recorded.read(theta) if there or self.settings.needs_run else None
 
 
-def scores_there(path: Path, stamp: str, layout: Layout) -> bool:
-    """Whether scores of these settings are there.
+def scores_there(path: Path, stamp: str, layout: Layout) -> StoredInfluences | None:
+    """The scores of these settings that are there; None: none.
 
     Raises:
         InputError: scores are, and other settings made them.
     """
     if not path.exists():
-        return False
-    if influences.load(path).settings != stamp:
+        return None
+    if (found := influences.load(path)).settings != stamp:
         raise InputError(
             f"{path} was made with other settings than {layout.manifest} says.\n"
             "  Give another --output_dir to keep it, or --overwrite to replace it."
         )
-    return True
+    return found
 
 
-def stored_scores(method: Method, found: MethodScores, k: int, t: int, stamp: str) -> StoredInfluences:
-    """The scores of query k of a method, as they go to a file."""
-    value = found.value[k]
-    return StoredInfluences(
-        test_id=t,
-        scores=value.float().cpu().numpy(),
-        train_ids=found.train_ids.cpu().numpy().astype(np.int64),
-        score_mean=float(value.double().mean()),
-        residual=None if found.residual is None else float(found.residual[k]),
-        undamped_residual=None if found.undamped_residual is None else float(found.undamped_residual[k]),
-        error_bound=None,
-        steps=found.steps,
-        status=found.status.upper().replace(" ", "_"),
-        damping=found.damping,
-        method=method.name,
-        definitions=DEFINITIONS,
-        settings=stamp,
-        residual_curve=found.curves[k].numpy() if found.curves else None,
-    )
+def stored_by_method(method: Method, scores: Scores, test_ids: Sequence[int], stamp: str) -> list[StoredInfluences]:
+    """The scores of a method, one record of each query; these are the tests with these ids."""
+    scores = replace(scores, query_ids=torch.tensor(list(test_ids), dtype=torch.int64))
+    means = torch.stack([row.double().mean() for row in scores.value])
+    return stored_influences(ScoredBlock(scores, means), method.name, DEFINITIONS, stamp)

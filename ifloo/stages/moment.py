@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ifloo.attribution import Method, MethodScores
+from ifloo.attribution import Method, Scores
 from ifloo.objective import Batch, Stationarity, sample_ids
 from ifloo.objective.batches import batch_size
 
@@ -41,7 +41,7 @@ class Moment:
         seconds: it took.
     """
 
-    scores: MethodScores
+    scores: Scores
     test_ids: tuple[int, ...]
     method: Method
     parameters: tuple[str, ...]

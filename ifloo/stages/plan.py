@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 
-import torch
 from torch import Tensor
 
 from ifloo.attribution import ForwardProducts, HeadProducts, InfluenceEngine, Products
 from ifloo.attribution.curvature_route import HEAD_BYTES, refuse_decoupled
 from ifloo.curvature import Damped, Hessian, LinearHead, LinearOperator, as_head, head_or_hessian
 from ifloo.objective import Objective
-from ifloo.solvers import Auto, bar
+from ifloo.params import DTYPES
+from ifloo.progress import bar
+from ifloo.solvers import Auto
 from ifloo.stages.corrected import head_of
 from ifloo.stages.settings import AttributionSettings
 
@@ -50,7 +51,7 @@ def products_of(
     if head is None:
         return ForwardProducts(objective, theta, settings.batch_size)
     wanted = settings.products_dtype
-    return HeadProducts(head, getattr(torch, wanted) if wanted else None)
+    return HeadProducts(head, DTYPES[wanted] if wanted else None)
 
 
 def engine_for(

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import lightning as L
 import torch
@@ -17,12 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ifloo.attribution import Certificate, Directions, ForwardProducts, HeadProducts, InfluenceEngine, Scores
-from ifloo.attribution.head import Piece
+from ifloo.attribution import Certificate, Directions, InfluenceEngine, Scores
 from ifloo.errors import InputError
 from ifloo.models import Adapted
 from ifloo.objective import Batch, Objective, SampleLosses, Stationarity, preflight
-from ifloo.objective.batches import batch_size, moved, rows, sample_ids
+from ifloo.objective.batches import batch_size, moved, rows
+from ifloo.objective.ids import query_ids
 from ifloo.stages.plan import engine_for
 from ifloo.stages.settings import AttributionSettings
 from ifloo.stages.world import World
@@ -62,8 +61,8 @@ class InfluencePredictor(L.LightningModule):
 
     def __init__(
         self,
-        module: Any,
-        loader: DataLoader,
+        module: L.LightningModule,
+        loader: DataLoader[Batch],
         settings: AttributionSettings | None = None,
         right_hand_sides: int | None = None,
         queries: Batch = None,
@@ -102,7 +101,7 @@ class InfluencePredictor(L.LightningModule):
         """Positions of the training samples this process scores."""
         return self.world.share(self.engine.objective.n)
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> DataLoader[Batch]:
         """The training samples of this process in chunks; called when the module is on its device."""
         with self.world.together():
             # Lightning skips a run without batches, hooks and all: who has no sample scores one that nobody collects.
@@ -139,19 +138,12 @@ class InfluencePredictor(L.LightningModule):
         assert self.directions is not None
         if self.failure is None:
             try:
-                return self._scores(self.directions, batch)
+                return self.engine.of(self.directions, batch)
             except Exception as error:
                 if self.world.size == 1:
                     raise
                 self.failure = error
         return self.directions.value.new_empty(len(self.directions.value), 0)
-
-    def _scores(self, directions: Directions, batch: Any) -> Float[Tensor, "m b"]:
-        engine = self.engine
-        if isinstance(batch, Piece) or not isinstance(engine.products, HeadProducts):
-            return engine.of(directions, batch)
-        # A loader of the user's: a linear head knows its own training samples only.
-        return ForwardProducts(engine.objective, engine.theta).of(batch, directions.value) / -engine.objective.n
 
     def _of_all(self, solved: Directions | None, m: int) -> Directions:
         """The directions of all queries, each solved for by one process."""
@@ -160,10 +152,9 @@ class InfluencePredictor(L.LightningModule):
         if solved is not None:
             value[world.share(m, SOLVED_TOGETHER)] = solved.value
         parts = world.all_gathered(None if solved is None else _on_host(solved.certificate))
-        ids = sample_ids(self.queries)
         return Directions(
             world.spread_rows(value, SOLVED_TOGETHER),
-            torch.arange(m) if ids is None else ids.cpu(),
+            query_ids(self.queries),
             Certificate.joined([part for part in parts if part is not None]),
         )
 
@@ -177,7 +168,7 @@ class InfluencePredictor(L.LightningModule):
             self.stationarity = preflight(objective, theta)
             if self.stationarity.warning:
                 log.warning(self.stationarity.warning)
-            known = getattr(self.module, "strong_convexity", lambda: None)()
+            known = objective.losses.contract.strong_convexity()
             self._engine = engine_for(objective, theta, settings, self.right_hand_sides, known, self.world.first)
         return self._engine
 
@@ -259,13 +250,20 @@ def _refuse_other_methods(settings: AttributionSettings) -> None:
         )
 
 
-def _only(batch: list[Any]) -> Any:
+def _only(batch: list[Batch]) -> Batch:
     return batch[0]
 
 
 def _on_host(certificate: Certificate) -> Certificate:
-    tensors: dict[str, Any] = {name: x.cpu() for name, x in vars(certificate).items() if isinstance(x, Tensor)}
-    return replace(certificate, **tensors)
+    undamped, bound, repeat = certificate.undamped_residual, certificate.error_bound, certificate.repeat_error
+    return replace(
+        certificate,
+        residual=certificate.residual.cpu(),
+        undamped_residual=None if undamped is None else undamped.cpu(),
+        error_bound=None if bound is None else bound.cpu(),
+        repeat_error=None if repeat is None else repeat.cpu(),
+        steps=certificate.steps.cpu(),
+    )
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -15,7 +15,9 @@ from ifloo.attribution.recorded import State, Update
 from ifloo.attribution.updates import SGD, Adam
 from ifloo.errors import InputError
 from ifloo.models.decay import decoupled
+from ifloo.models.fit_settings import FitSettings
 from ifloo.objective import sample_ids
+from ifloo.objective.layers import mixing_norms, places, random_layers, running_norms
 from ifloo.params import ParamSpace
 from ifloo.store import RunFolder
 
@@ -41,7 +43,7 @@ class RunRecorder(L.Callback):
             InputError: something in the fit is not part of a recorded step.
         """
         if faults := [
-            *faults_of_trainer(trainer),
+            *faults_of_fit(FitSettings.of(trainer), trainer.train_dataloader, trainer.optimizers),
             *faults_of_module(pl_module),
             *faults_of_optimizer(trainer.optimizers[0]),
         ]:
@@ -122,18 +124,17 @@ def state_of(module: nn.Module, optimizer: optim.Optimizer, update: Update) -> S
     return State(theta, tuple(remembered(n, x) for n, x in zip(names, start.moments, strict=False)))
 
 
-def faults_of_trainer(trainer: L.Trainer) -> list[str]:
+def faults_of_fit(settings: FitSettings, loader: Any, optimizers: Sequence[optim.Optimizer]) -> list[str]:
     """Settings of the Trainer that a recorded step would not contain, each with its remedy."""
-    loader: Any = trainer.train_dataloader
     asked: dict[str, Any] = {
-        f"gradient clipping (gradient_clip_val = {trainer.gradient_clip_val}): leave it out, and lower the learning "
-        "rate if the fit diverges": trainer.gradient_clip_val,
-        f"accumulation over {trainer.accumulate_grad_batches} batches: raise the batch size instead": (
-            trainer.accumulate_grad_batches != 1
+        f"gradient clipping (gradient_clip_val = {settings.gradient_clip_val}): leave it out, and lower the learning "
+        "rate if the fit diverges": settings.gradient_clip_val,
+        f"accumulation over {settings.accumulate_grad_batches} batches: raise the batch size instead": (
+            settings.accumulate_grad_batches != 1
         ),
-        f"{len(trainer.optimizers)} optimizers: use one": len(trainer.optimizers) != 1,
-        f"{trainer.world_size} processes: fit in one": trainer.world_size != 1,
-        f"precision {trainer.precision}: use 32-true or 64-true": str(trainer.precision) not in ("32-true", "64-true"),
+        f"{len(optimizers)} optimizers: use one": len(optimizers) != 1,
+        f"{settings.world_size} processes: fit in one": settings.world_size != 1,
+        f"precision {settings.precision}: use 32-true or 64-true": settings.reduced,
         f"a {type(getattr(loader, 'dataset', None)).__name__}, whose samples cannot be found again: give a map-style "
         "dataset": isinstance(getattr(loader, "dataset", None), IterableDataset),
     }
@@ -142,12 +143,9 @@ def faults_of_trainer(trainer: L.Trainer) -> list[str]:
 
 def faults_of_module(module: L.LightningModule) -> list[str]:
     """Layers and settings of the module that a recorded step would not contain, each with its remedy."""
-    random = [n for n, m in module.named_modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
-    statistics = [n for n, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-    faults = []
-    if random:
-        faults.append(f"dropout in {random[0]}: set it to 0")
-    if statistics:
+    first = {one.draws: one for one in reversed(random_layers(module))}
+    faults = [f"{draws} in {one.path}: {one.remedy}" for draws, one in reversed(first.items())]
+    if statistics := places(module, [*running_norms(module), *mixing_norms(module)]):
         faults.append(f"batch statistics in {statistics[0]}: use LayerNorm or GroupNorm")
     if not module.automatic_optimization:
         faults.append("optimization by hand (automatic_optimization = False): let the Trainer step")

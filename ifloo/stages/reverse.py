@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +10,21 @@ import torch
 from torch import Tensor
 
 from ifloo.attribution import Reverse
-from ifloo.store import write_npz
+from ifloo.errors import InputError
+from ifloo.store.npz_record import Column, Record
 
-# AttributeError, or TypeError by the version of Python: an array where an archive should be.
-_UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile)
+_PASS = Record(
+    {
+        "theta": Column(None, ("test", "parameter")),  # and moment_0, moment_1, ... of the same form
+        "scores": Column(None, ("test", "training sample")),
+        "stamp": Column(str),
+        "step": Column(np.int64),
+        "distance": Column(np.float64),
+    },
+    keys={"test": "theta"},
+    refusal="{path} holds no reverse pass of ifloo",
+    remedy="Delete it and run the same command again.",
+)
 
 
 @dataclass(frozen=True)
@@ -34,14 +44,14 @@ class KeptReverse:
     def load(self) -> Reverse | None:
         """The pass as it was last kept; None: none of these settings, or a damaged file."""
         try:
-            with open(self.path, "rb") as file, np.load(file, allow_pickle=False) as found:
-                if str(found["stamp"]) != self.stamp:
-                    return None
-                moments = [self._tensor(found[n]) for n in sorted(n for n in found.files if n.startswith("moment_"))]
-                theta, scores = self._tensor(found["theta"]), self._tensor(found["scores"])
-                return Reverse(int(found["step"]), theta, tuple(moments), scores, float(found["distance"]))
-        except _UNREADABLE:
+            found = _PASS.read(self.path)
+        except InputError:
             return None
+        if str(found["stamp"]) != self.stamp:
+            return None
+        moments = tuple(self._tensor(found[name]) for name in sorted(n for n in found if n.startswith("moment_")))
+        theta, scores = self._tensor(found["theta"]), self._tensor(found["scores"])
+        return Reverse(int(found["step"]), theta, moments, scores, float(found["distance"]))
 
     def keep(self, reverse: Reverse) -> None:
         """Takes the place of the last.
@@ -52,7 +62,7 @@ class KeptReverse:
         arrays = {f"moment_{k}": x.cpu().numpy() for k, x in enumerate(reverse.moments)}
         arrays |= {"theta": reverse.theta.cpu().numpy(), "scores": reverse.scores.cpu().numpy()}
         numbers = {"stamp": self.stamp, "step": reverse.step, "distance": reverse.distance}
-        write_npz(self.path, arrays | {name: np.asarray(value) for name, value in numbers.items()})
+        _PASS.write(self.path, arrays | numbers)
 
     def forget(self) -> None:
         """It is done with."""

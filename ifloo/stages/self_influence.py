@@ -22,11 +22,11 @@ from ifloo.attribution import (
     tracin_self,
 )
 from ifloo.curvature import LinearHead, LinearOperator, as_head
-from ifloo.curvature.operator import Tick
-from ifloo.solvers import Auto, Cholesky, SolveError, Solver, bar
-from ifloo.solvers.auto import RTOL
+from ifloo.objective.protocol import contract_of
+from ifloo.progress import OnProgress, bar, ticking
+from ifloo.solvers import Auto, Cholesky, SolveError, Solver
 from ifloo.solvers.cholesky import PreparedCholesky, bytes_needed
-from ifloo.solvers.progress import ticking
+from ifloo.solvers.tolerances import AUTO_RTOL, default_rtol
 from ifloo.stages.methods import MethodRun
 from ifloo.stages.plan import HEAD_BYTES, curvature_at
 from ifloo.stages.settings import AttributionSettings, described
@@ -34,10 +34,11 @@ from ifloo.store import JSON, Manifest, Section, StoredSelfInfluence, self_influ
 
 log = logging.getLogger(__name__)
 DAMPING = 1e-3  # of the last layer's curvature, nats per squared parameter: definite under any penalty
-AT_ONCE = 100  # training samples
+GRADIENTS_AT_ONCE = 100  # training samples whose gradients are formed together, p numbers each
 CHECKPOINTS = 10  # of the run, for TracIn
 FEW_PARAMETERS = 4096  # a matrix from as many products as this, if need be
 SECTION = "self_influence"
+NO_LAST_LAYER = "self-influence: no last linear layer with weights of its own, so none of it."
 DEFINITIONS = (
     "self_influence[i]: (1/n) grad l_i^T H^-1 grad l_i with the curvature and damping of the scores, nats: the rise of "
     "the sample's own loss when it is removed, first order in its weight; residual: the worst |b - H x| / |b| of its "
@@ -81,7 +82,7 @@ def _of_the_scores(settings: AttributionSettings) -> dict[str, JSON]:
 
 def _narrow(run: MethodRun) -> MethodRun:
     """The same in batches of rows enough to be fast, and few enough for gradients of each."""
-    return replace(run, settings=replace(run.settings, batch_size=min(run.settings.batch_size, AT_ONCE)))
+    return replace(run, settings=replace(run.settings, batch_size=min(run.settings.batch_size, GRADIENTS_AT_ONCE)))
 
 
 @dataclass(frozen=True)
@@ -135,19 +136,20 @@ def _engine(run: MethodRun) -> InfluenceEngine | None:
             f"{curvature.size:,}",
         )
         return None
-    known = getattr(run.module, "strong_convexity", lambda: None)()
+    known = contract_of(run.module).strong_convexity()
     return InfluenceEngine(objective, theta, curvature, solver, known, None, bar("factor"))
 
 
 def _solver(asked: Solver, curvature: LinearOperator, n: int) -> Solver:
     """A factor where the choice is free and it can be had: it serves n solves, and the samples left out."""
     if isinstance(asked, Auto):
-        core = curvature.cost.size if as_head(curvature) and curvature.cost else None
+        cost = curvature.structure.cost
+        core = cost.size if as_head(curvature) and cost else None
         fits = (
             curvature.size <= FEW_PARAMETERS if core is None else bytes_needed(core, curvature.dtype) <= asked.max_bytes
         )
         if fits:
-            return Cholesky(asked.max_bytes, asked.rtol or RTOL.get(curvature.dtype, 1e-5))
+            return Cholesky(asked.max_bytes, asked.rtol or default_rtol(AUTO_RTOL, curvature.dtype))
     return asked.chosen(curvature, n)
 
 
@@ -186,6 +188,7 @@ def _of_last_layer(run: MethodRun) -> NDArray[np.float64] | None:
     """Self-influence in the last layer, in 32 bits: a ranking needs no more, and a vocabulary has a large curvature."""
     layer = last_linear_layer(run.module)
     if layer is None:
+        log.info(NO_LAST_LAYER)
         return None
     settings = replace(run.settings, dtype="float32", parameters=[f"{layer}.*"])
     trained = replace(run, module=copy.deepcopy(run.module), settings=settings, recorded=None).trained
@@ -196,16 +199,13 @@ def _of_last_layer(run: MethodRun) -> NDArray[np.float64] | None:
 
 
 def last_linear_layer(module: nn.Module) -> str | None:
-    """The last linear layer that has weights of its own."""
+    """Gives the name of the last linear layer, None where there is none or its weights are not its own."""
     own = {name for name, p in module.named_parameters() if p.requires_grad}  # tied weights go by another name
-    layers = [name for name, layer in module.named_modules() if name and isinstance(layer, nn.Linear)]
-    if not layers or f"{layers[-1]}.weight" not in own:
-        log.info("self-influence: no last linear layer with weights of its own, so none of it.")
-        return None
-    return layers[-1]
+    layers: list[str] = [name for name, layer in module.named_modules() if name and isinstance(layer, nn.Linear)]
+    return layers[-1] if layers and f"{layers[-1]}.weight" in own else None
 
 
-def _told(name: str, work: Callable[[Tick], Tensor]) -> NDArray[np.float64]:
+def _told(name: str, work: Callable[[OnProgress], Tensor]) -> NDArray[np.float64]:
     """Runs it under a bar."""
     with ticking(f"self-influence, {name}", "sample") as tick:
         return _on_host(work(tick))

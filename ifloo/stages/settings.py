@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from ifloo.attribution import Method
 from ifloo.curvature import Damped, Hessian, LinearOperator, as_head
 from ifloo.errors import InputError
 from ifloo.objective import Objective
+from ifloo.params import DTYPES
 from ifloo.solvers import Auto, Solver
 from ifloo.store import JSON
 
@@ -71,8 +72,9 @@ class AttributionSettings:
         Raises:
             InputError: a count below 1, negative damping, no test id, a test id given twice, two forms of output.
         """
-        for name in ("top_k", "batch_size", "query_block"):
-            if (count := getattr(self, name)) is not None and count < 1:
+        counts = {"top_k": self.top_k, "batch_size": self.batch_size, "query_block": self.query_block}
+        for name, count in counts.items():
+            if count is not None and count < 1:
                 raise InputError(f"attribution.{name} must be >= 1, got {count}.")
         if self.matrix and self.topk_only:
             raise InputError(
@@ -133,10 +135,10 @@ class AttributionSettings:
 
     @property
     def torch_dtype(self) -> torch.dtype | None:
-        return getattr(torch, self.dtype) if self.dtype else None
+        return DTYPES[self.dtype] if self.dtype else None
 
 
-def described(value: Any) -> JSON:
+def described(value: object) -> JSON:
     """A settings object as JSON: class name and fields, so that manifests show and compare every number."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: described(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -152,13 +154,13 @@ def described(value: Any) -> JSON:
     return str(value)
 
 
-def _name_of(made: Callable[..., Any]) -> str:
+def _name_of(made: Callable[..., object]) -> str:
     """The class behind a constructor, also where the command line has wrapped it into a partial of its settings."""
     classes = [a for a in made.args if isinstance(a, type)] if isinstance(made, functools.partial) else [made]
     return getattr(classes[-1], "__name__", str(made)) if classes else str(made)
 
 
-def method_name(operator: LinearOperator, solver: Solver, module: Any = None) -> str:
+def method_name(operator: LinearOperator, solver: Solver, module: nn.Module | None = None) -> str:
     """How scores came about, in one line; says so where they are those of the last layer alone."""
     base = operator.base if isinstance(operator, Damped) else operator
     name = type(base).__name__

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
+import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -17,14 +18,16 @@ from ifloo.attribution import CurvatureRoute, Method, Trained, last_layer_self, 
 from ifloo.curvature import LinearHead, LinearOperator, head_or_hessian
 from ifloo.errors import InputError, WorkError
 from ifloo.models import Adapted, as_written
+from ifloo.models.adapted import SampleLossFunction
 from ifloo.objective import Batch, Objective, SampleLosses, preflight, scoring, sequential
 from ifloo.objective.batches import batch_size, moved, rows
-from ifloo.params import known_as
+from ifloo.objective.loaders import sample_count
+from ifloo.params import DTYPES, known_as
 from ifloo.solvers import Auto, SolveError
 from ifloo.stages.certified import content_of
 from ifloo.stages.moment import Moment, OwnRankings, ids_of
 from ifloo.stages.plan import HEAD_BYTES
-from ifloo.stages.self_influence import last_linear_layer
+from ifloo.stages.self_influence import NO_LAST_LAYER, last_linear_layer
 from ifloo.stages.settings import described
 from ifloo.store import JSON, sha256_of_tensors
 
@@ -40,7 +43,7 @@ class Wanted:
     method: Method | None
     parameters: tuple[str, ...] | None
     damping: float
-    sample_losses: Callable[[Any, Batch], Tensor] | None
+    sample_losses: SampleLossFunction | None
     l2: float
     self_influence: bool
     dtype: Literal["float64", "float32"] | None
@@ -70,7 +73,7 @@ class Wanted:
             "queries": {str(t): content for t, content in zip(ids_of(queries), _contents(queries), strict=True)},
         }
 
-    def tried(self, module: Any, loader: DataLoader, queries: Batch) -> None:
+    def tried(self, module: L.LightningModule, loader: DataLoader[Batch], queries: Batch) -> None:
         """Scores a few samples, so that whatever is asked for in vain is found before the training.
 
         Args:
@@ -82,7 +85,7 @@ class Wanted:
             InputError: the module, the data or the method do not go together.
         """
         few = sequential(loader, TRIED, slice(0, TRIED))
-        n = len(sequential(loader, 1).dataset)  # type: ignore[arg-type]
+        n = sample_count(loader)
         try:
             self.found(module, few, queries, n)
         except InputError:
@@ -97,7 +100,9 @@ class Wanted:
                 f"{type(as_written(module)).__name__} and its training data."
             ) from error
 
-    def found(self, module: Any, loader: DataLoader, queries: Batch, n: int | None = None) -> Moment:
+    def found(
+        self, module: L.LightningModule, loader: DataLoader[Batch], queries: Batch, n: int | None = None
+    ) -> Moment:
         """Scores of all samples of a loader.
 
         Args:
@@ -121,7 +126,7 @@ class Wanted:
             moment = self._scored(module.double(), loader, queries, n)
         return replace(moment, weights=weights, seconds=time.perf_counter() - begun)
 
-    def _scored(self, module: Any, loader: DataLoader, queries: Batch, n: int | None) -> Moment:
+    def _scored(self, module: L.LightningModule, loader: DataLoader[Batch], queries: Batch, n: int | None) -> Moment:
         method, patterns = self._method(module)
         size = self.batch_size or loader.batch_size or 1
         objective = Objective.of(module, loader, patterns, size)
@@ -143,33 +148,39 @@ class Wanted:
             dtype=str(theta.dtype).removeprefix("torch."),
         )
 
-    def _adapted(self, module: Any) -> Any:
+    def _adapted(self, module: L.LightningModule) -> L.LightningModule:
         """Under the contract, in the precision asked for; 16 bits are too few for a solve.
 
         Raises:
             InputError: the module meets the contract, and something else is to be in its place.
         """
         if not isinstance(module, SampleLosses):
-            module = Adapted(module, self.sample_losses, l2=self.l2)
-        elif self.sample_losses is not None or self.l2:
+            return self._in_dtype(Adapted(module, self.sample_losses, l2=self.l2))
+        if self.sample_losses is not None or self.l2:
             raise InputError(
                 f"{type(module).__name__} states its own sample_losses and penalty, and InfluenceCallback was given "
                 "others.\n  Leave sample_losses and l2 out."
             )
+        return self._in_dtype(module)
+
+    def _in_dtype(self, module: L.LightningModule) -> L.LightningModule:
         first = next(module.parameters(), None)
         wanted = self.dtype or ("float32" if first is not None and first.dtype in HALVES else None)
-        return module.to(getattr(torch, wanted)) if wanted else module
+        return module.to(DTYPES[wanted]) if wanted else module
 
-    def _method(self, module: Any) -> tuple[Method, tuple[str, ...]]:
+    def _method(self, module: L.LightningModule) -> tuple[Method, tuple[str, ...]]:
         if self.method is not None:
             return self.method, self.parameters or ("*",)
         patterns = self.parameters or (f"{last_layer(module)}.*",)
         label = "hessian" if self.parameters else "last_layer"
         return CurvatureRoute(label, last_layer_curvature, self.damping, Auto()), patterns
 
-    def _self_influence(self, module: Any, objective: Objective, loader: DataLoader, size: int) -> OwnRankings:
+    def _self_influence(
+        self, module: L.LightningModule, objective: Objective, loader: DataLoader[Batch], size: int
+    ) -> OwnRankings:
         loss, layer = loss_ranking(objective, objective.losses.theta()), last_linear_layer(module)
         if layer is None:
+            log.info(NO_LAST_LAYER)
             return OwnRankings(loss, None)
         part = Objective.of(module, loader, (f"{layer}.*",), size)
         if (need := LinearHead.bytes_kept(part)) > HEAD_BYTES:
@@ -189,7 +200,7 @@ def refuse_below_one(**counts: int | None) -> None:
             raise InputError(f"InfluenceCallback: {name} must be >= 1, got {count}.")
 
 
-def last_layer(module: Any) -> str:
+def last_layer(module: L.LightningModule) -> str:
     """The name of the last linear layer.
 
     Raises:
@@ -210,7 +221,7 @@ def last_layer_curvature(objective: Objective, theta: Tensor) -> LinearOperator:
     return head_or_hessian(objective, theta, lambda why: log.info("last layer: its Hessian by products. %s", why))
 
 
-def _refuse_method(method: Any) -> None:
+def _refuse_method(method: object) -> None:
     if not isinstance(method, Method):
         raise InputError(
             "InfluenceCallback: method must be a Method of ifloo.attribution, such as GradientDot() (with its "
@@ -224,7 +235,7 @@ def _refuse_method(method: Any) -> None:
         )
 
 
-def _may_be_double(module: Any) -> bool:
+def _may_be_double(module: L.LightningModule) -> bool:
     first = next(module.parameters())
     return first.dtype == torch.float32 and first.device.type != "mps"
 

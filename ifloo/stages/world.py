@@ -6,15 +6,19 @@ import re
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment
 from torch import Tensor
 
 from ifloo.errors import InputError, WorkError
-from ifloo.stages.memory import is_out_of_memory
-from ifloo.stages.watch import watch_children, watch_parent
+from ifloo.objective.out_of_memory import is_out_of_memory
+from ifloo.stages.watch import name_parent, watch_children, watch_parent
+
+if TYPE_CHECKING:  # it is not in every build of torch
+    from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
 _TRANSPORT = re.compile(r"gloo|nccl|connection (closed|reset)", re.IGNORECASE)  # what torch's own errors name
@@ -34,7 +38,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    group: Any = None
+    group: ProcessGroup | None = None
 
     @classmethod
     def met(cls, trainer: L.Trainer) -> World:
@@ -43,15 +47,21 @@ class World:
             return cls()
         import torch.distributed as dist
 
+        from ifloo.stages.loopback import meet_on_loopback
+
         strategy = trainer.strategy
         launcher: Any = strategy.launcher
 
         def meet() -> None:
-            watch_children(launcher.procs)  # none where another program has started the processes
             if trainer.local_rank > 0:
                 watch_parent()
+            else:
+                watch_children(launcher.procs)  # none where another program has started the processes
+            meet_on_loopback(trainer)
             strategy.setup_environment()
 
+        if not World.waiting(trainer):
+            name_parent()
         launcher.launch(meet, trainer=trainer)
         return cls(trainer.global_rank, trainer.world_size, dist.new_group(backend="gloo"))
 
@@ -77,7 +87,8 @@ class World:
         """Whether the others are there already (torchrun, Slurm), and want to be told even that there is no work."""
         if trainer.world_size == 1:
             return False
-        return trainer.strategy.cluster_environment.creates_processes_externally  # type: ignore[attr-defined]
+        environment: ClusterEnvironment = trainer.strategy.cluster_environment  # type: ignore[attr-defined]  # of ddp
+        return environment.creates_processes_externally
 
     @property
     def first(self) -> bool:
@@ -144,7 +155,7 @@ class World:
             return [value]
         import torch.distributed as dist
 
-        found: list[Any] = [None] * self.size
+        found = [value] * self.size
         with self._or_lost():
             dist.all_gather_object(found, value, group=self.group)
         return found

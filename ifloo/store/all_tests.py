@@ -22,6 +22,7 @@ from ifloo.errors import InputError, WorkError
 from ifloo.store import jsonl
 from ifloo.store.atomic import JSON, not_written, sync_folder
 from ifloo.store.layout import Layout
+from ifloo.store.npz_record import write_npy_head
 
 Form = Literal["files", "matrix", "topk"]
 ROWS: Mapping[Form, str] = {"files": "one file per test", "matrix": "one matrix", "topk": "the top k of each test"}
@@ -142,7 +143,7 @@ class ScoreFiles(AllTests):
         try:
             for path, row in zip(temporary, scores, strict=True):
                 with open(path, "xb") as file:
-                    write_header(file, row.shape)
+                    write_npy_head(file, row.shape)
                     file.write(np.ascontiguousarray(row).data)
                     file.flush()
                     os.fsync(file.fileno())
@@ -157,8 +158,3 @@ class ScoreFiles(AllTests):
 
     def _place(self, test_id: int) -> dict[str, JSON]:
         return {"path": self.layout.all_scores(test_id).name}
-
-
-def write_header(file: Any, shape: tuple[int, ...]) -> None:
-    """The head of a float32 npy of this shape; its numbers follow in C order."""
-    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ifloo.errors import InputError
-from ifloo.store.all_tests import AllTests, ScoredTest, write_header
+from ifloo.store.all_tests import AllTests, ScoredTest
 from ifloo.store.atomic import JSON, replacing, sync_folder
+from ifloo.store.npz_record import read_npy_head, write_npy_head
 
 
 class ScoreMatrix(AllTests):
@@ -59,7 +60,7 @@ class ScoreMatrix(AllTests):
         row_of = self._row_of
         places = [row_of[one.test_id] for one in block]
         with open(self.layout.all_scores_begun, "r+b", buffering=0) as file:
-            shape, start = _head(file)
+            shape, start = read_npy_head(file, self.layout.all_scores_begun)
             for run in _consecutive(places):
                 content = np.ascontiguousarray(scores[run], dtype="<f4").data.cast("B")
                 _write_at(file.fileno(), content, start + places[run.start] * shape[1] * 4)
@@ -77,7 +78,7 @@ class ScoreMatrix(AllTests):
             self.rows = {}
             self.layout.index.unlink()
         with replacing(begun) as file:
-            write_header(file, self._shape)
+            write_npy_head(file, self._shape)
             file.truncate(file.tell() + 4 * self._shape[0] * self._shape[1])
 
     def _place(self, test_id: int) -> dict[str, JSON]:
@@ -89,7 +90,7 @@ class ScoreMatrix(AllTests):
 
     def _refuse_other_shape(self, there: Path) -> None:
         with open(there, "rb") as file:
-            shape = _head(file)[0]
+            shape = read_npy_head(file, there)[0]
         row_of = self._row_of
         if shape == self._shape and all(row["row"] == row_of.get(t) for t, row in self.rows.items()):
             return
@@ -98,13 +99,6 @@ class ScoreMatrix(AllTests):
             f"for {self._shape[0]} x {self._shape[1]}, other tests or another order.\n"
             "  A matrix does not grow. Ask for the same tests, give another --output_dir, or --overwrite to replace it."
         )
-
-
-def _head(file: object) -> tuple[tuple[int, ...], int]:
-    """Shape of an npy, and where its numbers begin."""
-    np.lib.format.read_magic(file)  # type: ignore[arg-type]
-    shape, _, _ = np.lib.format.read_array_header_1_0(file)  # type: ignore[arg-type]
-    return shape, file.tell()  # type: ignore[attr-defined]
 
 
 def _consecutive(places: Sequence[int]) -> list[slice]:

@@ -6,13 +6,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float32, Int64
 from numpy.typing import NDArray
 
 from ifloo.errors import InputError
 from ifloo.store.all_tests import AllTests, ScoredTest
-from ifloo.store.atomic import JSON, write_npz
+from ifloo.store.atomic import JSON
 from ifloo.store.layout import Layout
+from ifloo.store.npz_record import Column, Record
+
+RECORD = Record(
+    {
+        "test_ids": Column(np.int64, ("test",)),
+        "ids": Column(np.int64, ("test", "rank")),
+        "scores": Column(np.float32, ("test", "rank")),
+        "mean": Column(np.float64, ("test",)),
+    },
+    keys={"test": "test_ids", "rank": "ids"},
+    refusal="{path} holds no top-k scores of ifloo",
+    remedy="Delete it and run the same command again.",
+)
 
 
 class ScoreTopK(AllTests):
@@ -45,38 +58,22 @@ class ScoreTopK(AllTests):
             self._kept[one.test_id] = (self.train_ids[places], row[places], one.score_mean)
         tests = sorted(self._kept)
         ids, values, means = zip(*(self._kept[t] for t in tests), strict=True)
-        write_npz(
-            self.layout.all_topk,
-            {
-                "test_ids": np.asarray(tests, dtype=np.int64),
-                "ids": np.stack(ids),
-                "scores": np.stack(values),
-                "mean": np.asarray(means, dtype=np.float64),
-            },
-        )
+        content = {"test_ids": tests, "ids": np.stack(ids), "scores": np.stack(values), "mean": means}
+        RECORD.write(self.layout.all_topk, content)
 
     def _place(self, test_id: int) -> dict[str, JSON]:
         return {"path": self.layout.all_topk.name}
 
     def _read(self, path: Path) -> dict[int, tuple[NDArray[np.int64], NDArray[np.float32], float]]:
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                tests, ids, scores, mean = (file[name] for name in ("test_ids", "ids", "scores", "mean"))
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"{path} holds no top-k scores of ifloo: {error}.\n  Delete it and run the same command again."
-            ) from error
+        arrays = RECORD.read(path)
+        ids = arrays["ids"]
         if ids.shape[1] != self.k:
             raise InputError(
                 f"{path} holds {ids.shape[1]} ids of each test; attribution.top_k asks for {self.k}.\n"
                 "  Ask for as many, give another --output_dir, or --overwrite to replace the file."
             )
-        rows: tuple[Int64[np.ndarray, "m k"], Float32[np.ndarray, "m k"], Float64[np.ndarray, " m"]] = (
-            ids,
-            scores,
-            mean,
-        )
-        return {int(t): (i, s, float(x)) for t, i, s, x in zip(tests, *rows, strict=True)}
+        columns = (arrays["test_ids"], ids, arrays["scores"], arrays["mean"])
+        return {int(t): (i, s, float(x)) for t, i, s, x in zip(*columns, strict=True)}
 
 
 def largest(scores: Float32[np.ndarray, " n"], ids: Int64[np.ndarray, " n"], k: int) -> Int64[np.ndarray, " k"]:

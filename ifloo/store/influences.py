@@ -1,21 +1,32 @@
 """Scores of one test sample on disk, together with the certificate of the solve they come from."""
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ifloo.errors import InputError, WorkError
-from ifloo.store.atomic import write_npz
+from ifloo.store.npz_record import Column, Record, optional_number
 
-_NUMBERS = ("score_mean", "damping")
 _OPTIONAL_NUMBERS = ("residual", "undamped_residual", "error_bound", "repeat_error")
-_INTEGERS = ("test_id", "steps")
-_TEXTS = ("status", "method", "definitions", "settings")
+_NUMBERS = ("score_mean", "damping")
+_SAMPLE = "training sample"
+RECORD = Record(
+    {
+        "score_mean": Column(np.float64),
+        "damping": Column(np.float64),
+        "test_id": Column(np.int64),
+        "steps": Column(np.int64),
+        **{name: Column(str) for name in ("status", "method", "definitions", "settings")},
+        **{name: Column(np.float64, optional=True) for name in _OPTIONAL_NUMBERS},
+        "scores": Column(np.float32, (_SAMPLE,)),
+        "train_ids": Column(np.int64, (_SAMPLE,)),
+    },
+    keys={_SAMPLE: "train_ids"},
+    refusal="{path} holds no influence scores of ifloo",
+    remedy="Delete it and run `ifloo influence` for this test id again.",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,13 +70,8 @@ def save(path: Path | str, stored: StoredInfluences) -> None:
             f"{path} was not written: {fault}.\n"
             "  An old file there is unchanged. The calculation that gave these scores went wrong; its log says more."
         )
-    names = _NUMBERS + _INTEGERS + _TEXTS + tuple(n for n in _OPTIONAL_NUMBERS if getattr(stored, n) is not None)
-    arrays = {name: np.asarray(getattr(stored, name)) for name in names}
-    arrays["scores"] = np.asarray(stored.scores, dtype=np.float32)
-    arrays["train_ids"] = np.asarray(stored.train_ids, dtype=np.int64)
-    if stored.residual_curve is not None:
-        arrays["residual_curve"] = stored.residual_curve
-    write_npz(path, arrays)
+    values = {name: getattr(stored, name) for name in (*RECORD.columns, "residual_curve")}
+    RECORD.write(Path(path), {name: value for name, value in values.items() if value is not None})
 
 
 def load(path: Path | str) -> StoredInfluences:
@@ -75,44 +81,29 @@ def load(path: Path | str) -> StoredInfluences:
         InputError: the file is missing, damaged, or not of this kind, or holds a number that is not finite.
     """
     path = Path(path)
-    try:
-        arrays = _arrays(path)
-    except FileNotFoundError:
-        raise InputError(
-            f"There are no influence scores at {path}.\n  Run `ifloo influence` for this test id first."
-        ) from None
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise InputError(_no_scores(path, f"not a readable npz ({str(error) or type(error).__name__})")) from error
-    required = ("scores", "train_ids", *_NUMBERS, *_INTEGERS, *_TEXTS)
-    if missing := [name for name in required if name not in arrays]:
-        raise InputError(_no_scores(path, f"it lacks {', '.join(missing)}"))
-    if arrays["scores"].dtype.kind != "f" or arrays["train_ids"].dtype.kind not in "iu":
-        kinds = f"scores are {arrays['scores'].dtype}, train_ids {arrays['train_ids'].dtype}"
-        raise InputError(_no_scores(path, f"{kinds}, not float32 and int64"))
-    fields: dict[str, Any] = {
-        "scores": arrays["scores"].astype(np.float32),
-        "train_ids": arrays["train_ids"].astype(np.int64),
-    }
-    try:
-        fields |= {name: float(arrays[name]) for name in _NUMBERS}
-        fields |= {name: float(arrays[name]) if name in arrays else None for name in _OPTIONAL_NUMBERS}
-        fields |= {name: int(arrays[name]) for name in _INTEGERS}
-        fields |= {name: str(arrays[name]) for name in _TEXTS}
-    except (TypeError, ValueError) as error:
-        raise InputError(_no_scores(path, f"a setting is not a single value ({error})")) from error
-    stored = StoredInfluences(**fields, residual_curve=arrays.get("residual_curve"))
+    if not path.exists():
+        raise InputError(f"There are no influence scores at {path}.\n  Run `ifloo influence` for this test id first.")
+    arrays = RECORD.read(path)
+    stored = StoredInfluences(
+        test_id=int(arrays["test_id"]),
+        scores=arrays["scores"],
+        train_ids=arrays["train_ids"],
+        score_mean=float(arrays["score_mean"]),
+        residual=optional_number(arrays, "residual"),
+        undamped_residual=optional_number(arrays, "undamped_residual"),
+        error_bound=optional_number(arrays, "error_bound"),
+        steps=int(arrays["steps"]),
+        status=str(arrays["status"]),
+        damping=float(arrays["damping"]),
+        method=str(arrays["method"]),
+        definitions=str(arrays["definitions"]),
+        settings=str(arrays["settings"]),
+        repeat_error=optional_number(arrays, "repeat_error"),
+        residual_curve=arrays.get("residual_curve"),
+    )
     if (fault := _fault(stored)) is not None:
-        raise InputError(_no_scores(path, fault))
+        raise RECORD.refused(path, fault)
     return stored
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    with open(path, "rb") as file:
-        content = np.load(file, allow_pickle=False)
-        if not isinstance(content, np.lib.npyio.NpzFile):
-            raise ValueError("it holds one bare array")
-        with content:
-            return {name: content[name] for name in content.files}
 
 
 def _fault(stored: StoredInfluences) -> str | None:
@@ -140,10 +131,3 @@ def _fault_of_curve(curve: NDArray[np.float64]) -> str | None:
     if (np.diff(curve[:, 0]) <= 0).any():
         return "the steps of residual_curve do not increase"
     return None
-
-
-def _no_scores(path: Path, reason: str) -> str:
-    return (
-        f"{path} holds no influence scores of ifloo: {reason}.\n"
-        "  Delete it and run `ifloo influence` for this test id again."
-    )

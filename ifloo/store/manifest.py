@@ -63,7 +63,7 @@ class Manifest:
         """
         if overwrite or (stored := self.sections().get(section)) is None:
             return
-        old, new = _flat(stored["compared"]), _flat(json.loads(encode_json(compared, self.path)))
+        old, new = flattened(stored["compared"]), flattened(json.loads(encode_json(compared, self.path)))
         lines = [
             f"  {name}: stored {_shown(old, name)}, asked {_shown(new, name)}"
             for name in dict.fromkeys([*old, *new])
@@ -179,12 +179,12 @@ def _git_revision(checkout: Path) -> str | None:
         return None
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Give nested settings by dotted name: {"data": {"limit": 5}} -> {"data.limit": 5}."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
-            flat.update(_flat(value, f"{prefix}{key}."))
+            flat.update(flattened(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,11 +17,27 @@ from torch import Tensor
 from ifloo.attribution.recorded import RecordedRun, State, Update
 from ifloo.attribution.updates import SGD, Adam
 from ifloo.errors import InputError
-from ifloo.store.atomic import write_json, write_npz
+from ifloo.store.atomic import write_json
 from ifloo.store.fingerprint import sha256_of_tensors
+from ifloo.store.npz_record import Column, Record
 
-# AttributeError, or TypeError by the version of Python: an array where an archive should be.
-_UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile)
+_REMEDY = "It is damaged. Fit again (`ifloo fit --overwrite`)."
+_STATE = Record(
+    {"theta": Column(None, ("parameter",))},  # and moment_0, moment_1, ... of the same form
+    keys={"parameter": "theta"},
+    refusal="The recorded state {path} cannot be read",
+    remedy=_REMEDY,
+)
+_STEPS = Record(
+    {
+        "ids": Column(np.int64, ("visit",)),
+        "lengths": Column(np.int64, ("step",)),
+        "rates": Column(np.float64, ("step",)),
+    },
+    keys={"visit": "ids", "step": "lengths"},
+    refusal="The recorded run at {folder} cannot be read: {name}",
+    remedy=_REMEDY,
+)
 UPDATES: dict[str, type[Update]] = {"SGD": SGD, "Adam": Adam}
 
 
@@ -56,7 +71,7 @@ class RunFolder:
             WorkError: the disk is full or not writable.
         """
         arrays = {"theta": _array(state.theta)} | {f"moment_{k}": _array(x) for k, x in enumerate(state.moments)}
-        write_npz(_state_file(self.part, step), arrays)
+        _STATE.write(_state_file(self.part, step), arrays)
 
     def finish(self, update: Update, batch_ids: Sequence[Tensor], rates: Sequence[float], saved: Sequence[int]) -> None:
         """Writes what each step saw, and makes this the run of the checkpoint.
@@ -66,7 +81,7 @@ class RunFolder:
         """
         flat = torch.cat(list(batch_ids)).numpy() if batch_ids else np.empty(0, np.int64)
         lengths = np.array([len(ids) for ids in batch_ids], np.int64)
-        write_npz(self.part / "steps.npz", {"ids": flat, "lengths": lengths, "rates": np.array(rates, np.float64)})
+        _STEPS.write(self.part / "steps.npz", {"ids": flat, "lengths": lengths, "rates": rates})
         end = _read_state(_state_file(self.part, saved[-1]))
         rule = {"class": type(update).__name__, **asdict(update)}  # type: ignore[call-overload]
         end_of_it = sha256_of_tensors({"theta": end.theta})
@@ -90,13 +105,12 @@ class RunFolder:
             content: dict[str, Any] = json.loads((self.path / "run.json").read_text())
             rule = dict(content["update"])
             update = UPDATES[rule.pop("class")](**rule)
-            batch_ids, rates = _read_steps(self.path / "steps.npz")
             saved, end = [int(k) for k in content["saved"]], str(content["end"])
-        except _UNREADABLE as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"The recorded run at {self.path} cannot be read: {error or type(error).__name__}.\n"
-                "  It is damaged. Fit again (`ifloo fit --overwrite`)."
+                f"The recorded run at {self.path} cannot be read: {error or type(error).__name__}.\n  {_REMEDY}"
             ) from error
+        batch_ids, rates = _read_steps(self.path / "steps.npz")
         if end != sha256_of_tensors({"theta": theta.cpu()}):
             raise InputError(
                 f"The recorded run at {self.path} ended at other weights than those of the checkpoint.\n"
@@ -119,21 +133,14 @@ def _array(x: Tensor) -> np.ndarray:
 
 
 def _read_steps(path: Path) -> tuple[list[Tensor], Tensor]:
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as steps:
-        ids, lengths, rates = (torch.from_numpy(steps[name]) for name in ("ids", "lengths", "rates"))
-    if len(rates) != len(lengths) or len(ids) != int(lengths.sum()):
-        raise ValueError(
-            f"{len(ids)} ids and {len(rates)} rates of {len(lengths)} steps, which hold {int(lengths.sum())} ids"
-        )
+    arrays = _STEPS.read(path)
+    ids, lengths, rates = (torch.from_numpy(arrays[name]) for name in ("ids", "lengths", "rates"))
+    if len(ids) != int(lengths.sum()):
+        raise _STEPS.refused(path, f"{len(ids)} ids of {len(lengths)} steps, which hold {int(lengths.sum())} ids")
     return list(ids.split(lengths.tolist())), rates
 
 
 def _read_state(path: Path) -> State:
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
-            moments = sorted(name for name in found.files if name.startswith("moment_"))
-            return State(torch.from_numpy(found["theta"]), tuple(torch.from_numpy(found[name]) for name in moments))
-    except _UNREADABLE as error:
-        raise InputError(
-            f"The recorded state {path} cannot be read: {error}.\n  It is damaged. Fit again (`ifloo fit --overwrite`)."
-        ) from error
+    arrays = _STATE.read(path)
+    moments = sorted(name for name in arrays if name.startswith("moment_"))
+    return State(torch.from_numpy(arrays["theta"]), tuple(torch.from_numpy(arrays[name]) for name in moments))

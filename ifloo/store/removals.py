@@ -1,15 +1,30 @@
 """Predicted effects of single removals on disk, for methods that go beyond a score: leverage counted in, for one."""
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ifloo.errors import InputError, WorkError
-from ifloo.store.atomic import write_npz
+from ifloo.errors import WorkError
+from ifloo.store.npz_record import Column, Record
+
+_SAMPLE = "removed sample"
+RECORD = Record(
+    {
+        "test_id": Column(np.int64),
+        "ids": Column(np.int64, (_SAMPLE,)),
+        "effects": Column(np.float64, (_SAMPLE,)),
+        "leverages": Column(np.float64, (_SAMPLE,)),
+        "residual": Column(np.float64),
+        "damping": Column(np.float64),
+        "definitions": Column(str),
+        "settings": Column(str),
+    },
+    keys={_SAMPLE: "ids"},
+    refusal="{path} holds no predicted removals of ifloo",
+    remedy="Delete it and run `ifloo influence` with --attribution.corrected true again.",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +58,7 @@ def save(path: Path, stored: StoredRemovals) -> None:
             f"{path} was not written: the predicted effects of removing {bad[:5].tolist()} are not finite.\n"
             "  A sample of leverage 1 leaves no minimum behind; raise the penalty or the damping."
         )
-    write_npz(path, {name: np.asarray(value) for name, value in vars(stored).items()})
+    RECORD.write(path, vars(stored))
 
 
 def load(path: Path) -> StoredRemovals:
@@ -52,29 +67,17 @@ def load(path: Path) -> StoredRemovals:
     Raises:
         InputError: the file is damaged or not of this kind.
     """
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            stored = StoredRemovals(
-                test_id=int(content["test_id"]),
-                ids=content["ids"].astype(np.int64),
-                effects=content["effects"].astype(np.float64),
-                leverages=content["leverages"].astype(np.float64),
-                residual=float(content["residual"]),
-                damping=float(content["damping"]),
-                definitions=str(content["definitions"]),
-                settings=str(content["settings"]),
-            )
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(_no_removals(path, str(error) or type(error).__name__)) from error
-    if not stored.ids.shape == stored.effects.shape == stored.leverages.shape:
-        raise InputError(_no_removals(path, "not one effect and one leverage for each id"))
-    if not (np.isfinite(stored.effects).all() and np.isfinite(stored.leverages).all()):
-        raise InputError(_no_removals(path, "an effect is not finite"))
-    return stored
-
-
-def _no_removals(path: Path, reason: str) -> str:
-    return (
-        f"{path} holds no predicted removals of ifloo: {reason}.\n"
-        "  Delete it and run `ifloo influence` with --attribution.corrected true again."
+    arrays = RECORD.read(path)
+    stored = StoredRemovals(
+        test_id=int(arrays["test_id"]),
+        ids=arrays["ids"],
+        effects=arrays["effects"],
+        leverages=arrays["leverages"],
+        residual=float(arrays["residual"]),
+        damping=float(arrays["damping"]),
+        definitions=str(arrays["definitions"]),
+        settings=str(arrays["settings"]),
     )
+    if not (np.isfinite(stored.effects).all() and np.isfinite(stored.leverages).all()):
+        raise RECORD.refused(path, "an effect is not finite")
+    return stored

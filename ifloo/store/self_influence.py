@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ifloo.errors import InputError, WorkError
-from ifloo.store.atomic import write_npz
+from ifloo.errors import WorkError
+from ifloo.store.npz_record import Column, Record, optional_number
 
 _RANKINGS = ("self_influence", "tracin", "last_layer", "left_out_loss", "loss")
-_OPTIONAL = _RANKINGS[:-1]
-_NUMBERS = ("residual", "undamped_residual", "error_bound")
+_SAMPLE = "training sample"
+RECORD = Record(
+    {
+        "train_ids": Column(np.int64, (_SAMPLE,)),
+        **{name: Column(np.float64, (_SAMPLE,), optional=name != "loss") for name in _RANKINGS},
+        "damping": Column(np.float64),
+        "definitions": Column(str),
+        "settings": Column(str),
+        **{name: Column(np.float64, optional=True) for name in ("residual", "undamped_residual", "error_bound")},
+    },
+    keys={_SAMPLE: "train_ids"},
+    refusal="{path} holds no self-influence of ifloo",
+    remedy="Delete it and run `ifloo influence` with --attribution.self_influence true again.",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +70,7 @@ def save(path: Path, stored: StoredSelfInfluence) -> None:
             f"{path} was not written: {fault}.\n"
             "  An old file there is unchanged. The calculation that gave these numbers went wrong; its log says more."
         )
-    write_npz(path, {name: np.asarray(value) for name, value in vars(stored).items() if value is not None})
+    RECORD.write(path, {name: value for name, value in vars(stored).items() if value is not None})
 
 
 def load(path: Path) -> StoredSelfInfluence:
@@ -70,23 +79,23 @@ def load(path: Path) -> StoredSelfInfluence:
     Raises:
         InputError: the file is missing, damaged or not of this kind.
     """
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
-            optional: dict[str, Any] = {name: content.get(name) for name in _OPTIONAL}
-            numbers: dict[str, Any] = {name: float(content[name]) for name in _NUMBERS if name in content}
-            stored = StoredSelfInfluence(
-                train_ids=content["train_ids"].astype(np.int64),
-                loss=content["loss"].astype(np.float64),
-                damping=float(content["damping"]),
-                definitions=str(content["definitions"]),
-                settings=str(content["settings"]),
-                **optional,
-                **numbers,
-            )
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(_not_one(path, str(error) or type(error).__name__)) from error
+    arrays = RECORD.read(path)
+    stored = StoredSelfInfluence(
+        train_ids=arrays["train_ids"],
+        loss=arrays["loss"],
+        last_layer=arrays.get("last_layer"),
+        tracin=arrays.get("tracin"),
+        damping=float(arrays["damping"]),
+        definitions=str(arrays["definitions"]),
+        settings=str(arrays["settings"]),
+        self_influence=arrays.get("self_influence"),
+        left_out_loss=arrays.get("left_out_loss"),
+        residual=optional_number(arrays, "residual"),
+        undamped_residual=optional_number(arrays, "undamped_residual"),
+        error_bound=optional_number(arrays, "error_bound"),
+    )
     if (fault := _fault(stored)) is not None:
-        raise InputError(_not_one(path, fault))
+        raise RECORD.refused(path, fault)
     return stored
 
 
@@ -97,10 +106,3 @@ def _fault(stored: StoredSelfInfluence) -> str | None:
         if bad := int((~np.isfinite(value)).sum()):
             return f"{bad} of {value.size} numbers of {name} are not finite"
     return None
-
-
-def _not_one(path: Path, reason: str) -> str:
-    return (
-        f"{path} holds no self-influence of ifloo: {reason}.\n"
-        "  Delete it and run `ifloo influence` with --attribution.self_influence true again."
-    )

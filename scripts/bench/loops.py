@@ -56,7 +56,8 @@ def _inverse_hvp(problem: Problem, W: Tensor, v: Tensor, task: Task, generator: 
         total += h / own["scale"]
     if not bool(torch.isfinite(total).all()):
         raise ArithmeticError(f"LiSSA diverged at scale {own['scale']:g}; raise --lissa_scale.")
-    return total / own["repeats"]
+    repeats: int = own["repeats"]
+    return total / repeats
 
 
 def _one_by_one(problem: Problem, W: Tensor, h: Tensor) -> Array:

@@ -83,7 +83,7 @@ class Problem:
 
     @property
     def l2(self) -> float:
-        return float(self.base.model["l2_reg"])
+        return float(self.module.hparams["l2_reg"])
 
     def tests(self, work: str) -> list[int]:
         """Lists the test images of a work."""

@@ -113,4 +113,5 @@ def _bars(panel: Any, work: str, rows: list[Row]) -> None:
 
 
 def _ours(row: Row) -> bool:
-    return row["method"].startswith("ifloo")
+    name: str = row["method"]
+    return name.startswith("ifloo")

@@ -100,7 +100,8 @@ def launch(task: Task, python: str = sys.executable, timeout: float | None = Non
         except subprocess.TimeoutExpired:
             return task.row(error=f"not finished after {timeout:.0f} s")
     if row_file.is_file():
-        return json.loads(row_file.read_text())
+        done_row: Row = json.loads(row_file.read_text())
+        return done_row
     return task.row(error=_failure(done.returncode, log_file))
 
 

@@ -37,7 +37,8 @@ class FineTuned(DigitCNN):
 
 
 def outputs(model: FineTuned, batch: Any) -> Tensor:
-    return model(batch[0])
+    logits: Tensor = model(batch[0])
+    return logits
 
 
 def output_losses(logits: Tensor, batch: Any) -> Tensor:
@@ -46,10 +47,11 @@ def output_losses(logits: Tensor, batch: Any) -> Tensor:
 
 def penalty(model: FineTuned) -> Tensor:
     away = parameters_to_vector(model.parameters()) - model.start
-    return 0.5 * model.hparams["decay"] * away.square().sum()
+    decay: float = model.hparams["decay"]
+    return 0.5 * decay * away.square().sum()
 
 
-def fitted(model: DigitCNN, data: DataLoader, epochs: int, checkpoint: str) -> None:
+def fitted(model: DigitCNN, data: DataLoader[tuple[Tensor, ...]], epochs: int, checkpoint: str) -> None:
     trainer = L.Trainer(
         max_epochs=epochs, precision="64-true", accelerator="cpu", logger=False, enable_checkpointing=False
     )

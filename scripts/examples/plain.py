@@ -33,10 +33,10 @@ class Digits(L.LightningDataModule):
             for part in (digits.train_set, digits.test_set)
         )
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(self.train, batch_size=self.hparams["batch_size"], shuffle=True)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(self.test, batch_size=200)
 
 
@@ -51,7 +51,8 @@ class DigitCNN(L.LightningModule):
         self.head = nn.Linear(96, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
+        logits: Tensor = self.head(self.features(x))
+        return logits
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y = batch

@@ -46,6 +46,15 @@ def test_equals_scipy_and_a_bootstrap_by_hand(floor):
     assert found.n_rel_err == (np.abs(y) > floor).sum()
 
 
+def test_ranks_of_a_draw_are_those_of_sorting_it():
+    """Bit for bit: half ranks are exact. A draw repeats rows, and rows repeat values."""
+    values = np.round(np.random.default_rng(3).standard_t(3, 200), 1)
+    assert len(np.unique(values)) < 100
+    index = np.random.default_rng(4).integers(200, size=(50, 200))
+    found = ifloo.agreement._Ranked.of(values).ranks(index)
+    np.testing.assert_array_equal(found, stats.rankdata(values[index], axis=1))
+
+
 def test_memory_bound_does_not_show_in_the_result(monkeypatch):
     x, y = removals()
     whole = agreement(x, y)

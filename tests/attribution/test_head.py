@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from ifloo.attribution import ForwardProducts, HeadProducts, InfluenceEngine
-from ifloo.attribution.leverage import SampleBlocks, positions_of, removal_effects
+from ifloo.attribution.leverage import SampleBlocks, removal_effects
 from ifloo.curvature import Damped, Hessian, LinearHead
 from ifloo.errors import InputError
+from ifloo.objective.ids import positions_of
 from ifloo.solvers import CG, Auto, Cholesky, Kronecker, Subsampled
 from tests.curvature.heads import HEADS, N
 
@@ -63,6 +64,13 @@ def test_products_for_few_and_for_many_directions(case, m):
         found = torch.cat([by.of(chunk, V) for chunk in by.chunks()], 1)
         assert found.dtype is dtype
         torch.testing.assert_close(found.double(), truth, **close)
+
+
+@pytest.mark.parametrize("case", HEADS, ids=str)
+def test_products_of_samples_that_the_head_has_not_seen(case):
+    V = torch.randn(3, len(case.theta), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    found = HeadProducts(LinearHead(case.objective(), case.theta)).of(case.queries, V)
+    torch.testing.assert_close(found, V @ case.gradients(**_xy(case.queries)).T, **CLOSE)
 
 
 @pytest.mark.parametrize("case", HEADS, ids=str)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ifloo.attribution import InfluenceEngine, certified_self, left_out_losses
-from ifloo.attribution.self_influence import SelfInfluence
+from ifloo.attribution.scores import SelfInfluence
 from ifloo.curvature import Damped, LinearHead
 from ifloo.errors import InputError, WorkError
 from ifloo.solvers import CG, Cholesky, SolveError

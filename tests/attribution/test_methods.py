@@ -20,8 +20,7 @@ from ifloo.attribution import (
     gradient_cosine,
     one_step,
 )
-from ifloo.attribution.recorded import RecordedRun, State
-from ifloo.attribution.tracin import HOW_TO_RECORD
+from ifloo.attribution.recorded import HOW_TO_RECORD, RecordedRun, State
 from ifloo.curvature import GaussNewton, LinearHead
 from ifloo.errors import InputError
 from ifloo.objective import batch_size

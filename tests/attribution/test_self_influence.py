@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ifloo.attribution import Trained, last_layer_self, loss_ranking, self_influence, tracin_self
-from ifloo.attribution.tracin import HOW_TO_RECORD
+from ifloo.attribution.recorded import HOW_TO_RECORD
 from ifloo.errors import InputError
 from ifloo.solvers import SolveError
 from tests.attribution.descents import BATCHES, CLOSE, RATES, among, gradients, made, states, trained

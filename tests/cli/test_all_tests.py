@@ -62,6 +62,7 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
     )
 
 
+@pytest.mark.slow
 def test_a_killed_matrix_is_gone_on_with(fitted, whole, tmp_path):
     folder = Path(shutil.copytree(fitted, tmp_path / "run"))
     index = stored(folder) / "index.jsonl"
@@ -107,8 +108,8 @@ def test_forms_agree_and_are_not_mixed(whole, tmp_path):
             "scores": (TESTS, 5),
             "mean": (TESTS,),
         }
-        # Solved in another block: the same to the residual asked for.
-        close = {"rtol": 0, "atol": 1e-7 * abs(matrix).max()}
+        # In another block: sums of some 4,500 float32 products in another order, √4,500 · 2⁻²⁴ of the largest.
+        close = {"rtol": 0, "atol": 4e-6 * abs(matrix).max()}
         np.testing.assert_allclose(found["scores"], np.take_along_axis(matrix, found["ids"], 1), **close)
         np.testing.assert_allclose(found["mean"], matrix.mean(1), **close)
     for row in lines(stored(folder) / "index.jsonl"):

@@ -28,7 +28,7 @@ def corrected(predicted, tmp_path) -> Path:
 
 def test_the_verdict_holds_it_beside_the_scores(corrected):
     said = done(small(corrected, "report", CORRECTED)).out
-    assert said.count("corrected all") == 2
+    assert said.count("\n  leverage-corrected, all ") == 3  # of each test, and of both together
     for entry in read_json(results(corrected) / "verdict.json")["tests"].values():
         method = entry["methods"]["leverage_corrected"]
         assert method["n_refits"] == entry["n_refits"]

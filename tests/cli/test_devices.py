@@ -1,4 +1,4 @@
-"""`--refit.devices 2`: interrupted, killed or robbed of a worker, it ends as one process does, and leaves nothing."""
+"""`--refit.devices 2`: ended, killed or robbed of a worker, it ends as one process does, and leaves nothing."""
 
 import contextlib
 import json
@@ -18,6 +18,7 @@ from tests.cli.running import CHECKOUT, SMALL, done, small
 from tests.cli.test_pipeline import lines, read_json, results
 from tests.conftest import LONG
 
+pytestmark = pytest.mark.slow  # each run starts three processes that import torch
 MANY = ("--refit.random=40", "--refit.replicas=1")
 FILES = tuple(f"{folder}loo_losses_test_{t}.jsonl" for folder in ("", "null/") for t in (0, 8))
 
@@ -116,14 +117,22 @@ def assert_same(folder: Path, alone: list[dict]) -> None:
             assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-def test_ctrl_c_ends_it_and_one_process_goes_on_from_there(scored, alone, tmp_path):
+ENDS = {
+    "Ctrl-C reaches all processes of a terminal": (signal.SIGINT, os.killpg, 130),
+    "SIGTERM reaches the one that is known": (signal.SIGTERM, os.kill, 143),
+    "SIGTERM reaches all processes of a job": (signal.SIGTERM, os.killpg, 143),
+}
+
+
+@pytest.mark.parametrize(("sent", "send", "code"), ENDS.values(), ids=ENDS)
+def test_a_signal_ends_it_and_one_process_goes_on_from_there(scored, alone, tmp_path, sent, send, code):
     folder = Path(shutil.copytree(scored, tmp_path / "run"))
     with started(folder) as process:
         crew = workers(process)
         assert len(crew) == 2
-        os.killpg(process.pid, signal.SIGINT)  # reaches all processes of a terminal
+        send(process.pid, sent)
         _, said = process.communicate(timeout=LONG)
-        assert process.returncode == 130
+        assert process.returncode == code, said
         assert said.endswith("ifloo: interrupted; the same command goes on from here.\n")
         assert "Traceback" not in said
         assert gone(crew)

@@ -25,8 +25,14 @@ from tests.cli.running import Outcome, contents, done, ifloo
 
 @pytest.mark.parametrize(
     "made",
-    [MADE, (f"--model={PROJECT}.SingleSoftmax", f"--data={PROJECT}.SingleDigits", "--trainer.precision=64-true")],
-    ids=["in 64 bits", "in 64 bits by the Trainer"],
+    [
+        pytest.param(MADE, id="in 64 bits"),
+        pytest.param(
+            (f"--model={PROJECT}.SingleSoftmax", f"--data={PROJECT}.SingleDigits", "--trainer.precision=64-true"),
+            id="in 64 bits by the Trainer",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_a_pipeline_of_a_plain_module_gives_what_the_built_in_one_gives(project, made):
     """Same J, so the same minimum and the same scores; refits confirm them."""
@@ -75,7 +81,8 @@ def test_both_ways_to_the_losses_are_one(project):
         said = from_checkpoint(project, *losses, f"--output_dir={name}", "--attribution.solver=ifloo.solvers.CG")
         assert said.code == 0, said.err
         scores.append(influences.load(project / name / "influences_test_0.npz").scores)
-    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-6)
+    # Two solves to 1e-10, stored in 32 bits; what is small by cancellation is known to the size of the largest only.
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-6, atol=1e-6 * np.abs(scores[1]).max())
 
 
 def refused(folder: Path, said: Outcome, message: str) -> None:
@@ -236,6 +243,7 @@ def test_flags_beside_a_checkpoint_of_another_trainer_are_how_refits_train(proje
     assert contents(project)["outputs/experiment/influences_test_2.npz"] == scores
 
 
+@pytest.mark.slow
 def test_refits_in_another_way_than_was_said_at_the_scoring(project):
     done(run(project, "influence", *REFITS, EPOCHS))
     before = contents(project)
@@ -269,6 +277,7 @@ def test_a_pipeline_from_a_checkpoint_of_another_trainer_refits_as_flags_say(pro
     done(run(project, "pipeline", *REFITS))  # what was refused is not remembered
 
 
+@pytest.mark.slow
 def test_another_checkpoint_takes_nothing_of_what_was_said_of_the_first(project):
     done(from_checkpoint(project, EPOCHS))
     shutil.copy(project / "own.ckpt", project / "other.ckpt")

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from ifloo.curvature import Damped, Hessian, LinearHead, dense
 from ifloo.errors import InputError
 from ifloo.params import ParamSpace
+from ifloo.solvers import LiSSA
 from tests.curvature.heads import HEADS, HeadCase, Net, cross_entropy
 
 # Float64 sums of 23 samples, re-associated; the promise against the general path is 1e-10.
@@ -55,7 +56,7 @@ def test_softmax_needs_no_direction_of_all_classes_and_dead_inputs_no_column():
 def test_a_subsample_is_the_curvature_of_its_samples():
     case = case_of["softmax, bias"]
     head = LinearHead(case.objective(), case.theta)
-    drawn = head.subsampled(9, torch.Generator().manual_seed(3))
+    drawn = head.sampler.subsampled(9, torch.Generator().manual_seed(3))
     V = torch.randn(2, head.size, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     general = Hessian(drawn.objective, case.theta)
     torch.testing.assert_close(drawn.matmat(V), general.matmat(V), **ROUNDING)
@@ -163,5 +164,9 @@ def test_parameters_that_are_not_one_layer_are_explained():
 
 def test_lissa_is_told_to_use_something_better():
     case = case_of["softmax"]
-    with pytest.raises(InputError, match=r"^LiSSA draws single batches of samples, which a linear head has no use for"):
-        LinearHead(case.objective(), case.theta).draw(1, 1, torch.Generator())
+    with pytest.raises(InputError) as caught:
+        LiSSA().prepare(Damped(LinearHead(case.objective(), case.theta), 0.1))
+    assert str(caught.value) == (
+        "LiSSA draws single batches of samples, which LinearHead has no use for: its curvature is known whole.\n"
+        "  Use solver Auto, Cholesky or CG; or curvature Hessian with LiSSA."
+    )

@@ -5,11 +5,24 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ifloo.curvature import Damped, Definite, GaussNewton, Hessian, can_be_sampled
+from ifloo.curvature import (
+    BatchSampler,
+    Damped,
+    Definite,
+    GaussNewton,
+    Hessian,
+    LinearHead,
+    StochasticOperator,
+    Structure,
+    can_be_sampled,
+    stochastic,
+)
 from ifloo.errors import InputError
 from ifloo.objective import FunctionalLosses, Objective, Subsample, differentiable_kernels
 from ifloo.params import ParamSpace
-from tests.cases import OPERATORS, Matrix, Products, problem_of
+from ifloo.solvers import LiSSA
+from tests.cases import OPERATORS, Matrix, Products, Structured, problem_of
+from tests.curvature.heads import HEADS
 from tests.laws import OPERATOR_LAWS
 from tests.problems import weights_with
 
@@ -33,7 +46,7 @@ def test_each_draw_is_the_curvature_of_its_own_samples(problem, kind):
     problem = problem_of(problem)
     A = Damped(kind(problem.objective(), problem.theta), 0.2)
     ids = problem.data().draw(6, torch.Generator().manual_seed(8)).ids.reshape(3, 2)
-    draw = A.draw(3, 2, torch.Generator().manual_seed(8))
+    draw = A.sampler.draw(3, 2, torch.Generator().manual_seed(8))
     V = torch.randn(3, 4, A.size, dtype=A.dtype, generator=torch.Generator().manual_seed(9))
     ours = draw.matmat(V)
     for j in range(3):
@@ -121,7 +134,7 @@ def test_an_operator_of_products_cannot_be_drawn_from_damped_or_not():
     assert not can_be_sampled(Damped(A, 0.1))
     assert can_be_sampled(Damped(Matrix(A.matrix), 0.1))
     with pytest.raises(InputError) as caught:
-        Damped(A, 0.1).draw(1, 1, torch.Generator())
+        stochastic(Damped(A, 0.1))
     assert str(caught.value) == (
         "This solver draws samples of its operator; Products cannot be sampled.\n"
         "  Use Hessian or GaussNewton, or a solver that needs products only (CG, Cholesky)."
@@ -130,7 +143,54 @@ def test_an_operator_of_products_cannot_be_drawn_from_damped_or_not():
 
 def test_a_sample_of_the_data_cannot_be_sampled_again():
     problem = problem_of("ridge")
-    few = Hessian(problem.objective(), problem.theta).subsampled(4, torch.Generator().manual_seed(0))
+    few = Hessian(problem.objective(), problem.theta).sampler.subsampled(4, torch.Generator().manual_seed(0))
     with pytest.raises(InputError) as caught:
-        few.draw(1, 1, torch.Generator())
+        few.sampler.draw(1, 1, torch.Generator())
     assert str(caught.value) == "Samples can be drawn from the whole training data only, not from a sample of them."
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 1), (1, 2, 2)])
+def test_vectors_of_another_shape_are_refused_with_the_sizes(shape):
+    with pytest.raises(InputError) as caught:
+        Damped(Matrix(torch.eye(2)), 0.1) @ torch.ones(shape)
+    assert str(caught.value) == (
+        f"Damped @ v takes v of shape [2] or [k, 2], got {list(shape)}.\n"
+        "  Give one vector of all parameters, or one vector a row; `ParamSpace.flatten` makes them of tensors by name."
+    )
+
+
+def test_damping_keeps_what_an_operator_can_do_and_adds_nothing():
+    eye = torch.eye(3, dtype=torch.float64)
+    plain = Damped(Products(eye), 0.5)
+    assert (plain.sampler, plain.structure) == (None, Structure())
+    known = Damped(Structured(eye), 0.5)
+    assert isinstance(known.sampler, BatchSampler)
+    assert known.structure.cost == Structured(eye).structure.cost
+    assert known.structure.kronecker().diagonal == pytest.approx(0.5, rel=1e-15)
+    head = LinearHead(HEADS[0].objective(), HEADS[0].theta)
+    assert not isinstance(Damped(head, 0.5).sampler, BatchSampler)
+    drawn = Damped(head, 0.5).sampler.subsampled(4, torch.Generator().manual_seed(0))
+    assert (type(drawn.base), drawn.damping, drawn.base.n) == (LinearHead, 0.5, 4)
+
+
+class Own(StochasticOperator):
+    """An operator as they were written before there were samplers."""
+
+    definite, size, dtype, device = Definite.UNKNOWN, 2, torch.float64, torch.device("cpu")
+
+    def matmat(self, V):
+        return 2.0 * V
+
+    def subsampled(self, rows, generator):
+        return self
+
+    def draw(self, repeats, batch, generator):
+        return Matrix(2.0 * torch.eye(2, dtype=torch.float64)).sampler.draw(repeats, batch, generator)
+
+
+def test_an_operator_that_is_its_own_sampler():
+    assert can_be_sampled(Own())
+    assert stochastic(Own()).subsampled(1, torch.Generator()).size == 2
+    B = torch.ones(1, 2, dtype=torch.float64)
+    solution = LiSSA(depth=50, repeats=2, scale=4.0).prepare(Damped(Own(), 1.0)).solve(B)
+    torch.testing.assert_close(solution.value, B / 3, rtol=1e-12, atol=0)  # (1 − 3/4)^50 is below rounding

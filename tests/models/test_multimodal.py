@@ -118,7 +118,7 @@ def test_a_row_without_an_answer_has_no_loss_and_no_gradient(asked):
     for found in (value, slope, gradients.norm(dim=1)):
         assert torch.isfinite(found).all()
         assert found[:2].tolist() == [0, 0]
-        assert found[2] != 0
+        assert float(found[2].abs()) > 1e-3
     assert torch.isfinite(gradients).all()
 
 
@@ -138,8 +138,9 @@ def changed(one, other):
     """Where the logits of the first row differ."""
     model = tiny()
     apart = (model.outputs(without(one)) - model.outputs(without(other)))[0].abs().amax(-1)
-    assert ((apart == 0) | (apart > 1e-6)).all()
-    return apart.nonzero().flatten().tolist()
+    # Logits of size 1 in float64: what is not seen moves them by rounding at most, what is seen by 1e-2 and more.
+    assert ((apart < 1e-13) | (apart > 1e-3)).all()
+    return (apart > 1e-3).nonzero().flatten().tolist()
 
 
 @pytest.mark.parametrize(("word", "other", "where"), SEEN.values(), ids=SEEN)

@@ -110,9 +110,12 @@ def test_what_is_asked_for_is_a_part_of_the_whole(layers):
 def test_what_is_not_visible_does_not_matter():
     """One layer, so that nothing is seen through a third token."""
     model, other = transformer(1), X.clone()
-    other[:, 2] += 1
-    unchanged = (model(X, VISIBLE) - model(other, VISIBLE)).abs().amax(-1) == 0
-    assert torch.equal(unchanged, ~VISIBLE[:, :, 2])
+    other[:, 2] += draw(B, D)  # one number added to all of a token would be taken out again by its LayerNorm
+    changed = (model(X, VISIBLE) - model(other, VISIBLE)).detach().abs().amax(-1)
+    visible = VISIBLE[:, :, 2]
+    # Outputs of size 1 in float64: a hidden token can move them by rounding alone, a few dozen times 2e-16.
+    assert float(changed[~visible].max()) < 1e-13
+    assert float(changed[visible].min()) > 1e-3
 
 
 def test_the_more_layers_the_less_each_adds_at_the_start():

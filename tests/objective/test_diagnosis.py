@@ -51,8 +51,18 @@ def test_batch_norm_without_running_statistics():
         (nn.Sequential(nn.Dropout(0.2)), "0.2", "body.0"),
         (nn.LSTM(3, 3, num_layers=2, dropout=0.3, batch_first=True), "0.3", "body"),
         (nn.ModuleList([nn.Dropout1d(0.5), nn.AlphaDropout(0.1)]), "0.1, 0.5", "body.0, body.1"),
+        (
+            nn.ModuleList([nn.Dropout2d(0.5), nn.Dropout3d(0.5), nn.FeatureAlphaDropout(0.5)]),
+            "0.5",
+            "body.0, body.1, body.2",
+        ),
+        (
+            nn.ModuleList([kind(3, 3, num_layers=2, dropout=0.3) for kind in (nn.GRU, nn.RNN)]),
+            "0.3",
+            "body.0, body.1",
+        ),
     ],
-    ids=["layer", "recurrent", "several"],
+    ids=["layer", "recurrent", "several", "of features", "other recurrent"],
 )
 def test_dropout(body, share, where):
     assert found(body) == [
@@ -67,6 +77,33 @@ def test_dropout(body, share, where):
             Weight.WARNING,
         )
     ]
+
+
+def test_slopes_drawn_at_random():
+    assert found(nn.Sequential(nn.RReLU(), nn.RReLU(0.1, 0.1), nn.RReLU().eval())) == [
+        Finding(
+            "slopes of RReLU drawn at random in training",
+            "body.0",
+            "They are fixed while scoring: J of the whole network is not what was minimised, so |grad J| need not be "
+            "small at the end of the fit. Refits draw slopes of their own: those from scratch do not end where the "
+            "base fit did, and stop at that.",
+            "Use LeakyReLU and fit again; else trust the scores as far as refits confirm them.",
+            Weight.WARNING,
+        )
+    ]
+
+
+def test_pooling_regions_drawn_at_random():
+    body = nn.FractionalMaxPool2d(2, output_size=2)
+    expected = Finding(
+        "regions of FractionalMaxPool2d drawn at random in every mode",
+        "body",
+        "The loss of a sample differs from call to call, in evaluation mode too, and scoring stops at this.",
+        "Use AdaptiveMaxPool and fit again.",
+        Weight.FATAL,
+    )
+    assert found(body) == found(body.eval()) == [expected]
+    assert found(nn.FractionalMaxPool2d(2, output_size=2, _random_samples=torch.rand(1, 4, 2))) == []
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The form of a finding."""
 
-from ifloo.errors import InputError
-from ifloo.objective.findings import Finding, Weight, first_sentence, heaviest_first, listed
+from ifloo.errors import InputError, first_sentence, listed
+from ifloo.objective.findings import Finding, Weight, heaviest_first
 
 
 def test_the_four_lines():

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ifloo.errors import InputError
 from ifloo.objective import SampleWeights, TrainingData, batch_size, sample_ids, sequential
+from ifloo.objective.batches import concatenate_chunks
 from tests.problems import Ridge
 
 CPU = torch.device("cpu")
@@ -46,6 +47,19 @@ def test_ids_twice():
 def test_no_tensor_with_rows():
     assert _refusal({"scale": torch.tensor(1.0)}) == (
         "A batch must hold at least one tensor [b, ...]; got dict without any."
+    )
+
+
+def test_dataset_without_length():
+    class Endless(Dataset):
+        def __getitem__(self, i):
+            return torch.zeros(2)
+
+    with pytest.raises(InputError) as caught:
+        sequential(DataLoader(Endless()), 10)
+    assert str(caught.value) == (
+        "Attribution needs a map-style dataset (with __len__ and __getitem__); got Endless, which has no __len__.\n"
+        "  Let __len__ give the number of its samples."
     )
 
 
@@ -128,3 +142,10 @@ def test_removals_refused(ids, n, message):
     with pytest.raises(InputError) as caught:
         SampleWeights.removing(ids, "drop", n)
     assert str(caught.value) == message
+
+
+def test_chunks_are_joined_in_order_and_each_is_reported():
+    whole, seen = torch.arange(14.0).view(2, 7), []
+    found = concatenate_chunks(iter(whole.split(3, dim=1)), 7, lambda done, total: seen.append((done, total)))
+    assert torch.equal(found, whole)
+    assert seen == [(3, 7), (6, 7), (7, 7)]

@@ -118,6 +118,7 @@ def crew():
     return [p for p in psutil.Process().children() if any("spawn_main" in word for word in p.cmdline())]
 
 
+@pytest.mark.slow
 def test_workers_have_their_share_of_the_machine_and_leave_nothing(monkeypatch, tmp_path):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))

@@ -230,7 +230,10 @@ def test_out_of_memory_halves_and_goes_on(small_memory, caplog):
         refits = path.fit(tasks)
     assert small_memory == [5, 2, 2, 2]
     assert path.at_once == 2
-    assert caplog.messages == ["out of memory with 5 replicas at once; going on with 2"]
+    assert caplog.messages == [
+        "out of memory with 5 replicas at once ([enforce fail at alloc_cpu.cpp:75] . DefaultCPUAllocator: can't "
+        "allocate memory: ...): going on with 2."
+    ]
     assert_same(refits, OneByOne(how).fit(tasks))
 
 

@@ -9,7 +9,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from torch.utils.data import DataLoader, Dataset
 
 from ifloo.models import LogisticRegression
-from ifloo.report import Reporter, SampleGradients, board
+from ifloo.report import Reporter, SampleGradients, Verdict, board
 from ifloo.report.mislabels import SECTION
 from ifloo.report.sketch import Sketch
 from ifloo.store import LossFile, LossRow, Manifest, StoredSelfInfluence, influences, self_influence
@@ -118,9 +118,9 @@ def write(results, folder, tests=(T,), outcomes=None, data=None, gradients=None)
     """Writes the TensorBoard report without its figures."""
     data = data or Data()
     refitted = [t for t in tests if results.layout.loo_losses(t).exists()]
-    compared = Reporter(results.layout, data, folder).verdict(refitted, 6) if refitted else {}
+    verdict = Reporter(results.layout, data, folder).verdict(refitted, 6) if refitted else Verdict({})
     scored = {t: influences.load(results.layout.scores(t)) for t in tests}
-    board.Board(results.layout, data, folder, outcomes or {}, gradients).write(scored, compared, {})
+    board.Board(results.layout, data, folder, outcomes or {}, gradients).write(scored, verdict, {})
 
 
 class Board:

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from ifloo.report import Comparison
+from ifloo.report import Comparison, Verdict
 from ifloo.report.html import write_html
 from ifloo.store import Layout
 from tests.report.results import T, stored
@@ -75,10 +75,11 @@ def comparison(n=60, t=T, slope=1.0, noise=0.1, k=20, **others):
     return Comparison(**{**fields, **others})
 
 
-def written(folder, compared, data=None, **others):
+def written(folder, compared, data=None, mislabels=None, **others):
     """Writes a page and returns its text."""
     at = Layout(folder / "exp")
-    path = write_html(at, data or Data(Pictures()), {one.stored.test_id: one for one in compared}, {}, **others)
+    verdict = Verdict({one.stored.test_id: one for one in compared}, mislabels)
+    path = write_html(at, data or Data(Pictures()), verdict, {}, **others)
     assert path == at.report == folder / "exp" / "report.html"
     return path.read_text(encoding="utf-8")
 

@@ -116,6 +116,19 @@ def test_comparison_without_intervals_controls_or_floor():
     assert len(shown) == 10
 
 
+def without_statistics():
+    return influence_vs_loo(PREDICTED, np.full(60, -1.5e-3), KINDS, None, title="test image 8", ids=range(60))
+
+
+def test_comparison_without_statistics_says_why():
+    figure = without_statistics()
+    axes, panel = figure.axes
+    assert labels_of(panel.get_legend()) == ["y = x", "random controls: 15", "top-k by |s|: 45"]
+    (note,) = panel.texts
+    assert " ".join(note.get_text().split()) == "no statistics: all actual changes are -0.0015 nats"
+    assert len(np.concatenate([points.get_offsets() for points in axes.collections])) == 60
+
+
 @pytest.mark.parametrize(("helpful", "harmful"), [(5, 5), (11, 2), (2, 0), (0, 0)])
 def test_grid_shows_every_digit_with_label_id_and_score(helpful, harmful):
     figure = grid(helpful, harmful)
@@ -129,7 +142,7 @@ def test_grid_shows_every_digit_with_label_id_and_score(helpful, harmful):
     assert [axes.get_xlabel() for axes in shown[1:]] == [f"id {i}" for i in (*range(helpful), *range(harmful))]
 
 
-@pytest.mark.parametrize("draw", [distribution, comparison, grid, lambda: grid(11, 3)])
+@pytest.mark.parametrize("draw", [distribution, comparison, without_statistics, grid, lambda: grid(11, 3)])
 def test_no_text_covers_another_or_leaves_the_picture(draw):
     check_readable(draw())
 

@@ -5,7 +5,7 @@ import pytest
 
 from ifloo.cli import tables
 from ifloo.errors import InputError
-from ifloo.report import compare
+from ifloo.report import Verdict, compare
 from ifloo.store import GroupFile, GroupRow, Layout, LossFile, LossRow
 from tests.report.results import IDS, REMOVED, SCORES, Results, T
 
@@ -36,7 +36,7 @@ def test_a_group_is_predicted_by_the_sum_of_its_samples(tmp_path, removal, capsy
         for name, ids in sorted(GROUPS.items())
     ]
     assert one.to_json()["groups"] == expected
-    tables.verdict({T: one})
+    tables.verdict(Verdict({T: one}))
     lines = capsys.readouterr().out.splitlines()
     at = lines.index("  removed at once    n  predicted     actual        nats")
     first = one.groups[0]
@@ -62,6 +62,6 @@ def test_other_seeds_stand_beside_the_noise_floor(tmp_path, capsys):
     one = compare(results.layout, T, TOP)
     assert one.seed_spread == pytest.approx(np.std([0.7, 0.9, 0.6], ddof=1))
     assert one.to_json()["seed_spread"] == one.seed_spread
-    tables.verdict({T: one})
+    tables.verdict(Verdict({T: one}))
     said = "noise floor 1.0e-06 nats (another seed changes this loss by about 1.5e-01), 0 refits flagged\n"
     assert said in capsys.readouterr().out

@@ -165,7 +165,7 @@ def test_one_choice_shows_one_test_everywhere(opened):
 def test_a_method_is_chosen_with_its_statistics(opened):
     browser = opened("two")
     first = words(browser, "#statistics")
-    choose(browser, "#method", "leverage counted in")
+    choose(browser, "#method", "leverage-corrected")
     wait(browser, lambda: words(browser, "#statistics") != first)
     assert re.search(r"slope\s+1\.000", words(browser, "#statistics"))
     one = comparison()

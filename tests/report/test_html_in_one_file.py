@@ -13,7 +13,7 @@ from PIL import Image
 
 import ifloo.report.html.page as page_module
 from ifloo.errors import InputError
-from ifloo.report import Reporter
+from ifloo.report import Reporter, Verdict
 from ifloo.report.html import write_html
 from ifloo.report.html.page import script_json
 from ifloo.report.html.samples import Album
@@ -68,7 +68,7 @@ def test_nothing_in_data_becomes_markup(tmp_path):
 def test_labels_and_outcomes_do_not_become_markup(tmp_path):
     layout = Layout(tmp_path / "<b>exp & co")
     tests = Data(Pictures(caption=lambda i: NASTY[i % 4]))
-    write_html(layout, tests, {T: comparison()}, {T: "<i>predicted</i>"})
+    write_html(layout, tests, Verdict({T: comparison()}), {T: "<i>predicted</i>"})
     reader = Reader(layout.report.read_text(encoding="utf-8"))
     names = [tag for tag, _ in reader.tags]
     assert not {"b", "i", "svg onload"} & set(names)

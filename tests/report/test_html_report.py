@@ -62,7 +62,7 @@ def test_controls_that_say_something_else_are_quoted(tmp_path):
     mixed = one.predicted.copy()
     mixed[one.control] = -mixed[one.control]  # small, so that the large ones alone make the correlation
     one = comparison(k=40, actual=mixed)
-    alone = one.agreement(one.control)
+    alone = one.statistics.row("random").agreement
     assert alone.pearson < 0
     assert one.agreement().pearson > 0.95
     text = Reader(written(tmp_path, [one])).text.replace("−", "-")
@@ -101,7 +101,7 @@ def test_the_certificate_is_there(tmp_path):
 def test_the_points_are_those_of_the_comparison(tmp_path):
     one = comparison(further={CORRECTED: np.arange(60.0), "other": np.full(60, np.nan)})
     data = Reader(written(tmp_path, [one])).data
-    assert data["methods"] == ["influence scores", "leverage counted in", "other"]
+    assert data["methods"] == ["influence scores", "leverage-corrected", "other"]
     assert [row[:3] for row in data["points"]] == [[T, i, one.kinds[i]] for i in range(60)]
     np.testing.assert_array_equal([row[3] for row in data["points"]], one.actual)
     np.testing.assert_array_equal([row[4] for row in data["points"]], one.predicted)

@@ -10,7 +10,7 @@ import pytest
 from ifloo.agreement import agreement
 from ifloo.cli import tables
 from ifloo.errors import InputError
-from ifloo.report import Reporter, compare
+from ifloo.report import Reporter, Verdict, compare
 from ifloo.report.comparison import methods_comparison
 from ifloo.store import Layout, Manifest, influences
 from tests.report.drawn import check_readable, texts_of
@@ -48,7 +48,7 @@ def test_each_is_held_against_the_same_refits(tmp_path, removal):
     np.testing.assert_array_equal(one.further["noisy"], expected)
     # A loss is stored, not its change: the difference of two losses near 0.7 is off by their rounding.
     np.testing.assert_allclose(one.actual, ACTUAL, rtol=0, atol=2e-16)
-    found = one.methods()["noisy"]
+    found = {row.selection: row.agreement for row in one.statistics.rows if row.method == "noisy"}
     rows = {"all": np.full(len(REMOVED), True), "top_k": np.isin(REMOVED, TOP), "random": np.isin(REMOVED, CONTROLS)}
     assert found == {
         name: agreement(expected[chosen], one.actual[chosen], noise_floor=one.noise_floor)
@@ -63,9 +63,10 @@ def test_each_is_held_against_the_same_refits(tmp_path, removal):
 def test_predictions_that_do_not_vary_have_no_statistics(results, capsys):
     results.add_method("constant", np.full(N, 0.25))
     one = compare(results.layout, T, TOP)
-    assert one.methods() == {"constant": {"all": None, "top_k": None, "random": None}}
+    found = {row.selection: row.agreement for row in one.statistics.rows if row.method == "constant"}
+    assert found == {"all": None, "top_k": None, "random": None}
     assert one.to_json()["methods"] == {"constant": {"n_refits": len(REMOVED), "top_k": None, "random": None}}
-    tables.verdict({T: one})
+    tables.verdict(Verdict({T: one}))
     assert "  constant           -  predicts the same change for all of them\n" in capsys.readouterr().out
 
 
@@ -114,14 +115,14 @@ def test_what_is_of_another_model_is_left_out_and_said(results, caplog, spoil, r
     spoil(results)
     with caplog.at_level(logging.WARNING):
         one = compare(results.layout, T, TOP)
-    assert list(one.methods()) == ["noisy"]
+    assert [row.method for row in one.statistics.further] == ["noisy"]
     assert caplog.messages == [f"Method other is left out of the verdict on test {T}: {reason}"]
 
 
 def test_a_damaged_file_does_not_cost_the_verdict(results, caplog):
     results.add_method("other", NOISY)
     results.layout.method_scores("other", T).write_bytes(b"no npz")
-    assert compare(results.layout, T, TOP).methods() == {}
+    assert compare(results.layout, T, TOP).statistics.further == []
     assert "holds no influence scores of ifloo: not a readable npz" in caplog.text
 
 
@@ -129,7 +130,7 @@ def test_the_table_has_a_line_for_each_in_one_column(results, capsys):
     results.add_method("gradient_dot", NOISY)
     results.add_method("a_method_of_a_long_name", NOISY)
     one = compare(results.layout, T, TOP)
-    tables.verdict({T: one})
+    tables.verdict(Verdict({T: one}))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:]] == [
         *("refits", "all", "top-k", "random", "all"),
@@ -138,7 +139,7 @@ def test_the_table_has_a_line_for_each_in_one_column(results, capsys):
     assert lines[6] == "  all of these refits, predicted by further methods"
     columns = [
         lines[at].index(f"{found.pearson:.5f} [")
-        for at, found in ((3, one.agreement()), (7, one.methods()["a_method_of_a_long_name"]["all"]))
+        for at, found in ((3, one.agreement()), (7, one.statistics.row("all", "a_method_of_a_long_name").agreement))
     ]
     assert columns == [lines[2].index("Pearson")] * 2
 
@@ -146,15 +147,15 @@ def test_the_table_has_a_line_for_each_in_one_column(results, capsys):
 def test_a_slope_far_from_one_keeps_its_digits(results, capsys):
     results.add_method("in_other_units", 4000 * NOISY)
     one = compare(results.layout, T, TOP)
-    tables.verdict({T: one})
-    slope = one.methods()["in_other_units"]["all"].slope
+    tables.verdict(Verdict({T: one}))
+    slope = one.statistics.row("all", "in_other_units").agreement.slope
     assert slope < 3e-4
     assert f"  {slope:.2e} [" in capsys.readouterr().out
 
 
 def test_where_nothing_was_solved_no_residual_is_told(results, capsys):
     one = compare(results.layout, T, TOP)
-    tables.verdict({T: replace(one, stored=replace(one.stored, residual=None))})
+    tables.verdict(Verdict({T: replace(one, stored=replace(one.stored, residual=None))}))
     assert "  certificate: no solve, no residual; worst |grad J| of a refit 1.0e-11, noise" in capsys.readouterr().out
 
 
@@ -227,7 +228,7 @@ def test_a_panel_for_each_method_shows_its_cloud_and_its_slope():
     texts = [text.get_text() for text in texts_of(figure)]
     assert f"slope {MINUS}{-found['of the wrong sign'].slope:.3f} " in "".join(t for t in texts if MINUS in t)
     assert f"slope {found['in other units'].slope:.3g} [" in "".join(texts)
-    assert "no statistics:\nits predictions do not vary" in texts
+    assert "no statistics:\npredicts the same change for all of them" in texts
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6])

@@ -52,7 +52,7 @@ def test_each_ranking_is_told_with_what_chance_would_find(layout, tmp_path, caps
     compared = reporter.verdict([T], 6)
     expected = {"corrupted": 4, "looked_at": 4, "tracin": 3, "last_layer": 1, "loss": 0, "chance": 0.4}
     assert json.loads(layout.verdict.read_text())["mislabels"] == expected
-    tables.verdict(compared, reporter.mislabels())
+    tables.verdict(compared)
     assert capsys.readouterr().out.endswith(
         "\n4 training answers are wrong on purpose; among the 4 rows (10 %) of largest\n"
         "  self-influence by tracin     are 3 of them (chance: 0.4)\n"
@@ -77,7 +77,7 @@ def test_exact_rankings_are_told_with_their_certificate(layout, tmp_path, capsys
         "residual": 3e-13,
     }
     assert list(json.loads(layout.verdict.read_text())["mislabels"].items()) == list(expected.items())
-    tables.verdict(compared, reporter.mislabels())
+    tables.verdict(compared)
     assert capsys.readouterr().out.endswith(
         "\n4 training answers are wrong on purpose; among the 4 rows (10 %) of largest\n"
         "  self-influence               are 3 of them (chance: 0.4)\n"

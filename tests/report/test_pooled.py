@@ -8,7 +8,7 @@ import pytest
 
 from ifloo.agreement import agreement
 from ifloo.cli import tables
-from ifloo.report import Reporter, compare, pooled
+from ifloo.report import Reporter, Verdict, compare, pooled
 from ifloo.store import Layout
 from tests.report.results import ACTUAL, REMOVED, SCORES, N, Results, T
 
@@ -33,17 +33,17 @@ def test_rows_of_all_tests_are_one_cloud(compared):
     found = pooled(compared)
     assert found.tests == (T, T + 1)
     top, control = np.concatenate([one.top, other.top]), np.concatenate([one.control, other.control])
-    assert found.groups == {
+    assert {row.selection: row.agreement for row in found.statistics.scores} == {
         "all": agreement(predicted, actual, noise_floor=2e-4),
         "top_k": agreement(predicted[top], actual[top], noise_floor=2e-4),
         "random": agreement(predicted[control], actual[control], noise_floor=2e-4),
     }
     noisy = np.concatenate([one.further["noisy"], other.further["noisy"][3:]])
     expected = agreement(noisy, np.concatenate([one.actual, other.actual[3:]]), noise_floor=2e-4)
-    assert found.methods == {"noisy": expected}
+    assert {row.method: row.agreement for row in found.statistics.further} == {"noisy": expected}
     said = found.to_json()
     assert (said["test_ids"], said["n_refits"]) == ([T, T + 1], 2 * len(REMOVED))
-    assert said["slope"] == found.groups["all"].slope
+    assert said["slope"] == found.statistics.row().agreement.slope
     assert said["random"]["n_refits"] == 16
     assert said["methods"]["noisy"]["pearson"] == expected.pearson
 
@@ -53,11 +53,11 @@ def test_one_test_is_not_pooled(compared):
 
 
 def test_the_table_of_all_comes_last(compared, capsys):
-    tables.verdict(compared)
+    tables.verdict(Verdict(compared))
     lines = capsys.readouterr().out.splitlines()
     at = lines.index("all 2 tests together")
     assert [line.split()[0] for line in lines[at + 1 :]] == ["refits", "all", "top-k", "random", "all", "noisy"]
-    tables.verdict({T: compared[T]})
+    tables.verdict(Verdict({T: compared[T]}))
     assert "together" not in capsys.readouterr().out
 
 

@@ -8,7 +8,7 @@ import pytest
 from ifloo.agreement import agreement
 from ifloo.cli import tables
 from ifloo.refit import WEIGHTS as REFITTED
-from ifloo.report import compare
+from ifloo.report import Verdict, compare
 from ifloo.report.smoothness import ADVICE, WEIGHTS, SmallSteps
 from ifloo.store import Layout, LossFile, LossRow
 from tests.report.results import ACTUAL, IDS, REMOVED, SCORES, Results, T
@@ -93,7 +93,7 @@ def test_two_steps_have_no_statistics(results, capsys):
     one = compare(results.layout, T, TOP)
     assert (one.steps.agreement(), one.roughness) == (None, None)
     assert one.to_json()["small_steps"]["n_refits"] == 2
-    tables.verdict({T: one})
+    tables.verdict(Verdict({T: one}))
     assert "  small steps        2  too few, or nothing varies\n" in capsys.readouterr().out
 
 
@@ -116,7 +116,7 @@ def test_a_run_whose_removals_leave_the_derivative_is_called_rough(tmp_path, cap
         f"estimate to hold. {ADVICE}"
     )
     assert one.to_json()["roughness"] == one.roughness
-    tables.verdict({T: one})
+    tables.verdict(Verdict({T: one}))
     lines = capsys.readouterr().out.splitlines()
     at = next(k for k, line in enumerate(lines) if line.startswith("  Small steps of a weight follow"))
     assert " ".join(line.strip() for line in lines[at:]) == one.roughness
@@ -155,7 +155,7 @@ def test_where_nothing_varies_nothing_is_claimed():
 def test_the_table_has_a_line_of_them(results, capsys):
     add_steps(results, scores_of(STEPPED))
     one = compare(results.layout, T, TOP)
-    tables.verdict({T: one})
+    tables.verdict(Verdict({T: one}))
     lines = capsys.readouterr().out.splitlines()
     at = lines.index("  refits of one sample at weight 0.9 and 1.1: measured derivative against the scores")
     found = one.steps.agreement()

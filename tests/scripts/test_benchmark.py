@@ -67,11 +67,35 @@ def test_every_work_has_its_rows_and_every_row_its_keys(ran):
     assert wanted <= found
 
 
+STORED = 2.0**-24  # half a unit in the last place of a float32, relative: no stored score is further off
+
+
+def certified(results: Path) -> float:
+    """Largest error bound of a listed test, relative to its largest score."""
+    found = []
+    for path in results.glob("influences_test_*.npz"):
+        with np.load(path) as one:
+            found.append(float(one["error_bound"]) / float(abs(one["scores"]).max()))
+    return max(found)
+
+
+def terms(kept: Path) -> int:
+    """Terms in the product of a gradient and a direction: live pixels times the classes but one."""
+    problem, task = loaded("bench.problem"), loaded("bench.task")
+    made = problem.Problem.load(task.Task("T10000", "", "", str(kept), n=N, tests=TESTS))
+    return int((made.x != 0).any(0).sum()) * (len(made.weights) - 1)
+
+
 def test_exact_methods_are_exact_and_the_loop_is_not(ran):
-    rows = ran[2]
-    for work in ("T1", "T100", "T10000"):
+    _, folder, rows = ran
+    kept = folder / "kept"
+    tolerance = {work: STORED + certified(kept / "outputs" / f"{work}_ifloo") for work in ("T1", "T100")}
+    # Scores of all tests are products in float32: some 4,600 additions, each rounded to STORED of a sum that is about
+    # the largest score at most, in an order that the processor chooses; such errors grow as the root of their count.
+    tolerance["T10000"] = STORED * (1 + terms(kept) ** 0.5)
+    for work, close in tolerance.items():
         row = of(rows, work, "ifloo")
-        assert row["max_rel_err"] < 1e-6
+        assert row["max_rel_err"] < close < 1e-5
         assert row["pearson"] == pytest.approx(1, abs=1e-9)
         assert row["slope"] == pytest.approx(1, abs=1e-6)
     assert of(rows, "T1", "LiSSA loop")["max_rel_err"] > 0.1

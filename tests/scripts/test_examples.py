@@ -1,10 +1,14 @@
 """Each example runs as it stands in an empty folder, and its numbers are those of the engine by another path."""
 
+import contextlib
+import io
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import lightning as L
@@ -22,16 +26,27 @@ from ifloo.objective import Objective
 from ifloo.refit import NewtonFinish
 from ifloo.solvers import CG
 from ifloo.store import Manifest, influences, self_influence
-from tests.conftest import CHECKOUT
+from tests.conftest import CHECKOUT, LONG
 from tests.scripts.test_original_commands import script
 
 EXAMPLES = CHECKOUT / "scripts" / "examples"
 
 
 def ran(name: str, folder: Path) -> str:
+    """What an example prints, in this process: the imports of a fresh one take longer than most examples."""
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as a user may: Lightning's advice on loaders
+        patch.chdir(folder)
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    return out.getvalue()
+
+
+def started(folder: Path, *words: str) -> str:
+    """What a fresh Python prints, as a user starts it."""
     env = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(EXAMPLES / f"{name}.py")]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+    command = [sys.executable, *words]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=LONG, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -152,19 +167,13 @@ def test_callback(tmp_path):
 def test_plain(tmp_path):
     """An ordinary fit writes an ordinary checkpoint; the command line scores it by the last layer, exactly."""
     (tmp_path / "plain.py").symlink_to(EXAMPLES / "plain.py")
-    ran("plain", tmp_path)
+    started(tmp_path, str(EXAMPLES / "plain.py"))
     words = ["influence", "--model=plain.DigitCNN", "--data=plain.Digits", "--ckpt_path=digits.ckpt"]
     words += ["--adapt.sample_losses=plain.sample_losses", "--attribution.parameters=['head.*']"]
     words += ["--attribution.damping=0.001", "--attribution.dtype=float64", "--trainer.accelerator=cpu"]
-    env = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "ifloo", *words]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    (line,) = re.findall(r"^ifloo doctor .*$", (CHECKOUT / "README.md").read_text(), re.MULTILINE)
-    asked = [sys.executable, "-m", "ifloo", *shlex.split(line)[1:]]
-    said = subprocess.run(asked, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert said.returncode == 0, said.stderr
-    assert said.stdout.startswith(
+    started(tmp_path, "-m", "ifloo", *words)
+    (line,) = re.findall(r"^ifloo doctor .*$", (CHECKOUT / "docs" / "own_model.md").read_text(), re.MULTILINE)
+    assert started(tmp_path, "-m", "ifloo", *shlex.split(line)[1:]).startswith(
         "DigitCNN, Digits, checkpoint digits.ckpt\n\nwarning        the checkpoint is not at a minimum: |grad J| = "
     )
     stored = influences.load(tmp_path / "outputs/experiment/influences_test_0.npz")

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from ifloo.curvature import Damped, Hessian
+from ifloo.curvature import Damped, Definite, Hessian
 from ifloo.errors import InputError
 from ifloo.solvers import CG, Cholesky, LiSSA, Nystrom, Solution, SolveError, Status
 from tests.cases import Matrix, Products, matrix_with
@@ -31,6 +31,17 @@ def test_cg_meets_negative_curvature():
         "  The damped curvature is indefinite at this checkpoint: is it trained to a minimum?\n"
         "  Either raise damping by at least 1.0e+00 (the smallest eigenvalue is that low or lower), or use curvature "
         "GaussNewton, which is positive semi-definite."
+    )
+
+
+@pytest.mark.parametrize("declared", [Definite.SEMI, Definite.POSITIVE])
+def test_cg_does_not_advise_gauss_newton_where_the_operator_is_declared_positive(declared):
+    A = Matrix(torch.diag(torch.tensor([2.0, 1.0, -6.0], dtype=torch.float64)), declared)
+    assert _refusal(CG(), A) == (
+        "query 1 of 1: CG met non-positive curvature (-1.0e+00) at step 1.\n"
+        f"  It is declared {declared.value}, as it is where loss and penalty are convex: this is rounding along a "
+        "direction without curvature, or one of the two is not convex.\n"
+        "  Raise damping by at least 1.0e+00 (the smallest eigenvalue is that low or lower), or use float64."
     )
 
 
@@ -100,6 +111,15 @@ def test_cholesky_of_an_indefinite_matrix_names_the_eigenvalue():
         "  Raise damping by more than 2.5e-01, train to a minimum, or use curvature GaussNewton with damping."
     )
     Cholesky().prepare(Damped(Matrix(matrix), 0.26)).solve(ONES).require()  # the advice works
+
+
+def test_cholesky_of_a_matrix_that_is_declared_positive():
+    matrix = matrix_with(torch.tensor([-0.25, 1.0, 2.0], dtype=torch.float64))
+    assert _refusal(Cholesky(), Matrix(matrix, Definite.SEMI)) == (
+        "The curvature is not positive definite: its smallest eigenvalue is -2.5e-01.\n"
+        "  Raise damping by more than 2.5e-01, or use float64: it is declared positive semi-definite, as it is where "
+        "loss and penalty are convex."
+    )
 
 
 def test_cholesky_of_a_matrix_that_is_not_finite():

@@ -115,9 +115,9 @@ def subject(module=None, loader=None, data=None, checkpoint=None, recipe=None, u
 
 
 def fit_of(module=None, loader=None, recorded=None, **settings):
-    """Builds the stand-in for a Trainer, with the optimizers of a module."""
+    """Builds a fit to examine, with the optimizers of a module."""
     fit = Fit(trainer(**settings), loaded() if loader is None else loader, recorded or {})
     if module is not None:
-        module.trainer = fit
+        module.trainer = fit.stand_in
         assert optimizers_of(module, fit) == []
     return fit

@@ -3,6 +3,7 @@
 import csv
 import logging
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,11 @@ class Seen(L.Callback):
 
     def __init__(self) -> None:
         self.weights: list[dict[str, torch.Tensor]] = []
+        self.handlers: list[list[str]] = []
 
     def on_train_epoch_end(self, trainer, pl_module):
+        handler: Any = signal.getsignal(signal.SIGTERM)  # Lightning's, of a list of functions
+        self.handlers.append([one.__qualname__ for one in handler.signal_handlers])
         self.weights.append({n: x.clone() for n, x in pl_module.state_dict().items()})
 
     def on_fit_end(self, trainer, pl_module):
@@ -50,6 +54,7 @@ class Seen(L.Callback):
             "logged": dict(trainer.logged_metrics),
             "for callbacks": dict(trainer.callback_metrics),
             "steps": trainer.global_step,
+            "signals": (self.handlers, [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]),
         }
 
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
 from ifloo.attribution import CurvatureRoute, GradientDot, InfluenceEngine, TracIn
 from ifloo.curvature import Damped, LinearHead
 from ifloo.errors import InputError
+from ifloo.models import Adapted
 from ifloo.objective import Objective
 from ifloo.solvers import Cholesky
 from ifloo.stages import InfluenceCallback
@@ -77,6 +78,20 @@ def test_settings_out_of_range(settings, message):
 
 def test_a_curvature_route_with_its_damping_needs_no_run():
     InfluenceCallback(QUERIES, method=CurvatureRoute("all", damping=0.1))
+
+
+def test_a_missing_last_layer_is_a_matter_of_the_scores_alone(tmp_path, caplog):
+    with caplog.at_level("INFO"), pytest.raises(InputError, match="last linear layer unless told otherwise"):
+        fitted(Headless(), loader(), [InfluenceCallback(QUERIES)], tmp_path, max_epochs=1)
+    assert not [text for text in caplog.messages if "self-influence" in text]
+
+
+def test_a_missing_last_layer_leaves_self_influence_out(tmp_path, caplog):
+    asked = InfluenceCallback(QUERIES, method=GradientDot(), self_influence=True)
+    with caplog.at_level("INFO", "ifloo"):
+        fitted(Headless(), loader(), [asked], tmp_path, max_epochs=1)
+    named = [text for text in caplog.messages if "self-influence" in text]
+    assert set(named) == {"self-influence: no last linear layer with weights of its own, so none of it."}
 
 
 FITS: dict[str, tuple[Any, Any, Any, str]] = {
@@ -233,6 +248,24 @@ def test_hooks_on_batches_are_named(tmp_path, caplog):
     ]
 
 
+def test_hooks_of_an_adapted_module_are_named(tmp_path, caplog):
+    class Hooked(Plain):
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            return batch
+
+        def on_train_epoch_end(self):  # its losses are not taken from training_step, which keeps them
+            pass
+
+    module = Adapted(Hooked(), losses_of)
+    fitted(module, loader(), [InfluenceCallback(QUERIES)], tmp_path, max_epochs=1)
+    said = [r.getMessage() for r in caplog.records if r.name == "ifloo.stages.callback"]
+    assert said == [
+        "Influence is scored on batches as the training loader makes them: without on_before_batch_transfer of the "
+        "module."
+    ]
+
+
+@pytest.mark.slow
 def test_under_ddp_the_first_process_scores_and_weights_stay_the_same(tmp_path):
     program = Path(__file__).with_name("shared_fit.py")
     env = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}

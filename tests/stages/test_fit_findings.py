@@ -14,12 +14,12 @@ from tests.stages.patients import Stated, fit_of, loaded, trainer
 
 
 def test_nothing_to_find():
-    assert of_settings(fit_of()) == []
-    assert of_settings(fit_of(precision="64-true")) == []
+    assert of_settings(fit_of().settings) == []
+    assert of_settings(fit_of(precision="64-true").settings) == []
 
 
 def test_reduced_precision():
-    assert of_settings(fit_of(precision="bf16-mixed")) == [
+    assert of_settings(fit_of(precision="bf16-mixed").settings) == [
         Finding(
             "training in precision bf16-mixed",
             "trainer.precision",
@@ -32,7 +32,9 @@ def test_reduced_precision():
 
 
 def test_clipping_and_accumulation():
-    assert of_settings(fit_of(gradient_clip_val=0.5, gradient_clip_algorithm="value", accumulate_grad_batches=2)) == [
+    assert of_settings(
+        fit_of(gradient_clip_val=0.5, gradient_clip_algorithm="value", accumulate_grad_batches=2).settings
+    ) == [
         Finding(
             "gradients clipped at value 0.5",
             "trainer.gradient_clip_val",
@@ -49,14 +51,14 @@ def test_clipping_and_accumulation():
             Weight.NOTE,
         ),
     ]
-    assert of_settings(fit_of(gradient_clip_val=1))[0].what == "gradients clipped at norm 1"
+    assert of_settings(fit_of(gradient_clip_val=1).settings)[0].what == "gradients clipped at norm 1"
 
 
 def test_what_a_checkpoint_was_fitted_with_comes_first():
-    assert [one.what for one in of_settings(fit_of(recorded={"precision": "16-mixed"}))] == [
+    assert [one.what for one in of_settings(fit_of(recorded={"precision": "16-mixed"}).settings)] == [
         "training in precision 16-mixed"
     ]
-    assert of_settings(fit_of(recorded={"precision": "32-true"}, precision="bf16-mixed")) == []
+    assert of_settings(fit_of(recorded={"precision": "32-true"}, precision="bf16-mixed").settings) == []
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ def test_what_a_checkpoint_was_fitted_with_comes_first():
 def test_steps_of_a_fit_are_those_a_trainer_estimates(settings, steps):
     """120 samples in batches of 50: three steps an epoch."""
     fit = fit_of(**settings)
-    assert fit.estimated_stepping_batches == steps
+    assert fit.stand_in.estimated_stepping_batches == steps
     real = trainer(**settings)
     real.strategy.connect(Stated())
     real._data_connector.attach_data(Stated(), train_dataloaders=loaded())

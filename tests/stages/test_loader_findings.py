@@ -184,12 +184,16 @@ class Normalising(Stated):
     def on_before_batch_transfer(self, batch, dataloader_idx):
         return batch
 
+    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+        return batch
+
 
 def test_hooks_that_change_batches():
     assert of_hooks(Normalising(), Changing()) == [
         Finding(
             "batches changed on their way from the loader to the model",
-            "Normalising.on_before_batch_transfer, Changing.on_after_batch_transfer",
+            "Normalising.on_before_batch_transfer, Normalising.transfer_batch_to_device, "
+            "Changing.on_after_batch_transfer",
             "Scores, curvature and |grad J| are of the batches as the loader gives them, training of what the hook "
             "makes of them.",
             "Do in the dataset or in collate_fn what the hook does.",

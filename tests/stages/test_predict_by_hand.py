@@ -66,7 +66,8 @@ def test_training_samples_in_order(curvature, inference_mode):
     expected = engine(module, digits().train_dataloader()).scores(queries)
     torch.testing.assert_close(torch.cat(parts, 1), expected.value, rtol=0, atol=TIGHT)
     again = predict(predictor, loader_of(digits().train_set, N, 0), inference_mode=inference_mode)
-    torch.testing.assert_close(again[0], torch.cat(parts, 1), rtol=0, atol=1e-14)
+    # The same directions, products of 7,840 terms summed in other batches: √7,840 roundings of scores up to 2.
+    torch.testing.assert_close(again[0], torch.cat(parts, 1), rtol=0, atol=1e-13)
     # The engine serves outside the Trainer too, whatever mode it was made in.
     torch.testing.assert_close(predictor.engine.scores(queries).value, expected.value, rtol=0, atol=TIGHT)
 
@@ -174,6 +175,7 @@ def test_another_method_is_refused():
     )
 
 
+@pytest.mark.slow
 def test_two_processes_score_each_sample_once(tmp_path):
     """An odd number of samples, by `batch_indices`: what one process gives."""
     program = Path(__file__).with_name("shared_predict.py")

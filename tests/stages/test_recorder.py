@@ -151,7 +151,7 @@ def test_unrolled_is_the_derivative_of_the_fit(folder, name, ids):
     module, theta, run = recorded(how, folder)
     objective = Objective.of(module, how.loader())
     found = Unrolled().scores(TrainedModel(objective, theta, run), QUERIES)
-    assert float(found.residual.max()) < 1e-12
+    assert float(found.certificate.residual.max()) < 1e-12
     known = found.train_ids.tolist()
     assert known == (IDS.tolist() if ids else list(range(N)))
     for column in (0, 11, 23):

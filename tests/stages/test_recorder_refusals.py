@@ -7,11 +7,15 @@ import torch
 from torch import nn, optim
 from torch.utils.data import DataLoader, IterableDataset
 
+from ifloo.attribution import Trained as Attributed
+from ifloo.attribution import Unrolled
 from ifloo.errors import InputError
+from ifloo.objective import Objective
 from ifloo.objective.loaders import identified
 from ifloo.params import ParamSpace
 from ifloo.refit import NewtonFinish, Recipe
 from ifloo.stages import RunRecorder
+from ifloo.stages.recorder import faults_of_module
 from ifloo.store import RunFolder
 from tests.refit.trained import Trained, dataset, perceptron
 
@@ -55,8 +59,35 @@ def test_recipes_that_no_step_contains(folder, recipe, fault):
     assert refused(folder, Trained(perceptron()), **recipe) == refusal(fault)
 
 
+def attention_layer(between, within):
+    """A transformer layer with two dropouts: around its attention, and inside it."""
+    layer = nn.TransformerEncoderLayer(5, 1, 8, dropout=between, batch_first=True)
+    layer.self_attn.dropout = within
+    return layer
+
+
 MODULES = {
-    "dropout": (nn.Dropout(0.3), "dropout in network.1: set it to 0"),
+    **{
+        type(layer).__name__: (layer, "dropout in network.1: set it to 0")
+        for layer in (
+            nn.Dropout(0.3),
+            nn.Dropout1d(0.3),
+            nn.Dropout2d(0.3),
+            nn.Dropout3d(0.3),
+            nn.AlphaDropout(0.3),
+            nn.FeatureAlphaDropout(0.3),
+            nn.MultiheadAttention(5, 1, dropout=0.3),
+            nn.LSTM(5, 5, num_layers=2, dropout=0.2),
+            nn.GRU(5, 5, num_layers=2, dropout=0.2),
+            nn.RNN(5, 5, num_layers=2, dropout=0.2),
+        )
+    },
+    "attention alone": (attention_layer(0.0, 0.3), "dropout in network.1.self_attn: set it to 0"),
+    "rrelu": (nn.RReLU(), "slopes of RReLU in network.1: use LeakyReLU"),
+    "random pooling": (
+        nn.FractionalMaxPool2d(2, output_size=1),
+        "regions of FractionalMaxPool2d in network.1: use AdaptiveMaxPool",
+    ),
     "batch statistics": (nn.BatchNorm1d(5).double(), "batch statistics in network.1: use LayerNorm or GroupNorm"),
 }
 
@@ -64,6 +95,32 @@ MODULES = {
 @pytest.mark.parametrize(("layer", "fault"), MODULES.values(), ids=MODULES)
 def test_layers_that_no_step_contains(folder, layer, fault):
     assert refused(folder, Trained(perceptron(layer))) == refusal(fault)
+
+
+NOT_RANDOM = {
+    "p = 0": nn.Dropout(0.0),
+    "evaluation mode": nn.Dropout(0.3).eval(),
+    "frozen statistics": nn.BatchNorm1d(5).eval(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Found 1 module.* in eval mode")  # Lightning's, which asks whether it is meant
+@pytest.mark.parametrize("layer", NOT_RANDOM.values(), ids=NOT_RANDOM)
+def test_layers_that_draw_nothing_are_recorded_and_replayed(folder, layer):
+    module = Trained(perceptron(layer))
+    Recipe(max_epochs=2, accelerator="cpu").trainer(RunRecorder(folder)).fit(
+        module, DataLoader(dataset(ids=True), batch_size=7)
+    )
+    theta = ParamSpace.of(module).values_of(module)
+    objective = Objective.of(module.eval(), DataLoader(dataset(ids=True), batch_size=7))
+    scores = Unrolled().scores(Attributed(objective, theta, folder.read(theta)), dataset(ids=True)[:2])
+    assert float(scores.residual.max()) <= 1e-9  # the replay ends where the fit did
+
+
+def test_a_recurrent_layer_of_one_level_drops_nothing():
+    with pytest.warns(UserWarning, match="dropout option adds dropout after all but last"):
+        layer = nn.LSTM(5, 5, dropout=0.2)
+    assert faults_of_module(Trained(perceptron(layer))) == []
 
 
 def two_groups(parameters):

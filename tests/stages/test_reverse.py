@@ -109,5 +109,5 @@ def test_a_killed_pass_goes_on_from_disk(kept, monkeypatch, segments):
     ticks = []
     resumed = Unrolled().resumed(trained, queries, kept, lambda now, total: ticks.append((now, total)))
     assert torch.equal(resumed.value, whole.value)
-    assert torch.equal(resumed.residual, whole.residual)
+    assert torch.equal(resumed.certificate.residual, whole.certificate.residual)
     assert ticks[0] == (STEPS - done[-1] + 1, STEPS)

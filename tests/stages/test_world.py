@@ -43,7 +43,12 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-@pytest.mark.parametrize(("n", "kind"), [(31, "head"), (31, "general"), (1, "general")])
+slow = pytest.mark.slow  # two processes that import torch
+
+
+@pytest.mark.parametrize(
+    ("n", "kind"), [pytest.param(31, "head", marks=slow), (31, "general"), pytest.param(1, "general", marks=slow)]
+)
 def test_two_processes_give_the_scores_of_one(tmp_path, n, kind):
     """Also fewer samples than processes."""
     one, two = (scored(tmp_path, devices, n, kind) for devices in (1, 2))
@@ -54,6 +59,7 @@ def test_two_processes_give_the_scores_of_one(tmp_path, n, kind):
     np.testing.assert_allclose(two["residual"], one["residual"], rtol=1e-6, atol=1e-16)
 
 
+@slow
 def test_what_two_processes_make_of_a_failure(tmp_path):
     program = Path(__file__).with_name("company.py")
     env = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}

@@ -99,10 +99,8 @@ def test_missing_or_misshapen_settings(path):
     cases = {
         "it lacks damping, method": {k: v for k, v in arrays.items() if k not in ("damping", "method")},
         "scores are int64, train_ids int64, not float32 and int64": {**arrays, "scores": np.zeros(3, dtype=np.int64)},
-        "a setting is not a single value (only 0-dimensional arrays can be converted to Python scalars)": {
-            **arrays,
-            "damping": np.zeros(2),
-        },
+        "damping (2,) is not a single value": {**arrays, "damping": np.zeros(2)},
+        "damping is <U4, not float64": {**arrays, "damping": np.asarray("none")},
     }
     for reason, content in cases.items():
         write_npz(path, content)

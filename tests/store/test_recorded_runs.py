@@ -172,20 +172,23 @@ DAMAGES = {
     "an unknown rule": (lambda f: _content(f, update={"class": "Lion"}), "'Lion'"),
     "no steps": (
         lambda f: (f.path / "steps.npz").unlink(),
-        "[Errno 2] No such file or directory: '{path}/steps.npz'",
+        "steps.npz: not a readable npz ([Errno 2] No such file or directory: '{path}/steps.npz')",
     ),
-    "empty steps": (lambda f: (f.path / "steps.npz").write_bytes(b""), "No data left in file"),
+    "empty steps": (
+        lambda f: (f.path / "steps.npz").write_bytes(b""),
+        "steps.npz: not a readable npz (No data left in file)",
+    ),
     "torn steps": (
         lambda f: (f.path / "steps.npz").write_bytes((f.path / "steps.npz").read_bytes()[:-40]),
-        "File is not a zip file",
+        "steps.npz: not a readable npz (File is not a zip file)",
     ),
     "ids that are too few": (
         lambda f: _steps(f, ids=np.arange(3)),
-        "3 ids and 5 rates of 5 steps, which hold 9 ids",
+        "steps.npz: 3 ids of 5 steps, which hold 9 ids",
     ),
     "rates that are too few": (
         lambda f: _steps(f, rates=np.ones(4)),
-        "9 ids and 4 rates of 5 steps, which hold 9 ids",
+        "steps.npz: rates (4,) and lengths (5,) are not one per step",
     ),
 }
 
@@ -200,10 +203,10 @@ def test_a_damaged_run(folder, damage, reason):
 
 
 STATE_DAMAGES = {
-    "missing": (lambda path: path.unlink(), "[Errno 2] No such file or directory: '{path}'"),
-    "empty": (lambda path: path.write_bytes(b""), "No data left in file"),
-    "torn": (lambda path: path.write_bytes(path.read_bytes()[:-40]), "File is not a zip file"),
-    "of something else": (lambda path: write_npz(path, {"x": np.ones(2)}), "'theta is not a file in the archive'"),
+    "missing": (lambda path: path.unlink(), "not a readable npz ([Errno 2] No such file or directory: '{path}')"),
+    "empty": (lambda path: path.write_bytes(b""), "not a readable npz (No data left in file)"),
+    "torn": (lambda path: path.write_bytes(path.read_bytes()[:-40]), "not a readable npz (File is not a zip file)"),
+    "of something else": (lambda path: write_npz(path, {"x": np.ones(2)}), "it lacks theta"),
 }
 
 
@@ -227,7 +230,9 @@ def test_an_array_where_a_state_should_be(folder):
     write_npy(path, np.ones(2))
     with pytest.raises(InputError) as caught:
         folder.read(THETA).state(2)
-    assert str(caught.value).startswith(f"The recorded state {path} cannot be read: ")
+    assert str(caught.value).startswith(
+        f"The recorded state {path} cannot be read: not a readable npz (it holds one bare array).\n"
+    )
 
 
 def test_a_run_may_move_with_its_checkpoint(folder, tmp_path):

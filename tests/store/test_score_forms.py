@@ -218,3 +218,23 @@ def test_lines_of_a_block_are_one_write(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "write", lambda fd, data: writes.append(bytes(data)) or real(fd, data))
     files(layout).add(*block(*range(M)))
     assert [data.count(b"\n") for data in writes] == [M]
+
+
+def test_a_damaged_top_k_file(tmp_path):
+    layout = Layout(tmp_path)
+    topk(layout).add(*block(0))
+    layout.all_topk.write_bytes(b"")
+    with pytest.raises(InputError) as error:
+        topk(layout)
+    assert str(error.value) == (
+        f"{layout.all_topk} holds no top-k scores of ifloo: not a readable npz (No data left in file).\n"
+        "  Delete it and run the same command again."
+    )
+
+
+def test_a_damaged_matrix(tmp_path):
+    layout = Layout(tmp_path)
+    matrix(layout).add(*block(0))
+    layout.all_scores_begun.write_bytes(b"\x93NUMPY")
+    with pytest.raises(InputError, match=r"holds no matrix of scores of ifloo: not a readable npy \(EOF"):
+        matrix(layout).add(*block(1))

@@ -131,7 +131,8 @@ class MultimodalSet(Dataset[dict[str, Tensor]]):
         rows = np.searchsorted(known, requested).clip(max=len(known) - 1)
         if len(unknown := requested[known[rows] != requested]):
             raise KeyError(int(unknown[0]))
-        return rows.tolist()
+        found: list[int] = rows.tolist()
+        return found
 
     def picture(self, id_: int) -> Picture | None:
         """Returns the first image of a row as the model sees it; None for a row of text only."""

@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ TRAIN_ROWS, TEST_ROWS = 2000, 200
 Language = Literal["en", "zh"]
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 Answer = Callable[[Sequence[int], Language], str]
+T = TypeVar("T")
 
 _CHINESE_DIGITS = "零一二三四五六七八九"
 _LARGER = {"en": ("left", "right", "equal"), "zh": ("左边", "右边", "相等")}
@@ -178,7 +179,7 @@ def _corrupted(rows: Sequence[_Row], share: float) -> dict[int, str]:
     return wrong
 
 
-def _shuffled(items: Sequence, draw: random.Random) -> list:
+def _shuffled(items: Sequence[T], draw: random.Random) -> list[T]:
     keys = [draw.random() for _ in items]
     return [items[i] for i in sorted(range(len(items)), key=keys.__getitem__)]
 

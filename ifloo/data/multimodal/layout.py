@@ -81,7 +81,8 @@ def lay_out(row: Row, tokenizer: Tokenizer, num_image_tokens: int, max_seq_len: 
 
 def _turn(row: Row, position: int, tokenizer: Tokenizer, num_image_tokens: int) -> list[_Piece]:
     turn = row.turns[position]
-    pieces = [_Piece([getattr(tokenizer, turn.role)], position)]
+    marks = {"user": tokenizer.user, "assistant": tokenizer.assistant, "system": tokenizer.system}
+    pieces = [_Piece([marks[turn.role]], position)]
     if turn.role == "assistant":
         tokens = tokenizer.encode(turn.text)
         if not tokens:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import lightning as L
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from ifloo.data.loading import loader_of, log_on_rank_zero
+from ifloo.data.loaded import Content, LoadedDataModule
+from ifloo.data.loading import log_on_rank_zero
 from ifloo.data.multimodal.dataset import Dtype, MultimodalSet
 from ifloo.data.multimodal.embedded import EmbeddedSet, make_embedded
 from ifloo.data.multimodal.form import Channels, Form
@@ -20,32 +19,12 @@ from ifloo.data.multimodal.row import field_names
 from ifloo.data.multimodal.scan import OnBadRow
 from ifloo.data.multimodal.settings import canvas, check_settings
 from ifloo.data.multimodal.tokenizer import ByteTokenizer, Tokenizer
-from ifloo.errors import InputError, WorkError
+from ifloo.errors import InputError
 
 _log = logging.getLogger(__name__)
-Taken = Literal["embedded", "jsonl"]
 
 
-@dataclass(frozen=True)
-class _Content:
-    """Data read by `setup`.
-
-    Attributes:
-        train: Training rows in use.
-        test: Test rows in use.
-        taken: Name of the source.
-        reason: Reason why this source was chosen, for messages.
-        corrupted_ids: Training ids whose answer is wrong on purpose, before `train_limit`.
-    """
-
-    train: MultimodalSet
-    test: MultimodalSet
-    taken: Taken
-    reason: str
-    corrupted_ids: tuple[int, ...]
-
-
-class MultimodalDataModule(L.LightningDataModule):
+class MultimodalDataModule(LoadedDataModule[MultimodalSet]):
     """Conversations about images as dict batches (see `MultimodalSet`); an id is the position of a row's line.
 
     Args:
@@ -114,54 +93,14 @@ class MultimodalDataModule(L.LightningDataModule):
             max_seq_len,
         )
         self._embedded: EmbeddedSet | None = None
-        self._content: _Content | None = None
-        self._fingerprint: str | None = None
 
     def prepare_data(self) -> None:
         """Writes the missing files of the set that comes with ifloo (Lightning calls this in one process per node)."""
         if self.hparams["train_jsonl"] is None and self._embedded is None:
             self._embedded = make_embedded(Path(self.hparams["root"]), self.hparams["corrupt"])
 
-    def setup(self, stage: str | None = None) -> None:
-        """Reads and checks the rows; only the first call does any work."""
-        if self._content is not None:
-            return
-        self.prepare_data()  # in the other processes, which did not call it; the files are already written then
-        train, test = self._paths()
-        embedded = self._embedded
-        self._content = _Content(
-            train=self._set("train", train),
-            test=self._set("test", test),
-            taken="embedded" if embedded else "jsonl",
-            reason=f"no train_jsonl is given; made in {self.hparams['root']}" if embedded else "train_jsonl is given",
-            corrupted_ids=embedded.corrupted_ids if embedded else (),
-        )
-        self._report()
-
     @property
-    def train_set(self) -> MultimodalSet:
-        return self._loaded().train
-
-    @property
-    def test_set(self) -> MultimodalSet:
-        return self._loaded().test
-
-    @property
-    def source_taken(self) -> Taken:
-        return self._loaded().taken
-
-    @property
-    def source_reason(self) -> str:
-        return self._loaded().reason
-
-    @property
-    def corrupted_ids(self) -> tuple[int, ...]:
-        """Training ids whose answer was made wrong on purpose, among the rows in use."""
-        used = set(self.train_set.ids.tolist())
-        return tuple(i for i in self._loaded().corrupted_ids if i in used)
-
-    @property
-    def skipped(self) -> list[dict[str, Any]]:
+    def skipped(self) -> list[dict[str, str | int]]:
         """Bad rows left out of both files: {"file", "line", "reason"}; lines count from 1."""
         return [asdict(row) for part in (self.train_set, self.test_set) for row in part.skipped]
 
@@ -178,16 +117,6 @@ class MultimodalDataModule(L.LightningDataModule):
     def vocab_size(self) -> int:
         return self.tokenizer.vocab_size
 
-    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        mini_batches = self.hparams["batch_size"] < len(self.train_set)
-        return self._loader(self.train_set, shuffle=self.hparams["shuffle"] and mini_batches)
-
-    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return self._loader(self.test_set)
-
-    def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return self._loader(self.test_set)
-
     def test_batch(self, ids: Sequence[int]) -> dict[str, Tensor]:
         """Returns the test rows with these ids, in this order.
 
@@ -199,11 +128,23 @@ class MultimodalDataModule(L.LightningDataModule):
         except KeyError as error:
             raise InputError(self._no_such_test_id(error.args[0])) from error
 
-    def fingerprint(self) -> str:
-        """Returns the SHA-256 of the training data except their dtype: tokens, image files, ids."""
-        if self._fingerprint is None:
-            self._fingerprint = self.train_set.content_sha256()
-        return self._fingerprint
+    def _read(self) -> Content[MultimodalSet]:
+        """Reads and checks the rows."""
+        self.prepare_data()  # the processes that did not prepare find everything written
+        paths, embedded = self._paths(), self._embedded
+        train, test = self._set("train", paths[0]), self._set("test", paths[1])
+        used = set(train.ids.tolist())
+        return Content(
+            train,
+            test,
+            "embedded" if embedded else "jsonl",
+            f"no train_jsonl is given; made in {self.hparams['root']}" if embedded else "train_jsonl is given",
+            tuple(i for i in embedded.corrupted_ids if i in used) if embedded else (),
+        )
+
+    def _digest(self) -> str:
+        """Returns the SHA-256 of tokens, image files and ids."""
+        return self.train_set.content_sha256()
 
     def _paths(self) -> tuple[Path, Path]:
         if self._embedded:
@@ -220,14 +161,6 @@ class MultimodalDataModule(L.LightningDataModule):
             dtype=self.hparams["dtype"],
             setting=f"{part}_jsonl",
         )
-
-    def _loader(self, rows: MultimodalSet, shuffle: bool = False) -> DataLoader[dict[str, Tensor]]:
-        return loader_of(rows, self.hparams["batch_size"], self.hparams["num_workers"], shuffle)
-
-    def _loaded(self) -> _Content:
-        if self._content is None:
-            raise WorkError("MultimodalDataModule holds no data yet.\n  Call its setup() first (a Trainer does).")
-        return self._content
 
     def _report(self) -> None:
         """Logs one line about the data read, and a warning for each limit, bad row or cut that applies."""

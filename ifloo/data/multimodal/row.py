@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from ifloo.errors import InputError
 
@@ -103,7 +103,7 @@ def parse_row(line: bytes, names: Mapping[str, str]) -> Row:
     return Row(_with_markers(turns, len(images)), images)
 
 
-def _object(line: bytes) -> dict[str, Any]:
+def _object(line: bytes) -> dict[str, object]:
     try:
         data = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -118,7 +118,7 @@ def _object(line: bytes) -> dict[str, Any]:
     return data
 
 
-def _turns(data: dict[str, Any], names: Mapping[str, str]) -> tuple[Turn, ...]:
+def _turns(data: dict[str, object], names: Mapping[str, str]) -> tuple[Turn, ...]:
     forms = [form for form in FORMS if names[form[0]] in data]
     either = " or ".join(names[form[0]] for form in FORMS)
     if len(forms) != 1:
@@ -131,7 +131,7 @@ def _turns(data: dict[str, Any], names: Mapping[str, str]) -> tuple[Turn, ...]:
     return tuple(_turn(turn, speaker, text, f"{key}[{i}]") for i, turn in enumerate(turns))
 
 
-def _turn(turn: Any, speaker: str, text: str, where: str) -> Turn:
+def _turn(turn: object, speaker: str, text: str, where: str) -> Turn:
     if not isinstance(turn, dict):
         raise BadRowError(f"{where}: expected an object {{...}}, found {_kind(turn)}")
     for key in (speaker, text):
@@ -147,16 +147,18 @@ def _turn(turn: Any, speaker: str, text: str, where: str) -> Turn:
     return Turn(role, _checked_unicode(content, f"{where}.{text}"))
 
 
-def _images(data: dict[str, Any], key: str) -> tuple[str, ...]:
+def _images(data: dict[str, object], key: str) -> tuple[str, ...]:
     given = data.get(key)
-    images = [] if given is None else given if isinstance(given, list) else [given]
+    images: list[object] = [] if given is None else given if isinstance(given, list) else [given]
+    paths = []
     for image in images:
         if not isinstance(image, str):
             found = f"a list with {_kind(image)}" if isinstance(given, list) else _kind(image)
             raise BadRowError(f"{key}: expected a path or a list of paths, found {found}")
         if not image:
             raise BadRowError(f"{key}: expected a path, found an empty one")
-    return tuple(_checked_unicode(image, key) for image in images)
+        paths.append(image)
+    return tuple(_checked_unicode(path, key) for path in paths)
 
 
 def _with_markers(turns: tuple[Turn, ...], images: int) -> tuple[Turn, ...]:
@@ -199,6 +201,6 @@ def _shown(text: str) -> str:
     return repr(text) if len(text) <= 30 else repr(text[:30]) + "..."
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return kinds.get(type(value), "a number")

@@ -15,7 +15,7 @@ LEAST = {
     "batch_size": 1,
     "num_workers": 0,
 }
-VALUES: dict[str, tuple[Any, ...]] = {
+VALUES: dict[str, tuple[str | int, ...]] = {
     "on_bad_row": ("error", "skip"),
     "channels": (1, 3),
     "dtype": ("float64", "float32"),
@@ -56,7 +56,7 @@ def canvas(image_size: int | list[int]) -> tuple[int, int]:
     return size[0], size[1]
 
 
-def _check_paths(settings: Mapping[str, Any]) -> None:
+def _check_paths(settings: Mapping[str, object]) -> None:
     if settings["train_jsonl"] is None:
         if alone := [name for name in ("test_jsonl", "image_root", "fields") if settings[name] is not None]:
             raise InputError(

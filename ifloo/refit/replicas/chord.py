@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import signal
 import time
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import lightning as L
 import torch
@@ -18,21 +17,25 @@ from torch.func import grad
 from ifloo.attribution.leverage import SampleBlocks
 from ifloo.curvature import LinearHead
 from ifloo.errors import InputError
+from ifloo.models import SampleLossModule
+from ifloo.models.fit_settings import optimizers_in
 from ifloo.objective import Objective, scoring
+from ifloo.objective.out_of_memory import in_parts
 from ifloo.params import ParamSpace
-from ifloo.refit.finish import REACHABLE
+from ifloo.progress import bar
+from ifloo.refit.finish import reachable
 from ifloo.refit.newton import Minimum
 from ifloo.refit.path import OneByOne, RefitPath, RefitTask
 from ifloo.refit.recipe import Refit, Refitter, quiet_lightning
 from ifloo.refit.replicas.chord_module import ChordModule
-from ifloo.refit.replicas.parts import in_parts
 from ifloo.refit.replicas.refusal import PathError
 from ifloo.refit.replicas.weights import ReplicaWeights
-from ifloo.solvers import Cholesky, bar
+from ifloo.solvers import Cholesky
 from ifloo.solvers.cholesky import PreparedCholesky, bytes_needed
+from ifloo.termination import sigterm_unwinds
 
 log = logging.getLogger(__name__)
-AT_ONCE = 64  # replicas: a product of [b, d] with [d, 64 c] runs at the speed of large ones
+CHORDS_AT_ONCE = 64  # replicas: a product of [b, d] with [d, 64 c] runs at the speed of large ones
 PASSES = 20
 FACTOR_BYTES = 4 << 30
 PRODUCTS = 130  # of a refit one by one: 33 with the Hessian, at a quarter of the speed of large ones
@@ -58,9 +61,9 @@ class ChordReplicas(RefitPath):
         Raises:
             PathError: the model is not a linear head alone, at a minimum that refits are to reach again.
         """
-        self.refitter, self.at_once = refitter, at_once or AT_ONCE
+        self.refitter, self.at_once = refitter, at_once or CHORDS_AT_ONCE
         self.base = refitter.start()
-        self.tolerance = refitter.finish.tolerance or REACHABLE.get(ParamSpace.of(self.base).dtype, 3e-6)
+        self.tolerance = refitter.finish.tolerance or reachable(ParamSpace.of(self.base).dtype)
         _refuse_unfinished(refitter, self.base)
         with quiet_lightning():
             self.base.to(_trainer(refitter.recipe.accelerator).strategy.root_device)
@@ -86,11 +89,11 @@ class ChordReplicas(RefitPath):
         """Of the base Hessian, made once."""
         return Cholesky(max_bytes=FACTOR_BYTES).prepare(self.head, bar("factor"))
 
-    def prepare(self, base: Any) -> None:
+    def prepare(self, base: SampleLossModule) -> None:
         """The factor; no preconditioner is needed."""
         _ = self.factor
 
-    def removal_steps(self, base: Any, count: int, seed: int) -> Float[Tensor, "k p"]:
+    def removal_steps(self, base: SampleLossModule, count: int, seed: int) -> Float[Tensor, "k p"]:
         """(1/n) H⁻¹∇ℓ_j of `count` random samples j."""
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randint(self.head.n, (count,), generator=generator)
@@ -98,7 +101,7 @@ class ChordReplicas(RefitPath):
         return self.factor.back(torch.einsum("gs,gsp->gp", blocks.slopes, blocks.rows)) / self.head.n
 
     def fit(self, tasks: Sequence[RefitTask]) -> list[Refit]:
-        refits, self.at_once = in_parts(tasks, self.at_once, self._train)
+        refits, self.at_once = in_parts(tasks, self.at_once, self._train, "replicas")
         return refits
 
     def _train(self, tasks: Sequence[RefitTask]) -> list[Refit]:
@@ -107,11 +110,8 @@ class ChordReplicas(RefitPath):
         theta = torch.stack([self._start(k, task, woodbury) for k, task in enumerate(tasks)])
         weights = ReplicaWeights.of([task.weights for task in tasks], theta.device)
         module = ChordModule(self.head, theta, weights, woodbury.step, self.tolerance)
-        with quiet_lightning():
-            trainer = _trainer(self.refitter.recipe.accelerator)
-            trainer.fit(module)
-        if trainer.received_sigterm:  # Lightning notes the signal during a fit, and would go on to the next
-            raise SystemExit(128 + signal.SIGTERM)
+        with sigterm_unwinds(), quiet_lightning():
+            _trainer(self.refitter.recipe.accelerator).fit(module)
         seconds = (time.perf_counter() - begun) / len(tasks)
         return [self._refit(minimum, task, seconds) for minimum, task in zip(module.minima, tasks, strict=True)]
 
@@ -190,7 +190,7 @@ def _refuse_costly(head: LinearHead, asked: bool) -> None:
         raise PathError(f"a factor of q = {q:,} costs as much as {worth:.0f} refits one by one")
 
 
-def _refuse_unfinished(refitter: Refitter, base: object) -> None:
+def _refuse_unfinished(refitter: Refitter, base: SampleLossModule) -> None:
     """Only a fit that ends at the minimum may be replaced by another way to the minimum.
 
     Raises:
@@ -201,19 +201,10 @@ def _refuse_unfinished(refitter: Refitter, base: object) -> None:
         return
     if after == "never":
         raise PathError("fits are not finished to the minimum (finish.after = never)")
-    found = _optimizers(base.configure_optimizers())  # type: ignore[attr-defined]
+    found = list(optimizers_in(base.configure_optimizers()))
     if not any(isinstance(one, torch.optim.LBFGS) for one in found):
         names = ", ".join(type(one).__name__ for one in found) or "other"
         raise PathError(f"{names} fits are not finished to the minimum (finish.after = {after})")
-
-
-def _optimizers(configured: Any) -> list[torch.optim.Optimizer]:
-    """The optimizers in whatever form Lightning takes them."""
-    if isinstance(configured, torch.optim.Optimizer):
-        return [configured]
-    if isinstance(configured, dict):
-        return _optimizers(configured.get("optimizer"))
-    return [one for part in configured for one in _optimizers(part)] if isinstance(configured, (list, tuple)) else []
 
 
 def _trainer(accelerator: str) -> L.Trainer:

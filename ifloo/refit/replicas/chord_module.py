@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import NamedTuple
 
 import lightning as L
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils.data import DataLoader, IterableDataset
@@ -19,9 +19,23 @@ from ifloo.refit.newton import Minimum
 from ifloo.refit.replicas.weights import ReplicaWeights
 
 ROWS_BYTES = 8 << 20  # outputs and derivatives of a block of samples: they stay in cache between the two products
-GAIN = 0.5  # a pass that does not halve ‖∇J‖ is no way to 1e-10
+SLOWEST_FALL = 0.5  # largest ratio of ‖∇J‖ after and before a pass: one that does not halve it is no way to 1e-10
 
 Step = Callable[[Tensor, Tensor], Tensor]  # (∇J of some replicas, which) -> what to subtract from their weights
+
+
+class Piece(NamedTuple):
+    """The samples behind one chunk of a head.
+
+    Attributes:
+        number: Number of the chunk.
+        ids: Ids of the samples, `[b]`.
+        batch: The samples.
+    """
+
+    number: int
+    ids: Tensor
+    batch: Batch
 
 
 class ChordModule(L.LightningModule):
@@ -50,11 +64,11 @@ class ChordModule(L.LightningModule):
     def configure_optimizers(self) -> None:
         """None: the step is a linear solve."""
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> DataLoader[Piece]:
         # A generator of its own: an iterator draws a seed for workers, from everybody's random state if it has none.
         return DataLoader(_Chunks(self.head), batch_size=None, generator=torch.Generator())
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+    def transfer_batch_to_device(self, batch: Piece, device: torch.device, dataloader_idx: int) -> Piece:
         """Samples stay where the head is."""
         return batch
 
@@ -64,7 +78,7 @@ class ChordModule(L.LightningModule):
         self._live = live.flatten(0, 1)
         self._sum, self._value = torch.zeros_like(self._live), self._live.new_zeros(len(live))
 
-    def training_step(self, piece: Any, _: int) -> None:
+    def training_step(self, piece: Piece, _: int) -> None:
         number, ids, batch = piece
         chunk, k = self.head.chunks[number], len(self._active)
         of_ids = self.weights.rows(ids)[self._active.to(self.weights.default.device)].to(self._live.dtype)
@@ -103,7 +117,7 @@ class ChordModule(L.LightningModule):
         values, norms = self._value / n + penalties, gradient.norm(dim=1)
         self._passes += 1
         self._settle(theta, values, norms)
-        going = (norms > self.tolerance) & (norms <= GAIN * self._before[self._active].to(norms.device))
+        going = (norms > self.tolerance) & (norms <= SLOWEST_FALL * self._before[self._active].to(norms.device))
         self._before[self._active] = norms.cpu()
         self._active = self._active[going.cpu()]
         if len(self._active):
@@ -117,15 +131,15 @@ class ChordModule(L.LightningModule):
                 self.minima[k] = Minimum(theta[row], float(values[row]), float(norms[row]), self._passes, self._passes)
 
 
-class _Chunks(IterableDataset[Any]):
+class _Chunks(IterableDataset[Piece]):
     """The samples behind each chunk of a head."""
 
     def __init__(self, head: LinearHead) -> None:
         self.head = head
 
-    def __iter__(self) -> Iterator[tuple[int, Int[Tensor, " b"], Batch]]:
+    def __iter__(self) -> Iterator[Piece]:
         for number, (ids, batch) in enumerate(self.head.objective.data.with_ids()):
-            yield number, ids, batch
+            yield Piece(number, ids, batch)
 
 
 def _penalty_and_gradient(head: LinearHead) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -15,6 +14,7 @@ from torch.func import functional_call, vmap
 from ifloo.models import SampleLossModule
 from ifloo.objective import Batch, SampleWeights, differentiable_kernels, sample_ids
 from ifloo.objective.batches import as_made
+from ifloo.objective.functional import silenced
 from ifloo.params import ParamSpace
 from ifloo.refit.replicas.weights import ReplicaWeights
 
@@ -51,21 +51,23 @@ class StackedModule(L.LightningModule):
 
     def replica_losses(self, batch: Batch) -> Float[Tensor, " k"]:
         """J of each replica on one batch. A random layer draws as in a fit of one, the same for all."""
-        ids, batch = sample_ids(batch), as_made(batch)
+        ids, given = sample_ids(batch), as_made(batch)
         assert ids is not None
         weights = self.replica_weights().rows(ids)
         named = {f"module.{n}": x for n, x in zip(self.space.names, self.stacked, strict=True)}
 
         def one(values: dict[str, Tensor], row: Tensor) -> Tensor:
-            return functional_call(self, values, (batch, row))
+            loss: Tensor = functional_call(self, values, (given, row))
+            return loss
 
-        with differentiable_kernels(), _unlogged(self.module):
-            return vmap(one, randomness="same")(named, weights)
+        with differentiable_kernels(), silenced(self.module):
+            losses: Tensor = vmap(one, randomness="same")(named, weights)
+        return losses
 
     def training_step(self, batch: Batch, _: int) -> Float[Tensor, ""]:
         return self.replica_losses(batch).sum()
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> Any:  # whatever form the module has: Lightning takes more than its type says
         return self.module.configure_optimizers()
 
     def on_train_start(self) -> None:
@@ -86,16 +88,3 @@ def _replace_parameters(optimizer: torch.optim.Optimizer, stacked: Mapping[Tenso
             name: x.expand_as(like).clone() if name != "step" and isinstance(x, Tensor) and x.shape == p.shape else x
             for name, x in state.items()
         }
-
-
-@contextmanager
-def _unlogged(module: SampleLossModule) -> Generator[None, None, None]:
-    """`self.log` fails inside a transform on a module attached to a Trainer; refits have no logger anyway."""
-    own: dict[str, Any] = {name: module.__dict__[name] for name in ("log", "log_dict") if name in module.__dict__}
-    module.log = module.log_dict = lambda *_, **__: None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for name in ("log", "log_dict"):
-            del module.__dict__[name]
-        module.__dict__.update(own)

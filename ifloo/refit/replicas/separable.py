@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import lightning as L
 import torch
 from jaxtyping import Float
 from torch import Tensor, optim
 
+from ifloo.errors import first_sentence
 from ifloo.models import Adapted, SampleLossModule
+from ifloo.models.hooks import overridden
 from ifloo.objective import Batch, SampleWeights, sample_ids
+from ifloo.objective.layers import BATCH_HOOKS
 from ifloo.params import ParamSpace
 from ifloo.refit.recipe import Recipe, Refitter
 from ifloo.refit.replicas.module import StackedModule
@@ -39,9 +41,9 @@ HOOKS = (
     *("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "optimizer_zero_grad"),
     *("on_before_backward", "backward", "on_after_backward", "on_before_optimizer_step", "optimizer_step"),
     *("configure_gradient_clipping", "clip_gradients", "lr_scheduler_step"),
-    *("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"),
+    *BATCH_HOOKS,
 )
-ROUNDINGS = 1e4  # by which sums in another order may differ: a wrong gradient differs by far more
+REORDERING_ULPS = 1e4  # by which gradients summed in another order may differ; a wrong one differs by far more
 
 
 @dataclass(frozen=True)
@@ -92,21 +94,15 @@ def _of_settings(refitter: Refitter) -> str | None:
     return None
 
 
-def _of_module(module: Any) -> str | None:
+def _of_module(module: object) -> str | None:
     name = type(module).__name__
     if not isinstance(module, SampleLossModule):
         return f"{name} is no SampleLossModule, so its training loss is not known to be J"
     if not module.automatic_optimization:
         return f"{name} optimizes by hand (automatic_optimization = False)"
-    hooks = [h for h in HOOKS if h in vars(module) or _written_anew(module, h)]
-    if hooks:
+    if hooks := overridden(module, HOOKS, SampleLossModule, Adapted):
         return f"{name} overrides {', '.join(hooks)}, written for one set of weights"
     return None
-
-
-def _written_anew(module: SampleLossModule, hook: str) -> bool:
-    own = getattr(type(module), hook)
-    return own is not getattr(SampleLossModule, hook) and own is not getattr(Adapted, hook)
 
 
 class _Looked(Exception):  # ruff: ignore[error-suffix-on-exception-name]  (no error: it ends a fit that was begun for a look)
@@ -127,7 +123,7 @@ class _Look(L.Callback):
         if any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs):
             raise PathError("ReduceLROnPlateau follows a metric, and each replica has its own")
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, _: int) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, _: int) -> None:
         if sample_ids(batch) is None:
             raise PathError("its batches carry no sample ids to look weights up by")
         assert isinstance(pl_module, SampleLossModule)
@@ -151,10 +147,10 @@ class _Look(L.Callback):
             with torch.enable_grad():
                 both = self._gradient(lambda: pair.replica_losses(batch).sum(), list(pair.stacked), batch_dims=1)
         except (RuntimeError, ValueError) as error:  # what torch.func.vmap and layers under it raise
-            raise PathError(f"torch.func.vmap cannot run its loss over replicas: {_sentence(error)}") from error
+            raise PathError(f"torch.func.vmap cannot run its loss over replicas: {first_sentence(error)}") from error
         apart = float((both - alone).norm(dim=1).max())
         # Not <=: NaN is a difference too.
-        if not apart <= ROUNDINGS * torch.finfo(alone.dtype).eps * (1 + float(alone.norm())):
+        if not apart <= REORDERING_ULPS * torch.finfo(alone.dtype).eps * (1 + float(alone.norm())):
             raise PathError(
                 f"on its first batch the gradient of a replica is {apart:.1e} away from that of the model alone "
                 f"(of norm {float(alone.norm()):.1e})"
@@ -197,8 +193,3 @@ class _Kept:
 
 def _buffers(module: SampleLossModule) -> dict[str, Tensor]:
     return {name: x.clone() for name, x in module.named_buffers()}
-
-
-def _sentence(error: Exception) -> str:
-    """The first sentence of what torch says, which may go on for a page."""
-    return f"{str(error).strip()}\n".splitlines()[0].partition(". ")[0].rstrip(".")

@@ -5,26 +5,28 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import lightning as L
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad_and_value, vmap
+from torch.utils.data import BatchSampler
 
+from ifloo.models import SampleLossModule
 from ifloo.objective import Batch, Objective, scoring
+from ifloo.objective.out_of_memory import in_parts
 from ifloo.params import ParamSpace
-from ifloo.refit.finish import NewtonFinish
+from ifloo.refit.finish import NewtonFinish, training_loader
 from ifloo.refit.newton import Minimum
 from ifloo.refit.path import RefitPath, RefitTask
 from ifloo.refit.recipe import Refit, Refitter
 from ifloo.refit.replicas.module import StackedModule
-from ifloo.refit.replicas.parts import in_parts
 from ifloo.refit.replicas.separable import Appetite, look
 from ifloo.refit.replicas.weights import ReplicaWeights
 
-MOST = 64  # replicas at once: most of the gain, and a killed run loses no more refits than this
+STACKED_AT_MOST = 64  # replicas: most of the gain, and a killed run loses no more refits than this
 CACHES = 32 << 20  # bytes: beyond them a processor waits for memory, and replicas gain nothing (measured)
 COPIES = 8  # of the weights: themselves, gradient, two of the optimizer, and what a step holds meanwhile
 
@@ -51,11 +53,11 @@ class StackedReplicas(RefitPath):
         appetite = look(refitter)
         self.at_once = at_once or _affordable(appetite)
 
-    def prepare(self, base: Any) -> None:
+    def prepare(self, base: SampleLossModule) -> None:
         """Nothing: no Newton steps follow, and displaced starts make their preconditioner when there are any."""
 
     def fit(self, tasks: Sequence[RefitTask]) -> list[Refit]:
-        refits, self.at_once = in_parts(tasks, self.at_once, self._train)
+        refits, self.at_once = in_parts(tasks, self.at_once, self._train, "replicas")
         return refits
 
     def _train(self, tasks: Sequence[RefitTask]) -> list[Refit]:
@@ -85,9 +87,10 @@ class _Ends(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, StackedModule)
-        objective = self.finish.objective(pl_module.module, trainer.train_dataloader)  # type: ignore[arg-type]
+        loader = training_loader(trainer)
+        objective = self.finish.objective(pl_module.module, loader)
         # No more activations at once than in training, whose batches may be far smaller.
-        rows = getattr(trainer.train_dataloader.batch_sampler, "batch_size", 1)  # type: ignore[union-attr]
+        rows = loader.batch_sampler.batch_size if isinstance(loader.batch_sampler, BatchSampler) else 1
         chunk = max(1, len(pl_module.weights) * min(rows, objective.n) // min(self.finish.batch_size, objective.n))
         with scoring(pl_module.module):
             self.minima = _minima(objective, pl_module.theta(), pl_module.replica_weights(), chunk)
@@ -110,7 +113,7 @@ def _minima(objective: Objective, theta: Float[Tensor, "k p"], weights: ReplicaW
     return [Minimum(t, float(v), float(g), 0, 0) for t, v, g in zip(theta, value, norms, strict=True)]
 
 
-def _apart(stacked: StackedModule) -> list[Any]:
+def _apart(stacked: StackedModule) -> list[SampleLossModule]:
     """Each replica as a module of its own; what no refit changes (buffers, frozen parameters) they share."""
     base = stacked.module
     base.trainer = None  # a copy of it would be a copy of the Trainer
@@ -127,7 +130,7 @@ def _apart(stacked: StackedModule) -> list[Any]:
 def _affordable(appetite: Appetite) -> int:
     """Replicas that fit; activations count twice, for those of the backward pass."""
     each = COPIES * appetite.weights + 2 * appetite.activations
-    return max(1, min(MOST, _budget(appetite.device) // max(each, 1)))
+    return max(1, min(STACKED_AT_MOST, _budget(appetite.device) // max(each, 1)))
 
 
 def _budget(device: torch.device) -> int:

@@ -9,9 +9,8 @@ import numpy as np
 
 from ifloo.report.html.numbers import compact, counted
 from ifloo.report.verdict import Comparison
+from ifloo.solvers import Status, status_text
 from ifloo.store import StoredInfluences
-
-REPLAYED = "REPLAYED"  # status of scores computed by replaying the recorded run
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,12 @@ def certificate(stored: StoredInfluences, one: Comparison | None) -> list[Entry]
 
 
 def _solve(stored: StoredInfluences) -> Entry:
-    solved = stored.status.lower().replace("_", " ")
+    solved = status_text(stored.status)
     return Entry("solve", f"{solved}, {counted(stored.steps, 'step')}" if stored.steps else solved)
 
 
 def _residual(stored: StoredInfluences) -> Entry:
-    if stored.status == REPLAYED:
+    if stored.status == Status.REPLAYED.name:
         note = "how close the replayed run came to the weights of the fit, relative to their size"
     else:
         note = "of the system solved, recomputed on all training data; 0 is exact"

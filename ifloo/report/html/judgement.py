@@ -10,15 +10,15 @@ from enum import Enum
 import numpy as np
 
 from ifloo.agreement import Agreement
-from ifloo.report.html.found import Groups
+from ifloo.report.agreements import FEWEST, Row, Statistics
 from ifloo.report.html.numbers import correlation, correlations, counted, interval, percent, ratio
-from ifloo.report.pooled import Pooled
+from ifloo.report.pooled import Verdict
 from ifloo.report.smoothness import REMOVED_PEARSON, REMOVED_SLOPES
 from ifloo.report.verdict import Comparison
 from ifloo.store import CORRECTED, UNSURE
 
 ROUGHLY = 0.5  # lowest correlation at which predictions count as roughly true
-FEW = 10  # number of refits below which a bootstrap interval is narrower than it should be
+FEW_REFITS = 10  # number of refits below which a bootstrap interval is narrower than it should be
 
 
 class Level(Enum):
@@ -74,7 +74,7 @@ def judged(found: Agreement | None) -> Judgement:
     if found is None:
         return Judgement(Level.SILENT, False)
     level = _level(found.pearson, found.slope)
-    if found.n < FEW or found.pearson_ci is None or found.slope_ci is None:
+    if found.n < FEW_REFITS or found.pearson_ci is None or found.slope_ci is None:
         return Judgement(level, False)
     ends = {_level(p, s) for p in found.pearson_ci for s in found.slope_ci}
     return Judgement(level, ends == {level})
@@ -86,35 +86,25 @@ def _level(pearson: float, slope: float) -> Level:
     return Level.ROUGH if pearson >= ROUGHLY else Level.UNTRUE
 
 
-def answer(
-    compared: Mapping[int, Comparison],
-    together: Pooled | None,
-    statistics: Mapping[str, Groups],
-    unverified: Mapping[int, int],
-) -> Answer:
+def answer(verdict: Verdict, unverified: Mapping[int, int]) -> Answer:
     """Composes the head of the page for all tests.
 
     Args:
-        compared: Comparisons with refits by test id.
-        together: Statistics of all tests together; None for one test.
-        statistics: Statistics by view, as returned by `found`.
+        verdict: Verdict on the tests with refits.
         unverified: Number of refits of each test that has scores but too few refits for a comparison.
     """
-    if not compared:
+    if verdict.statistics is None:
         return _unverified(unverified)
-    each = [judged(statistics[str(t)]["all"]) for t in compared]
-    if any(one.roughness for one in compared.values()):
+    each = [judged(one.agreement()) for one in verdict.values()]
+    if any(one.roughness for one in verdict.values()):
         tone, headline = "bad", "This training run does not let its predictions be trusted."
     else:
-        tone, headline = _headline(each, [len(one.ids) for one in compared.values()])
+        tone, headline = _headline(each, [len(one.ids) for one in verdict.values()])
     if unverified:
         headline = f"{headline} {_so_many(len(unverified))} not verified yet."
-    cautions = [caution for t, one in compared.items() for caution in _cautions(t, one, statistics[str(t)])]
+    cautions = [caution for t, one in verdict.items() for caution in _cautions(t, one)]
     return Answer(
-        tone,
-        headline,
-        _sentences(compared, together, next(iter(statistics.values()))),
-        [*cautions, *_missing(unverified)],
+        tone, headline, _sentences(list(verdict.values()), verdict.statistics), [*cautions, *_missing(unverified)]
     )
 
 
@@ -136,8 +126,7 @@ def _headline(each: Sequence[Judgement], refits: Sequence[int]) -> tuple[str, st
     }[level]
 
 
-def _sentences(compared: Mapping[int, Comparison], together: Pooled | None, groups: Groups) -> list[str]:
-    tests = list(compared.values())
+def _sentences(tests: Sequence[Comparison], statistics: Statistics) -> list[str]:
     refits = sum(len(one.ids) for one in tests)
     named = f"test {tests[0].stored.test_id}" if len(tests) == 1 else f"{len(tests)} test samples"
     samples = len(np.unique(np.concatenate([one.ids for one in tests])))
@@ -146,14 +135,14 @@ def _sentences(compared: Mapping[int, Comparison], together: Pooled | None, grou
         f"time, and the model was trained again without each. The loss of {named} then changed as measured; the "
         f"influence scores had predicted by how much. That gives {counted(refits, 'comparison')}."
     )
-    corrected = together.methods.get(CORRECTED) if together else tests[0].methods().get(CORRECTED, {}).get("all")
-    sentences = [first, _of_all(groups["all"]), _of_random(groups["random"]), _of_corrected(corrected)]
+    corrected = next((row.agreement for row in statistics.further if row.method == CORRECTED), None)
+    sentences = [first, _of_all(statistics.row()), _of_random(statistics.row("random")), _of_corrected(corrected)]
     return [sentence for sentence in sentences if sentence]
 
 
-def _of_all(found: Agreement | None) -> str:
-    if found is None:
-        return "There is too little to compare for a correlation."
+def _of_all(row: Row) -> str:
+    if (found := row.agreement) is None:
+        return f"No statistic can be given: {_because(row)}."
     size = f"An actual change is {ratio(found.slope)} times the predicted one {interval(found.slope_ci, ratio)}".strip()
     error = ""
     if found.median_rel_err is not None:
@@ -165,9 +154,16 @@ def _of_all(found: Agreement | None) -> str:
     )
 
 
-def _of_random(found: Agreement | None) -> str:
-    if found is None:
+def _because(row: Row) -> str:
+    """Returns why a row of the influence scores has no statistics, for a sentence that does not name the scores."""
+    return f"the method {row.reason}" if row.reason.startswith("predicts") else row.reason
+
+
+def _of_random(row: Row) -> str:
+    if row.n < FEWEST:
         return "Too few samples were drawn at random to tell how well the scores predict ordinary samples."
+    if (found := row.agreement) is None:
+        return f"Of the {counted(row.n, 'sample')} drawn at random no statistic can be given: {_because(row)}."
     pearson, slope = correlation(found.pearson), ratio(found.slope)
     return (
         f"For the {counted(found.n, 'removal')} drawn at random, which no choice of large scores can flatter: "
@@ -181,17 +177,17 @@ def _of_corrected(found: Agreement | None) -> str:
     if found is None:
         return ""
     return (
-        f"Predicted with the leverage of each removed sample counted in, they {_LEVELS[judged(found).level]}: Pearson "
+        f"Corrected for the leverage of each removed sample, they {_LEVELS[judged(found).level]}: Pearson "
         f"{correlation(found.pearson)}, slope {ratio(found.slope)} {interval(found.slope_ci, ratio)}".rstrip()
         + "."
     )
 
 
-def _cautions(t: int, one: Comparison, groups: Groups) -> list[str]:
-    n, found, cautions = len(one.ids), groups["all"], _of_controls(groups)
+def _cautions(t: int, one: Comparison) -> list[str]:
+    n, found, cautions = len(one.ids), one.agreement(), _of_controls(one.statistics)
     if one.roughness:
         cautions.append(one.roughness)
-    if n < FEW:
+    if n < FEW_REFITS:
         cautions.append(
             f"only {counted(n, 'refit')}: take the statistics as a hint, and their intervals as too narrow."
         )
@@ -211,10 +207,10 @@ def _cautions(t: int, one: Comparison, groups: Groups) -> list[str]:
     return [f"Test {t}: {caution}" for caution in cautions]
 
 
-def _of_controls(groups: Groups) -> list[str]:
+def _of_controls(statistics: Statistics) -> list[str]:
     """Returns a caution if random controls reach another level: large scores alone can make a correlation high."""
-    everything, random = judged(groups["all"]).level, groups["random"]
-    if random is None or random.n < FEW or (level := judged(random).level) is everything:
+    everything, random = judged(statistics.row().agreement).level, statistics.row("random").agreement
+    if random is None or random.n < FEW_REFITS or (level := judged(random).level) is everything:
         return []
     pearson, slope = correlation(random.pearson), ratio(random.slope)
     return [

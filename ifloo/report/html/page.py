@@ -8,24 +8,31 @@ import json
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from ifloo.report.gallery import ConversationSet
-from ifloo.report.html import numbers
+from ifloo.data.protocol import ConversationSet, SampleSets
 from ifloo.report.html.certificate import columns
-from ifloo.report.html.found import found
-from ifloo.report.html.judgement import FEW, answer
+from ifloo.report.html.judgement import FEW_REFITS, answer
+from ifloo.report.html.numbers import (
+    compact,
+    correlation,
+    correlations,
+    counted,
+    interval,
+    percent,
+    ratio,
+    signed,
+)
 from ifloo.report.html.points import points
 from ifloo.report.html.provenance import provenance
 from ifloo.report.html.samples import Album
 from ifloo.report.html.views import groups_tables, methods_tables, view
-from ifloo.report.mislabels import NAMES, Mislabels
-from ifloo.report.pooled import pooled
+from ifloo.report.mislabels import NAMES
+from ifloo.report.pooled import Verdict
 from ifloo.report.smoothness import REMOVED_PEARSON, REMOVED_SLOPES
-from ifloo.report.verdict import DEFINITIONS, Comparison
+from ifloo.report.verdict import DEFINITIONS
 from ifloo.store import JSON, WEIGHTS, Layout, Manifest, StoredInfluences, replacing
 
 HERE = Path(__file__).parent
@@ -35,22 +42,19 @@ _UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 def write_html(
     layout: Layout,
-    datamodule: Any,
-    compared: Mapping[int, Comparison],
+    datamodule: SampleSets,
+    verdict: Verdict,
     outcomes: Mapping[int, str],
     unverified: Mapping[int, tuple[StoredInfluences, int]] | None = None,
-    mislabels: Mislabels | None = None,
 ) -> Path:
     """Writes the report of an experiment atomically as one HTML file.
 
     Args:
         layout: Paths of the experiment's files.
-        datamodule: Data module whose `train_set` and `test_set` have `picture(id)` and `caption(id)` or are a
-            `ConversationSet`.
-        compared: Predicted and actual changes by test id.
+        datamodule: Training and test set, with `picture(id)` and `caption(id)` or as a `ConversationSet`.
+        verdict: Verdict on the tests with refits.
         outcomes: Outcome of the model by test id.
         unverified: Scores and number of refits of each test that has too few refits for a comparison, by test id.
-        mislabels: Wrong labels found by each ranking; None if no label is known to be wrong.
 
     Returns:
         Path of the file.
@@ -59,7 +63,7 @@ def write_html(
         InputError: If the page cannot show an image of the data set, or the manifest cannot be read.
         WorkError: If the file cannot be written; an existing file is then unchanged.
     """
-    facts = _facts(layout, datamodule, compared, outcomes, unverified or {}, mislabels)
+    facts = _facts(layout, datamodule, verdict, outcomes, unverified or {})
     page = _template().render(**facts)
     with replacing(layout.report) as file:
         # A lone surrogate (from a file name that is not UTF-8) becomes \udcXX, which is also how JSON writes it.
@@ -69,40 +73,33 @@ def write_html(
 
 def _facts(
     layout: Layout,
-    datamodule: Any,
-    compared: Mapping[int, Comparison],
+    datamodule: SampleSets,
+    verdict: Verdict,
     outcomes: Mapping[int, str],
     unverified: Mapping[int, tuple[StoredInfluences, int]],
-    mislabels: Mislabels | None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Returns all variables of the template."""
-    together = pooled(compared)
-    statistics = found(compared, together)
     album = Album(datamodule.train_set, datamodule.test_set)
     conversation = isinstance(datamodule.test_set, ConversationSet)
-    tests = {t: (one.stored, one) for t, one in compared.items()} | {
+    tests = {t: (one.stored, one) for t, one in verdict.items()} | {
         t: (one, None) for t, (one, _) in unverified.items()
     }
-    views = [
-        view(stored, one, statistics[str(t)]["all"] if one else None, album, outcomes.get(t, ""))
-        for t, (stored, one) in sorted(tests.items())
-    ]
-    drawn = points(compared, together, statistics, album)
+    views = [view(stored, one, album, outcomes.get(t, "")) for t, (stored, one) in sorted(tests.items())]
+    drawn = points(verdict, album)
     scripts = [script_text(HERE / "vendor" / "plotly-basic.min.js"), script_text(HERE / "report.js")]
     return {
         "experiment": layout.root.name,
-        "answer": answer(compared, together, statistics, {t: refits for t, (_, refits) in unverified.items()}),
+        "answer": answer(verdict, {t: refits for t, (_, refits) in unverified.items()}),
         "views": views,
-        "together": together,
         "conversation": conversation,
         "certificate_columns": columns([one.certificate for one in views]),
-        "groups": groups_tables(statistics),
-        "methods": methods_tables(compared, together, statistics),
-        "mislabels": mislabels,
+        "groups": groups_tables(verdict),
+        "methods": methods_tables(verdict),
+        "mislabels": verdict.mislabels,
         "rankings": NAMES,
         "provenance": provenance(Manifest.at(layout.manifest).sections()),
         "definitions": DEFINITIONS,
-        "bounds": {"pearson": REMOVED_PEARSON, "slopes": REMOVED_SLOPES, "few": FEW, "weights": WEIGHTS},
+        "bounds": {"pearson": REMOVED_PEARSON, "slopes": REMOVED_SLOPES, "few": FEW_REFITS, "weights": WEIGHTS},
         "left_out": album.left_out,
         "style": Markup((HERE / "report.css").read_text(encoding="utf-8")),
         "plotly": Markup(scripts[0]),
@@ -134,10 +131,10 @@ def _hashes(scripts: Iterable[str]) -> str:
 
 
 @cache
-def _template() -> Any:
+def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    forms = ("compact", "signed", "correlation", "correlations", "ratio", "percent", "interval", "counted")
-    environment.globals |= {name: getattr(numbers, name) for name in forms}
+    forms = (compact, signed, correlation, correlations, ratio, percent, interval, counted)
+    environment.globals |= {form.__name__: form for form in forms}
     return environment.get_template("report.html.j2")

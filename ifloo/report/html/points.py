@@ -3,44 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 
-from ifloo.agreement import Agreement
+from ifloo.report.agreements import SCORES, Statistics, method_label
 from ifloo.report.figures import KINDS
-from ifloo.report.html.found import ALL, Groups
 from ifloo.report.html.samples import Album
-from ifloo.report.html.views import label
-from ifloo.report.methods import SCORES
-from ifloo.report.pooled import Pooled
+from ifloo.report.html.views import ALL, by_key
+from ifloo.report.pooled import Verdict
 from ifloo.report.verdict import Comparison
 from ifloo.store import JSON
 
-Tests = Mapping[int, Comparison]
 
-
-def points(compared: Tests, together: Pooled | None, statistics: Mapping[str, Groups], album: Album) -> dict[str, JSON]:
+def points(verdict: Verdict, album: Album) -> dict[str, JSON]:
     """Returns the refits of all tests with their statistics, as JSON values.
 
     A point is `[test id, training id, kind, actual, predicted by the first method, by the second, ...]`, nats, null
     if a method has no prediction. Thumbnails are given to the points of largest actual change first. Raises the same
     errors as `Album.of_training`.
     """
-    methods = list(dict.fromkeys([SCORES, *(name for one in compared.values() for name in one.further)]))
-    for _, id_ in sorted(_sizes(compared), reverse=True):
+    methods = list(dict.fromkeys([SCORES, *(name for one in verdict.values() for name in one.further)]))
+    for _, id_ in sorted(_sizes(verdict), reverse=True):
         album.of_training(id_, pictures=1)
     return {
         "kinds": {kind: name for kind, (_, _, name) in KINDS.items()},
-        "methods": [label(name) for name in methods],
-        "points": [row for t, one in compared.items() for row in _rows(t, one, methods)],
-        "views": _views(compared, together, statistics, methods),
+        "methods": [method_label(name) for name in methods],
+        "points": [row for t, one in verdict.items() for row in _rows(t, one, methods)],
+        "views": _views(verdict, methods),
     }
 
 
-def _sizes(compared: Tests) -> list[tuple[float, int]]:
+def _sizes(verdict: Verdict) -> list[tuple[float, int]]:
     return [
-        pair for one in compared.values() for pair in zip(np.abs(one.actual).tolist(), one.ids.tolist(), strict=True)
+        pair for one in verdict.values() for pair in zip(np.abs(one.actual).tolist(), one.ids.tolist(), strict=True)
     ]
 
 
@@ -55,19 +50,17 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _views(
-    compared: Tests, together: Pooled | None, statistics: Mapping[str, Groups], methods: list[str]
-) -> list[JSON]:
-    views: list[JSON] = []
-    if together:
-        floor = max(one.noise_floor or 0.0 for one in compared.values())
-        views.append({"key": ALL, "floor": floor, "fits": _fits(statistics[ALL], together.methods, methods)})
-    for t, one in compared.items():
-        further = {name: found["all"] for name, found in one.methods().items()}
-        views.append({"key": str(t), "floor": one.noise_floor, "fits": _fits(statistics[str(t)], further, methods)})
-    return views
+def _views(verdict: Verdict, methods: list[str]) -> list[JSON]:
+    floors = {str(t): one.noise_floor for t, one in verdict.items()}
+    floors[ALL] = max((floor or 0.0 for floor in floors.values()), default=0.0)
+    return [{"key": key, "floor": floors[key], **_fits(found, methods)} for key, found in by_key(verdict).items()]
 
 
-def _fits(groups: Groups, further: Mapping[str, Agreement | None], methods: list[str]) -> list[JSON]:
-    found = [groups["all"] if name == SCORES else further.get(name) for name in methods]
-    return [None if one is None else one.to_json() for one in found]
+def _fits(statistics: Statistics, methods: list[str]) -> dict[str, JSON]:
+    """Returns the statistics of each method, and the reason if a method has none."""
+    by_method = {row.method: row for row in statistics.by_method}
+    found = [by_method.get(name) for name in methods]
+    return {
+        "fits": [row.to_json() if row else None for row in found],
+        "reasons": [row.reason if row else "not predicted for each of these tests" for row in found],
+    }

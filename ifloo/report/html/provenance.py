@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ifloo.store.manifest import flattened
+
 _FIRST = ("fit", "influence", "loo")  # order in which the stages run
 _LONGEST = 8  # longest list that is written out in full, entries
 _SHOWN_ONCE = ("versions", "platform", "git_revision")
@@ -50,11 +52,11 @@ def provenance(sections: Mapping[str, Mapping[str, Any]]) -> Provenance:
     seen: dict[str, str] = {}
     stages = []
     for name in names:
-        compared = _flat(sections[name].get("compared") or {})
+        compared = _texts(sections[name].get("compared") or {})
         recorded = dict(sections[name].get("recorded") or {})
         time = str(recorded.pop("time", ""))
         new = {key: value for key, value in compared.items() if seen.get(key) != value}
-        rest = _flat({key: value for key, value in recorded.items() if key not in _SHOWN_ONCE})
+        rest = _texts({key: value for key, value in recorded.items() if key not in _SHOWN_ONCE})
         stages.append(Stage(name, time, list(new.items()), list(rest.items()), len(compared) - len(new)))
         seen |= compared
     return Provenance(_summary(sections, names), stages)
@@ -83,17 +85,11 @@ def _summary(sections: Mapping[str, Mapping[str, Any]], names: Sequence[str]) ->
     return [(name, _text(value)) for name, value in found.items() if value not in (None, "")]
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = _text(value)
-    return flat
+def _texts(settings: Mapping[str, object]) -> dict[str, str]:
+    return {name: _text(value) for name, value in flattened(settings).items()}
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, list) and len(value) > _LONGEST:

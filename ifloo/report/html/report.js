@@ -407,7 +407,7 @@
     };
     const box = at("statistics");
     if (!fit) {
-      box.replaceChildren(entry("statistics", "none", "these predictions do not vary, or are too few"));
+      box.replaceChildren(entry("statistics", "none", view().reasons[state.method]));
       return;
     }
     const made = [

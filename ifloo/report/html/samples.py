@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from ifloo.report.gallery import ConversationSet, pictures_of
+from ifloo.data.protocol import CaptionedSet, ConversationSet
+from ifloo.report.gallery import pictures_of
 from ifloo.report.html.thumbnails import thumbnail
 from ifloo.report.plain import short
 from ifloo.store import JSON
@@ -50,8 +50,8 @@ class Album:
         left_out: Number of samples without thumbnails because of the limit.
     """
 
-    train: Any
-    test: Any
+    train: CaptionedSet | ConversationSet
+    test: CaptionedSet | ConversationSet
     most_bytes: int = MOST_BYTES
     samples: dict[str, Sample] = field(default_factory=dict)
     left_out: int = 0
@@ -76,7 +76,7 @@ class Album:
             for key, one in self.samples.items()
         }
 
-    def _shown(self, key: str, data: Any, id_: int, most: int, name: str) -> Sample:
+    def _shown(self, key: str, data: CaptionedSet | ConversationSet, id_: int, most: int, name: str) -> Sample:
         if key not in self.samples:
             images = pictures_of(data, id_)
             uris = self._fitting([thumbnail(image, name) for image in images[:most]])
@@ -95,7 +95,7 @@ class Album:
         return tuple(uris)
 
 
-def _texts_of(data: Any, id_: int) -> tuple[str, str]:
+def _texts_of(data: CaptionedSet | ConversationSet, id_: int) -> tuple[str, str]:
     return (data.question(id_), data.answer(id_)) if isinstance(data, ConversationSet) else ("", "")
 
 

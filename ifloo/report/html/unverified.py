@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ifloo.report.enough import FEWEST
+from ifloo.report.agreements import FEWEST
 from ifloo.report.verdict import scores_of
 from ifloo.store import NULL_ID, Layout, LossFile, StoredInfluences
 

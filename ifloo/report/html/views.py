@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ifloo.agreement import Agreement
+from ifloo.report.agreements import Row, Statistics
 from ifloo.report.extremes import SHOWN, Extremes
 from ifloo.report.html.certificate import Entry, certificate
-from ifloo.report.html.found import ALL, Groups
 from ifloo.report.html.histogram import Histogram, histogram
 from ifloo.report.html.judgement import Judgement, judged
 from ifloo.report.html.samples import Album, Sample
-from ifloo.report.methods import SCORES
-from ifloo.report.pooled import Pooled
+from ifloo.report.pooled import Verdict
 from ifloo.report.verdict import Comparison
-from ifloo.store import CORRECTED, StoredInfluences
+from ifloo.store import StoredInfluences
 
-_GROUPS = {"all": "all refits", "top_k": "top-k by |s|", "random": "random controls"}
+ALL = "all"  # key of all tests together, where there are several
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class View:
         outcome: Outcome of the model on it.
         stored: Scores of the training samples.
         one: Comparison with refits; None if the test has no refits.
-        together: Statistics of all refits of the test.
+        together: Statistics of all refits of the test; None if it has no refits.
         judgement: Judgement of these statistics.
         certificate: Entries of the certificate.
         histogram: Histogram of the scores.
@@ -73,7 +71,7 @@ class View:
     outcome: str
     stored: StoredInfluences
     one: Comparison | None
-    together: Agreement | None
+    together: Row | None
     judgement: Judgement | None
     certificate: Sequence[Entry]
     histogram: Histogram
@@ -88,19 +86,18 @@ class Table:
     Attributes:
         key: Key of the view it belongs to: the id of a test, or `all`.
         title: Title of the table.
-        rows: Name and statistics of each row; the statistics are None if they are undefined.
+        rows: Label and statistics of each row.
     """
 
     key: str
     title: str
-    rows: Sequence[tuple[str, Agreement | None]]
+    rows: Sequence[tuple[str, Row]]
 
 
-def view(
-    stored: StoredInfluences, one: Comparison | None, together: Agreement | None, album: Album, outcome: str
-) -> View:
+def view(stored: StoredInfluences, one: Comparison | None, album: Album, outcome: str) -> View:
     """Builds the view of one test; raises the same errors as `Album.of_training`."""
     most = Extremes.of(stored)
+    together = None if one is None else one.statistics.row()
     return View(
         id=stored.test_id,
         sample=album.of_test(stored.test_id),
@@ -108,7 +105,7 @@ def view(
         stored=stored,
         one=one,
         together=together,
-        judgement=None if one is None else judged(together),
+        judgement=None if together is None else judged(together.agreement),
         certificate=certificate(stored, one),
         histogram=histogram(stored, SHOWN if one is None else int(one.top.sum())),
         helpful=[_card(stored, one, album, at) for at in most.helpful],
@@ -124,31 +121,27 @@ def _card(stored: StoredInfluences, one: Comparison | None, album: Album, at: in
     return Card(album.of_training(id_), float(stored.scores[at]), removed)
 
 
-def groups_tables(statistics: Mapping[str, Groups]) -> list[Table]:
+def by_key(verdict: Verdict) -> dict[str, Statistics]:
+    """Returns the statistics by test id as text, preceded by those of all tests together."""
+    pooled = {ALL: verdict.together.statistics} if verdict.together else {}
+    return pooled | {str(t): one.statistics for t, one in verdict.items()}
+
+
+def groups_tables(verdict: Verdict) -> list[Table]:
     """Builds the tables of all refits, of the top-k and of the controls, one per view."""
     return [
-        Table(key, _title(key), [(name, groups[group]) for group, name in _GROUPS.items()])
-        for key, groups in statistics.items()
+        Table(key, _title(key), [(row.label, row) for row in found.scores]) for key, found in by_key(verdict).items()
     ]
 
 
-def methods_tables(
-    compared: Mapping[int, Comparison], together: Pooled | None, statistics: Mapping[str, Groups]
-) -> list[Table]:
+def methods_tables(verdict: Verdict) -> list[Table]:
     """Builds the tables of further methods on the same refits, preceded by the influence scores; empty without any."""
-    further: dict[str, Mapping[str, Agreement | None]] = {ALL: together.methods} if together else {}
-    further |= {str(t): {name: found["all"] for name, found in one.methods().items()} for t, one in compared.items()}
     return [
-        Table(key, _title(key), [(label(name), one) for name, one in {SCORES: statistics[key]["all"], **found}.items()])
-        for key, found in further.items()
-        if found
+        Table(key, _title(key), [(row.method_label, row) for row in found.by_method])
+        for key, found in by_key(verdict).items()
+        if found.further
     ]
 
 
 def _title(key: str) -> str:
     return "all tests together" if key == ALL else f"test {key}"
-
-
-def label(method: str) -> str:
-    """Returns the name of a method for readers."""
-    return "leverage counted in" if method == CORRECTED else method

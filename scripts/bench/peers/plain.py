@@ -29,7 +29,7 @@ def test_set(problem: Problem, tests: Sequence[int]) -> TensorDataset:
     return TensorDataset(problem.test_x[rows], problem.test_labels[rows])
 
 
-def loader(data: TensorDataset, size: int = BATCH) -> DataLoader:
+def loader(data: TensorDataset, size: int = BATCH) -> DataLoader[tuple[Tensor, ...]]:
     return DataLoader(data, batch_size=min(size, len(data)), shuffle=False)
 
 

@@ -1,0 +1,36 @@
+"""Sample ids: those of a batch of queries, and where ids stand among those of the training data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ifloo.errors import InputError
+from ifloo.objective.batches import Batch, batch_size, sample_ids
+
+
+def query_ids(queries: Batch) -> Int[Tensor, " m"]:
+    """The ids that a batch of queries carries, on the host; positions in the batch where it carries none."""
+    ids = sample_ids(queries)
+    return torch.arange(batch_size(queries)) if ids is None else ids.cpu()
+
+
+def positions_of(train_ids: Int[Tensor, " n"], ids: Sequence[int]) -> Int[Tensor, " g"]:
+    """Finds where these ids are among those of the training data, which need not be in order.
+
+    Raises:
+        InputError: an id that is none of them.
+    """
+    wanted = torch.as_tensor(list(ids), dtype=torch.int64)
+    order = torch.argsort(train_ids)
+    place = torch.searchsorted(train_ids[order], wanted).clamp(max=len(order) - 1)
+    found = order[place]
+    if len(unknown := wanted[train_ids[found] != wanted]):
+        raise InputError(
+            f"Ids {unknown.tolist()[:5]} are none of the {len(train_ids)} training ids.\n"
+            "  Give ids of training samples."
+        )
+    return found

@@ -1,0 +1,137 @@
+"""Statistics of predicted against actual changes: for each method and selection of refits a row with its label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ifloo.agreement import Agreement, agreement
+from ifloo.store import CORRECTED, JSON
+
+FEWEST = 3
+"""Number of refits below which there are no statistics."""
+
+SCORES = "influence scores"
+"""Name of the method that the verdict is about, beside the names of further methods."""
+
+Selection = Literal["all", "top_k", "random"]
+Floats = NDArray[np.float64]
+Chosen = NDArray[np.bool_]
+
+_SELECTIONS: Mapping[Selection, str] = {"all": "all", "top_k": "top-k", "random": "random"}
+_METHODS = {CORRECTED: "leverage-corrected"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Predictions of one method against the refits of one selection.
+
+    Attributes:
+        method: Name of the method in files; `SCORES` for the influence scores.
+        selection: Name of the selection in files: all refits, those of the top-k samples or of the random controls.
+        n: Number of refits in the selection that have a prediction.
+        agreement: Statistics over them; None where there are none.
+        reason: Why there are none; empty where there are some.
+    """
+
+    method: str
+    selection: Selection
+    n: int
+    agreement: Agreement | None
+    reason: str
+
+    @property
+    def method_label(self) -> str:
+        """Name of the method in every output."""
+        return method_label(self.method)
+
+    @property
+    def label(self) -> str:
+        """Name of the row in every output; a row of the influence scores is named by its selection alone."""
+        selection = _SELECTIONS[self.selection]
+        return selection if self.method == SCORES else f"{self.method_label}, {selection}"
+
+    def to_json(self) -> dict[str, JSON] | None:
+        """Give the statistics as verdict.json holds them; None where there are none."""
+        return None if self.agreement is None else dict(self.agreement.to_json())
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """All rows of one test, or of all tests together.
+
+    Attributes:
+        rows: Rows of the influence scores (all refits, top-k, random controls), then those of further methods.
+    """
+
+    rows: tuple[Row, ...]
+
+    def row(self, selection: Selection = "all", method: str = SCORES) -> Row:
+        """Give one row.
+
+        Raises:
+            KeyError: there is no such row.
+        """
+        for row in self.rows:
+            if (row.selection, row.method) == (selection, method):
+                return row
+        raise KeyError((selection, method))
+
+    @property
+    def scores(self) -> list[Row]:
+        """Rows of the influence scores, one for each selection."""
+        return [row for row in self.rows if row.method == SCORES]
+
+    @property
+    def further(self) -> list[Row]:
+        """Rows of further methods over all refits."""
+        return [row for row in self.rows if row.method != SCORES and row.selection == "all"]
+
+    @property
+    def by_method(self) -> list[Row]:
+        """Rows over all refits: the influence scores, then further methods."""
+        return [self.row(), *self.further]
+
+
+def method_label(method: str) -> str:
+    """Give the name of a method in every output."""
+    return _METHODS.get(method, method)
+
+
+def rows_of(
+    method: str, predicted: Floats, actual: Floats, selections: Mapping[Selection, Chosen], noise_floor: float
+) -> Iterator[Row]:
+    """Calculate the rows of one method, one for each selection.
+
+    Args:
+        method: Name of the method.
+        predicted: `[r]` predicted changes, nats; NaN where the method predicts nothing.
+        actual: `[r]` actual changes, nats.
+        selections: `[r]` refits of each selection, by its name.
+        noise_floor: Size of an actual change below which it says nothing, nats.
+    """
+    for selection, chosen in selections.items():
+        there = np.isfinite(predicted) & chosen
+        x, y = predicted[there], actual[there]
+        yield Row(method, selection, len(x), agreed(x, y, noise_floor), reason_for_none(x, y))
+
+
+def agreed(predicted: Floats, actual: Floats, noise_floor: float = 0.0) -> Agreement | None:
+    """Give the statistics of predicted against actual changes, both `[r]`; None for the reason of `reason_for_none`."""
+    return None if reason_for_none(predicted, actual) else agreement(predicted, actual, noise_floor=noise_floor)
+
+
+def reason_for_none(predicted: Floats, actual: Floats) -> str:
+    """Say why predicted and actual changes (nats), both `[r]`, have no statistics; empty where they have."""
+    n = len(predicted)
+    if n < FEWEST:
+        return f"too few to compare: {n}, and a statistic needs {FEWEST}" if n else "nothing to compare"
+    if np.ptp(predicted) == 0:
+        return "predicts the same change for all of them"
+    if np.ptp(actual) == 0:
+        return f"all actual changes are {actual[0]:.3g} nats"
+    return ""
