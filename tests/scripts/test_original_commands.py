@@ -138,7 +138,8 @@ def test_leave_one_out_resumes(copied):
     done(run(copied, LOO + SMALL + " --mnist_source embedded"))
     again = lines(path)
     assert again[:-1] == whole[:-1]
-    assert again[-1]["loss"] == pytest.approx(whole[-1]["loss"], abs=1e-8)
+    # Two ‖∇J‖ <= 1e-10 over λ = 0.01, times ‖∇L_t‖ up to 10 in the directions that a refit moves along.
+    assert again[-1]["loss"] == pytest.approx(whole[-1]["loss"], abs=1e-7)
 
 
 def test_refits_from_scratch_reach_the_same_optimum(copied):
@@ -149,7 +150,7 @@ def test_refits_from_scratch_reach_the_same_optimum(copied):
     found = {row["id"]: row["loss"] for row in lines(copied / "cold/loo_losses_test_0.jsonl")}
     warm = {row["id"]: row["loss"] for row in lines(copied / "outputs/mnist/loo_losses_test_0.jsonl")}
     assert list(found) == [-1, *map(int, ids)]
-    assert found == pytest.approx({i: warm[i] for i in found}, abs=1e-8)  # two ‖∇J‖ <= 1e-10 may leave 1e-7
+    assert found == pytest.approx({i: warm[i] for i in found}, abs=1e-7)  # what two ‖∇J‖ <= 1e-10 may leave
 
 
 def test_vis_draws_what_the_others_made(copied):
