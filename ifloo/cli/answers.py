@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from typing_extensions import Protocol, runtime_checkable
 
-from ifloo.data.protocol import AnswerTokenizer, ConversationSet, DataNotes, QueryBatches, SampleSet, SampleSets
+from ifloo.data.protocol import AnswerTokenizer, ConversationSet, DataNotes, QueryBatches, SampleSet
 from ifloo.objective import Batch, OutputLosses, Speaker, scoring
 from ifloo.objective.batches import as_made, moved
 
@@ -19,8 +19,11 @@ MOST_QUESTIONS = 20  # different ones, beyond which exact match is not told ques
 
 
 @runtime_checkable
-class Tests(SampleSets, QueryBatches, Protocol):
+class Tests(QueryBatches, Protocol):
     """The test samples of a data module, by id and as a model reads them."""
+
+    @property
+    def test_set(self) -> SampleSet: ...
 
 
 class Answer(NamedTuple):
@@ -54,10 +57,10 @@ def exact_match(module: nn.Module, datamodule: Tests) -> dict[str, dict[str, flo
 
     Nothing for a model that does not answer, or where almost every row asks something else.
     """
-    talk, tests = _talk(module, datamodule), datamodule.test_set
-    if talk is None or not isinstance(tests, SampleSet):
+    talk = _talk(module, datamodule)
+    if talk is None:
         return {}
-    ids = [int(i) for i in tests.ids]
+    ids = [int(i) for i in datamodule.test_set.ids]
     if (asked := _questions(talk.rows, ids)) is None:
         return {}
     right: dict[str, list[bool]] = {question: [] for question in sorted(set(asked))}
