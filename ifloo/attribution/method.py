@@ -25,7 +25,7 @@ class Trained:
     Attributes:
         objective: J(θ; 1) over all n training samples.
         theta: θ̂, `[p]`, where the training ended.
-        run: how it was trained; None where nobody recorded it.
+        run: How it was trained; None where that was not recorded.
     """
 
     objective: Objective

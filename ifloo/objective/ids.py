@@ -24,11 +24,11 @@ def positions_of(train_ids: Int[Tensor, " n"], ids: Sequence[int]) -> Int[Tensor
     Raises:
         InputError: an id that is none of them.
     """
-    wanted = torch.as_tensor(list(ids), dtype=torch.int64)
+    requested = torch.as_tensor(list(ids), dtype=torch.int64)
     order = torch.argsort(train_ids)
-    place = torch.searchsorted(train_ids[order], wanted).clamp(max=len(order) - 1)
+    place = torch.searchsorted(train_ids[order], requested).clamp(max=len(order) - 1)
     found = order[place]
-    if len(unknown := wanted[train_ids[found] != wanted]):
+    if len(unknown := requested[train_ids[found] != requested]):
         raise InputError(
             f"Ids {unknown.tolist()[:5]} are none of the {len(train_ids)} training ids.\n"
             "  Give ids of training samples."
