@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ifloo import __version__
-from ifloo.cli.summary import HELP
+from ifloo.cli.help import HELP
 
 
 def main(argv: Sequence[str] | None = None) -> int:

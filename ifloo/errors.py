@@ -17,7 +17,7 @@ class WorkError(IflooError, RuntimeError):
     """What was given is fine and the work failed: a solve that did not converge, a disk that is full (exit code 1)."""
 
 
-def listed(names: Sequence[str]) -> str:
+def summarise(names: Sequence[str]) -> str:
     """The first few names, and how many there are."""
     rest = f", ... ({len(names)} in all)" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + rest

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from ifloo.objective.batches import Batch, batch_size, rows
+from ifloo.objective.batches import Batch, batch_size, slice_batch
 from ifloo.objective.functional import FunctionalLosses
 
 
@@ -44,7 +44,7 @@ def gradient_norms(
     step = max(1, bytes_at_once // (theta.numel() * theta.element_size()))
     return torch.cat(
         [
-            sample_gradients(losses, theta, rows(batch, slice(start, start + step))).norm(dim=1)
+            sample_gradients(losses, theta, slice_batch(batch, slice(start, start + step))).norm(dim=1)
             for start in range(0, batch_size(batch), step)
         ]
     )

@@ -58,7 +58,7 @@ class ParamSpace:
         trainable = {n: p for n, p in module.named_parameters() if p.requires_grad}
         chosen = {n: p for n, p in trainable.items() if any(matches(module, n, x) for x in patterns)}
         if not chosen:
-            raise InputError(_nothing_matches(patterns, [known_as(module, n) for n in trainable]))
+            raise InputError(_nothing_matches(patterns, [author_name(module, n) for n in trainable]))
         kinds = {(p.dtype, p.device) for p in chosen.values()}
         if len(kinds) > 1:
             raise InputError(
@@ -104,14 +104,14 @@ def prefix_of(module: object) -> str:
     return module.wraps if isinstance(module, Wrapper) else ""
 
 
-def known_as(module: nn.Module, name: str) -> str:
+def author_name(module: nn.Module, name: str) -> str:
     """The name of a parameter as whoever wrote the model knows it: without the prefix of what wraps it."""
     return name.removeprefix(prefix_of(module))
 
 
 def matches(module: nn.Module, name: str, pattern: str) -> bool:
     """Whether a parameter's name, in full or as its author knows it, matches a shell-style pattern."""
-    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(known_as(module, name), pattern)
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(author_name(module, name), pattern)
 
 
 def _nothing_matches(patterns: Sequence[str], names: list[str]) -> str:

@@ -45,15 +45,19 @@ class Floor:
 
 
 HOUSE = (  # from the top
-    Floor(7, ("cli",), "wiring of the commands"),
-    Floor(6, ("stages", "refit", "report"), "Lightning's Trainer, files, pictures"),
-    Floor(None, ("models", "data"), "floors 0 and 1 only; used by 6 and 7"),
+    Floor(9, ("cli",), "wiring of the commands; hands reporters to stages"),
+    Floor(8, ("doctor", "report"), "what stands between a model and scores that hold; how results are shown"),
+    Floor(7, ("stages", "refit"), "the engine in a Trainer; refits through Trainers"),
+    Floor(None, ("models", "data"), "modules and data modules; see floors 0 and 1 only, are used by 7 to 9"),
+    Floor(6, ("verdict",), "predicted against actual changes: the published number"),
     Floor(5, ("agreement", "store"), "statistics; files, manifests, resuming"),
-    Floor(4, ("attribution",), "from queries to scores"),
+    Floor(4, ("attribution", "minimize"), "from queries to scores; minimisers of J"),
     Floor(3, ("solvers",), "an operator, never a model"),
     Floor(2, ("gradients", "curvature"), "derivatives of J as vectors and operators"),
-    Floor(1, ("objective",), "J(θ; w), batches, preflight"),
-    Floor(0, ("params", "errors", "progress", "termination"), "names and flat vectors; failures; progress; signals"),
+    Floor(1, ("objective",), "J(θ; w), batches, facts about layers, preflight"),
+    Floor(
+        0, ("params", "errors", "progress", "termination", "former_names"), "names and flat vectors; failures; progress"
+    ),
 )
 FLOORS = {room: floor.number for floor in HOUSE if floor.number is not None for room in floor.rooms}
 WING = {room for floor in HOUSE if floor.number is None for room in floor.rooms}

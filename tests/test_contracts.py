@@ -27,8 +27,8 @@ INTROSPECTION = {
     "ifloo.store.groups": "its own fields, as keys of a line",
     "ifloo.store.removals": "its own fields, as arrays of a file",
     "ifloo.store.self_influence": "its own fields, as arrays of a file",
-    "ifloo.objective.trial": "looks for tensors that a layer keeps as attributes, whatever their names",
-    "ifloo.stages.aside": "looks for data sets and random generators that a module holds, whatever their names",
+    "ifloo.doctor.forward_trace": "looks for tensors that a layer keeps as attributes, whatever their names",
+    "ifloo.stages.isolation": "looks for data sets and random generators that a module holds, whatever their names",
 }
 
 

@@ -108,11 +108,15 @@ def test_the_doors_are_light(door):
     assert shown.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["ifloo.attribution", "ifloo.agreement", "ifloo.store"])
-def test_floors_to_five_run_without_lightning(module):
-    code = f"import sys, {module}; print('lightning' in sys.modules)"
+@pytest.mark.parametrize(
+    "module",
+    ["ifloo.attribution", "ifloo.agreement", "ifloo.store", "ifloo.verdict", "ifloo.minimize", "ifloo.solvers"],
+)
+def test_floors_to_six_load_no_lightning_and_draw_nothing(module):
+    heavy = ("lightning", "pytorch_lightning", "matplotlib", "tensorboard")
+    code = f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "False"
+    assert shown.stdout.strip() == "[]"
 
 
 OWN = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "scripts").glob("*.py"))]
@@ -121,7 +125,7 @@ OWN = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "scrip
 @pytest.mark.parametrize("path", OWN, ids=lambda p: str(p.relative_to(ROOT)))
 def test_rooms_stay_small(path):
     text = path.read_text()
-    long = [f"{len(text.splitlines())} lines in the file"] if len(text.splitlines()) >= 300 else []
+    long = [f"{len(text.splitlines())} lines in the file"] if len(text.splitlines()) > 400 else []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             lines = node.end_lineno - node.lineno + 1

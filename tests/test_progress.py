@@ -1,7 +1,7 @@
 """Progress of work: parts of a whole, and bars that stand on stderr while it goes on."""
 
 import ifloo.curvature.operator
-import ifloo.solvers.solution
+import ifloo.solvers.base
 from ifloo.progress import OnProgress, bar, no_progress, part_of, ticking
 
 
@@ -41,5 +41,5 @@ def test_a_line_is_there_before_the_first_part(capsys):
 
 def test_the_former_names_are_the_same_objects():
     assert ifloo.solvers.bar is bar
-    assert ifloo.solvers.solution.silent is no_progress
+    assert ifloo.solvers.base.silent is no_progress
     assert ifloo.curvature.operator.Tick is OnProgress

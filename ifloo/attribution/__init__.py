@@ -1,12 +1,14 @@
 """Floor 4: from queries to scores."""
 
-from ifloo.attribution.curvature_route import CurvatureRoute
+from typing import TYPE_CHECKING
+
+from ifloo.attribution.curvature_route import InfluenceFunction
 from ifloo.attribution.engine import Directions, InfluenceEngine
 from ifloo.attribution.gradient_cosine import GradientCosine
 from ifloo.attribution.gradient_dot import GradientDot
 from ifloo.attribution.head import HeadProducts
 from ifloo.attribution.left_out import left_out_losses
-from ifloo.attribution.method import Method, MethodScores, Trained
+from ifloo.attribution.method import Method, MethodScores, TrainedModel
 from ifloo.attribution.one_step import OneStep
 from ifloo.attribution.products import ForwardProducts, Products
 from ifloo.attribution.random_scores import RandomScores
@@ -18,28 +20,29 @@ from ifloo.attribution.self_influence import (
     tracin_self,
 )
 from ifloo.attribution.tracin import TracIn
-from ifloo.attribution.unrolled import Reverse, Unrolled
+from ifloo.attribution.unrolled import ReverseState, Unrolled
+from ifloo.former_names import former_names
 
 __all__ = [
     "DEFINITIONS",
     "Certificate",
-    "CurvatureRoute",
     "Directions",
     "ForwardProducts",
     "GradientCosine",
     "GradientDot",
     "HeadProducts",
     "InfluenceEngine",
+    "InfluenceFunction",
     "Method",
     "MethodScores",
     "OneStep",
     "Products",
     "RandomScores",
-    "Reverse",
+    "ReverseState",
     "Scores",
     "SelfInfluence",
     "TracIn",
-    "Trained",
+    "TrainedModel",
     "Unrolled",
     "certified_self",
     "last_layer_self",
@@ -48,3 +51,14 @@ __all__ = [
     "predicted_change",
     "tracin_self",
 ]
+
+if not TYPE_CHECKING:  # else every misspelt name would pass mypy
+    __getattr__ = former_names(
+        __name__,
+        {
+            "CurvatureRoute": "ifloo.attribution.InfluenceFunction",
+            "Reverse": "ifloo.attribution.ReverseState",
+            "Trained": "ifloo.attribution.TrainedModel",
+        },
+        __all__,
+    )

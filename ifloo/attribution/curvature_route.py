@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ifloo.attribution.engine import InfluenceEngine
 from ifloo.attribution.head import HeadProducts
-from ifloo.attribution.method import Method, Trained
+from ifloo.attribution.method import Method, TrainedModel
 from ifloo.attribution.recorded import HOW_TO_RECORD, RecordedRun, training_time
 from ifloo.attribution.scores import Scores
 from ifloo.curvature import Damped, GaussNewton, LinearHead, LinearOperator, as_head
@@ -28,7 +28,7 @@ HEAD_BYTES = 4 << 30  # of inputs and output curvatures that a linear head may k
 
 
 @dataclass(frozen=True)
-class CurvatureRoute(Method):
+class InfluenceFunction(Method):
     """−(1/n) ∇L_tᵀ (C + δI)⁻¹ ∇ℓ_i at θ̂, nats per unit weight, C a curvature of J with its penalty.
 
     Residuals, on the full data, are of the damped system and of the undamped one.
@@ -61,7 +61,7 @@ class CurvatureRoute(Method):
     def needs_run(self) -> bool:
         return self.damping is None
 
-    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> Scores:
+    def scores(self, trained: TrainedModel, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         module = trained.objective.losses.module
         refuse_decoupled(module, self.label)
         damping = self._damping(trained.run)
@@ -70,7 +70,7 @@ class CurvatureRoute(Method):
             operator = self.curvature(objective, theta)
             curvature = Damped(operator, damping) if damping else operator
             head = as_head(curvature)
-            solver = self.solver.chosen(curvature, batch_size(queries))
+            solver = self.solver.resolve(curvature, batch_size(queries))
             by = HeadProducts(head) if head else None
             engine = InfluenceEngine(objective, theta, curvature, solver, None, by)
             directions = engine.directions(queries)

@@ -12,13 +12,13 @@ from torch import Tensor
 from ifloo.attribution.products import QUERY_BLOCK, ForwardProducts, Products
 from ifloo.attribution.scores import Certificate, Scores
 from ifloo.curvature import Damped, LinearOperator
-from ifloo.objective.batches import Batch, batch_size, rows
+from ifloo.objective.batches import Batch, batch_size, slice_batch
 from ifloo.objective.functional import scoring
 from ifloo.objective.ids import query_ids
 from ifloo.objective.objective import Objective
 from ifloo.progress import OnProgress, no_progress
+from ifloo.solvers.base import Prepared, Solution, Solver, relative_residual
 from ifloo.solvers.progress import recording
-from ifloo.solvers.solution import Prepared, Solution, Solver, relative_residual
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class InfluenceEngine:
         m = batch_size(queries)
         size = max(QUERY_BLOCK, self.prepared.at_once)
         starts = range(0, m, size)
-        blocks = [rows(queries, slice(i, i + size)) for i in starts]
+        blocks = [slice_batch(queries, slice(i, i + size)) for i in starts]
         with scoring(self.objective.losses.module):
             gradients = [self.products.query_gradients(b) for b in blocks]
             solved = [self._solved(g, i, m) for i, g in zip(starts, gradients, strict=True)]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifloo.attribution.method import Method, Trained
+from ifloo.attribution.method import Method, TrainedModel
 from ifloo.attribution.products import gradient_chunks, query_gradients
 from ifloo.attribution.scores import Scores
 from ifloo.objective.batches import Batch, concatenate_chunks
@@ -33,7 +33,7 @@ class GradientCosine(Method):
 
     name: ClassVar[str] = "gradient_cosine"
 
-    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> Scores:
+    def scores(self, trained: TrainedModel, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         objective, theta = trained.objective, trained.theta
         size = max(1, BYTES_AT_ONCE // (theta.numel() * theta.element_size()))
         with scoring(objective.losses.module):

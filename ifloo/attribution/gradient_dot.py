@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ifloo.attribution.method import Method, Trained
+from ifloo.attribution.method import Method, TrainedModel
 from ifloo.attribution.products import gradient_dots
 from ifloo.attribution.scores import Scores
 from ifloo.objective.batches import Batch
@@ -26,7 +26,7 @@ class GradientDot(Method):
 
     name: ClassVar[str] = "gradient_dot"
 
-    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> Scores:
+    def scores(self, trained: TrainedModel, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         objective = trained.objective
         dots = gradient_dots(objective, trained.theta, queries, tick)
         return Scores(dots / -objective.n, objective.data.ids, query_ids(queries))

@@ -54,7 +54,7 @@ class HeadProducts(Products):
 
     def query_gradients(self, queries: Batch) -> Float[Tensor, "m p"]:
         rows = self.head.rows_of(queries)
-        return self.head.head.flat(rows.residuals.mT @ rows.inputs)
+        return self.head.layer.flat(rows.residuals.mT @ rows.inputs)
 
     def chunks(self) -> Iterator[Piece]:
         return iter(self._pieces(0, len(self.ids)))

@@ -62,9 +62,9 @@ def _of_chunk(
     inner = without_sample(second @ A / head.n, slopes, "one of the samples", REMEDY)
     moved = torch.einsum("brs,bs->br", A, inner) / head.n
     with torch.no_grad(), scoring(head.objective.losses.module):
-        inputs, shape = head.head.inputs(head.theta, batch)
-        outputs = head.head.outputs(head.theta, inputs) + (moved @ head.basis.T).unsqueeze(1)
-        return head.head.losses_of(head.theta, outputs, batch, shape)
+        inputs, shape = head.layer.inputs(head.theta, batch)
+        outputs = head.layer.outputs(head.theta, inputs) + (moved @ head.basis.T).unsqueeze(1)
+        return head.layer.losses_of(head.theta, outputs, batch, shape)
 
 
 def _sandwiches(head: LinearHead, inverse: Float[Tensor, "q q"], chunk: int) -> Float[Tensor, "b r r"]:

@@ -52,7 +52,7 @@ class SampleBlocks:
 
     def sandwiches(self, prepared: Prepared) -> Float[Tensor, "g s s"]:
         """A_i = B_i H⁻¹ B_iᵀ."""
-        return prepared.sandwich(self.rows)
+        return prepared.quadratic_forms(self.rows)
 
     def leverages(self, sandwiches: Float[Tensor, "g s s"]) -> Float[Tensor, " g"]:
         """h_i = tr(S_i A_i) / n; for one output ℓ''(η_i) x_iᵀH⁻¹x_i / n. Their sum is the effective dimension."""

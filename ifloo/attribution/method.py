@@ -19,7 +19,7 @@ from ifloo.solvers import Status
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """What a method may look at.
 
     Attributes:
@@ -87,7 +87,7 @@ class Method(ABC):
         return False
 
     @abstractmethod
-    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> Scores:
+    def scores(self, trained: TrainedModel, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         """Scores of all n training samples against each of the m queries; `tick(done, total)` tells how far it is.
 
         Raises:

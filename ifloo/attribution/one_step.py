@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vmap
 
-from ifloo.attribution.method import Method, Trained
+from ifloo.attribution.method import Method, TrainedModel
 from ifloo.attribution.products import gradient_chunks
 from ifloo.attribution.recorded import HOW_TO_RECORD, RecordedRun, training_time
 from ifloo.attribution.scores import Scores
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, batch_size, concatenate_chunks, moved, rows
+from ifloo.objective.batches import Batch, batch_size, concatenate_chunks, slice_batch, to_device
 from ifloo.objective.functional import FunctionalLosses, scoring
 from ifloo.objective.ids import query_ids
 from ifloo.progress import OnProgress, no_progress
@@ -57,11 +57,11 @@ class OneStep(Method):
     def needs_run(self) -> bool:
         return self.rate is None
 
-    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> Scores:
+    def scores(self, trained: TrainedModel, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         objective, theta = trained.objective, trained.theta
         losses, step = objective.losses, self._rate(trained.run) / objective.n
         at_once = min(MOST_AT_ONCE, max(1, self.max_bytes // (2 * theta.numel() * theta.element_size())))
-        queries = moved(queries, theta.device, theta.dtype)
+        queries = to_device(queries, theta.device, theta.dtype)
         with torch.no_grad(), scoring(losses.module):
             before = _losses_at(losses, theta.unsqueeze(0), queries)
             chunks = (
@@ -86,5 +86,5 @@ class OneStep(Method):
 def _losses_at(losses: FunctionalLosses, thetas: Float[Tensor, "g p"], queries: Batch) -> Float[Tensor, "g m"]:
     """L_t at each of several weights."""
     size = max(1, PAIRS_AT_ONCE // len(thetas))
-    blocks = [rows(queries, slice(i, i + size)) for i in range(0, batch_size(queries), size)]
+    blocks = [slice_batch(queries, slice(i, i + size)) for i in range(0, batch_size(queries), size)]
     return torch.cat([vmap(lambda theta, b=block: losses.sample_losses(theta, b))(thetas) for block in blocks], 1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ifloo.gradients import gradient_norms, gradient_products, sample_gradients
-from ifloo.objective.batches import Batch, batch_size, concatenate_chunks, moved, rows
+from ifloo.objective.batches import Batch, batch_size, concatenate_chunks, slice_batch, to_device
 from ifloo.objective.functional import scoring
 from ifloo.objective.loaders import sequential
 from ifloo.objective.objective import Objective
@@ -102,7 +102,7 @@ class ForwardProducts(Products):
             return max(float(gradient_norms(losses, self.theta, b).max()) for _, b in self.objective.data.with_ids())
 
     def _moved(self, batch: Batch) -> Batch:
-        return moved(batch, self.theta.device, self.theta.dtype)
+        return to_device(batch, self.theta.device, self.theta.dtype)
 
 
 def gradient_dots(
@@ -118,11 +118,11 @@ def gradient_chunks(objective: Objective, theta: Float[Tensor, " p"], size: int)
     """∇ℓ_i(θ) of all n training samples in order, at most `size` of them at a time; to be used within `scoring`."""
     for _, batch in objective.data.with_ids():
         for start in range(0, batch_size(batch), size):
-            yield sample_gradients(objective.losses, theta, rows(batch, slice(start, start + size)))
+            yield sample_gradients(objective.losses, theta, slice_batch(batch, slice(start, start + size)))
 
 
 def query_gradients(objective: Objective, theta: Float[Tensor, " p"], queries: Batch) -> Float[Tensor, "m p"]:
     """∇L_t(θ) of each query, a block of them at a time through the model."""
     by = ForwardProducts(objective, theta)
     starts = range(0, batch_size(queries), QUERY_BLOCK)
-    return torch.cat([by.query_gradients(rows(queries, slice(i, i + QUERY_BLOCK))) for i in starts])
+    return torch.cat([by.query_gradients(slice_batch(queries, slice(i, i + QUERY_BLOCK))) for i in starts])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ifloo.attribution.method import Method, Trained
+from ifloo.attribution.method import Method, TrainedModel
 from ifloo.attribution.scores import Scores
 from ifloo.objective.batches import Batch
 from ifloo.objective.ids import query_ids
@@ -31,7 +31,7 @@ class RandomScores(Method):
 
     name: ClassVar[str] = "random"
 
-    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> Scores:
+    def scores(self, trained: TrainedModel, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         ids, tests = trained.objective.data.ids, query_ids(queries)
         drawn = _mixed(
             _mixed(_mixed(np.array([self.seed])) ^ _mixed(tests.numpy())[:, None]) ^ ids.cpu().numpy().astype("u8")

@@ -12,7 +12,7 @@ from torch import Tensor
 from ifloo.errors import InputError
 from ifloo.objective.ids import positions_of
 from ifloo.objective.weights import Removal
-from ifloo.solvers.solution import Status
+from ifloo.solvers.base import Status
 
 DEFINITIONS = (
     "scores[i] = dL_t/dw_i = -(1/n) grad L_t . H^-1 grad l_i, nats per unit weight, at the minimiser of "

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ifloo.attribution.engine import InfluenceEngine
-from ifloo.attribution.method import Trained
+from ifloo.attribution.method import TrainedModel
 from ifloo.attribution.products import gradient_chunks
 from ifloo.attribution.recorded import require_run, segments
 from ifloo.attribution.scores import SelfInfluence
@@ -21,7 +21,7 @@ from ifloo.objective.functional import scoring
 from ifloo.objective.objective import Objective, attributed
 from ifloo.progress import OnProgress, no_progress, part_of
 from ifloo.solvers import Auto
-from ifloo.solvers.solution import Prepared, relative_residual
+from ifloo.solvers.base import Prepared, relative_residual
 
 log = logging.getLogger(__name__)
 BYTES_AT_ONCE = 64 << 20  # of gradients
@@ -66,7 +66,9 @@ def _own_solves(engine: InfluenceEngine, gradients: Iterator[Float[Tensor, "g p"
         first += len(G)
 
 
-def tracin_self(trained: Trained, checkpoints: int | None = 10, tick: OnProgress = no_progress) -> Float[Tensor, " n"]:
+def tracin_self(
+    trained: TrainedModel, checkpoints: int | None = 10, tick: OnProgress = no_progress
+) -> Float[Tensor, " n"]:
     """Σ_c η_ci ‖∇ℓ_i(θ_c)‖² ≥ 0 of all n samples, nats per unit weight for plain SGD; `checkpoints` as in `TracIn`.
 
     Source: Pruthi et al. 2020, arXiv:2002.08484, self-influence of TracInCP.
@@ -112,9 +114,9 @@ def last_layer_self(
     with attributed(objective, theta, patterns) as (part, own), scoring(objective.losses.module):
         operator = head_or_hessian(part, own, lambda why: log.info("self-influence: Hessian, by products. %s", why))
         A = Damped(operator, damping) if damping else operator
-        prepared = Auto().chosen(A, part.n).prepare(A)
+        prepared = Auto().resolve(A, part.n).prepare(A)
         gradients = _gradients(part, own, A, _at_once(own, prepared))
-        chunks = (prepared.sandwich(g.unsqueeze(1)).flatten() / part.n for g in gradients)
+        chunks = (prepared.quadratic_forms(g.unsqueeze(1)).flatten() / part.n for g in gradients)
         return concatenate_chunks(chunks, part.n, tick)
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from ifloo.attribution.method import Method, Trained
+from ifloo.attribution.method import Method, TrainedModel
 from ifloo.attribution.products import gradient_dots
 from ifloo.attribution.recorded import refuse_no_checkpoint, require_run, segments
 from ifloo.attribution.scores import Scores
@@ -47,7 +47,7 @@ class TracIn(Method):
     def needs_run(self) -> bool:
         return True
 
-    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> Scores:
+    def scores(self, trained: TrainedModel, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         run, objective = require_run(trained.run, "TracIn"), trained.objective
         ids, parts = objective.data.ids, segments(run, self.checkpoints)
         value = torch.zeros(batch_size(queries), objective.n, dtype=trained.theta.dtype, device=trained.theta.device)

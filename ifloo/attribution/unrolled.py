@@ -12,12 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
-from ifloo.attribution.method import Method, Trained
+from ifloo.attribution.method import Method, TrainedModel
 from ifloo.attribution.recorded import RecordedRun, State
 from ifloo.attribution.scores import Certificate, Scores
 from ifloo.errors import InputError, WorkError
 from ifloo.gradients import sample_gradients
-from ifloo.objective.batches import Batch, batch_size, moved
+from ifloo.objective.batches import Batch, batch_size, to_device
 from ifloo.objective.functional import FunctionalLosses, scoring
 from ifloo.objective.ids import query_ids
 from ifloo.objective.objective import Objective
@@ -28,7 +28,7 @@ REPLAYED = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative distance of a 
 
 
 @dataclass(frozen=True)
-class Reverse:
+class ReverseState:
     """How far back a reverse pass has come.
 
     Attributes:
@@ -47,23 +47,23 @@ class Reverse:
 
 
 @runtime_checkable
-class Progress(Protocol):
+class ReverseCheckpoint(Protocol):
     """Where a reverse pass is kept between segments, so that a killed one goes on."""
 
-    def load(self) -> Reverse | None:
+    def load(self) -> ReverseState | None:
         """The last one kept; None: none."""
 
-    def keep(self, reverse: Reverse) -> None:
+    def keep(self, reverse: ReverseState) -> None:
         """Keeps it in place of the last."""
 
 
-class Nowhere:
+class NoCheckpoint:
     """Keeps nothing."""
 
-    def load(self) -> Reverse | None:
+    def load(self) -> ReverseState | None:
         return None
 
-    def keep(self, reverse: Reverse) -> None:
+    def keep(self, reverse: ReverseState) -> None:
         return None
 
 
@@ -92,17 +92,19 @@ class Unrolled(Method):
     def needs_run(self) -> bool:
         return True
 
-    def scores(self, trained: Trained, queries: Batch, tick: OnProgress = no_progress) -> Scores:
-        return self.resumed(trained, queries, Nowhere(), tick)
+    def scores(self, trained: TrainedModel, queries: Batch, tick: OnProgress = no_progress) -> Scores:
+        return self.resumed(trained, queries, NoCheckpoint(), tick)
 
-    def resumed(self, trained: Trained, queries: Batch, progress: Progress, tick: OnProgress = no_progress) -> Scores:
+    def resumed(
+        self, trained: TrainedModel, queries: Batch, progress: ReverseCheckpoint, tick: OnProgress = no_progress
+    ) -> Scores:
         """Scores, from where `progress` was kept.
 
         Raises:
             InputError: the run was not recorded, or parameters of it are left out.
             WorkError: the replay does not follow the recorded run.
         """
-        fold = Fold.of(trained)
+        fold = ReplayedRun.of(trained)
         with scoring(trained.objective.losses.module):
             reverse = progress.load() or self._start(trained, queries, fold)
             for first, last in reversed(list(pairwise(fold.run.saved))):
@@ -120,18 +122,22 @@ class Unrolled(Method):
         )
         return Scores(reverse.scores, trained.objective.data.ids, query_ids(queries), certificate)
 
-    def _start(self, trained: Trained, queries: Batch, fold: Fold) -> Reverse:
+    def _start(self, trained: TrainedModel, queries: Batch, fold: ReplayedRun) -> ReverseState:
         end = fold.run.state(fold.run.steps)
         distance = _distance(end.theta, trained.theta)
         self._check(
             distance, fold.run.steps, "the recorded run ends elsewhere than the checkpoint", trained.theta.dtype
         )
-        here = moved(queries, trained.theta.device, trained.theta.dtype)
+        here = to_device(queries, trained.theta.device, trained.theta.dtype)
         adjoint = sample_gradients(trained.objective.losses, trained.theta, here)
         moments = tuple(torch.zeros_like(adjoint) for _ in end.moments)
-        return Reverse(fold.run.steps, adjoint, moments, adjoint.new_zeros(len(adjoint), trained.objective.n), distance)
+        return ReverseState(
+            fold.run.steps, adjoint, moments, adjoint.new_zeros(len(adjoint), trained.objective.n), distance
+        )
 
-    def _segment(self, fold: Fold, first: int, last: int, reverse: Reverse, tick: OnProgress) -> Reverse:
+    def _segment(
+        self, fold: ReplayedRun, first: int, last: int, reverse: ReverseState, tick: OnProgress
+    ) -> ReverseState:
         """Replays the steps first..last−1, then goes back over them."""
         batches = [fold.batch(k) for k in range(first, last)]
         states = [fold.run.state(first)]
@@ -141,10 +147,10 @@ class Unrolled(Method):
         self._check(distance, last, "the replayed training left the recorded one", states[-1].theta.dtype)
         adjoint, scores = (reverse.theta, reverse.moments), reverse.scores.clone()
         for k in reversed(range(first, last)):
-            adjoint, added = fold.back(states[k - first], batches[k - first], k, adjoint)
+            adjoint, added = fold.step_back(states[k - first], batches[k - first], k, adjoint)
             scores.index_add_(1, fold.columns(k).to(scores.device), added)
             tick(fold.run.steps - k, fold.run.steps)
-        return Reverse(first, *adjoint, scores, max(distance, reverse.distance))
+        return ReverseState(first, *adjoint, scores, max(distance, reverse.distance))
 
     def _check(self, distance: float, step: int, what: str, dtype: torch.dtype) -> None:
         tolerance = REPLAYED.get(dtype, 1e-4) if self.tolerance is None else self.tolerance
@@ -158,7 +164,7 @@ class Unrolled(Method):
 
 
 @dataclass(frozen=True)
-class Fold:
+class ReplayedRun:
     """The recorded run as a fold of one pure step over its batches.
 
     Attributes:
@@ -172,7 +178,7 @@ class Fold:
     places: dict[int, int]
 
     @classmethod
-    def of(cls, trained: Trained) -> Fold:
+    def of(cls, trained: TrainedModel) -> ReplayedRun:
         """The fold of a trained model.
 
         Raises:
@@ -225,7 +231,7 @@ class Fold:
         count = torch.tensor(float(k + 1), dtype=state.theta.dtype, device=state.theta.device)
         return self.run.update.step(state, grad(value)(state.theta), rate, count)
 
-    def back(
+    def step_back(
         self, state: State, batch: Batch, k: int, adjoint: tuple[Tensor, tuple[Tensor, ...]]
     ) -> tuple[tuple[Tensor, tuple[Tensor, ...]], Float[Tensor, "m b"]]:
         """Adjoints of the state before step k from those after it, and what the step adds to the scores."""

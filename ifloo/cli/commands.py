@@ -13,19 +13,19 @@ from typing import NamedTuple
 
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from ifloo.cli import answers, tables
-from ifloo.cli.examining import doctor, look
-from ifloo.cli.same_tests import refuse_other_tests
+from ifloo.cli import tables
+from ifloo.cli.doctor import doctor, warn_once
+from ifloo.cli.sample_contents import refuse_other_tests
 from ifloo.cli.setup import Setup
 from ifloo.data import DataNotes
 from ifloo.errors import InputError
 from ifloo.refit import (
     WEIGHTS,
+    ExtraRefits,
     Groups,
     LeaveOneOut,
-    Recipe,
     Refitter,
-    Shelf,
+    TrainerSettings,
     TrainingLoader,
     WeightSteps,
     controls,
@@ -36,6 +36,7 @@ from ifloo.refit import (
     stepped,
 )
 from ifloo.report import Reporter, SampleGradients
+from ifloo.stages import model_answers
 from ifloo.store import JSON, GroupFile, LossFile, Manifest, Section, influences, read_ids, top_k
 
 log = logging.getLogger(__name__)
@@ -47,21 +48,21 @@ def fit(setup: Setup) -> Setup:
     setup.load_data()
     setup.hyper_parameters()
     _refuse_other_data(setup)
-    look(setup, trained=False)
-    recipe, notes = Recipe.of(setup.trainer), DataNotes(setup.datamodule)
+    warn_once(setup, trained=False)
+    recipe, notes = TrainerSettings.of(setup.trainer), DataNotes(setup.datamodule)
     record: dict[str, JSON] = {
         "experiment": setup.experiment,
         "model_class": f"{type(setup.subject).__module__}.{type(setup.subject).__qualname__}",
         "seed": setup.seed,
-        "recipe": recipe.compared(),
+        "recipe": recipe.identity_settings(),
         "source": notes.source_taken,
     }
     minimum = fit_base(setup.module, setup.datamodule, setup.trainer, setup.finish, setup.checkpoint, record)
     metrics = _validated(setup)
-    right = answers.exact_match(setup.module, setup.datamodule)
+    right = model_answers.exact_match(setup.module, setup.datamodule)
     Manifest.at(setup.layout.manifest).record(
         "fit",
-        {**setup.origin(), "recipe": recipe.compared()},
+        {**setup.origin(), "recipe": recipe.identity_settings()},
         {
             "checkpoint": str(setup.checkpoint),
             "source": notes.source_taken,
@@ -104,22 +105,22 @@ def influence(setup: Setup) -> None:
     if setup.rank > 0:
         _silence()
     setup.restore()
-    look(setup, trained=True)
+    warn_once(setup, trained=True)
     run = setup.influence_run(setup.layout, setup.overwrite)
     if setup.rank > 0:
-        run.take_part(setup.predict_trainer)
+        run.serve(setup.predict_trainer)
         return
     if setup.attribution.test_ids == "all":
         made = run.all_tests(setup.predict_trainer)
         run.self_influence(setup.predict_trainer)
         print(f"{made} tests scored now, {len(setup.datamodule.test_set)} in all: {setup.layout.index}")
         return
-    stored = run.listed(setup.predict_trainer)
+    stored = run.score_tests(setup.predict_trainer)
     if setup.attribution.corrected:
         top = {t: read_ids(setup.layout.topk_ids(t), setup.datamodule.train_set.ids.numpy()) for t in setup.test_ids}
         random = controls(setup.datamodule.train_set.ids.numpy(), setup.refit.random, setup.refit.seed)
         run.correct(stored, removals({t: found.tolist() for t, found in top.items()}, random))
-    run.further(setup.test_ids, setup.predict_trainer)
+    run.score_with(setup.test_ids, setup.predict_trainer)
     run.self_influence(setup.predict_trainer)
     for one in stored:
         tables.influence(one, setup.datamodule)
@@ -147,7 +148,7 @@ def loo(setup: Setup) -> None:
 def leave_one_out(setup: Setup) -> None:
     """Refits without the top-k ids of each test and the random controls."""
     setup.restore()
-    look(setup, trained=True)
+    warn_once(setup, trained=True)
     assert setup.base is not None
     contents = refuse_other_tests(setup, "influence", *(() if setup.overwrite else ("loo",)))
     ids = setup.test_ids
@@ -159,7 +160,7 @@ def leave_one_out(setup: Setup) -> None:
                 "%s holds %d ids, refit.top_k asks for %d.", setup.layout.topk_ids(t), len(found), setup.refit.top_k
             )
     files = {t: LossFiles(setup.layout.loo_losses(t), setup.layout.null_losses(t)) for t in ids}
-    recipe = Recipe(**setup.base.record["recipe"], accelerator=setup.accelerator)
+    recipe = TrainerSettings(**setup.base.record["recipe"], accelerator=setup.accelerator)
     refits(setup, recipe, setup.origin(), files, top, "loo", contents)
 
 
@@ -172,7 +173,7 @@ class LossFiles(NamedTuple):
 
 def refits(
     setup: Setup,
-    recipe: Recipe,
+    recipe: TrainerSettings,
     origin: dict[str, JSON],
     paths: Mapping[int, LossFiles],
     top: Mapping[int, list[int]],
@@ -195,7 +196,7 @@ def refits(
         WorkError: a refit that did not converge.
     """
     random = controls(setup.datamodule.train_set.ids.numpy(), setup.refit.random, setup.refit.seed)
-    start = functools.partial(copy.deepcopy, setup.module) if setup.refit.init == "warm" else setup.made_anew()
+    start = functools.partial(copy.deepcopy, setup.module) if setup.refit.init == "warm" else setup.fresh_model()
     leaving = LeaveOneOut(
         base=setup.module,
         # A base fit that decays weights was recorded, or it would have been refused: refits may do as it did.
@@ -205,7 +206,7 @@ def refits(
         null_files=[LossFile(pair.nulls, "draw") for pair in paths.values()],
         n=len(setup.datamodule.train_set),
         settings=setup.refit,
-        shelves=shelves(setup, list(paths), top, random) if section == "loo" else (),
+        extra_refits=extra_refits(setup, list(paths), top, random) if section == "loo" else (),
         seed_files=[LossFile(setup.layout.seed_losses(t), "draw") for t in paths] if section == "loo" else (),
     )
     recorded: dict[str, JSON] = {
@@ -213,30 +214,30 @@ def refits(
         **leaving.recorded(),
     }
     named = [path for pair in paths.values() for path in pair]
-    replaced = named if section != "loo" else [*setup.layout.losses_there(), *named]
+    replaced = named if section != "loo" else [*setup.layout.existing_losses(), *named]
     manifest, settings = Manifest.at(setup.layout.manifest), {**origin, **_compared(setup, recipe)}
     compared = manifest.joined(section, settings, contents, recorded, setup.overwrite)
-    opening = Section(manifest, section, compared, recorded, replaced, derived=setup.layout.judged)
+    opening = Section(manifest, section, compared, recorded, replaced, derived=setup.layout.verdict_files)
     with opening.opened(setup.overwrite):
         leaving.run(removals(top, random), random)
 
 
-def _compared(setup: Setup, recipe: Recipe) -> dict[str, JSON]:
+def _compared(setup: Setup, recipe: TrainerSettings) -> dict[str, JSON]:
     """The settings of refits that change a number."""
     return {
         "removal": setup.refit.removal,
         "init": setup.refit.init,
-        "recipe": recipe.compared(),
+        "recipe": recipe.identity_settings(),
         "finish": {"after": setup.finish.after, "tolerance": setup.finish.tolerance},
         "controls_seed": setup.refit.seed,
     }
 
 
-def shelves(
+def extra_refits(
     setup: Setup, test_ids: list[int], top: Mapping[int, list[int]], random: Sequence[int]
-) -> tuple[Shelf, ...]:
+) -> tuple[ExtraRefits, ...]:
     """The refits asked for beside plain removals."""
-    made: list[Shelf] = []
+    made: list[ExtraRefits] = []
     if setup.refit.weight_steps:
         files = {w: [LossFile(setup.layout.weight_losses(w, t)) for t in test_ids] for w in WEIGHTS}
         made.append(WeightSteps(stepped(top, random, setup.refit.weight_steps), files))
@@ -262,7 +263,7 @@ def report(setup: Setup) -> None:
 
 
 def reporter(setup: Setup) -> Reporter:
-    outcomes = answers.outcomes(setup.module, setup.datamodule, setup.test_ids)
+    outcomes = model_answers.outcomes(setup.module, setup.datamodule, setup.test_ids)
     parameters = tuple(setup.attribution.parameters)
     gradients = SampleGradients(setup.module, setup.datamodule.train_dataloader(), parameters)
     log_dir = Path("lightning_logs") / setup.experiment

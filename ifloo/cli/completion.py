@@ -22,8 +22,8 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 import ifloo
 from ifloo import attribution, curvature, data, models, solvers
+from ifloo.cli.help import COMMANDS
 from ifloo.cli.lightning_cli import IflooCLI
-from ifloo.cli.summary import COMMANDS
 from ifloo.errors import InputError
 
 _ROOMS = (models, data, curvature, solvers, attribution)

@@ -11,13 +11,14 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from ifloo.cli import commands
-from ifloo.cli.elsewhere import said_recipe
-from ifloo.cli.inherit import inherit, init_args
-from ifloo.cli.plain import Adaptation, data_of
+from ifloo.cli.adaptation import Adaptation, data_of
+from ifloo.cli.checkpoint_settings import inherit, init_args
+from ifloo.cli.foreign_checkpoint import said_recipe
+from ifloo.cli.former_settings import current_keys
+from ifloo.cli.help import COMMANDS
 from ifloo.cli.setup import Processes, Setup
-from ifloo.cli.summary import COMMANDS
 from ifloo.errors import InputError
-from ifloo.refit import Base, NewtonFinish, RefitSettings, SeededOrder, load_base, load_elsewhere
+from ifloo.refit import BaseCheckpoint, NewtonFinish, RefitSettings, SeededOrder, load_base, load_foreign
 from ifloo.stages import AttributionSettings, RunRecorder
 from ifloo.store import Layout, RunFolder
 
@@ -48,7 +49,19 @@ OURS = tuple(method.__name__ for method in _METHODS)
 
 
 class IflooParser(LightningArgumentParser):
-    """A parser whose errors can be read: a usage of a hundred settings in front of them belongs to `--help`."""
+    """Parser with short errors, without a usage of a hundred settings; keys of earlier releases keep working."""
+
+    def _apply_actions(
+        self,
+        cfg: Namespace | dict[str, object],
+        parent_key: str = "",
+        prev_cfg: Namespace | None = None,
+        skip_fn: Callable[[object], bool] | None = None,
+    ) -> Namespace:
+        """Checks a config that was read; jsonargparse has no public hook between the reading and the checks."""
+        current = current_keys(cfg, parent_key) if isinstance(cfg, dict) else cfg
+        checked: Namespace = super()._apply_actions(current, parent_key, prev_cfg, skip_fn)
+        return checked
 
     def print_usage(self, file: object = None) -> None:
         """What jsonargparse prints before an error: nothing."""
@@ -58,7 +71,7 @@ class IflooCLI(LightningCLI):
     """One flat YAML serves every command; what a later command is not told comes from the checkpoint."""
 
     given: Namespace  # what was said in flags and config files, without defaults
-    base: Base | None = None
+    base: BaseCheckpoint | None = None
 
     def __init__(self, work: Callable[[Setup], object] | None = None) -> None:
         """Parses `sys.argv` and runs its command, or `work` in that command's place."""
@@ -117,7 +130,7 @@ class IflooCLI(LightningCLI):
         _name_run(config, self.given)
         if self.elsewhere is not None:
             said = said_recipe(self.given, self.elsewhere, self.layout, self.subcommand == "loo", config.overwrite)
-            self.base = load_elsewhere(self.elsewhere, config.seed_everything, said)
+            self.base = load_foreign(self.elsewhere, config.seed_everything, said)
             inherit(config, self.given, self.base)
         elif self.subcommand in ("fit", "pipeline", "doctor"):
             named_elsewhere = self.work is not None and self.subcommand == "fit"

@@ -10,8 +10,8 @@ from ifloo.cli import tables
 from ifloo.cli.commands import LossFiles, refits
 from ifloo.cli.commands import influence as influence_command
 from ifloo.cli.setup import Setup
-from ifloo.refit import Recipe
-from ifloo.stages.certified import contents_of
+from ifloo.refit import TrainerSettings
+from ifloo.stages.scores.records import contents_of
 from ifloo.store import Layout, StoredInfluences, influences, read_ids, save_topk, top_k, write_npy
 
 
@@ -30,7 +30,7 @@ def influence_to(npy: Path | None, topk: Path | None) -> Callable[[Setup], None]
         run.score([t], setup.predict_trainer, found.append)
         (one,) = found
         run.record("influence", [t])
-        for stale in layout.judged:
+        for stale in layout.verdict_files:
             stale.unlink(missing_ok=True)
         influences.save(layout.scores(t), one)
         if npy:
@@ -70,7 +70,7 @@ def loo_to(topk: Path, jsonl: Path) -> Callable[[Setup], None]:
         # The settings of the fit stand for its weights, which another machine may round otherwise.
         origin = {name: value for name, value in setup.origin().items() if name != "weights"}
         paths = {t: LossFiles(jsonl, jsonl.parent / "null" / jsonl.name)}
-        recipe, contents = Recipe.of(setup.trainer), contents_of(setup.datamodule, [t])
+        recipe, contents = TrainerSettings.of(setup.trainer), contents_of(setup.datamodule, [t])
         refits(replace(setup, layout=layout), recipe, origin, paths, {t: ids}, section, contents)
 
     return work

@@ -16,10 +16,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import ifloo
+from ifloo.cli.former_settings import current_flags
 from ifloo.cli.lightning_cli import IflooCLI
 from ifloo.cli.setup import Setup
 from ifloo.errors import InputError, WorkError
-from ifloo.stages.world import World
+from ifloo.stages.distributed.process_group import ProcessGroup
 from ifloo.termination import CODE as TERMINATED
 from ifloo.termination import Terminated, ended_by_sigterm
 
@@ -53,7 +54,7 @@ def run(arguments: Sequence[str], work: Callable[[Setup], object] | None = None)
     """
     with ended_by_sigterm(_interrupted) as terminated:
         try:
-            with _quiet(), _argv(named_configs(arguments)):
+            with _quiet(), _argv(named_configs(current_flags(arguments))):
                 IflooCLI(work)
         except BaseException as error:
             if terminated.is_set() or isinstance(error, (Terminated, SIGTERMException)):
@@ -63,7 +64,7 @@ def run(arguments: Sequence[str], work: Callable[[Setup], object] | None = None)
                 raise
             return code
         finally:
-            World.leave()
+            ProcessGroup.close_leftover()
     return 0
 
 

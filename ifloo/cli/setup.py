@@ -11,12 +11,12 @@ from typing import Any
 
 import lightning as L
 
-from ifloo.cli.plain import Adaptation
+from ifloo.cli.adaptation import Adaptation
 from ifloo.data import AttributionData, DataNotes
 from ifloo.errors import InputError
-from ifloo.models import Adapted, SampleLossModule, as_written
-from ifloo.refit import Base, NewtonFinish, RefitSettings, weights_sha256
-from ifloo.stages import AttributionSettings, InfluenceRun, InfluenceWriter, described
+from ifloo.models import Adapted, SampleLossModule, unwrap
+from ifloo.refit import BaseCheckpoint, NewtonFinish, RefitSettings, weights_sha256
+from ifloo.stages import AttributionSettings, InfluenceRun, InfluenceWriter, settings_json
 from ifloo.store import JSON, Layout, RunFolder
 
 
@@ -92,17 +92,17 @@ class Setup:
     checkpoint: Path
     seed: int
     overwrite: bool
-    base: Base | None
+    base: BaseCheckpoint | None
     processes: Processes = Processes()
     adaptation: Adaptation = field(default_factory=Adaptation)
     arguments: dict[str, object] = field(default_factory=dict)
-    said: set[str] = field(default_factory=set)
-    looked: set[bool] = field(default_factory=set)
+    warned: set[str] = field(default_factory=set)
+    checked_modes: set[bool] = field(default_factory=set)
 
     @property
     def subject(self) -> L.LightningModule:
         """The model as its author wrote it."""
-        return as_written(self.module)
+        return unwrap(self.module)
 
     @property
     def lightning_data(self) -> L.LightningDataModule:
@@ -169,10 +169,10 @@ class Setup:
         training = {name: value for name, value in self.datamodule.hparams.items() if name not in free}
         return {
             "model": type(self.subject).__name__,
-            **({"adapt": self.adaptation.compared()} if self.subject is not self.module else {}),
-            "objective": described(self.hyper_parameters()),
+            **({"adapt": self.adaptation.identity_settings()} if self.subject is not self.module else {}),
+            "objective": settings_json(self.hyper_parameters()),
             "data": self.datamodule.fingerprint(),
-            "loader": described(training),
+            "loader": settings_json(training),
             "seed": self.fit_seed,
             "weights": weights_sha256(self.module),
         }
@@ -194,7 +194,7 @@ class Setup:
             )
         return saved
 
-    def made_anew(self) -> Callable[[], SampleLossModule]:
+    def fresh_model(self) -> Callable[[], SampleLossModule]:
         """Makes the model again from its arguments, untrained; travels between processes.
 
         Raises:

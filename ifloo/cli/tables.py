@@ -11,15 +11,15 @@ import numpy as np
 from ifloo.agreement import Agreement
 from ifloo.cli.columns import cut, padded, width
 from ifloo.data.protocol import AttributionData, ConversationSet
-from ifloo.refit import Minimum
-from ifloo.report import Comparison, Mislabels, Verdict
-from ifloo.report.agreements import SCORES, Row, Statistics
-from ifloo.report.groups import GroupEffect
-from ifloo.report.mislabels import NAMES
-from ifloo.report.smoothness import WEIGHTS, SmallSteps
-from ifloo.report.style import slope_form
+from ifloo.minimize import FitEnd
+from ifloo.report.figures.style import slope_form
 from ifloo.solvers import Status, status_text
 from ifloo.store import CORRECTED, StoredInfluences
+from ifloo.verdict import Comparison, LabelErrors, Verdict
+from ifloo.verdict.agreements import SCORES, Row, Statistics
+from ifloo.verdict.group_effects import GroupEffect
+from ifloo.verdict.label_errors import NAMES
+from ifloo.verdict.small_steps import WEIGHTS, SmallSteps
 
 ROWS = 8
 _CAPTION = 27  # columns of a caption: two captions and their scores fit into a hundred
@@ -27,7 +27,7 @@ _LINE = 118  # columns of a paragraph
 _NAMES = 16  # width of the column of names, unless a longer one is in it
 
 
-def fitted(minimum: Minimum, metrics: Sequence[Mapping[str, float]], checkpoint: Path | None) -> None:
+def fitted(minimum: FitEnd, metrics: Sequence[Mapping[str, float]], checkpoint: Path | None) -> None:
     """J, ‖∇J‖ and what was measured on test data."""
     measured = "  ".join(f"{name} = {value:.4f}" for one in metrics for name, value in one.items())
     print(f"fit: J = {minimum.value:.14f} nats  |grad J| = {minimum.grad_norm:.1e}  {measured}")
@@ -150,7 +150,7 @@ def _groups(groups: Sequence[GroupEffect]) -> None:
         print(f"  {group.id:<{columns}}{group.n:>4}  {group.predicted:<+14.4e}{group.actual:<+14.4e}".rstrip())
 
 
-def _mislabels(found: Mislabels) -> None:
+def _mislabels(found: LabelErrors) -> None:
     """A line for each ranking, plain loss last."""
     wrong, rows = found.corrupted, found.looked_at
     print(f"\n{wrong} training answers are wrong on purpose; among the {rows} rows (10 %) of largest")

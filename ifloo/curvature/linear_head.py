@@ -19,7 +19,7 @@ from ifloo.curvature.operator import Definite, LinearOperator, Sampler
 from ifloo.curvature.sample_mean import whole_data
 from ifloo.curvature.structure import Core, Cost, DenseForm, KroneckerFactors, Structure
 from ifloo.errors import InputError, WorkError
-from ifloo.objective.batches import Batch, batch_size, moved, rows
+from ifloo.objective.batches import Batch, batch_size, slice_batch, to_device
 from ifloo.objective.objective import Objective
 from ifloo.progress import OnProgress, no_progress
 
@@ -68,18 +68,18 @@ class LinearHead(LinearOperator):
             WorkError: the loss has no finite second derivative.
         """
         self.objective, self.theta = objective, theta.detach()
-        self.head = HeadLayer.of(objective.losses)
+        self.layer = HeadLayer.of(objective.losses)
         self.size, self.dtype, self.device = theta.numel(), theta.dtype, theta.device
-        self.penalties = _penalties(self.head, self.theta)
+        self.penalties = _penalties(self.layer, self.theta)
         self.chunks: list[HeadRows] = []
         self.seconds: list[Tensor] = []  # [b, t, c, c], times the sample's weight
         for ids, batch in objective.data.with_ids():
             if not self.chunks:
-                some = rows(batch, slice(0, 64))
-                refuse_other_uses(self.head, self.theta, some)
-            made = HeadRows.of(self.head, self.theta, ids, batch)
-            outputs = self.head.outputs(self.theta, made.inputs)
-            S = second_derivatives(self.head, self.theta, outputs, batch, made.positions)
+                some = slice_batch(batch, slice(0, 64))
+                refuse_other_uses(self.layer, self.theta, some)
+            made = HeadRows.of(self.layer, self.theta, ids, batch)
+            outputs = self.layer.outputs(self.theta, made.inputs)
+            S = second_derivatives(self.layer, self.theta, outputs, batch, made.positions)
             if not bool(torch.isfinite(S).all()):
                 raise WorkError(_not_finite(ids[~torch.isfinite(S).flatten(1).all(1)]))
             self.seconds.append(objective.weights.of(ids, S.dtype)[:, None, None, None] * S)
@@ -99,7 +99,7 @@ class LinearHead(LinearOperator):
         """
         try:
             head = HeadLayer.of(objective.losses)
-            first = rows(next(objective.data.with_ids())[1], slice(0, 1))
+            first = slice_batch(next(objective.data.with_ids())[1], slice(0, 1))
             positions = head.inputs(objective.losses.theta(), first)[0].shape[1]
         except InputError:
             return 0
@@ -111,8 +111,8 @@ class LinearHead(LinearOperator):
 
     def rows_of(self, batch: Batch) -> HeadRows:
         """Other samples (queries) as the head sees them, with all inputs."""
-        here = moved(batch, self.device, self.dtype)
-        return HeadRows.of(self.head, self.theta, torch.arange(batch_size(batch)), here)
+        here = to_device(batch, self.device, self.dtype)
+        return HeadRows.of(self.layer, self.theta, torch.arange(batch_size(batch)), here)
 
     def matmat(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         if self._core is not None:
@@ -121,7 +121,7 @@ class LinearHead(LinearOperator):
 
     def streamed(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         """H v of each row in one pass over the samples, a block of rows for both halves of the product."""
-        M = self.head.matrices(V)
+        M = self.layer.matrices(V)
         k, c = M.shape[:2]
         live = M.index_select(-1, self.live).flatten(0, 1)  # [kc, d]
         total = torch.zeros_like(live)
@@ -129,7 +129,7 @@ class LinearHead(LinearOperator):
             u = (x @ live.T).view(-1, k, c)
             total.addmm_((u @ S).reshape(-1, k * c).T, x)
         out = self.penalties * M
-        return self.head.flat(out.index_add_(-1, self.live, total.view(k, c, -1) / self.n))
+        return self.layer.flat(out.index_add_(-1, self.live, total.view(k, c, -1) / self.n))
 
     def core(self, tick: OnProgress = no_progress) -> Core:
         """The dense core over live inputs and `basis`, made once and held against a product over the samples.
@@ -143,7 +143,7 @@ class LinearHead(LinearOperator):
             matrix = head_core(Gram(inputs), seconds, self.basis, tick).div_(self.n)
             inside = self.penalties[self.live].repeat(self.basis.shape[1])
             matrix.diagonal().add_(inside)
-            rest = self.head.flat(self.penalties.expand(1, self.head.classes, -1))[0].clone()
+            rest = self.layer.flat(self.penalties.expand(1, self.layer.classes, -1))[0].clone()
             made = Core(matrix, rest, inside, self.reduce, self.expand)
             self._refuse_other_matrix(made)
             self._core = made
@@ -160,14 +160,14 @@ class LinearHead(LinearOperator):
 
     def reduce(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k q"]:
         """Coordinates of each row in the core."""
-        M = self.head.matrices(V).index_select(-1, self.live)
+        M = self.layer.matrices(V).index_select(-1, self.live)
         return (self.basis.T @ M).flatten(1)
 
     def expand(self, U: Float[Tensor, "k q"]) -> Float[Tensor, "k p"]:
         """The vectors with these coordinates."""
         M = self.basis @ U.view(len(U), self.basis.shape[1], len(self.live))
-        full = M.new_zeros(len(U), self.head.classes, self.head.columns)
-        return self.head.flat(full.index_copy_(-1, self.live, M))
+        full = M.new_zeros(len(U), self.layer.classes, self.layer.columns)
+        return self.layer.flat(full.index_copy_(-1, self.live, M))
 
     @cached_property
     def core_size(self) -> int:
@@ -177,7 +177,7 @@ class LinearHead(LinearOperator):
     @property
     def cost(self) -> Cost:
         """Operations of a product over the samples and of the core; the core has `core_size` rows."""
-        c, d, r = self.head.classes, len(self.live), self.basis.shape[1]
+        c, d, r = self.layer.classes, len(self.live), self.basis.shape[1]
         samples = sum(x.inputs.shape[0] * x.inputs.shape[1] for x in self.chunks)
         grams = c * (c - 1) / 2 + (c if r == c else 0)
         return Cost(product=4.0 * samples * d * c, core=samples * d**2 * grams, size=self.core_size)
@@ -185,14 +185,14 @@ class LinearHead(LinearOperator):
     def kronecker(self) -> KroneckerFactors:
         """The second moment of the inputs and the mean curvature of the outputs: K-FAC with the exact curvature."""
         samples = sum(c.inputs.shape[0] * c.inputs.shape[1] for c in self.chunks)
-        columns = self.head.columns
+        columns = self.layer.columns
         moment = torch.zeros(columns, columns, dtype=self.dtype, device=self.device)
         gram = Gram([c.inputs.flatten(0, 1) for c in self.chunks])
         ones = [c.inputs.new_ones(c.inputs.shape[:2].numel()) for c in self.chunks]
         moment[self.live.unsqueeze(1), self.live] = gram.weighted(ones) / samples
         curvature = torch.stack([S.sum((0, 1)) for S in self.seconds]).sum(0) / self.n
         diagonal = float(self.penalties[self.live].mean())
-        return KroneckerFactors(moment, curvature, diagonal, self.head.matrices, self.head.flat)
+        return KroneckerFactors(moment, curvature, diagonal, self.layer.matrices, self.layer.flat)
 
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         for chunk, S in zip(self.chunks, self.seconds, strict=True):
@@ -207,7 +207,7 @@ class LinearHead(LinearOperator):
         apart = float((whole - dense).norm() / whole.norm())
         if not apart <= ROUNDING.get(self.dtype, 1e-4):
             raise WorkError(
-                f"The dense curvature of layer {self.head.name!r} differs from its products over the samples by "
+                f"The dense curvature of layer {self.layer.name!r} differs from its products over the samples by "
                 f"{apart:.1e} of them: a fault of memory, or of the code.\n  Use curvature Hessian, and report this."
             )
 

@@ -1,10 +1,13 @@
 """Data modules and data sets; every sample has an id that does not depend on limits, shuffling or the batch size."""
 
-from ifloo.data.adapted import AdaptedData, Samples, data_as_written, serves_attribution
+from typing import TYPE_CHECKING
+
+from ifloo.data.adapted import AdaptedData, Samples, serves_attribution, unwrap_data
 from ifloo.data.digits import DigitSet
 from ifloo.data.mnist import MNISTDataModule
 from ifloo.data.multimodal import ByteTokenizer, HuggingFaceTokenizer, MultimodalDataModule, MultimodalSet, Tokenizer
 from ifloo.data.protocol import AttributionData, CaptionedSet, ConversationSet, DataNotes, SampleSet, SampleSets
+from ifloo.former_names import former_names
 
 __all__ = [
     "AdaptedData",
@@ -22,6 +25,15 @@ __all__ = [
     "SampleSets",
     "Samples",
     "Tokenizer",
-    "data_as_written",
     "serves_attribution",
+    "unwrap_data",
 ]
+
+if not TYPE_CHECKING:  # else every misspelt name would pass mypy
+    __getattr__ = former_names(
+        __name__,
+        {
+            "data_as_written": "ifloo.data.unwrap_data",
+        },
+        __all__,
+    )

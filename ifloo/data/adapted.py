@@ -17,8 +17,17 @@ from torch.utils.data import DataLoader
 
 from ifloo.data.protocol import AttributionData, DataNotes
 from ifloo.errors import InputError
-from ifloo.objective.batches import ID_KEYS, Batch, Identified, as_made, batch_size, fetched, sample_ids, tensors_of
-from ifloo.objective.loaders import as_given, identified, sequential
+from ifloo.objective.batches import (
+    ID_KEYS,
+    Batch,
+    Identified,
+    batch_size,
+    fetch_samples,
+    sample_ids,
+    tensors_of,
+    without_ids,
+)
+from ifloo.objective.loaders import identified, sequential, unwrap_loader
 
 READ_AT_ONCE = 512  # samples per batch while the data are read once
 SMALLEST = 4  # smallest side of an image, pixels: smaller tensors are not shown as images
@@ -39,7 +48,7 @@ class Samples:
             InputError: If the loader has no fixed set of samples, or an id occurs twice.
         """
         self.loader, self.where = sequential(loader, READ_AT_ONCE), where
-        self.dataset, self.collate = as_given(self.loader)
+        self.dataset, self.collate = unwrap_loader(self.loader)
         self.ids: Int64[Tensor, " n"] = self._ids()
         self._row_of = {i: row for row, i in enumerate(self.ids.tolist())}
         if len(self._row_of) != len(self.ids):
@@ -83,14 +92,14 @@ class Samples:
         return ""
 
     def contents(self) -> Iterator[Batch]:
-        """Iterates over all samples in order, in batches of `AT_ONCE`."""
+        """Iterates over all samples in order, in batches of `READ_AT_ONCE`."""
         return iter(self.loader)
 
     def _one(self, id_: int) -> Batch:
-        return as_made(self.batch([id_]))
+        return without_ids(self.batch([id_]))
 
     def _collated(self, rows: Sequence[int]) -> Batch:
-        return self.collate(fetched(self.dataset, rows))
+        return self.collate(fetch_samples(self.dataset, rows))
 
     def _ids(self) -> Tensor:
         if sample_ids(self._collated([0])) is None:
@@ -201,7 +210,7 @@ class AdaptedData(L.LightningDataModule):
         return is_overridden(loader, self.data)
 
 
-def data_as_written(data: object) -> object:
+def unwrap_data(data: object) -> object:
     """Returns the user's own data module, without the adapter around it."""
     return data.data if isinstance(data, AdaptedData) else data
 

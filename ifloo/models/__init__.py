@@ -1,6 +1,9 @@
 """Models: LightningModules that meet the model contract, and adapters for modules that do not."""
 
-from ifloo.models.adapted import Adapted, as_written
+from typing import TYPE_CHECKING
+
+from ifloo.former_names import former_names
+from ifloo.models.adapted import Adapted, unwrap
 from ifloo.models.logistic import LogisticRegression
 from ifloo.models.module import SampleLossModule
 from ifloo.models.multimodal import MultimodalLM
@@ -13,5 +16,14 @@ __all__ = [
     "LossesOfOutputs",
     "MultimodalLM",
     "SampleLossModule",
-    "as_written",
+    "unwrap",
 ]
+
+if not TYPE_CHECKING:  # else every misspelt name would pass mypy
+    __getattr__ = former_names(
+        __name__,
+        {
+            "as_written": "ifloo.models.unwrap",
+        },
+        __all__,
+    )

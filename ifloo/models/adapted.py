@@ -57,7 +57,7 @@ class Adapted(SampleLossModule):
         sample_losses: SampleLossFunction | None = None,
         penalty: PenaltyFunction | None = None,
         l2: float = 0.0,
-        still: bool = False,
+        skip_training: bool = False,
     ) -> None:
         """Wraps a module without copying it.
 
@@ -65,7 +65,8 @@ class Adapted(SampleLossModule):
             model: Module to wrap.
             sample_losses: Function of (model, batch) that returns ℓ, `[b]`, nats, unreduced, without penalty.
             penalty: Function of the model that returns the part of R(θ) beside ½λ‖θ‖², `[]`, nats.
-            still: Whether the optimizer takes no step; the training is left to a later stage, such as a Newton finish.
+            skip_training: Whether the optimizer takes no step; the training is left to a later stage, such as a Newton
+                finish.
             l2: λ. A `weight_decay` of λ that the optimizer adds to the gradient is the same penalty; it is set to 0
                 when training starts, so that the penalty is not counted twice.
 
@@ -78,7 +79,7 @@ class Adapted(SampleLossModule):
         if sample_losses is None:
             _refuse_without_step(model)
         self.model = model
-        self.losses, self.own_penalty, self.l2, self.still = sample_losses, penalty, l2, still
+        self.losses, self.own_penalty, self.l2, self.still = sample_losses, penalty, l2, skip_training
         self.one_by_one = sample_losses is None
         # Recorded here because in a functional call the tensors that replace parameters may lack requires_grad.
         self._trainable = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
@@ -159,7 +160,7 @@ class Adapted(SampleLossModule):
             model._current_fx_name = name
 
 
-def as_written(module: L.LightningModule) -> L.LightningModule:
+def unwrap(module: L.LightningModule) -> L.LightningModule:
     """Returns the user's own module, without the adapter around it."""
     return module.model if isinstance(module, Adapted) else module
 

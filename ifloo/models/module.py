@@ -12,7 +12,7 @@ from torch import Tensor
 from ifloo.errors import InputError
 from ifloo.models.decay import decoupled
 from ifloo.models.fit_settings import FitSettings
-from ifloo.objective.batches import Batch, as_made, batch_size, sample_ids
+from ifloo.objective.batches import Batch, batch_size, sample_ids, without_ids
 from ifloo.objective.protocol import BatchT_contra, ModelContract
 from ifloo.objective.weights import SampleWeights
 
@@ -61,8 +61,8 @@ class SampleLossModule(L.LightningModule, ModelContract[BatchT_contra]):
 
     @final
     def training_step(self, batch: Batch, _: int) -> Float[Tensor, ""]:
-        losses: Tensor = self.sample_losses(as_made(batch))
-        loss = (self._weights_of(sample_ids(batch), as_made(batch), losses) * losses).mean() + self.penalty()
+        losses: Tensor = self.sample_losses(without_ids(batch))
+        loss = (self._weights_of(sample_ids(batch), without_ids(batch), losses) * losses).mean() + self.penalty()
         if self._trainer is not None and self.trainer.logger is not None:
             self.log("J_batch", loss.detach(), prog_bar=True, batch_size=len(losses))
         return loss

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from ifloo.errors import InputError
-from ifloo.models.descent import Descent, OptimizerName
 from ifloo.models.module import SampleLossModule
 from ifloo.models.transformer import PatchEmbedding, Transformer
+from ifloo.models.warmup_cosine import OptimizerName, WarmupCosine
 from ifloo.params import DTYPES
 
 IGNORED = -100  # label of tokens that the loss does not count
@@ -99,7 +99,7 @@ class MultimodalLM(SampleLossModule[Fields]):
         _check_sizes(height, width, patch_size, num_image_tokens, embed_dim, num_heads)
         _check_ranges(image_token_id, vocab_size, l2_reg, dropout)
         self.image_shape = (channels, height, width)
-        self.descent = Descent(optimizer, lr, momentum, (beta1, beta2), epsilon, weight_decay, warmup, final_lr)
+        self.descent = WarmupCosine(optimizer, lr, momentum, (beta1, beta2), epsilon, weight_decay, warmup, final_lr)
         self.tokens = nn.Embedding(vocab_size, embed_dim)
         self.positions = nn.Parameter(torch.zeros(max_seq_len, embed_dim))
         self.patches = PatchEmbedding((height, width), channels, patch_size, num_image_tokens, embed_dim)

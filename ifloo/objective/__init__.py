@@ -1,8 +1,9 @@
 """Floor 1: the objective J(θ; w) in functional form, and what it asks of a model and of data."""
 
-from ifloo.objective.batches import Batch, Identified, Subsample, TrainingData, batch_size, moved, sample_ids
-from ifloo.objective.diagnosis import diagnose
-from ifloo.objective.findings import Finding, Weight
+from typing import TYPE_CHECKING
+
+from ifloo.former_names import former_names
+from ifloo.objective.batches import Batch, Identified, Subsample, TrainingData, batch_size, sample_ids, to_device
 from ifloo.objective.functional import FunctionalLosses, differentiable_kernels, scoring
 from ifloo.objective.ids import query_ids
 from ifloo.objective.loaders import sequential
@@ -13,7 +14,6 @@ from ifloo.objective.weights import Removal, SampleWeights
 
 __all__ = [
     "Batch",
-    "Finding",
     "FunctionalLosses",
     "Identified",
     "ModelContract",
@@ -26,15 +26,25 @@ __all__ = [
     "Stationarity",
     "Subsample",
     "TrainingData",
-    "Weight",
     "batch_size",
     "contract_of",
-    "diagnose",
     "differentiable_kernels",
-    "moved",
     "preflight",
     "query_ids",
     "sample_ids",
     "scoring",
     "sequential",
+    "to_device",
 ]
+
+if not TYPE_CHECKING:  # else every misspelt name would pass mypy
+    __getattr__ = former_names(
+        __name__,
+        {
+            "Finding": "ifloo.doctor.Finding",
+            "Weight": "ifloo.doctor.Severity",
+            "diagnose": "ifloo.doctor.diagnose",
+            "moved": "ifloo.objective.to_device",
+        },
+        __all__,
+    )

@@ -29,7 +29,7 @@ class Identified(NamedTuple):
     positions: Int[Tensor, " b"]
 
 
-def as_made(batch: Batch) -> Any:  # of the model's own type, which its methods name
+def without_ids(batch: Batch) -> Any:  # of the model's own type, which its methods name
     """The batch as its loader made it, and a model expects it."""
     return batch.batch if isinstance(batch, Identified) else batch
 
@@ -55,7 +55,7 @@ def map_tensors(function: Callable[[Tensor], object], batch: Batch) -> Batch:
     return batch
 
 
-def moved(batch: Batch, device: torch.device, dtype: torch.dtype, non_blocking: bool = False) -> Batch:
+def to_device(batch: Batch, device: torch.device, dtype: torch.dtype, non_blocking: bool = False) -> Batch:
     """The batch on a device, its floating tensors in a dtype; ids and labels keep theirs."""
     return map_tensors(
         lambda x: x.to(device, dtype if x.is_floating_point() else None, non_blocking=non_blocking), batch
@@ -97,20 +97,20 @@ def sample_ids(batch: Batch) -> Int[Tensor, " b"] | None:
     return None
 
 
-def rows(batch: Batch, index: slice | Int[Tensor, " b"]) -> Batch:
+def slice_batch(batch: Batch, index: slice | Int[Tensor, " b"]) -> Batch:
     """Some samples of a batch; a slice gives views."""
     return map_tensors(lambda x: x[index] if x.ndim else x, batch)
 
 
-def joined(batches: Sequence[Any]) -> Batch:
+def concatenate(batches: Sequence[Any]) -> Batch:
     """One batch of several alike."""
     first = batches[0]
     if isinstance(first, Tensor):
         return torch.cat(list(batches)) if first.ndim else first
     if isinstance(first, Mapping):
-        return {k: joined([b[k] for b in batches]) for k in first}
+        return {k: concatenate([b[k] for b in batches]) for k in first}
     if isinstance(first, (tuple, list)):
-        return with_items(first, (joined(items) for items in zip(*batches, strict=True)))
+        return with_items(first, (concatenate(items) for items in zip(*batches, strict=True)))
     return first
 
 
@@ -140,7 +140,7 @@ class BatchedDataset(Protocol):
     def __getitems__(self, positions: Sequence[int], /) -> object: ...
 
 
-def fetched(dataset: MapDataset, positions: Sequence[int]) -> object:
+def fetch_samples(dataset: MapDataset, positions: Sequence[int]) -> object:
     """The samples at these positions as a collate function takes them; at once where the dataset can."""
     if isinstance(dataset, BatchedDataset):
         return dataset.__getitems__(positions)
@@ -249,17 +249,17 @@ class TrainingData:
         """The samples at these positions, in this order, as one batch (positions may repeat)."""
         if self._cache is None:
             dataset, collate = self.loader.dataset, self.loader.collate_fn  # type: ignore[attr-defined]
-            return self._moved(collate(fetched(dataset, positions.tolist())))
+            return self._moved(collate(fetch_samples(dataset, positions.tolist())))
         lengths = torch.tensor([batch_size(b) for b in self._cache])
         ends = lengths.cumsum(0)
         which = torch.searchsorted(ends, positions.cpu(), right=True)
         offset = positions.cpu() - (ends - lengths)[which]
         order = torch.argsort(which, stable=True)
-        parts = [rows(self._cache[int(w)], offset[which == w].to(self.device)) for w in torch.unique(which)]
-        return rows(joined(parts), torch.argsort(order).to(self.device))
+        parts = [slice_batch(self._cache[int(w)], offset[which == w].to(self.device)) for w in torch.unique(which)]
+        return slice_batch(concatenate(parts), torch.argsort(order).to(self.device))
 
     def _moved(self, batch: Batch) -> Batch:
-        return moved(batch, self.device, self.dtype, non_blocking=True)
+        return to_device(batch, self.device, self.dtype, non_blocking=True)
 
 
 def _refuse_non_finite(batch: Batch, position: int) -> None:

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, as_made, map_tensors
+from ifloo.objective.batches import Batch, map_tensors, without_ids
 from ifloo.objective.protocol import Logs, LogsMany, OutputLosses, contract_of
 from ifloo.params import ParamSpace
 
@@ -114,7 +114,7 @@ class FunctionalLosses:
 
     def sample_losses(self, theta: Float[Tensor, " p"], batch: Batch) -> Tensor:
         """ℓ of each sample, `[b]`; whether the model keeps to that shape is for `preflight` to say."""
-        return self._call(theta, self.contract.sample_losses, as_made(batch))
+        return self._call(theta, self.contract.sample_losses, without_ids(batch))
 
     def loss_alone(self, theta: Float[Tensor, " p"], sample: Batch) -> Float[Tensor, ""]:
         """ℓ of one sample, its tensors without their first dimension, as vmap deals them out."""
@@ -122,7 +122,7 @@ class FunctionalLosses:
 
     def step_loss(self, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, ""]:
         """What the training step of an adapted module makes of a whole batch."""
-        return self._call(theta, self.contract.step_loss, as_made(batch))
+        return self._call(theta, self.contract.step_loss, without_ids(batch))
 
     def penalty(self, theta: Float[Tensor, " p"]) -> Float[Tensor, ""]:
         return self._call(theta, self.contract.penalty)
@@ -143,11 +143,11 @@ class FunctionalLosses:
 
     def outputs(self, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, "b ..."]:
         """The outputs z; errors as those of `of_outputs`."""
-        return self._call(theta, self.of_outputs.outputs, as_made(batch))
+        return self._call(theta, self.of_outputs.outputs, without_ids(batch))
 
     def output_losses(self, outputs: Float[Tensor, "b ..."], batch: Batch) -> Float[Tensor, " b"]:
         """ℓ of each sample from its outputs; errors as those of `of_outputs`."""
-        return self.of_outputs.output_losses(outputs, as_made(batch))
+        return self.of_outputs.output_losses(outputs, without_ids(batch))
 
     def _call(self, theta: Tensor, function: Callable[..., Tensor], *args: object) -> Tensor:
         # The others are constants: attached, each result would drag a graph through them.

@@ -2,7 +2,7 @@
 
 Layers are recognised by their torch class, hooks by the name of the method. A layer counts in the mode it is in: one
 put into evaluation mode before a fit is trained like that, and draws nothing. Not visible here is what a forward pass
-calls as a function (`F.dropout`); `ifloo.objective.trial` runs the module once to see it.
+calls as a function (`F.dropout`); `ifloo.doctor.forward_trace` runs the module once to see it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class RandomLayer:
 
 def random_layers(module: nn.Module) -> list[RandomLayer]:
     """The layers whose output is random: dropout, also inside attention and recurrent layers, RReLU, random pooling."""
-    return [found for path, layer in module.named_modules() if (found := _random_layer(layer, place(module, path)))]
+    return [
+        found for path, layer in module.named_modules() if (found := _random_layer(layer, layer_path(module, path)))
+    ]
 
 
 def is_random(layer: nn.Module) -> bool:
@@ -82,10 +84,10 @@ def kinds(found: Sequence[tuple[str, nn.Module]]) -> str:
 
 def places(module: nn.Module, found: Sequence[tuple[str, nn.Module]]) -> list[str]:
     """Where these layers are, as the author of the module knows them."""
-    return [place(module, path) for path, _ in found]
+    return [layer_path(module, path) for path, _ in found]
 
 
-def place(module: nn.Module, path: str) -> str:
+def layer_path(module: nn.Module, path: str) -> str:
     """Path of a layer as the author of the model knows it; the name of the class where it is the model itself."""
     prefix = prefix_of(module)
     within = f"{path}.".removeprefix(prefix).rstrip(".")

@@ -17,7 +17,7 @@ from torch.utils.data import (
 )
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, Identified, MapDataset, fetched, sample_ids
+from ifloo.objective.batches import Batch, Identified, MapDataset, fetch_samples, sample_ids
 
 Collate: TypeAlias = Callable[..., object]  # (samples as `fetched` gives them) -> batch
 
@@ -30,7 +30,7 @@ class _Positioned(Dataset[object]):
         return len(self.dataset)
 
     def __getitems__(self, rows: Sequence[int]) -> tuple[object, list[int]]:
-        return fetched(self.dataset, rows), list(rows)
+        return fetch_samples(self.dataset, rows), list(rows)
 
 
 class _Collate:
@@ -45,7 +45,7 @@ class _Collate:
 def identified(loader: DataLoader[Batch]) -> DataLoader[Batch]:
     """The loader itself if its batches carry ids, else one of the same batches as `Identified`."""
     dataset = samples_behind(loader)
-    first = loader.collate_fn(fetched(dataset, [0]))  # type: ignore[arg-type]  # lists, or what the set gives at once
+    first = loader.collate_fn(fetch_samples(dataset, [0]))  # type: ignore[arg-type]  # lists, or what the set gives at once
     if sample_ids(first) is not None or loader.batch_sampler is None:
         return loader
     return DataLoader(
@@ -56,7 +56,7 @@ def identified(loader: DataLoader[Batch]) -> DataLoader[Batch]:
     )
 
 
-def as_given(loader: DataLoader[Batch]) -> tuple[MapDataset, Collate]:
+def unwrap_loader(loader: DataLoader[Batch]) -> tuple[MapDataset, Collate]:
     """Dataset and collate function of a loader as its user gave them, without what `identified` wrapped around them."""
     dataset = samples_behind(loader)
     if isinstance(dataset, _Positioned) and isinstance(loader.collate_fn, _Collate):
@@ -116,7 +116,7 @@ def sequential(loader: DataLoader[Batch], size: int, shard: slice | None = None)
             data, or some of it twice, has another objective; there is no sample.
     """
     _refuse_partial(loader)
-    dataset, collate = as_given(loader)
+    dataset, collate = unwrap_loader(loader)
     chosen = dataset if shard is None else Subset(dataset, range(*shard.indices(len(dataset))))  # type: ignore[arg-type]
     return DataLoader(
         chosen,  # type: ignore[arg-type]  # torch asks for a Dataset and takes whatever has a length and items

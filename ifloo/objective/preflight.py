@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vmap
 
-from ifloo.errors import IflooError, InputError, listed
-from ifloo.objective.batches import Batch, batch_size, rows
+from ifloo.errors import IflooError, InputError, summarise
+from ifloo.objective.batches import Batch, batch_size, slice_batch
 from ifloo.objective.functional import scoring
 from ifloo.objective.layers import kinds, places, recurrent_layers
 from ifloo.objective.objective import Objective
@@ -51,7 +51,7 @@ def preflight(objective: Objective, theta: Float[Tensor, " p"]) -> Stationarity:
             or torch.func can compute it or its gradient not at all.
     """
     _, batch = next(iter(objective.data.with_ids()))
-    few = rows(batch, slice(0, ROWS))
+    few = slice_batch(batch, slice(0, ROWS))
     b = batch_size(few)
     with scoring(objective.losses.module):
         together = _together(objective, theta, few)
@@ -116,7 +116,7 @@ def _suspects(objective: Objective) -> str:
     """A line more where the module has layers that cannot work."""
     module = objective.losses.module
     layers = recurrent_layers(module)
-    return f"\n  torch.func has no rule for {kinds(layers)} ({listed(places(module, layers))})." if layers else ""
+    return f"\n  torch.func has no rule for {kinds(layers)} ({summarise(places(module, layers))})." if layers else ""
 
 
 def _one_by_one(objective: Objective, theta: Tensor, few: Batch) -> Tensor:

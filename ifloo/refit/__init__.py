@@ -1,39 +1,53 @@
 """Floor 6: fits and refits through a Trainer."""
 
-from ifloo.refit.base import Base, fit_base, load_base, load_elsewhere, weights_sha256
-from ifloo.refit.finish import NewtonFinish
+from typing import TYPE_CHECKING
+
+from ifloo.former_names import former_names
+from ifloo.refit.checkpoint import BaseCheckpoint, fit_base, load_base, load_foreign, weights_sha256
+from ifloo.refit.execution.job import RefitWork, TrainingLoader
+from ifloo.refit.extra_refits import WEIGHTS, ExtraRefits, Groups, WeightSteps
 from ifloo.refit.loo import LeaveOneOut
-from ifloo.refit.newton import Minimum, newton_cg
-from ifloo.refit.order import SeededOrder
-from ifloo.refit.plan import RefitSettings, controls, groups, removals, stepped
-from ifloo.refit.recipe import Recipe, Refit, Refitter, quiet_lightning
-from ifloo.refit.shelves import WEIGHTS, Groups, Shelf, WeightSteps
-from ifloo.refit.work import RefitWork, TrainingLoader
+from ifloo.refit.newton_finish import NewtonFinish
+from ifloo.refit.recipe import Refit, Refitter, TrainerSettings, quiet_lightning
+from ifloo.refit.seeded_order import SeededOrder
+from ifloo.refit.selection import RefitSettings, controls, groups, removals, stepped
 
 __all__ = [
     "WEIGHTS",
-    "Base",
+    "BaseCheckpoint",
+    "ExtraRefits",
     "Groups",
     "LeaveOneOut",
-    "Minimum",
     "NewtonFinish",
-    "Recipe",
     "Refit",
     "RefitSettings",
     "RefitWork",
     "Refitter",
     "SeededOrder",
-    "Shelf",
+    "TrainerSettings",
     "TrainingLoader",
     "WeightSteps",
     "controls",
     "fit_base",
     "groups",
     "load_base",
-    "load_elsewhere",
-    "newton_cg",
+    "load_foreign",
     "quiet_lightning",
     "removals",
     "stepped",
     "weights_sha256",
 ]
+
+if not TYPE_CHECKING:  # else every misspelt name would pass mypy
+    __getattr__ = former_names(
+        __name__,
+        {
+            "Base": "ifloo.refit.BaseCheckpoint",
+            "Minimum": "ifloo.minimize.FitEnd",
+            "Recipe": "ifloo.refit.TrainerSettings",
+            "Shelf": "ifloo.refit.ExtraRefits",
+            "load_elsewhere": "ifloo.refit.load_foreign",
+            "newton_cg": "ifloo.minimize.newton_cg",
+        },
+        __all__,
+    )

@@ -12,16 +12,16 @@ from tqdm import tqdm
 from ifloo.errors import InputError, WorkError
 from ifloo.gradients import sample_gradients
 from ifloo.models import SampleLossModule
-from ifloo.objective import Batch, FunctionalLosses, moved, scoring
+from ifloo.objective import Batch, FunctionalLosses, scoring, to_device
 from ifloo.params import ParamSpace
-from ifloo.refit.plan import RefitSettings
+from ifloo.refit.execution.job import RefitRequest, RefitResult, RefitWork, test_losses
+from ifloo.refit.execution.runner import GivenUp, InProcess, Runner
+from ifloo.refit.extra_refits import ExtraRefits
 from ifloo.refit.recipe import Refitter
-from ifloo.refit.runner import GivenUp, InProcess, Runner
-from ifloo.refit.shelves import Shelf
-from ifloo.refit.work import Outcome, RefitWork, Wanted, test_losses
+from ifloo.refit.selection import RefitSettings
 from ifloo.store import JSON, NULL_ID, UNSURE, LossFile, LossRow
 
-ASTRAY = 1e-3  # of the weights: rounding that a smooth training run amplifies stays far below it
+MAX_DRIFT = 1e-3  # of the weights: rounding that a smooth training run amplifies stays far below it
 Rows = list[dict[int, LossRow]]  # of each test sample
 
 
@@ -51,7 +51,7 @@ class LeaveOneOut:
     null_files: Sequence[LossFile]
     n: int
     settings: RefitSettings
-    shelves: Sequence[Shelf] = ()
+    extra_refits: Sequence[ExtraRefits] = ()
     seed_files: Sequence[LossFile] = ()
 
     @cached_property
@@ -72,24 +72,24 @@ class LeaveOneOut:
         """
         done, draws = [file.done() for file in self.files], [file.done() for file in self.null_files]
         wanted = [
-            *([Wanted(NULL_ID)] if any(NULL_ID not in rows for rows in done) else []),
-            *(Wanted(NULL_ID, k) for k in self._draws() if any(k not in rows for rows in draws)),
-            *(Wanted(i) for i in ids if any(i not in rows for rows in done)),
-            *(wanted for shelf in self.shelves for wanted in shelf.missing()),
+            *([RefitRequest(NULL_ID)] if any(NULL_ID not in rows for rows in done) else []),
+            *(RefitRequest(NULL_ID, k) for k in self._draws() if any(k not in rows for rows in draws)),
+            *(RefitRequest(i) for i in ids if any(i not in rows for rows in done)),
+            *(wanted for shelf in self.extra_refits for wanted in shelf.missing()),
         ]
         if wanted:
             self._make(wanted, done, draws, set(control_ids))
         self._other_seeds()
 
-    def _make(self, wanted: Sequence[Wanted], done: Rows, draws: Rows, controls: set[int]) -> None:
+    def _make(self, wanted: Sequence[RefitRequest], done: Rows, draws: Rows, controls: set[int]) -> None:
         given_up: list[GivenUp] = []
-        waiting: list[Outcome] = []  # for the null refit
+        waiting: list[RefitResult] = []  # for the null refit
         results = runner_of(self.work).run(wanted)
         with closing(results), tqdm(total=len(wanted), desc="refits", unit="refit") as bar:
             for result in results:
                 if isinstance(result, GivenUp):
                     given_up.append(result)
-                    if Wanted(NULL_ID) in result.unit:
+                    if RefitRequest(NULL_ID) in result.unit:
                         break  # nothing can be held against it
                     continue
                 waiting = self._recorded([*waiting, *result], done, draws, controls)
@@ -100,40 +100,41 @@ class LeaveOneOut:
     def _draws(self) -> range:
         return range(1, self.settings.null_refits + 1)
 
-    def _recorded(self, outcomes: list[Outcome], done: Rows, draws: Rows, controls: set[int]) -> list[Outcome]:
+    def _recorded(self, outcomes: list[RefitResult], done: Rows, draws: Rows, controls: set[int]) -> list[RefitResult]:
         """Adds outcomes to the files; returns those that must wait until the null refit is there."""
         waiting = []
-        for outcome in sorted(outcomes, key=lambda x: x.wanted != Wanted(NULL_ID)):
-            if any(shelf.takes(outcome) for shelf in self.shelves):
+        for outcome in sorted(outcomes, key=lambda x: x.request != RefitRequest(NULL_ID)):
+            if any(shelf.record(outcome) for shelf in self.extra_refits):
                 continue
-            if outcome.wanted.draw:
+            if outcome.request.draw:
                 self._record_draw(outcome, draws)
-            elif outcome.wanted.id == NULL_ID:
-                self._refuse_astray(outcome)
-                self._record(outcome, done, {} if outcome.astray is None else {"astray": outcome.astray})
+            elif outcome.request.id == NULL_ID:
+                self._refuse_drift(outcome)
+                self._record(outcome, done, {} if outcome.drift is None else {"astray": outcome.drift})
             elif all(NULL_ID in rows for rows in done):
-                self._record(outcome, done, {"control": outcome.wanted.id in controls})
+                self._record(outcome, done, {"control": outcome.request.id in controls})
             else:
                 waiting.append(outcome)
         return waiting
 
-    def _refuse_astray(self, null: Outcome) -> None:
+    def _refuse_drift(self, null: RefitResult) -> None:
         """A training from scratch that does not end at the base model is of another run, and tells nothing about it.
 
         Raises:
             WorkError: it does not; where J is convex the way there does not matter.
         """
-        if self._bound[0] is None and null.astray is not None and not null.astray <= ASTRAY:
+        if self._bound[0] is None and null.drift is not None and not null.drift <= MAX_DRIFT:
             raise WorkError(
-                f"The refit with nothing removed ended {null.astray:.1e} away from the base model, relative to its "
-                f"weights ({ASTRAY:g} is allowed): refits do not repeat the base fit, and no score can predict them.\n"
+                f"The refit with nothing removed ended {null.drift:.1e} away from the base model, relative to its "
+                f"weights ({MAX_DRIFT:g} is allowed): refits do not repeat the base fit, and no score can predict "
+                "them.\n"
                 "  Training must depend on the seed alone: look for randomness that does not (a sampler of its own, "
                 "augmentation), or a base model fitted by another version; `ifloo fit --overwrite` fits it "
                 "again, refit.init warm starts from its weights."
             )
 
-    def _record(self, outcome: Outcome, done: Rows, extra: dict[str, JSON]) -> None:
-        i, norm = outcome.wanted.id, outcome.grad_norm
+    def _record(self, outcome: RefitResult, done: Rows, extra: dict[str, JSON]) -> None:
+        i, norm = outcome.request.id, outcome.grad_norm
         mu, norms = self._bound
         for k, (file, rows) in enumerate(zip(self.files, done, strict=True)):
             if i in rows:
@@ -147,8 +148,8 @@ class LeaveOneOut:
             rows[i] = LossRow(i, outcome.losses[k], norm, outcome.seconds, bound, extras)
             file.add(rows[i])
 
-    def _record_draw(self, outcome: Outcome, draws: Rows) -> None:
-        draw = outcome.wanted.draw
+    def _record_draw(self, outcome: RefitResult, draws: Rows) -> None:
+        draw = outcome.request.draw
         for file, rows, loss in zip(self.null_files, draws, outcome.losses, strict=True):
             if draw not in rows:
                 extra: dict[str, JSON] = {
@@ -179,7 +180,7 @@ class LeaveOneOut:
         with scoring(self.base):
             theta = space.values_of(self.base)
             gradients = sample_gradients(
-                FunctionalLosses(self.base, space), theta, moved(self.queries, theta.device, theta.dtype)
+                FunctionalLosses(self.base, space), theta, to_device(self.queries, theta.device, theta.dtype)
             )
         return mu, [float(x) for x in gradients.norm(dim=1)]
 
@@ -193,7 +194,7 @@ def runner_of(work: RefitWork) -> Runner:
     if work.settings.in_process:
         return InProcess(work)
     try:
-        from ifloo.refit.cluster import OnCluster  # loads dask, which most refits do without
+        from ifloo.refit.execution.dask_runner import OnCluster  # loads dask, which most refits do without
     except ImportError as error:
         raise InputError(
             f"refit.devices > 1 and refit.cluster need dask.distributed, which cannot be imported: {error}.\n"

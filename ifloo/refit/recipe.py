@@ -16,13 +16,13 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from ifloo.errors import InputError
+from ifloo.minimize.newton_cg import FitEnd
 from ifloo.models import SampleLossModule
 from ifloo.models.module import callbacks_of
 from ifloo.objective import Batch, SampleWeights
 from ifloo.objective.loaders import identified
-from ifloo.refit.finish import NewtonFinish
-from ifloo.refit.newton import Minimum
-from ifloo.refit.order import SeededOrder
+from ifloo.refit.newton_finish import NewtonFinish
+from ifloo.refit.seeded_order import SeededOrder
 from ifloo.termination import sigterm_unwinds
 
 ModuleT = TypeVar("ModuleT", bound=L.LightningModule)
@@ -30,7 +30,7 @@ _FULL_NAMES = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainerSettings:
     """The settings of a Trainer that change what it trains.
 
     Attributes:
@@ -52,7 +52,7 @@ class Recipe:
     accelerator: str = "auto"
 
     @classmethod
-    def of(cls, trainer: L.Trainer) -> Recipe:
+    def of(cls, trainer: L.Trainer) -> TrainerSettings:
         """The recipe of the Trainer of a base fit.
 
         Raises:
@@ -77,7 +77,7 @@ class Recipe:
         )
 
     @classmethod
-    def said(cls, trainer: object) -> Recipe:
+    def from_flags(cls, trainer: object) -> TrainerSettings:
         """The recipe of Trainer settings as flags and config say them; what is unsaid is Lightning's default.
 
         Args:
@@ -89,7 +89,7 @@ class Recipe:
         as_stored = {"precision": _FULL_NAMES.get(precision, precision), "gradient_clip_algorithm": _plain(algorithm)}
         return cls(**{**given, **as_stored})
 
-    def compared(self) -> dict[str, Any]:
+    def identity_settings(self) -> dict[str, Any]:
         """The part of it that changes numbers."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "accelerator"}
 
@@ -136,7 +136,7 @@ class Refit:
     """
 
     module: SampleLossModule
-    minimum: Minimum
+    minimum: FitEnd
     seconds: float
 
 
@@ -155,7 +155,7 @@ class Refitter:
 
     start: Callable[[], SampleLossModule]
     loader: Callable[[], DataLoader[Batch]]
-    recipe: Recipe
+    recipe: TrainerSettings
     finish: NewtonFinish
     seed: int
     decays: bool = False

@@ -12,22 +12,22 @@ from numpy.typing import NDArray
 
 from ifloo.data.protocol import CaptionedSet, ConversationSet, DataNotes, SampleSets
 from ifloo.errors import WorkError
-from ifloo.report.agreements import method_label
-from ifloo.report.board import Board
-from ifloo.report.comparison import methods_comparison
-from ifloo.report.digits import TrainingPicture, digit_grid
-from ifloo.report.extremes import Extremes
-from ifloo.report.figures import influence_distribution, influence_vs_loo, save_figure
-from ifloo.report.gallery import gallery, row_of
+from ifloo.report.figures.conversation_gallery import gallery, row_of
+from ifloo.report.figures.image_grid import TrainingPicture, digit_grid
+from ifloo.report.figures.influence import influence_distribution, influence_vs_loo, save_figure
+from ifloo.report.figures.label_errors import label_errors
+from ifloo.report.figures.methods import methods_comparison
 from ifloo.report.html import write_html
-from ifloo.report.html.unverified import unverified
-from ifloo.report.label_errors import label_errors
-from ifloo.report.mislabels import Mislabels, mislabels
-from ifloo.report.plain import drawn
-from ifloo.report.pooled import Verdict
-from ifloo.report.sketch import SampleGradients
-from ifloo.report.verdict import Comparison, compare
+from ifloo.report.safe_text import drawn
+from ifloo.report.tensorboard.event_file import TensorBoardReport
+from ifloo.report.tensorboard.gradient_projection import SampleGradients
 from ifloo.store import CORRECTED, Layout, StoredInfluences, influences, top_k, write_json
+from ifloo.verdict.agreements import method_label
+from ifloo.verdict.comparison import Comparison, compare
+from ifloo.verdict.extremes import Extremes
+from ifloo.verdict.label_errors import LabelErrors, find_label_errors
+from ifloo.verdict.pooled import Verdict
+from ifloo.verdict.unverified import unverified
 
 CAPTION, TITLE = 14, 40  # characters of a label, over a small picture and in a title
 
@@ -69,9 +69,9 @@ class Reporter:
         write_json(self.layout.verdict, verdict.to_json())
         return verdict
 
-    def mislabels(self) -> Mislabels | None:
+    def mislabels(self) -> LabelErrors | None:
         """What self-influence makes of training answers known to be wrong; None where none are."""
-        return mislabels(self.layout, DataNotes(self.datamodule).corrupted_ids)
+        return find_label_errors(self.layout, DataNotes(self.datamodule).corrupted_ids)
 
     def run(self, test_ids: list[int], k: int) -> Verdict:
         """Writes the verdict on these tests, their pictures, one page with all of it, and TensorBoard's files.
@@ -173,7 +173,7 @@ class Reporter:
     ) -> None:
         scored = {**{t: one.stored for t, one in verdict.items()}, **alone}
         drawn = {**figures, **{t: self._of_scores(stored, k) for t, stored in alone.items()}}
-        board = Board(self.layout, self.datamodule, self.log_dir, self.outcomes, self.gradients)
+        board = TensorBoardReport(self.layout, self.datamodule, self.log_dir, self.outcomes, self.gradients)
         board.write(scored, verdict, drawn)
 
 

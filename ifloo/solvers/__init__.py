@@ -2,12 +2,7 @@
 
 from ifloo.progress import bar
 from ifloo.solvers.auto import Auto
-from ifloo.solvers.cg import CG
-from ifloo.solvers.cholesky import Cholesky
-from ifloo.solvers.kronecker import Kronecker
-from ifloo.solvers.lissa import LiSSA
-from ifloo.solvers.nystrom import Nystrom
-from ifloo.solvers.solution import (
+from ifloo.solvers.base import (
     Preconditioner,
     Prepared,
     PreparedPreconditioner,
@@ -18,6 +13,11 @@ from ifloo.solvers.solution import (
     relative_residual,
     status_text,
 )
+from ifloo.solvers.cg import CG
+from ifloo.solvers.cholesky import Cholesky
+from ifloo.solvers.kronecker import Kronecker
+from ifloo.solvers.lissa import LiSSA
+from ifloo.solvers.nystrom import Nystrom
 from ifloo.solvers.subsampled import Subsampled
 
 __all__ = [

@@ -10,11 +10,11 @@ import torch
 from ifloo.curvature import LinearOperator
 from ifloo.errors import InputError
 from ifloo.progress import OnProgress, no_progress
+from ifloo.solvers.base import Prepared, Solver
 from ifloo.solvers.cg import CG
 from ifloo.solvers.cholesky import Cholesky, bytes_needed
 from ifloo.solvers.kronecker import Kronecker
 from ifloo.solvers.nystrom import Nystrom
-from ifloo.solvers.solution import Prepared, Solver
 from ifloo.solvers.tolerances import AUTO_RTOL, default_rtol
 
 log = logging.getLogger(__name__)
@@ -65,9 +65,9 @@ class Auto(Solver):
             raise InputError(f"Auto needs a tolerance 0 < rtol < 1 (or null), got {self.rtol}.")
 
     def prepare(self, A: LinearOperator, tick: OnProgress = no_progress) -> Prepared:
-        return self.chosen(A, 1).prepare(A, tick)
+        return self.resolve(A, 1).prepare(A, tick)
 
-    def chosen(self, A: LinearOperator, right_hand_sides: int) -> Solver:
+    def resolve(self, A: LinearOperator, right_hand_sides: int) -> Solver:
         """The solver for so many right-hand sides; says which and why in one line of the log."""
         rtol = self.rtol or default_rtol(AUTO_RTOL, A.dtype)
         iterative = CG(rtol, preconditioner=Kronecker() if A.structure.kronecker else Nystrom())

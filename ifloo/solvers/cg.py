@@ -11,7 +11,7 @@ from torch import Tensor
 from ifloo.curvature import Definite, LinearOperator
 from ifloo.errors import InputError
 from ifloo.progress import OnProgress, no_progress
-from ifloo.solvers.solution import (
+from ifloo.solvers.base import (
     NOT_FINITE_ADVICE,
     Preconditioner,
     Prepared,

@@ -11,7 +11,7 @@ from torch import Tensor
 from ifloo.curvature import Core, Definite, LinearOperator, dense
 from ifloo.errors import InputError
 from ifloo.progress import OnProgress, no_progress
-from ifloo.solvers.solution import (
+from ifloo.solvers.base import (
     NOT_FINITE_ADVICE,
     Prepared,
     Solution,
@@ -103,17 +103,17 @@ class PreparedCholesky(Prepared):
         self.A, self.core, self.factor, self.rtol = A, core, factor, rtol
 
     def solve(self, B: Float[Tensor, "k p"]) -> Solution:
-        X = self.back(B)
+        X = self.apply_inverse(B)
         residual = relative_residual(self.A, X, B)
         blunt = residual > SHARP * self.rtol
         if bool(blunt.any()):
-            X[blunt] += self.back(B[blunt] - self.A.matmat(X[blunt]))
+            X[blunt] += self.apply_inverse(B[blunt] - self.A.matmat(X[blunt]))
             residual[blunt] = relative_residual(self.A, X[blunt], B[blunt])
         judged = [self._judged(r, bool(torch.isfinite(b).all())) for r, b in zip(residual.tolist(), B, strict=True)]
         steps = 1 + blunt.cpu().long()
         return Solution(X, residual, steps, tuple(s for s, _ in judged), tuple(a for _, a in judged))
 
-    def sandwich(self, B: Float[Tensor, "g r p"]) -> Float[Tensor, "g r r"]:
+    def quadratic_forms(self, B: Float[Tensor, "g r p"]) -> Float[Tensor, "g r r"]:
         """B_i A⁻¹ B_iᵀ by half a solve each; without refinement, so to the accuracy of the factor."""
         flat = B.flatten(0, 1)
         inner = self.core.reduce(flat)
@@ -121,7 +121,7 @@ class PreparedCholesky(Prepared):
         outside = (flat - self.core.expand(inner)).view_as(B)
         return half @ half.mT + (outside * _inverse(self.core.rest)) @ outside.mT
 
-    def back(self, B: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
+    def apply_inverse(self, B: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         """A⁻¹b of each row by the factor alone: no refinement, no certificate."""
         inner = self.core.reduce(B)
         # cholesky_solve would copy the factor, hundreds of megabytes, at each call.

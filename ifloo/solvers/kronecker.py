@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ifloo.curvature import KroneckerFactors, LinearOperator
 from ifloo.errors import InputError
-from ifloo.solvers.solution import Preconditioner, PreparedPreconditioner, SolveError
+from ifloo.solvers.base import Preconditioner, PreparedPreconditioner, SolveError
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ifloo.curvature import BatchSampler, LinearOperator, batch_sampler
 from ifloo.errors import InputError
 from ifloo.progress import OnProgress, no_progress
-from ifloo.solvers.solution import NOT_FINITE_ADVICE, Prepared, Solution, Solver, Status, relative_residual
+from ifloo.solvers.base import NOT_FINITE_ADVICE, Prepared, Solution, Solver, Status, relative_residual
 
 GROWTH = 10  # while every batch contracts, the t-th iterate is at most t + 1 times b; ten times that has diverged
 CHECK_STEPS = 50  # steps between checks of the size of the iterates, each of which waits for the device

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifloo.solvers.solution import Prepared, Solution
+from ifloo.solvers.base import Prepared, Solution
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ifloo.curvature import LinearOperator, stochastic
 from ifloo.errors import InputError
+from ifloo.solvers.base import Preconditioner, PreparedPreconditioner
 from ifloo.solvers.cholesky import Cholesky, PreparedCholesky
-from ifloo.solvers.solution import Preconditioner, PreparedPreconditioner
 
 
 @dataclass(frozen=True)
@@ -73,4 +73,4 @@ class PreparedSubsampled(PreparedPreconditioner):
         self.factor = factor
 
     def apply(self, R: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
-        return self.factor.back(R)
+        return self.factor.apply_inverse(R)

@@ -1,22 +1,33 @@
 """Floor 6: the engine run through a Trainer."""
 
-from ifloo.stages.callback import InfluenceCallback
-from ifloo.stages.doctor import Diagnosis, Subject, examine
-from ifloo.stages.influence import InfluenceRun
-from ifloo.stages.predictor import InfluencePredictor, InfluenceWriter, ScoredBlock
-from ifloo.stages.recorder import RunRecorder
-from ifloo.stages.settings import AttributionSettings, described
+from typing import TYPE_CHECKING
+
+from ifloo.former_names import former_names
+from ifloo.stages.callback.callback import InfluenceCallback
+from ifloo.stages.run_recorder import RunRecorder
+from ifloo.stages.scores.influence import InfluenceRun
+from ifloo.stages.scores.predictor import InfluencePredictor, InfluenceWriter, ScoredBlock
+from ifloo.stages.settings import AttributionSettings, settings_json
 
 __all__ = [
     "AttributionSettings",
-    "Diagnosis",
     "InfluenceCallback",
     "InfluencePredictor",
     "InfluenceRun",
     "InfluenceWriter",
     "RunRecorder",
     "ScoredBlock",
-    "Subject",
-    "described",
-    "examine",
+    "settings_json",
 ]
+
+if not TYPE_CHECKING:  # else every misspelt name would pass mypy
+    __getattr__ = former_names(
+        __name__,
+        {
+            "Diagnosis": "ifloo.doctor.Diagnosis",
+            "Subject": "ifloo.doctor.DoctorInput",
+            "described": "ifloo.stages.settings_json",
+            "examine": "ifloo.doctor.examine",
+        },
+        __all__,
+    )

@@ -64,7 +64,7 @@ class AttributionSettings:
     corrected: bool = False
     self_influence: bool = False
     method: Method | None = None
-    further: list[Method] = field(default_factory=list)
+    compare_with: list[Method] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Checks what no constructor further down would.
@@ -116,7 +116,7 @@ class AttributionSettings:
     @property
     def methods(self) -> list[Method]:
         """All that are not the curvature at a minimum."""
-        return [*([self.method] if self.method else []), *self.further]
+        return [*([self.method] if self.method else []), *self.compare_with]
 
     @property
     def needs_run(self) -> bool:
@@ -138,19 +138,19 @@ class AttributionSettings:
         return DTYPES[self.dtype] if self.dtype else None
 
 
-def described(value: object) -> JSON:
+def settings_json(value: object) -> JSON:
     """A settings object as JSON: class name and fields, so that manifests show and compare every number."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: described(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {f.name: settings_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"class": type(value).__name__, **fields}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple)):
-        return [described(v) for v in value]
+        return [settings_json(v) for v in value]
     if callable(value):
         return _name_of(value)
     if isinstance(value, dict):
-        return {str(k): described(v) for k, v in value.items()}
+        return {str(k): settings_json(v) for k, v in value.items()}
     return str(value)
 
 
@@ -170,5 +170,5 @@ def method_name(operator: LinearOperator, solver: Solver, module: nn.Module | No
     if head is None or module is None or sum(p.numel() for p in module.parameters()) == head.size:
         return f"{name} / {solver}"
     last = [n for n, m in module.named_modules() if isinstance(m, nn.Linear)][-1]
-    which = "last layer" if head.head.name == last else "one layer"
-    return f"{name} / {solver}, {which} only ({head.head.name}), its inputs fixed"
+    which = "last layer" if head.layer.name == last else "one layer"
+    return f"{name} / {solver}, {which} only ({head.layer.name}), its inputs fixed"

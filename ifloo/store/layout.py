@@ -40,7 +40,7 @@ class Layout:
         return self.root / "report.html"
 
     @property
-    def judged(self) -> list[Path]:
+    def verdict_files(self) -> list[Path]:
         """What is drawn from scores and refits together, and is of none once either is replaced."""
         return [self.verdict, self.report]
 
@@ -50,11 +50,11 @@ class Layout:
     def topk_ids(self, t: int) -> Path:
         return self.root / f"topk_ids_test_{t}.txt"
 
-    def scores_there(self) -> list[Path]:
+    def existing_scores(self) -> list[Path]:
         """The score files of all tests, whichever they are."""
         return sorted(self.root.glob("influences_test_*.npz"))
 
-    def losses_there(self) -> list[Path]:
+    def existing_losses(self) -> list[Path]:
         """The files of refits of all kinds of all tests, whichever they are."""
         name, kinds = "loo_losses_test_*.jsonl", ("null", "seeds", "weight_*")
         others = [path for kind in kinds for path in sorted(self.root.glob(f"{kind}/{name}"))]
@@ -67,7 +67,7 @@ class Layout:
     def all_scores(self, t: int, suffix: str = ".npy") -> Path:
         return self.all_tests / f"if_scores_test_{t}{suffix}"
 
-    def all_scores_there(self) -> list[Path]:
+    def existing_all_scores(self) -> list[Path]:
         """The index and the score files in `all_tests`, of whichever form; nothing else there is ours."""
         others = [self.index, self.all_scores_matrix, self.all_scores_begun, self.all_topk]
         return [*others, *sorted(self.all_tests.glob("if_scores_test_*.npy"))]
@@ -116,11 +116,11 @@ class Layout:
         """Scores of a further attribution method."""
         return Layout(self.root / "methods" / name).scores(t)
 
-    def method_scores_there(self, name: str) -> list[Path]:
+    def existing_method_scores(self, name: str) -> list[Path]:
         """Those of one method on all tests, whichever they are."""
-        return Layout(self.root / "methods" / name).scores_there()
+        return Layout(self.root / "methods" / name).existing_scores()
 
-    def methods_there(self, t: int) -> dict[str, Path]:
+    def existing_methods(self, t: int) -> dict[str, Path]:
         """Score files of further methods on one test, by the name of the method."""
         found = sorted((self.root / "methods").glob(f"*/{self.scores(t).name}"))
         return {path.parent.name: path for path in found}
@@ -129,7 +129,7 @@ class Layout:
         """Removals predicted with the leverage of the removed sample counted in."""
         return self.root / "methods" / CORRECTED / f"removals_test_{t}.npz"
 
-    def removals_there(self) -> list[Path]:
+    def existing_removals(self) -> list[Path]:
         """Those of all tests, whichever they are."""
         return sorted(self.removals(0).parent.glob("removals_test_*.npz"))
 

@@ -13,6 +13,7 @@ from typing import Any
 import ifloo
 from ifloo.errors import InputError
 from ifloo.store.atomic import JSON, encode_json, write_json
+from ifloo.store.former_settings import current_settings
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,8 @@ class Manifest:
         """
         if overwrite or (stored := self.sections().get(section)) is None:
             return
-        old, new = flattened(stored["compared"]), flattened(json.loads(encode_json(compared, self.path)))
+        old = flattened(current_settings(stored["compared"]))
+        new = flattened(json.loads(encode_json(compared, self.path)))
         lines = [
             f"  {name}: stored {_shown(old, name)}, asked {_shown(new, name)}"
             for name in dict.fromkeys([*old, *new])

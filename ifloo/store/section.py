@@ -14,6 +14,7 @@ from typing import Any
 
 from ifloo.errors import InputError
 from ifloo.store.atomic import JSON, write_json
+from ifloo.store.former_settings import stamped_settings
 from ifloo.store.manifest import Manifest
 
 try:
@@ -84,7 +85,7 @@ class Section:
 
 def settings_stamp(compared: Mapping[str, JSON]) -> str:
     """SHA-256 of the settings behind a file, for the file itself to carry; which samples were asked for is left out."""
-    settings = {name: value for name, value in compared.items() if name != "queries"}
+    settings = {name: value for name, value in stamped_settings(compared).items() if name != "queries"}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

@@ -8,7 +8,7 @@ from bench.problem import base_file, data_of
 from bench.task import Row, Task
 from ifloo.errors import InputError
 from ifloo.models import LogisticRegression
-from ifloo.refit import NewtonFinish, Recipe, fit_base, load_base
+from ifloo.refit import NewtonFinish, TrainerSettings, fit_base, load_base
 from ifloo.store import JSON
 
 L2_REG = 0.01
@@ -36,6 +36,10 @@ def fit(task: Task) -> Row:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    record: dict[str, JSON] = {"seed": 0, "recipe": Recipe.of(trainer).compared(), "source": data.source_taken}
+    record: dict[str, JSON] = {
+        "seed": 0,
+        "recipe": TrainerSettings.of(trainer).identity_settings(),
+        "source": data.source_taken,
+    }
     minimum = fit_base(module, data, trainer, finish, path, record)
     return {"residual": minimum.grad_norm, "p": len(minimum.theta)}

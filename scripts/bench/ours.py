@@ -14,7 +14,15 @@ from bench.clock import Clock, Spent
 from bench.exact import exact_file
 from bench.problem import QUERY, Outcome, Part, Problem, Refits
 from bench.task import Task
-from ifloo.refit import LeaveOneOut, NewtonFinish, Recipe, RefitSettings, Refitter, TrainingLoader, weights_sha256
+from ifloo.refit import (
+    LeaveOneOut,
+    NewtonFinish,
+    RefitSettings,
+    Refitter,
+    TrainerSettings,
+    TrainingLoader,
+    weights_sha256,
+)
 from ifloo.stages import AttributionSettings, InfluenceRun, InfluenceWriter
 from ifloo.store import JSON, NULL_ID, Layout, LossFile, jsonl
 
@@ -22,7 +30,7 @@ from ifloo.store import JSON, NULL_ID, Layout, LossFile, jsonl
 def listed(problem: Problem, task: Task) -> Outcome:
     """Runs T1 and T100: one file of scores per test."""
     tests = problem.tests(task.work)
-    stored = _run(problem, task, test_ids=tests).listed(_trainer(task))
+    stored = _run(problem, task, test_ids=tests).score_tests(_trainer(task))
     assert [one.test_id for one in stored] == tests
     return Outcome(
         np.stack([one.scores for one in stored]),
@@ -123,7 +131,7 @@ def _fresh(losses: LossFile) -> None:
 
 def _leave_one_out(problem: Problem, task: Task, losses: LossFile) -> LeaveOneOut:
     base = problem.module
-    recipe = Recipe(**problem.base.record["recipe"], accelerator=task.accelerator)
+    recipe = TrainerSettings(**problem.base.record["recipe"], accelerator=task.accelerator)
     refitter = Refitter(
         start=functools.partial(copy.deepcopy, base),
         loader=TrainingLoader(problem.data),

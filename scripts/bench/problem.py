@@ -15,7 +15,7 @@ from bench.clock import Spent
 from bench.task import Task
 from ifloo.data import MNISTDataModule
 from ifloo.models import LogisticRegression
-from ifloo.refit import Base, load_base
+from ifloo.refit import BaseCheckpoint, load_base
 
 QUERY = 8  # id of the test image of T1 and of the refits
 Array = NDArray[Any]
@@ -33,7 +33,7 @@ class Problem:
     """
 
     data: MNISTDataModule
-    base: Base
+    base: BaseCheckpoint
     module: LogisticRegression
     device: str
 

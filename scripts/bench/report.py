@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.task import Row
-from ifloo.report.style import CONTROL, HELPFUL, QUIET, styled
+from ifloo.report.figures.style import CONTROL, HELPFUL, QUIET, styled
 from ifloo.store import replacing
 
 Form = Callable[[Any], str]

@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ifloo.attribution import Trained
+from ifloo.attribution import TrainedModel
 from ifloo.attribution.recorded import RecordedRun, State, Update
 from tests.problems import Problem
 
@@ -57,11 +57,11 @@ def made(problem_type: type) -> Problem:
     return problem_type.make()
 
 
-def trained(problem_type: type, batch_size: int = 7, momentum: float = 0.0, **loader_settings) -> Trained:
+def trained(problem_type: type, batch_size: int = 7, momentum: float = 0.0, **loader_settings) -> TrainedModel:
     problem, kept = made(problem_type), states(problem_type)
     ids = [torch.tensor(b) for b in BATCHES]
     run = RecordedRun(Plain(momentum), ids, RATES, SAVED, lambda k: State({s: kept[s] for s in SAVED}[k], ()))
-    return Trained(problem.objective(batch_size, **loader_settings), problem.theta, run)
+    return TrainedModel(problem.objective(batch_size, **loader_settings), problem.theta, run)
 
 
 def gradients(problem: Problem, theta: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.nn import functional as F
 
-from ifloo.attribution.method import Trained
+from ifloo.attribution.method import TrainedModel
 from ifloo.attribution.recorded import RecordedRun, State, Update
 from ifloo.objective import FunctionalLosses, Objective, TrainingData
 from ifloo.params import ParamSpace
@@ -76,7 +76,7 @@ class Training:
         with torch.no_grad():
             return module.sample_losses(self.queries)
 
-    def trained(self) -> Trained:
+    def trained(self) -> TrainedModel:
         """Records the run at w = 1 every few steps."""
         states: dict[int, State] = {}
 
@@ -92,7 +92,7 @@ class Training:
         data = TrainingData(loader, torch.device("cpu"), torch.float64)
         rates = torch.tensor([self.lr * self.schedule(k) for k in range(STEPS)], dtype=torch.float64)
         run = RecordedRun(self.update, self.batches(), rates, sorted(states), states.__getitem__)
-        return Trained(Objective(FunctionalLosses(module, space), data), space.values_of(module), run)
+        return TrainedModel(Objective(FunctionalLosses(module, space), data), space.values_of(module), run)
 
     @property
     def lr(self) -> float:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ifloo.attribution import CurvatureRoute, Trained, curvature_route
+from ifloo.attribution import InfluenceFunction, TrainedModel, curvature_route
 from ifloo.attribution.recorded import State, training_time
 from ifloo.attribution.updates import Adam
 from ifloo.curvature import GaussNewton, Hessian, LinearHead
@@ -26,8 +26,8 @@ def test_damping_from_the_run(momentum, caplog):
     given, queries = trained(Logistic, momentum=momentum), made(Logistic).queries
     damping = (1 - momentum) / float(RATES.sum())
     with caplog.at_level(logging.INFO, "ifloo.attribution.curvature_route"):
-        found = CurvatureRoute("gauss_newton", solver=Cholesky()).scores(given, queries)
-    expected = CurvatureRoute("gauss_newton", damping=damping, solver=Cholesky()).scores(given, queries)
+        found = InfluenceFunction("gauss_newton", solver=Cholesky()).scores(given, queries)
+    expected = InfluenceFunction("gauss_newton", damping=damping, solver=Cholesky()).scores(given, queries)
     # One damping by two ways to sum: a score is a sum of products up to 0.02 that may cancel, each to 2e-16 of it.
     torch.testing.assert_close(found.value, expected.value, rtol=1e-12, atol=1e-15)
     said = f"gauss_newton: damping {damping:.3g}, one over the sum of the learning rates of 6 steps."
@@ -49,7 +49,7 @@ def test_adam_counts_by_its_scales():
 
 
 def test_the_certificate_is_that_of_the_damped_solve():
-    scores = CurvatureRoute("gauss_newton", damping=0.1).scores(trained(Attention), made(Attention).queries)
+    scores = InfluenceFunction("gauss_newton", damping=0.1).scores(trained(Attention), made(Attention).queries)
     certificate = scores.certificate
     assert certificate.damping == pytest.approx(0.1, rel=1e-15)
     assert certificate.residual.shape == (2,)
@@ -63,7 +63,7 @@ def test_lissa_within_the_bound_of_its_own_residual():
     """No score is further from the dense one than ‖∇ℓ_i‖ ‖r‖ / (n (λ + δ))."""
     problem, damping = made(Logistic), 0.1
     solver = LiSSA(depth=300, repeats=4, batch=25)
-    method = CurvatureRoute("lissa", GaussNewton, damping, solver)
+    method = InfluenceFunction("lissa", GaussNewton, damping, solver)
     scores = method.scores(trained(Logistic), problem.queries)
     certificate, m = scores.certificate, len(scores.value)
     assert method.name == "lissa"
@@ -78,7 +78,10 @@ def test_lissa_within_the_bound_of_its_own_residual():
 
 def test_the_parameters_left_out_stay_at_the_minimum_and_not_where_the_module_is():
     problem = Attention.make()
-    given, method = Trained(problem.objective(), problem.theta), CurvatureRoute("h", LinearHead, 0.1, Cholesky(), HEAD)
+    given, method = (
+        TrainedModel(problem.objective(), problem.theta),
+        InfluenceFunction("h", LinearHead, 0.1, Cholesky(), HEAD),
+    )
     expected = method.scores(given, problem.queries).value
     problem.space.write_to(problem.module, torch.ones_like(problem.theta))
     torch.testing.assert_close(method.scores(given, problem.queries).value, expected, **CLOSE)
@@ -91,14 +94,14 @@ def test_the_parameters_left_out_stay_at_the_minimum_and_not_where_the_module_is
 def test_an_indefinite_curvature():
     problem = made(Attention)
     with pytest.raises(SolveError, match="CG met non-positive curvature"):
-        CurvatureRoute("hessian", Hessian, 0.0, CG()).scores(trained(Attention), problem.queries)
+        InfluenceFunction("hessian", Hessian, 0.0, CG()).scores(trained(Attention), problem.queries)
 
 
 def test_a_weight_decay_outside_of_the_objective():
     problem = Ridge.make()
     problem.module.decoupled_decay = 0.01
     with pytest.raises(InputError) as caught:
-        CurvatureRoute("gauss_newton").scores(Trained(problem.objective(), problem.theta), problem.queries)
+        InfluenceFunction("gauss_newton").scores(TrainedModel(problem.objective(), problem.theta), problem.queries)
     assert str(caught.value) == (
         "gauss_newton inverts the curvature of J, and this model was trained with a decoupled weight decay of 0.01: "
         "the decay is part of the optimizer's step and not of J, so that the curvature would be that of another "
@@ -115,8 +118,8 @@ def test_a_linear_head_that_would_keep_too_much(wrapped):
     problem = Logistic(module, x, labels, {"x": x[:1], "labels": labels[:1], "idx": labels[:1]}, 0.1)
     curvature = functools.partial(lambda kind, *at: kind(*at), LinearHead) if wrapped else LinearHead
     with pytest.raises(InputError) as caught:
-        CurvatureRoute("last_layer", curvature, 0.1).scores(
-            Trained(problem.objective(), problem.theta), problem.queries
+        InfluenceFunction("last_layer", curvature, 0.1).scores(
+            TrainedModel(problem.objective(), problem.theta), problem.queries
         )
     assert str(caught.value) == (
         "last_layer: a LinearHead of 50 training samples would keep 335.3 GiB of inputs and output curvatures, allowed "
@@ -129,7 +132,7 @@ def test_a_linear_head_up_to_the_limit(monkeypatch):
     problem, given = made(Logistic), trained(Logistic)
     need = 50 * (4 + 3**2) * 8
     assert LinearHead.bytes_kept(problem.objective()) == need
-    head, products = (CurvatureRoute("h", c, 0.1, Cholesky()) for c in (LinearHead, GaussNewton))
+    head, products = (InfluenceFunction("h", c, 0.1, Cholesky()) for c in (LinearHead, GaussNewton))
     monkeypatch.setattr(curvature_route, "HEAD_BYTES", need)
     expected = products.scores(given, problem.queries).value
     torch.testing.assert_close(head.scores(given, problem.queries).value, expected, **CLOSE)

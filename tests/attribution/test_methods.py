@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from ifloo.attribution import (
-    CurvatureRoute,
     GradientCosine,
     GradientDot,
+    InfluenceFunction,
     Method,
     OneStep,
     RandomScores,
     TracIn,
-    Trained,
+    TrainedModel,
     gradient_cosine,
     one_step,
 )
@@ -96,10 +96,10 @@ METHODS: dict[str, tuple[Method, Callable[[Problem], Tensor] | None]] = {  # the
     "one_step": (OneStep(), stepped(TIME)),
     "one_step, rate given": (OneStep(rate=0.5), stepped(0.5)),
     "random": (RandomScores(seed=3), None),
-    "gauss_newton": (CurvatureRoute("gauss_newton", solver=SHARP), solved(1 / TIME)),
-    "gauss_newton, damping given": (CurvatureRoute("gauss_newton", GaussNewton, 0.3, SHARP), solved(0.3)),
-    "last_layer": (CurvatureRoute("last_layer", LinearHead, 0.0, Cholesky(), HEAD), solved(0.0, HEAD)),
-    "last_layer, Auto": (CurvatureRoute("last_layer", LinearHead, 0.2, Auto(1e-13), HEAD), solved(0.2, HEAD)),
+    "gauss_newton": (InfluenceFunction("gauss_newton", solver=SHARP), solved(1 / TIME)),
+    "gauss_newton, damping given": (InfluenceFunction("gauss_newton", GaussNewton, 0.3, SHARP), solved(0.3)),
+    "last_layer": (InfluenceFunction("last_layer", LinearHead, 0.0, Cholesky(), HEAD), solved(0.0, HEAD)),
+    "last_layer, Auto": (InfluenceFunction("last_layer", LinearHead, 0.2, Auto(1e-13), HEAD), solved(0.2, HEAD)),
 }
 
 
@@ -207,7 +207,7 @@ def test_the_cosine_of_no_gradient_is_zero():
     problem = Ridge.make()
     problem.x[4] = 0.0
     queries = {**problem.queries, "x": torch.cat([problem.queries["x"][:2], torch.zeros(1, 5, dtype=torch.float64)])}
-    value = GradientCosine().scores(Trained(problem.objective(), problem.theta), queries).value
+    value = GradientCosine().scores(TrainedModel(problem.objective(), problem.theta), queries).value
     assert (value[:, 4] == 0).all()
     assert (value[2] == 0).all()
     assert ((value[:2, :4].abs() > 0) & (value[:2, :4].abs() <= 1 + 1e-15)).all()
@@ -220,7 +220,7 @@ def test_tracin_is_what_a_step_of_gradient_descent_did():
     for rate in (0.04, 0.02, 0.01, 0.005):
         end = descended(problem, start, ids, rate)
         run = RecordedRun(Plain(), [torch.tensor(ids)], torch.tensor([rate]), (0, 1), {1: State(end, ())}.__getitem__)
-        value = TracIn().scores(Trained(problem.objective(), end, run), problem.queries).value
+        value = TracIn().scores(TrainedModel(problem.objective(), end, run), problem.queries).value
         without = [descended(problem, start, ids, rate, (torch.tensor(ids) != i).double()) for i in ids]
         effect = torch.stack([problem.query_losses(end) - problem.query_losses(t) for t in without], 1)
         assert (value[:, [i for i in range(problem.n) if i not in ids]] == 0).all()
@@ -233,7 +233,7 @@ def test_each_random_number_belongs_to_its_ids():
     problem = Logistic.make()
     queries = {k: v.repeat(17, *[1] * (v.ndim - 1))[:50] for k, v in problem.queries.items()}
     queries["idx"] = torch.arange(50)
-    given = Trained(problem.objective(), problem.theta)
+    given = TrainedModel(problem.objective(), problem.theta)
     Z, other = (RandomScores(seed).scores(given, queries).value for seed in (0, 1))
     assert abs(float(Z.mean())) < 5 / 2500**0.5
     assert abs(float(Z.var()) - 1) < 5 * (2 / 2500) ** 0.5
@@ -249,7 +249,7 @@ WITHOUT_RUN = {
     f"  {HOW_TO_RECORD}; or use a method that looks at the final weights alone, such as GradientDot.",
     OneStep(): "OneStep takes its step from the learning rates of the training run, and this model comes without one.\n"
     f"  Give rate, such as the learning rate times the number of steps. {HOW_TO_RECORD}, and it is found.",
-    CurvatureRoute("lissa"): "lissa takes its damping from the learning rates of the training run, and this model "
+    InfluenceFunction("lissa"): "lissa takes its damping from the learning rates of the training run, and this model "
     "comes without one.\n  Give damping, in nats per squared parameter (0 at a minimum of J). "
     f"{HOW_TO_RECORD}, and it is found.",
 }
@@ -259,11 +259,11 @@ WITHOUT_RUN = {
 def test_a_run_that_nobody_recorded(method):
     problem = made(Logistic)
     with pytest.raises(InputError) as caught:
-        method.scores(Trained(problem.objective(), problem.theta), problem.queries)
+        method.scores(TrainedModel(problem.objective(), problem.theta), problem.queries)
     assert str(caught.value) == WITHOUT_RUN[method]
 
 
-@pytest.mark.parametrize("method", [OneStep(), CurvatureRoute("gauss_newton")], ids=lambda m: m.name)
+@pytest.mark.parametrize("method", [OneStep(), InfluenceFunction("gauss_newton")], ids=lambda m: m.name)
 def test_a_run_that_went_nowhere(method):
     given = trained(Logistic)
     with pytest.raises(InputError) as caught:

@@ -14,12 +14,12 @@ from ifloo.attribution import InfluenceEngine, Scores
 from ifloo.curvature import Hessian
 from ifloo.data import MNISTDataModule
 from ifloo.gradients import sample_gradients
+from ifloo.minimize.newton_cg import FitEnd
 from ifloo.models import LogisticRegression
 from ifloo.objective import FunctionalLosses, Objective, SampleWeights, TrainingData, sequential
 from ifloo.params import ParamSpace
-from ifloo.refit.finish import NewtonFinish
-from ifloo.refit.newton import Minimum
-from ifloo.refit.recipe import Recipe, Refitter
+from ifloo.refit.newton_finish import NewtonFinish
+from ifloo.refit.recipe import Refitter, TrainerSettings
 from ifloo.solvers import CG, Nystrom
 
 pytestmark = pytest.mark.full
@@ -36,7 +36,7 @@ class Fitted:
     module: LogisticRegression
     digits: MNISTDataModule
     finish: NewtonFinish
-    minimum: Minimum
+    minimum: FitEnd
 
     def scores(self, dtype: torch.dtype, rtol: float) -> Scores:
         """Scores of test image 8, all of it in one precision."""
@@ -126,7 +126,7 @@ def test_refits_of_the_strongest(fitted, removal):
         base = float(fitted.module.sample_losses(query)[0])
     losses = FunctionalLosses(fitted.module, ParamSpace.of(fitted.module))
     steepness = float(sample_gradients(losses, losses.theta(), query).norm())
-    recipe = Recipe(accelerator="cpu")
+    recipe = TrainerSettings(accelerator="cpu")
     start = partial(copy.deepcopy, fitted.module)
     refitter = Refitter(start, fitted.digits.train_dataloader, recipe, fitted.finish, seed=0)
     for row in REFERENCE["loo"][:2]:

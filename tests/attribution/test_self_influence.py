@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from ifloo.attribution import Trained, last_layer_self, loss_ranking, self_influence, tracin_self
+from ifloo.attribution import TrainedModel, last_layer_self, loss_ranking, self_influence, tracin_self
 from ifloo.attribution.recorded import HOW_TO_RECORD
 from ifloo.errors import InputError
 from ifloo.solvers import SolveError
@@ -86,7 +86,7 @@ def test_tracin_self(kind):
 def test_tracin_self_needs_the_run_and_a_state():
     problem = made(Logistic)
     with pytest.raises(InputError) as caught:
-        tracin_self(Trained(problem.objective(), problem.theta))
+        tracin_self(TrainedModel(problem.objective(), problem.theta))
     assert str(caught.value) == (
         "Self-influence by TracIn follows the training run, and this model comes without one.\n"
         f"  {HOW_TO_RECORD}; or use a method that looks at the final weights alone, such as GradientDot."

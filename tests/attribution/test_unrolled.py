@@ -10,7 +10,7 @@ import torch
 from torch import optim
 
 from ifloo.attribution.recorded import RecordedRun, State
-from ifloo.attribution.unrolled import Reverse, Unrolled
+from ifloo.attribution.unrolled import ReverseState, Unrolled
 from ifloo.attribution.updates import SGD, Adam
 from ifloo.errors import InputError, WorkError
 from ifloo.solvers import Status
@@ -95,7 +95,7 @@ class Kept:
     """Keeps the reverse pass and dies after so many segments."""
 
     left: int
-    last: Reverse | None = None
+    last: ReverseState | None = None
 
     def load(self):
         return self.last

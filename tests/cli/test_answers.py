@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from ifloo.cli import answers, tables
+from ifloo.cli import tables
 from ifloo.cli.columns import width
 from ifloo.data.multimodal.tokenizer import ByteTokenizer
+from ifloo.stages import model_answers
 from ifloo.store import StoredInfluences
 
 TOKENS = ByteTokenizer()
@@ -81,19 +82,19 @@ class Parrot(nn.Module):
 
 
 def test_an_answer_is_what_follows_the_question():
-    assert answers.outcomes(Parrot(), Data(), [8, 5]) == {8: "17", 5: "偶数"}
+    assert model_answers.outcomes(Parrot(), Data(), [8, 5]) == {8: "17", 5: "偶数"}
 
 
 def test_a_row_without_an_answer_has_none():
-    assert answers._last_answer([-100, -100]) == (0, 0)
-    assert answers._last_answer([4, -100, 4, 4]) == (2, 4)
+    assert model_answers._last_answer([-100, -100]) == (0, 0)
+    assert model_answers._last_answer([4, -100, 4, 4]) == (2, 4)
 
 
 @pytest.mark.parametrize(("at_once", "batches"), [(3, [3, 1]), (256, [4])])
 def test_right_is_right_to_the_last_token(at_once, batches, monkeypatch):
     monkeypatch.setattr(answers, "ANSWERED_AT_ONCE", at_once)
     model = Parrot()
-    found = answers.exact_match(model, Data())
+    found = model_answers.exact_match(model, Data())
     assert list(found.items()) == [
         ("Which digit?", {"share": 2 / 3, "rows": 3}),
         ("奇还是偶？", {"share": 0.0, "rows": 1}),
@@ -102,7 +103,7 @@ def test_right_is_right_to_the_last_token(at_once, batches, monkeypatch):
 
 
 def test_it_is_told_by_question(capsys):
-    tables.exact_match(answers.exact_match(Parrot(), Data()))
+    tables.exact_match(model_answers.exact_match(Parrot(), Data()))
     assert capsys.readouterr().out == (
         "exact match of the test answers, by question\n  0.67     3 rows  Which digit?\n  0.00     1 rows  奇还是偶？\n"
     )
@@ -117,16 +118,16 @@ def test_where_every_row_asks_something_else_nothing_is_told(monkeypatch):
         def question(self, id_):
             return f"question {id_}"
 
-    assert answers.exact_match(Parrot(), Data(Many())) == {}
+    assert model_answers.exact_match(Parrot(), Data(Many())) == {}
 
 
 def test_other_models_and_other_data_have_no_answers():
     class Images:
         test_set = Rows()
 
-    assert answers.exact_match(nn.Linear(1, 1), Data()) == {}
-    assert answers.exact_match(Parrot(), Images()) == {}
-    assert answers.outcomes(nn.Linear(1, 1), Data(), [3]) == {}
+    assert model_answers.exact_match(nn.Linear(1, 1), Data()) == {}
+    assert model_answers.exact_match(Parrot(), Images()) == {}
+    assert model_answers.outcomes(nn.Linear(1, 1), Data(), [3]) == {}
 
 
 def influences(scores, **others):

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from ifloo.cli import completion
-from ifloo.cli.summary import COMMANDS
+from ifloo.cli.help import COMMANDS
 from tests.cli.running import CHECKOUT, CONFIG, done, ifloo
 
 MODEL = "ifloo.models.LogisticRegression"

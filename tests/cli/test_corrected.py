@@ -50,7 +50,7 @@ def test_what_is_there_is_kept_and_more_ids_join(corrected):
 
 def test_they_go_with_the_scores_they_belong_to(corrected):
     done(small(corrected, "influence", "--attribution.damping=0.5", "--overwrite"))
-    assert not Layout(results(corrected)).removals_there()
+    assert not Layout(results(corrected)).existing_removals()
 
 
 def test_a_curvature_without_leverages_is_refused_before_any_work(copied):

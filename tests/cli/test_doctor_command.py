@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ifloo.cli import examining
-from ifloo.stages.doctor import at_the_door
+from ifloo.doctor.examine import quick_checks
 from tests.cli.running import contents, done, ifloo, small
 
 CHECKPOINT = "models/mnist_base.pth"
@@ -150,13 +150,13 @@ def test_every_run_warns_once_at_its_door(tmp_path, caplog, monkeypatch):
     refitted = ("--refit.random=1", "--refit.null_refits=1", "--refit.init=cold", "--finish.after=never")
 
     def warned():
-        texts = [r.getMessage() for r in caplog.records if r.name == "ifloo.cli.examining"]
+        texts = [r.getMessage() for r in caplog.records if r.name == "ifloo.cli.doctor"]
         caplog.clear()
         return texts
 
     looked: list[str | None] = []
     monkeypatch.setattr(
-        examining, "at_the_door", lambda subject: looked.append(subject.checkpoint) or at_the_door(subject)
+        examining, "at_the_door", lambda subject: looked.append(subject.checkpoint) or quick_checks(subject)
     )
     done(plain(tmp_path, "pipeline", clip, *scored, *refitted, "--refit.replicas=1"))
     assert warned() == [WARNING]
@@ -171,7 +171,7 @@ def test_every_run_warns_once_at_its_door(tmp_path, caplog, monkeypatch):
 
 def test_a_sound_model_is_not_warned_of(experiment, caplog):
     done(small(experiment, "influence"))
-    assert [r.getMessage() for r in caplog.records if r.name == "ifloo.cli.examining"] == []
+    assert [r.getMessage() for r in caplog.records if r.name == "ifloo.cli.doctor"] == []
 
 
 @pytest.mark.parametrize("command", ["fit", "pipeline"])

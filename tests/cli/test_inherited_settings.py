@@ -8,8 +8,8 @@ import pytest
 import torch
 from jsonargparse import Namespace
 
-from ifloo.cli.inherit import inherit
-from ifloo.refit import Base, Recipe, load_elsewhere
+from ifloo.cli.checkpoint_settings import inherit
+from ifloo.refit import BaseCheckpoint, TrainerSettings, load_foreign
 
 
 class Parent(L.LightningModule):
@@ -31,11 +31,11 @@ class Open(Parent):
 
 
 @pytest.fixture
-def base(tmp_path) -> Base:
+def base(tmp_path) -> BaseCheckpoint:
     trainer = L.Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
     trainer.strategy.connect(Child(0.25))
     trainer.save_checkpoint(tmp_path / "child.ckpt", weights_only=True)
-    return load_elsewhere(Path(tmp_path / "child.ckpt"), 0, Recipe().compared())
+    return load_foreign(Path(tmp_path / "child.ckpt"), 0, TrainerSettings().identity_settings())
 
 
 @pytest.mark.parametrize(("made", "settings"), [(Child, {"decay": 0.25}), (Open, {"width": 3, "decay": 0.25})])

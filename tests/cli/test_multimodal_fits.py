@@ -11,7 +11,7 @@ from ifloo.data.multimodal.dataset import MultimodalSet
 from ifloo.data.multimodal.form import Form
 from ifloo.data.multimodal.row import field_names
 from ifloo.data.multimodal.tokenizer import ByteTokenizer
-from ifloo.stages.certified import content_of
+from ifloo.stages.scores.records import content_of
 from ifloo.store import write_json
 from tests.cli.image_text import TESTS, TINY, assert_derivative, results, scores
 from tests.cli.running import contents, done, ifloo

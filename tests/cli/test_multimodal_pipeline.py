@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ifloo.agreement import agreement
-from ifloo.stages.reverse import KeptReverse
+from ifloo.stages.scores.reverse_checkpoint import ReverseCheckpointFile
 from tests.cli.image_text import STEPS, TESTS, TINY, N, assert_derivative, losses, results, scores
 from tests.cli.running import contents, done, ifloo
 from tests.cli.test_pipeline import lines, read_json
@@ -225,7 +225,7 @@ class KilledError(Exception):
 def test_a_pass_killed_on_its_way_back_goes_on(copied, made, rows, monkeypatch, segments):
     for t in TESTS:
         (results(copied) / f"influences_test_{t}.npz").unlink()
-    plain, kept = KeptReverse.keep, []
+    plain, kept = ReverseCheckpointFile.keep, []
 
     def dying(self, reverse):
         plain(self, reverse)
@@ -237,11 +237,11 @@ def test_a_pass_killed_on_its_way_back_goes_on(copied, made, rows, monkeypatch, 
         plain(self, reverse)
         kept.append(reverse.step)
 
-    monkeypatch.setattr(KeptReverse, "keep", dying)
+    monkeypatch.setattr(ReverseCheckpointFile, "keep", dying)
     with pytest.raises(KilledError):
         ifloo(copied, "influence", *TINY, *rows)
     assert (results(copied) / "reverse.npz.part").is_file()
-    monkeypatch.setattr(KeptReverse, "keep", noting)
+    monkeypatch.setattr(ReverseCheckpointFile, "keep", noting)
     done(ifloo(copied, "influence", *TINY, *rows))
     assert kept == [4, 2, 0]  # no segment twice
     assert not (results(copied) / "reverse.npz.part").exists()

@@ -15,7 +15,7 @@ from ifloo.curvature import Hessian
 from ifloo.data import MNISTDataModule
 from ifloo.models import LogisticRegression
 from ifloo.objective import Objective
-from ifloo.refit import NewtonFinish, Recipe
+from ifloo.refit import NewtonFinish, TrainerSettings
 from ifloo.solvers import CG
 from ifloo.store import influences
 from tests.cli import plain_project
@@ -239,7 +239,10 @@ def test_flags_beside_a_checkpoint_of_another_trainer_are_how_refits_train(proje
     done(run(project, "influence", *REFITS))  # says nothing, and changes nothing
     assert manifest(project)["influence"]["recorded"]["recipe"] == said
     done(run(project, "loo", *REFITS))
-    assert manifest(project)["loo"]["compared"]["recipe"] == {**Recipe(precision="64-true").compared(), **said}
+    assert manifest(project)["loo"]["compared"]["recipe"] == {
+        **TrainerSettings(precision="64-true").identity_settings(),
+        **said,
+    }
     assert contents(project)["outputs/experiment/influences_test_2.npz"] == scores
 
 
@@ -260,13 +263,19 @@ def test_refits_in_another_way_than_was_said_at_the_scoring(project):
     assert contents(project) == before
     done(run(project, "influence", *asked))
     done(run(project, "loo", *REFITS))
-    assert manifest(project)["loo"]["compared"]["recipe"] == Recipe(max_epochs=3, precision="64-true").compared()
+    assert (
+        manifest(project)["loo"]["compared"]["recipe"]
+        == TrainerSettings(max_epochs=3, precision="64-true").identity_settings()
+    )
 
 
 def test_a_pipeline_from_a_checkpoint_of_another_trainer_refits_as_flags_say(project):
     done(run(project, "pipeline", *REFITS, EPOCHS))
     refits = contents(project)["outputs/experiment/loo_losses_test_2.jsonl"]
-    assert manifest(project)["loo"]["compared"]["recipe"] == Recipe(max_epochs=2, precision="64-true").compared()
+    assert (
+        manifest(project)["loo"]["compared"]["recipe"]
+        == TrainerSettings(max_epochs=2, precision="64-true").identity_settings()
+    )
     done(run(project, "pipeline", *REFITS))
     assert contents(project)["outputs/experiment/loo_losses_test_2.jsonl"] == refits
     before = contents(project)

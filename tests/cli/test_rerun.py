@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ifloo.stages import certified
-from ifloo.stages.certified import content_of
+from ifloo.stages.scores import records
+from ifloo.stages.scores.records import content_of
 from tests.cli.running import TESTS, N, contents, done, ifloo, small
 from tests.cli.test_pipeline import lines, read_json, results
 
@@ -69,7 +69,7 @@ def test_asking_for_more_adds_and_keeps(copied):
 
 def test_refits_hash_a_test_sample_once(copied, monkeypatch):
     hashed = []
-    monkeypatch.setattr(certified, "content_of", lambda query: hashed.append(query) or content_of(query))
+    monkeypatch.setattr(records, "content_of", lambda query: hashed.append(query) or content_of(query))
     done(small(copied, "loo"))
     assert len(hashed) == 2  # of tests 0 and 8
 

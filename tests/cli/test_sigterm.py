@@ -13,7 +13,7 @@ import pytest
 from ifloo.attribution import InfluenceEngine
 from ifloo.cli import commands, examining
 from ifloo.models import LogisticRegression
-from ifloo.refit.replicas.chord_module import ChordModule
+from ifloo.refit.strategies.chord_module import ChordModule
 from ifloo.report import Reporter
 from ifloo.stages import InfluencePredictor
 from tests.cli.running import CHECKOUT, LIGHT, done, small

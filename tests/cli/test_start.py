@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ifloo import __version__
+from ifloo.cli.help import HELP
 from ifloo.cli.run import named_configs
-from ifloo.cli.summary import HELP
 from tests.cli.running import CHECKOUT, CONFIG, ifloo
 
 HEAVY = ("torch", "lightning", "numpy", "scipy", "matplotlib", "jsonargparse", "torchmetrics", "tensorboard")

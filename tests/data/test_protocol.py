@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ifloo.cli.plain import data_of
+from ifloo.cli.adaptation import data_of
 from ifloo.data import (
     AdaptedData,
     AttributionData,

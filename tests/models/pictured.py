@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ifloo.models import MultimodalLM
 from ifloo.models.multimodal import IGNORED
-from ifloo.objective.batches import rows
+from ifloo.objective.batches import slice_batch
 
 END, PAD, IMAGE, VOCABULARY = 8, 9, 10, 11
 LENGTH, PER_IMAGE = 16, 2
@@ -82,4 +82,4 @@ def without(batch: dict[str, Tensor], name: str = "answer_positions") -> dict[st
 def samples(*words: str) -> list[dict[str, Tensor]]:
     """Builds a data set: one dict per row, all of the same width."""
     whole = batch(*words)
-    return [{key: value[0] for key, value in rows(whole, slice(i, i + 1)).items()} for i in range(len(words))]
+    return [{key: value[0] for key, value in slice_batch(whole, slice(i, i + 1)).items()} for i in range(len(words))]

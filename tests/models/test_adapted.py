@@ -268,7 +268,9 @@ def test_another_decay_is_refused(net, data, decay, kind):
 
 def test_a_still_fit_moves_nothing(net, data):
     before = ParamSpace.of(net).values_of(net)
-    L.Trainer(max_epochs=1, **TRAINER).fit(Adapted(net, still=True), DataLoader(TensorDataset(*data), batch_size=12))
+    L.Trainer(max_epochs=1, **TRAINER).fit(
+        Adapted(net, skip_training=True), DataLoader(TensorDataset(*data), batch_size=12)
+    )
     assert torch.equal(ParamSpace.of(net).values_of(net), before)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn, optim
 
 from ifloo.errors import InputError
-from ifloo.models.descent import Descent
+from ifloo.models.warmup_cosine import WarmupCosine
 
 ROOT = 2**0.5 / 2  # cos 45°
 
@@ -23,7 +23,7 @@ def descent(**changes):
         "warmup": 0.0,
         "final_lr": 0.0,
     }
-    return Descent(**settings | changes)
+    return WarmupCosine(**settings | changes)
 
 
 def weight():

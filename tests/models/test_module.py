@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from ifloo.errors import InputError
 from ifloo.models import LogisticRegression
 from ifloo.objective import SampleWeights
-from ifloo.refit.finish import NewtonFinish
+from ifloo.refit.newton_finish import NewtonFinish
 from tests.problems import Logistic, weights_with
 
 

@@ -7,7 +7,7 @@ from torch.func import grad, jvp, vmap
 
 from ifloo.models.multimodal import IGNORED
 from ifloo.objective import FunctionalLosses
-from ifloo.objective.batches import map_tensors, rows
+from ifloo.objective.batches import map_tensors, slice_batch
 from ifloo.params import ParamSpace
 from tests.models.pictured import END, IMAGE, LENGTH, PER_IMAGE, PICTURES, WORDS, batch, read, tiny, without
 from tests.models.transforms import LAWS, Case
@@ -238,7 +238,7 @@ def test_earlier_turns_stay():
 def test_what_it_says_of_a_row_is_no_matter_of_the_others(word, width):
     """A row that has filled all its places keeps its last word while others go on."""
     model = talkative()
-    (together,) = rows(model.generated(batch(word, *SAID), END), slice(0, 1))
+    (together,) = slice_batch(model.generated(batch(word, *SAID), END), slice(0, 1))
     assert torch.equal(model.generated(batch(word, width=width), END)[0], together)
 
 

@@ -11,7 +11,7 @@ from ifloo.errors import InputError
 from ifloo.models import MultimodalLM
 from ifloo.objective import SampleWeights
 from ifloo.params import ParamSpace
-from ifloo.refit.path import RefitTask
+from ifloo.refit.strategies.base import RefitTask
 from tests.models.pictured import SETTINGS, batch, read, samples, tiny, without
 from tests.refit.test_stacked import check
 from tests.refit.trained import refitter

@@ -10,7 +10,7 @@ from ifloo.errors import InputError
 from ifloo.models import Adapted, LogisticRegression, MultimodalLM, SampleLossModule
 from ifloo.objective import ModelContract, Objective, OutputLosses, Speaker, contract_of
 from ifloo.objective.functional import FunctionalLosses
-from ifloo.params import ParamSpace, known_as
+from ifloo.params import ParamSpace, author_name
 
 
 class Two(nn.Module):
@@ -88,7 +88,7 @@ def test_an_adapted_module_inherits_it():
     by_step, by_function = Adapted(Plain()), Adapted(Plain(), lambda model, batch: model.layer(batch["x"])[:, 0])
     assert values(by_step) == ("model.", True, 0.0, None)
     assert values(by_function) == ("model.", False, 0.0, None)
-    assert known_as(by_step, "model.layer.weight") == "layer.weight"
+    assert author_name(by_step, "model.layer.weight") == "layer.weight"
 
 
 def test_a_decay_beside_the_gradient_is_part_of_the_contract():

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ifloo.objective.diagnosis import diagnose
-from ifloo.objective.findings import Finding, Weight, heaviest_first
+from ifloo.doctor.finding import Finding, Severity, heaviest_first
+from ifloo.doctor.layer_findings import diagnose
 from tests.objective.peculiar import Classifier, Wrapping
 
 
@@ -24,7 +24,7 @@ def test_batch_norm_in_training_mode():
             "end, and what a refit does to the running statistics is no part of the scores.",
             "Use nn.GroupNorm or nn.LayerNorm, or put these layers into evaluation mode before the fit (.eval() in "
             "__init__), and fit again; else trust the scores as far as refits confirm them.",
-            Weight.WARNING,
+            Severity.WARNING,
         )
     ]
     assert found(body.eval()) == []  # frozen: the same function in training
@@ -39,7 +39,7 @@ def test_batch_norm_without_running_statistics():
         "The output of a sample depends on the other samples of its batch in evaluation mode too: its loss is not its "
         "own, and scoring stops at this.",
         "Use nn.GroupNorm or nn.LayerNorm, or keep running statistics, and fit again.",
-        Weight.FATAL,
+        Severity.FATAL,
     )
     assert found(body) == found(body.eval()) == [expected]
     assert found(nn.InstanceNorm1d(4)) == found(nn.LayerNorm(3)) == found(nn.GroupNorm(2, 4)) == []
@@ -74,7 +74,7 @@ def test_dropout(body, share, where):
             "where the base fit did, and stop at that.",
             "Set p = 0 and fit again (a penalty regularises as well, and is part of J); else trust the scores as far "
             "as refits confirm them.",
-            Weight.WARNING,
+            Severity.WARNING,
         )
     ]
 
@@ -88,7 +88,7 @@ def test_slopes_drawn_at_random():
             "small at the end of the fit. Refits draw slopes of their own: those from scratch do not end where the "
             "base fit did, and stop at that.",
             "Use LeakyReLU and fit again; else trust the scores as far as refits confirm them.",
-            Weight.WARNING,
+            Severity.WARNING,
         )
     ]
 
@@ -100,7 +100,7 @@ def test_pooling_regions_drawn_at_random():
         "body",
         "The loss of a sample differs from call to call, in evaluation mode too, and scoring stops at this.",
         "Use AdaptiveMaxPool and fit again.",
-        Weight.FATAL,
+        Severity.FATAL,
     )
     assert found(body) == found(body.eval()) == [expected]
     assert found(nn.FractionalMaxPool2d(2, output_size=2, _random_samples=torch.rand(1, 4, 2))) == []
@@ -121,7 +121,7 @@ def test_fused_attention_and_its_dropout():
         "Handled: scoring takes the plain kernels, which can be differentiated twice. They are slower and keep the "
         "[heads, s, s] weights of each sample in memory.",
         "None needed; where memory runs short lower attribution.batch_size.",
-        Weight.NOTE,
+        Severity.NOTE,
     )
     assert (dropout.what, dropout.where) == ("dropout with p = 0.1", "body")
     (one,) = found(nn.TransformerEncoderLayer(3, 1, 8, dropout=0.0, batch_first=True))
@@ -139,14 +139,14 @@ def test_tied_and_frozen_parameters():
             "body.0.weight = body.1.weight",
             "Each counts once, under its first name (body.0.weight); its gradient is that of all its uses.",
             "None needed; in attribution.parameters give the first name.",
-            Weight.NOTE,
+            Severity.NOTE,
         ),
         Finding(
             "3 frozen weights in 1 parameter",
             "body.1.bias",
             "They are constants: left out of the scores, the curvature and the refits.",
             "None needed; if they were trained, set requires_grad=True before scoring.",
-            Weight.NOTE,
+            Severity.NOTE,
         ),
     ]
 
@@ -161,7 +161,7 @@ def test_mixed_precision_of_parameters():
             "body.weight (float64 on cpu), head.weight (float32 on cpu)",
             "A run stops here with this error.",
             "Cast the module to one dtype (module.double()) and move it to one device before scoring.",
-            Weight.FATAL,
+            Severity.FATAL,
         )
     ]
     assert diagnose(module, ["head.*"]) == []
@@ -174,7 +174,7 @@ def test_a_pattern_that_matches_nothing():
             "attribution.parameters",
             "A run stops here with this error.",
             "The nearest of the 4 names: ['head.bias', 'head.weight'].",
-            Weight.FATAL,
+            Severity.FATAL,
         )
     ]
 

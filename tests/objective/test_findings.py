@@ -1,17 +1,17 @@
 """The form of a finding."""
 
-from ifloo.errors import InputError, first_sentence, listed
-from ifloo.objective.findings import Finding, Weight, heaviest_first
+from ifloo.doctor.finding import Finding, Severity, heaviest_first
+from ifloo.errors import InputError, first_sentence, summarise
 
 
 def test_the_four_lines():
-    assert str(Finding("a thing", "here", "it breaks", "mend it", Weight.NOTE)) == (
+    assert str(Finding("a thing", "here", "it breaks", "mend it", Severity.NOTE)) == (
         "note         a thing\nwhere        here\nconsequence  it breaks\nremedy       mend it"
     )
 
 
 def test_heaviest_first_and_otherwise_in_order():
-    weights = (Weight.NOTE, Weight.FATAL, Weight.WARNING, Weight.FATAL)
+    weights = (Severity.NOTE, Severity.FATAL, Severity.WARNING, Severity.FATAL)
     made = [Finding(str(k), "", "", "", weight) for k, weight in enumerate(weights)]
     assert [one.what for one in heaviest_first(made)] == ["1", "3", "2", "0"]
     assert [one.fatal for one in made] == [False, True, False, True]
@@ -26,7 +26,7 @@ def test_errors_as_findings():
 
 
 def test_lists_and_sentences():
-    assert listed(["a", "b", "c"]) == "a, b, c"
-    assert listed(["a", "b", "c", "d"]) == "a, b, c, ... (4 in all)"
+    assert summarise(["a", "b", "c"]) == "a, b, c"
+    assert summarise(["a", "b", "c", "d"]) == "a, b, c, ... (4 in all)"
     assert first_sentence(RuntimeError("One thing. Another.\nMore")) == "One thing"
     assert first_sentence(RuntimeError()) == "RuntimeError"

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from ifloo.doctor.finding import Finding, Severity
+from ifloo.doctor.forward_trace import changed_state, refused, watched
+from ifloo.doctor.layer_findings import diagnose
 from ifloo.errors import InputError
 from ifloo.models import LogisticRegression, MultimodalLM
 from ifloo.objective import FunctionalLosses, Objective, TrainingData, preflight
-from ifloo.objective.diagnosis import diagnose
-from ifloo.objective.findings import Finding, Weight
-from ifloo.objective.trial import changed_state, refused, watched
 from ifloo.params import ParamSpace
 from tests.objective.peculiar import BATCH, REFUSED_IN_PLACE, Classifier, Counting, run
 
@@ -58,14 +58,14 @@ def test_a_buffer_changed_in_evaluation_mode(body, where, consequence, weight):
             f"The loss is to be a function of weights and sample alone. {consequence}",
             "Change buffers and metrics in training_step or validation_step and not where losses of samples are taken, "
             "or only `if self.training:`.",
-            Weight(weight),
+            Severity(weight),
         )
     ]
 
 
 def test_a_metric_updated_in_the_loss():
     (one,) = tried(Classifier(nn.Sequential(Averaging())))
-    assert (one.where, one.weight) == ("body.0.total", Weight.FATAL)
+    assert (one.where, one.severity) == ("body.0.total", Severity.FATAL)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_recurrent_layers(kind):
             f"aten::{name}.input.",
             "Write the recurrence out with nn.Linear, torch.tanh and torch.sigmoid, one step of the sequence after the "
             "other (weights can be copied over), or use a convolution or attention in its place.",
-            Weight.FATAL,
+            Severity.FATAL,
         )
     ]
 

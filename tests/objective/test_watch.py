@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ifloo.objective.findings import Finding, Weight
-from ifloo.objective.trial import undisturbed, watched
+from ifloo.doctor.finding import Finding, Severity
+from ifloo.doctor.forward_trace import undisturbed, watched
 from tests.objective.peculiar import BATCH, Classifier, run
 
 
@@ -42,14 +42,14 @@ def seen(how):
     ids=["dropout", "slopes", "attention", "attention by name", "noise", "dropped paths"],
 )
 def test_random_numbers_that_no_layer_draws(how, name):
-    assert [one for one in seen(how) if one.weight is Weight.WARNING] == [
+    assert [one for one in seen(how) if one.severity is Severity.WARNING] == [
         Finding(
             "random numbers drawn in the forward pass of training",
             f"body.0 ({name})",
             "While scoring they must be off (`training=self.training`), and then J is not the function that was "
             "trained; left on, the loss of a sample differs from call to call and scoring stops.",
             "Take them out and fit again; else trust the scores as far as refits confirm them.",
-            Weight.WARNING,
+            Severity.WARNING,
         )
     ]
 
@@ -80,17 +80,17 @@ def test_batch_norm_as_a_function():
             "body.0 (batch_norm)",
             "Samples of a batch are mixed in training; if that is so in evaluation mode too, scoring stops at it.",
             "Use nn.GroupNorm or nn.LayerNorm, and fit again.",
-            Weight.WARNING,
+            Severity.WARNING,
         )
     ]
 
 
 def test_attention_as_a_function():
     (one,) = seen(lambda x, training: F.scaled_dot_product_attention(x, x, x))
-    assert (one.what, one.where, one.weight) == (
+    assert (one.what, one.where, one.severity) == (
         "fused attention (F.scaled_dot_product_attention)",
         "body.0 (scaled_dot_product_attention)",
-        Weight.NOTE,
+        Severity.NOTE,
     )
 
 
@@ -118,7 +118,7 @@ def test_logging():
             "train_loss, largest, smallest",
             "Harmless: silent while samples are scored and while refits are trained.",
             "None needed.",
-            Weight.NOTE,
+            Severity.NOTE,
         )
     ]
     with pytest.raises(AssertionError):  # its own log is back
@@ -135,7 +135,7 @@ def test_a_pass_that_cannot_be_watched():
             "Classifier",
             "Whether it draws random numbers or logs is not known: RuntimeError: Net is not attached to a `Trainer`.",
             "If scoring runs nevertheless, none needed.",
-            Weight.NOTE,
+            Severity.NOTE,
         )
     ]
 

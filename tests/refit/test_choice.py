@@ -9,9 +9,9 @@ from torch import optim
 
 from ifloo.errors import InputError
 from ifloo.refit import RefitSettings
-from ifloo.refit.choice import chosen
-from ifloo.refit.path import OneByOne, RefitPath
-from ifloo.refit.replicas import PathError, StackedReplicas
+from ifloo.refit.strategies import StackedReplicas, StrategyError
+from ifloo.refit.strategies.base import OneByOne, RefitStrategy
+from ifloo.refit.strategies.strategy_choice import choose_strategy
 from tests.refit.trained import Trained, perceptron, refitter
 
 
@@ -23,13 +23,13 @@ def lbfgs():
     return refitter(lambda: Trained(perceptron(), optim.LBFGS))
 
 
-class Never(RefitPath):
+class Never(RefitStrategy):
     """Serves nobody."""
 
     name: ClassVar[str] = "chord"
 
     def __init__(self, how, at_once=None):
-        raise PathError("its head is not linear")
+        raise StrategyError("its head is not linear")
 
     def fit(self, tasks):
         raise NotImplementedError
@@ -71,7 +71,7 @@ PICKS = {
 @pytest.mark.parametrize(("how", "replicas", "kinds", "kind", "at_once", "line"), PICKS.values(), ids=PICKS)
 def test_the_path_and_its_line(how, replicas, kinds, kind, at_once, line, caplog):
     with caplog.at_level(logging.INFO, "ifloo"):
-        path = chosen(how(), replicas, *([kinds] if kinds else []))
+        path = choose_strategy(how(), replicas, *([kinds] if kinds else []))
     assert type(path) is kind
     assert path.at_once == at_once
     assert caplog.messages == [line]
@@ -79,14 +79,14 @@ def test_the_path_and_its_line(how, replicas, kinds, kind, at_once, line, caplog
 
 def test_where_no_path_serves_each_says_why(caplog):
     with caplog.at_level(logging.INFO, "ifloo"):
-        path = chosen(lbfgs(), None)
+        path = choose_strategy(lbfgs(), None)
     assert type(path) is OneByOne
     assert re.fullmatch(rf"refits: one by one \({CHORD_LBFGS}; {LBFGS}\)", caplog.messages[0])
 
 
 def test_what_was_asked_for_and_cannot_be_had_is_an_error():
     with pytest.raises(InputError) as caught:
-        chosen(lbfgs(), 8)
+        choose_strategy(lbfgs(), 8)
     assert re.fullmatch(
         "refit.replicas = 8 asks for 8 refits in one fit, which would not give what refits one by one give:\n"
         f"  {CHORD_LBFGS}\n"

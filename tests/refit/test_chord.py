@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from ifloo.models import LogisticRegression, SampleLossModule
 from ifloo.objective import SampleWeights
 from ifloo.params import ParamSpace
-from ifloo.refit import NewtonFinish, Recipe, Refitter
-from ifloo.refit.path import OneByOne, RefitTask
-from ifloo.refit.replicas import ChordReplicas, PathError
+from ifloo.refit import NewtonFinish, Refitter, TrainerSettings
+from ifloo.refit.strategies import ChordReplicas, StrategyError
+from ifloo.refit.strategies.base import OneByOne, RefitTask
 from ifloo.solvers import Nystrom
 from tests.problems import Samples
 
@@ -42,7 +42,7 @@ def _refitter(module, data=None, tolerance=TIGHT, after="lbfgs", fitted=True, si
         return DataLoader(data or _data(), batch_size=size)
 
     finish = NewtonFinish(after=after, tolerance=tolerance, preconditioner=Nystrom(rank=5), batch_size=50)
-    recipe = Recipe(max_epochs=1, accelerator="cpu")
+    recipe = TrainerSettings(max_epochs=1, accelerator="cpu")
     if fitted:
         module = Refitter(lambda: module, loader, recipe, finish, 0).fit().module
     return Refitter(lambda: copy.deepcopy(module), loader, recipe, finish, 0)
@@ -166,7 +166,7 @@ def test_memory_that_does_not_hold_them_holds_half(caplog, monkeypatch):
 def test_what_the_chord_does_not_reach_is_fitted_one_by_one(caplog, monkeypatch):
     """Half of all samples removed: the base Hessian is no good there."""
     how = _logistic()
-    monkeypatch.setattr("ifloo.refit.replicas.chord_module.SLOWEST_FALL", 1e-6)
+    monkeypatch.setattr("ifloo.refit.strategies.chord_module.SLOWEST_FALL", 1e-6)
     caplog.set_level("INFO", "ifloo")
     task = _tasks("drop", [list(range(0, 60))])
     refits = ChordReplicas(how, 2).fit(task)
@@ -212,7 +212,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("make", "text"), REFUSED.values(), ids=REFUSED)
 def test_what_it_leaves_to_other_paths(make, text):
-    with pytest.raises(PathError) as caught:
+    with pytest.raises(StrategyError) as caught:
         ChordReplicas(make())
     assert re.fullmatch(text, str(caught.value))
 
@@ -221,7 +221,7 @@ def test_a_factor_that_costs_more_than_it_saves_is_made_only_when_asked_for():
     torch.manual_seed(3)
     few = Samples(torch.randn(12, 200, dtype=torch.float64), torch.arange(12) % 10)
     how = _refitter(LogisticRegression(200, 10, l2_reg=0.1), few, 1e-12, size=12)
-    with pytest.raises(PathError, match=r"^a factor of q = 1,800 costs as much as \d+ refits one by one$"):
+    with pytest.raises(StrategyError, match=r"^a factor of q = 1,800 costs as much as \d+ refits one by one$"):
         ChordReplicas(how)
     assert ChordReplicas(how, 2).at_once == 2
 

@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ifloo.errors import InputError, WorkError
 from ifloo.models import LogisticRegression
-from ifloo.refit import LeaveOneOut, NewtonFinish, Recipe, RefitSettings, Refitter, local
-from ifloo.refit.runner import units
-from ifloo.refit.work import Wanted
+from ifloo.refit import LeaveOneOut, NewtonFinish, RefitSettings, Refitter, TrainerSettings
+from ifloo.refit.execution import local_cluster
+from ifloo.refit.execution.job import RefitRequest
+from ifloo.refit.execution.runner import units
 from ifloo.solvers import Nystrom
 from ifloo.store import NULL_ID, LossFile
 
@@ -55,7 +56,7 @@ def refitter(base):
     return Refitter(
         start=functools.partial(copy.deepcopy, base),
         loader=functools.partial(DataLoader, dataset(), batch_size=N),
-        recipe=Recipe(accelerator="cpu"),
+        recipe=TrainerSettings(accelerator="cpu"),
         finish=NewtonFinish(tolerance=1e-12, preconditioner=Nystrom(rank=4)),
         seed=0,
     )
@@ -128,7 +129,7 @@ def test_workers_have_their_share_of_the_machine_and_leave_nothing(monkeypatch, 
     before, workers = dict(os.environ), []
 
     def interrupted():
-        with local.quiet_dask(), local.local_workers(3, 2, "auto") as cluster:
+        with local_cluster.quiet_dask(), local_cluster.local_workers(3, 2, "auto") as cluster:
             workers.extend(crew())
             with Client(cluster, set_as_default=False) as client:
                 found = client.run(lambda: dict(os.environ))
@@ -152,7 +153,7 @@ def test_more_devices_than_there_are_is_refused(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    with pytest.raises(InputError) as caught, local.local_workers(2, 2, "gpu"):
+    with pytest.raises(InputError) as caught, local_cluster.local_workers(2, 2, "gpu"):
         pass
     assert str(caught.value) == (
         "refit.devices = 2, and this machine shows 1 GPUs.\n"
@@ -161,12 +162,12 @@ def test_more_devices_than_there_are_is_refused(monkeypatch):
 
 
 def test_a_unit_is_cut_where_it_is_full_and_the_null_refit_is_first():
-    wanted = [Wanted(NULL_ID), Wanted(NULL_ID, 1), *map(Wanted, IDS)]
+    wanted = [RefitRequest(NULL_ID), RefitRequest(NULL_ID, 1), *map(RefitRequest, IDS)]
     assert units(wanted, 3) == [
-        (Wanted(NULL_ID),),
-        (Wanted(NULL_ID, 1), Wanted(3), Wanted(8)),
-        (Wanted(21), Wanted(5), Wanted(17)),
-        (Wanted(29),),
+        (RefitRequest(NULL_ID),),
+        (RefitRequest(NULL_ID, 1), RefitRequest(3), RefitRequest(8)),
+        (RefitRequest(21), RefitRequest(5), RefitRequest(17)),
+        (RefitRequest(29),),
     ]
 
 
@@ -233,7 +234,9 @@ def test_no_scheduler_is_told_within_ten_seconds(tmp_path):
 
 @pytest.mark.parametrize("asked", [{"devices": 2}, {"cluster": "local"}, {"cluster": "tcp://host:8786"}])
 def test_without_dask_the_error_says_what_to_install(tmp_path, monkeypatch, asked):
-    for name in [x for x in sys.modules if x in ("ifloo.refit.cluster", "ifloo.refit.local")]:
+    for name in [
+        x for x in sys.modules if x in ("ifloo.refit.execution.dask_runner", "ifloo.refit.execution.local_cluster")
+    ]:
         monkeypatch.delitem(sys.modules, name)
     for name in ("dask", "distributed"):
         monkeypatch.setitem(sys.modules, name, None)

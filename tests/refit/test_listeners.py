@@ -13,8 +13,8 @@ from distributed import Client, rpc
 from distributed.security import Security
 
 from ifloo.errors import InputError
-from ifloo.refit import local
-from ifloo.refit.cluster import _client_of as client_of
+from ifloo.refit.execution import local_cluster
+from ifloo.refit.execution.dask_runner import _client_of as client_of
 from tests.conftest import LONG
 
 LOOPBACK = {"127.0.0.1", "::1"}
@@ -42,7 +42,7 @@ async def call(address: str, function: bytes, security: Security, seconds: float
 def servers(tmp_path_factory):
     """Addresses of the scheduler, the nannies and the workers of a running local cluster, with that cluster."""
     before = listening().get(psutil.Process().pid, set())
-    with local.quiet_dask(), local.local_workers(2, 2, "cpu") as cluster:
+    with local_cluster.quiet_dask(), local_cluster.local_workers(2, 2, "cpu") as cluster:
         with Client(cluster, set_as_default=False) as client:
             client.wait_for_workers(2)
             workers = list(client.nthreads())
@@ -100,7 +100,7 @@ def test_a_running_cluster_with_tls_is_reached_by_the_certificate_of_dasks_own_s
 
 def test_without_cryptography_the_error_names_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cryptography", None)
-    with pytest.raises(InputError) as caught, local.local_workers(2, 2, "cpu"):
+    with pytest.raises(InputError) as caught, local_cluster.local_workers(2, 2, "cpu"):
         pass
     assert str(caught.value) == (
         "Worker processes on this machine (refit.devices > 1, refit.cluster = local) are protected by TLS, whose "

@@ -6,17 +6,19 @@ import pytest
 import torch
 
 from ifloo.errors import WorkError
+from ifloo.minimize.newton_cg import NewtonSystem, newton_cg
 from ifloo.objective import FunctionalLosses, Objective, SampleWeights, TrainingData, differentiable_kernels
 from ifloo.params import ParamSpace
-from ifloo.refit.newton import Inner, newton_cg
 from tests.problems import Attention, Logistic, Ridge
 
 
 def _in_32_bits():
-    return Inner(data=TrainingData(Logistic.make().loader(), torch.device("cpu"), torch.float32))
+    return NewtonSystem(data=TrainingData(Logistic.make().loader(), torch.device("cpu"), torch.float32))
 
 
-@pytest.mark.parametrize("inner", [None, Inner(keep_graph=False), _in_32_bits()], ids=["plain", "anew", "32 bits"])
+@pytest.mark.parametrize(
+    "inner", [None, NewtonSystem(keep_graph=False), _in_32_bits()], ids=["plain", "anew", "32 bits"]
+)
 def test_it_ends_at_the_minimum_of_dense_newton(inner):
     problem = Logistic.make()
     minimum = newton_cg(problem.objective(), torch.zeros_like(problem.theta), 1e-12, inner=inner)

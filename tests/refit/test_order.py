@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ifloo.objective.loaders import Identified, identified
-from ifloo.refit import NewtonFinish, Recipe
+from ifloo.refit import NewtonFinish, TrainerSettings
 from tests.refit.trained import N, Trained, dataset, perceptron
 
 
@@ -26,7 +26,7 @@ class Seen(L.Callback):
 def order(loader, draws, seed=0):
     seen = Seen(draws)
     L.seed_everything(seed, verbose=False)
-    trainer = Recipe(max_epochs=3, accelerator="cpu").trainer(NewtonFinish("never"))
+    trainer = TrainerSettings(max_epochs=3, accelerator="cpu").trainer(NewtonFinish("never"))
     trainer.callbacks.append(seen)
     trainer.fit(Trained(perceptron()), loader)
     return seen.ids

@@ -13,7 +13,7 @@ from ifloo.errors import InputError
 from ifloo.models import LogisticRegression, SampleLossModule
 from ifloo.objective import Objective, SampleWeights, sequential
 from ifloo.objective.loaders import Identified, identified
-from ifloo.refit import NewtonFinish, Recipe, Refitter, quiet_lightning
+from ifloo.refit import NewtonFinish, Refitter, TrainerSettings, quiet_lightning
 from ifloo.solvers import Nystrom
 
 N, D, C = 30, 4, 3
@@ -34,7 +34,7 @@ def refitter(data, shuffle=False, finish=None):
     return Refitter(
         start=model,
         loader=lambda: DataLoader(data, batch_size=N, shuffle=shuffle),
-        recipe=Recipe(accelerator="cpu"),
+        recipe=TrainerSettings(accelerator="cpu"),
         finish=finish or NewtonFinish(**FINISH),
         seed=0,
     )
@@ -92,7 +92,7 @@ def test_a_sampler_of_part_of_the_data_is_refused():
 def test_a_trainer_that_refits_cannot_repeat_is_refused():
     trainer = L.Trainer(limit_train_batches=0.5, max_epochs=1, accelerator="cpu", logger=False)
     with pytest.raises(InputError) as caught:
-        Recipe.of(trainer)
+        TrainerSettings.of(trainer)
     assert str(caught.value) == (
         "A base fit must be one that refits can repeat: max_epochs set, and all training batches used; got "
         "max_epochs = 1, limit_train_batches = 0.5, overfit_batches = 0.0.\n"
@@ -112,11 +112,14 @@ TRAINERS: list[dict[str, Any]] = [
 def test_a_recipe_is_made_of_plain_values_and_is_what_was_said(settings):
     """Such as a checkpoint may hold and be loaded without running code: no enum of Lightning's."""
     with quiet_lightning():
-        recipe = Recipe.of(
+        recipe = TrainerSettings.of(
             L.Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, **settings)
         )
     assert {type(value) for value in dataclasses.asdict(recipe).values()} <= {int, float, str, type(None)}
-    assert Recipe.said(SimpleNamespace(max_epochs=2, **settings)).compared() == recipe.compared()
+    assert (
+        TrainerSettings.from_flags(SimpleNamespace(max_epochs=2, **settings)).identity_settings()
+        == recipe.identity_settings()
+    )
 
 
 def test_a_training_step_of_ones_own_is_refused():
@@ -137,7 +140,7 @@ class Decaying(LogisticRegression):
 
 def test_weight_decay_outside_the_objective_is_refused():
     faulty = Decaying(num_features=D, num_classes=C)
-    trainer = Recipe(accelerator="cpu").trainer(NewtonFinish(**FINISH))
+    trainer = TrainerSettings(accelerator="cpu").trainer(NewtonFinish(**FINISH))
     with pytest.raises(InputError) as caught:
         trainer.fit(faulty, DataLoader(dataset(), batch_size=N))
     assert str(caught.value) == (

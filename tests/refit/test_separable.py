@@ -9,8 +9,8 @@ from torch import nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 
 from ifloo.errors import InputError
-from ifloo.refit.path import OneByOne, RefitTask
-from ifloo.refit.replicas import PathError, StackedReplicas
+from ifloo.refit.strategies import StackedReplicas, StrategyError
+from ifloo.refit.strategies.base import OneByOne, RefitTask
 from tests.problems import AttentionModel
 from tests.refit.trained import SGD, Trained, dataset, perceptron, refitter
 
@@ -131,13 +131,13 @@ REFUSALS = {
 
 @pytest.mark.parametrize(("model", "how", "reason"), REFUSALS.values(), ids=REFUSALS)
 def test_what_replicas_cannot_do_is_refused(model, how, reason):
-    with pytest.raises(PathError) as caught:
+    with pytest.raises(StrategyError) as caught:
         StackedReplicas(refitter(model, **how))
     assert str(caught.value) == reason
 
 
 def test_a_gradient_that_differs_is_refused():
-    with pytest.raises(PathError) as caught:
+    with pytest.raises(StrategyError) as caught:
         StackedReplicas(refitter(lambda: Straying(perceptron())))
     assert re.fullmatch(
         r"on its first batch the gradient of a replica is \d\.\de[-+]\d\d away from that of the model alone \(of norm "
@@ -176,6 +176,6 @@ class WholeBatches(TensorDataset):
 def test_batches_without_ids_are_refused():
     data = WholeBatches(*dataset().tensors)
     how = replace(refitter(lambda: Trained(perceptron())), loader=lambda: DataLoader(data, batch_size=None))
-    with pytest.raises(PathError) as caught:
+    with pytest.raises(StrategyError) as caught:
         StackedReplicas(how)
     assert str(caught.value) == "its batches carry no sample ids to look weights up by"

@@ -11,9 +11,9 @@ from ifloo.errors import InputError
 from ifloo.objective import SampleWeights
 from ifloo.params import ParamSpace
 from ifloo.refit import WEIGHTS, Groups, LeaveOneOut, RefitSettings, WeightSteps, groups, stepped
-from ifloo.refit.path import RefitTask
-from ifloo.refit.replicas import StackedReplicas
-from ifloo.refit.work import Outcome, Wanted
+from ifloo.refit.execution.job import RefitRequest, RefitResult
+from ifloo.refit.strategies import StackedReplicas
+from ifloo.refit.strategies.base import RefitTask
 from ifloo.store import NULL_ID, GroupFile, Layout, LossFile
 from tests.refit.trained import N, Trained, dataset, perceptron, refitter
 
@@ -66,37 +66,37 @@ def test_the_smallest_group_is_one_sample():
 
 
 def outcome(wanted, *losses):
-    return Outcome(wanted, losses, 0.01, 0, 0.5, 0.25)
+    return RefitResult(wanted, losses, 0.01, 0, 0.5, 0.25)
 
 
 def test_weight_steps_ask_for_what_is_missing_and_record_once(tmp_path):
     files = {w: [LossFile(Layout(tmp_path).weight_losses(w, t)) for t in (0, 8)] for w in WEIGHTS}
     shelf = WeightSteps([5, 3], files)
-    assert shelf.missing() == [Wanted(i, weight=w) for i in (5, 3) for w in (0.9, 1.1)]
-    assert not shelf.takes(outcome(Wanted(5), 1.0, 2.0))
-    assert not shelf.takes(outcome(Wanted(NULL_ID, group=(1,), name="top_1pct"), 1.0, 2.0))
+    assert shelf.missing() == [RefitRequest(i, weight=w) for i in (5, 3) for w in (0.9, 1.1)]
+    assert not shelf.record(outcome(RefitRequest(5), 1.0, 2.0))
+    assert not shelf.record(outcome(RefitRequest(NULL_ID, group=(1,), name="top_1pct"), 1.0, 2.0))
     for _ in range(2):
-        assert shelf.takes(outcome(Wanted(5, weight=0.9), 1.0, 2.0))
+        assert shelf.record(outcome(RefitRequest(5, weight=0.9), 1.0, 2.0))
     assert (tmp_path / "weight_0.9" / "loo_losses_test_8.jsonl").read_bytes().count(b"\n") == 1
     again = WeightSteps([5, 3], files)
-    assert again.missing() == [Wanted(5, weight=1.1), Wanted(3, weight=0.9), Wanted(3, weight=1.1)]
+    assert again.missing() == [RefitRequest(5, weight=1.1), RefitRequest(3, weight=0.9), RefitRequest(3, weight=1.1)]
     row = files[0.9][1].rows()[5]
     assert (row.loss, row.grad_norm, row.seconds, row.extra) == (2.0, 0.01, 0.25, {"weight": 0.9})
 
 
 def test_a_refit_that_one_test_lacks_is_made_again_for_it_alone(tmp_path):
     files = {0.9: [LossFile(tmp_path / f"{t}.jsonl") for t in (0, 8)]}
-    WeightSteps([5], {0.9: files[0.9][:1]}).takes(outcome(Wanted(5, weight=0.9), 1.0))
+    WeightSteps([5], {0.9: files[0.9][:1]}).record(outcome(RefitRequest(5, weight=0.9), 1.0))
     shelf = WeightSteps([5], files)
-    assert shelf.missing() == [Wanted(5, weight=0.9)]
-    shelf.takes(outcome(Wanted(5, weight=0.9), 1.5, 2.5))
+    assert shelf.missing() == [RefitRequest(5, weight=0.9)]
+    shelf.record(outcome(RefitRequest(5, weight=0.9), 1.5, 2.5))
     assert [file.rows()[5].loss for file in files[0.9]] == [1.0, 2.5]
 
 
 def test_groups_of_other_scores_are_not_taken_for_these(tmp_path):
     """Scores made anew by another method rank other samples first: their name alone does not tell."""
     file = GroupFile(tmp_path / "group_losses_test_0.jsonl")
-    Groups({0: {"top_5pct": (1, 2)}}, [file]).takes(outcome(Wanted(NULL_ID, group=(1, 2), name="top_5pct"), 1.0))
+    Groups({0: {"top_5pct": (1, 2)}}, [file]).record(outcome(RefitRequest(NULL_ID, group=(1, 2), name="top_5pct"), 1.0))
     with pytest.raises(InputError) as caught:
         Groups({0: {"top_5pct": (1, 3)}}, [file]).missing()
     assert str(caught.value) == (
@@ -110,21 +110,21 @@ def test_groups_ask_for_what_is_missing_and_record_once(tmp_path):
     files = [GroupFile(Layout(tmp_path).group_losses(t)) for t in named]
     shelf = Groups(named, files)
     first, random, second = (
-        Wanted(NULL_ID, group=ids, name=name)
+        RefitRequest(NULL_ID, group=ids, name=name)
         for ids, name in (((1, 2), "top_5pct"), ((3, 4), "random_5pct"), ((5, 6), "top_5pct"))
     )
     assert shelf.missing() == [first, random, second]  # the random one once for both tests
-    assert not shelf.takes(outcome(Wanted(NULL_ID), 1.0, 2.0))
-    assert not shelf.takes(outcome(Wanted(3, weight=0.9), 1.0, 2.0))
+    assert not shelf.record(outcome(RefitRequest(NULL_ID), 1.0, 2.0))
+    assert not shelf.record(outcome(RefitRequest(3, weight=0.9), 1.0, 2.0))
     for wanted in (first, first, random):
-        assert shelf.takes(outcome(wanted, 1.0, 2.0))
+        assert shelf.record(outcome(wanted, 1.0, 2.0))
     again = Groups(named, files)
     assert again.missing() == [second]
     assert {t: list(file.rows()) for t, file in zip(named, files, strict=True)} == {
         0: ["top_5pct", "random_5pct"],
         8: ["random_5pct"],
     }
-    assert again.takes(outcome(second, 3.0, 4.0))
+    assert again.record(outcome(second, 3.0, 4.0))
     assert (files[1].rows()["top_5pct"].loss, files[1].rows()["top_5pct"].ids) == (4.0, [5, 6])
     assert Groups(named, files).missing() == []
 
@@ -154,7 +154,7 @@ def leaving(folder, removal="zero_weight", **settings):
         null_files=[LossFile(layout.null_losses(t), "draw") for t in TESTS],
         n=N,
         settings=RefitSettings(removal=removal, init="cold", null_refits=NULLS, seeds=SEEDS, **settings),
-        shelves=(WeightSteps(STEPPED, files), Groups(NAMED, [GroupFile(layout.group_losses(t)) for t in TESTS])),
+        extra_refits=(WeightSteps(STEPPED, files), Groups(NAMED, [GroupFile(layout.group_losses(t)) for t in TESTS])),
         seed_files=[LossFile(layout.seed_losses(t), "draw") for t in TESTS],
     )
 

@@ -9,9 +9,9 @@ from torch import nn, optim
 from torch.utils.data import TensorDataset
 
 from ifloo.objective import SampleWeights
-from ifloo.refit.path import OneByOne, RefitTask
-from ifloo.refit.replicas import StackedReplicas, stacked
-from ifloo.refit.replicas.weights import ReplicaWeights
+from ifloo.refit.strategies import StackedReplicas, stacked
+from ifloo.refit.strategies.base import OneByOne, RefitTask
+from ifloo.refit.strategies.replica_weights import ReplicaWeights
 from tests.problems import weights_with
 from tests.refit.trained import REMOVED, SGD, C, D, N, Reading, Tied, Trained, dataset, perceptron, refitter
 

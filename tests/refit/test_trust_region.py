@@ -8,11 +8,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ifloo.errors import WorkError
+from ifloo.minimize.newton_cg import NewtonSystem
+from ifloo.minimize.trust_region import steihaug, trust_region
 from ifloo.models import SampleLossModule
 from ifloo.objective import Objective, SampleWeights, TrainingData, differentiable_kernels
-from ifloo.refit import NewtonFinish, Recipe, Refitter
-from ifloo.refit.newton import Inner
-from ifloo.refit.trust_region import steihaug, trust_region
+from ifloo.refit import NewtonFinish, Refitter, TrainerSettings
 from ifloo.solvers import Nystrom
 from tests.problems import Attention, Logistic
 
@@ -95,9 +95,9 @@ def test_negative_curvature_is_followed_to_the_boundary(inverse, radius):
 def test_where_j_is_convex_it_ends_at_the_minimum_of_dense_newton(preconditioner):
     problem = Logistic.make()
     start = torch.zeros_like(problem.theta)
-    inner = Inner()
+    inner = NewtonSystem()
     if preconditioner:
-        inner = Inner(preconditioner.prepare(inner.hessian(problem.objective(), start)))
+        inner = NewtonSystem(preconditioner.prepare(inner.hessian(problem.objective(), start)))
     minimum = trust_region(problem.objective(), start, 1e-12, inner=inner)
     torch.testing.assert_close(minimum.theta, problem.theta, rtol=0, atol=5e-11)  # ‖θ − θ̂‖ <= ‖∇J‖ / λ
     assert minimum.value == pytest.approx(float(problem.value(problem.theta)), abs=1e-14)
@@ -214,7 +214,7 @@ def test_a_finish_where_j_is_not_convex():
     """From the first weights, where the curvature is negative and has no preconditioner, to the minimum downhill."""
     loader = samples()[2]
     finish = NewtonFinish("always", tolerance=1e-11, preconditioner=Nystrom(rank=4))
-    refit = Refitter(Curved, lambda: loader, Recipe(max_epochs=1, accelerator="cpu"), finish, seed=0).fit()
+    refit = Refitter(Curved, lambda: loader, TrainerSettings(max_epochs=1, accelerator="cpu"), finish, seed=0).fit()
     assert refit.minimum.grad_norm <= 1e-11
 
     objective = Objective.of(Curved(), loader)
@@ -226,6 +226,6 @@ def test_a_finish_where_j_is_not_convex():
 
 def test_in_32_bits_inside_it_ends_where_64_bits_do():
     problem = Logistic.make()
-    inner = Inner(data=TrainingData(problem.loader(), torch.device("cpu"), torch.float32))
+    inner = NewtonSystem(data=TrainingData(problem.loader(), torch.device("cpu"), torch.float32))
     minimum = trust_region(problem.objective(), torch.zeros_like(problem.theta), 1e-12, inner=inner)
     torch.testing.assert_close(minimum.theta, problem.theta, rtol=0, atol=5e-11)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from ifloo.models import SampleLossModule
-from ifloo.refit import NewtonFinish, Recipe, Refitter
+from ifloo.refit import NewtonFinish, Refitter, TrainerSettings
 from tests.problems import AttentionModel
 
 N, D, C = 24, 6, 3
@@ -86,7 +86,7 @@ def refitter(model, shuffle=False, data=None, init="warm", after="lbfgs", **reci
     return Refitter(
         start=start,
         loader=lambda: DataLoader(data, batch_size=7, shuffle=shuffle),
-        recipe=Recipe(**({"max_epochs": 4, "accelerator": "cpu"} | recipe)),
+        recipe=TrainerSettings(**({"max_epochs": 4, "accelerator": "cpu"} | recipe)),
         finish=NewtonFinish(after),
         seed=0,
     )

@@ -9,11 +9,13 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from torch.utils.data import DataLoader, Dataset
 
 from ifloo.models import LogisticRegression
-from ifloo.report import Reporter, SampleGradients, Verdict, board
-from ifloo.report.mislabels import SECTION
-from ifloo.report.sketch import Sketch
+from ifloo.report import Reporter, SampleGradients
+from ifloo.report.tensorboard import event_file
+from ifloo.report.tensorboard.gradient_projection import Sketch
 from ifloo.store import LossFile, LossRow, Manifest, StoredSelfInfluence, influences, self_influence
 from ifloo.store import settings_stamp as stamp
+from ifloo.verdict import Verdict
+from ifloo.verdict.label_errors import SECTION
 from tests.report.results import ACTUAL, BASE, IDS, REMOVED, SCORES, N, T, stored
 
 CURVE = np.array([[1, 0.5], [2, 1e-3], [7, 2e-11]])
@@ -120,7 +122,7 @@ def write(results, folder, tests=(T,), outcomes=None, data=None, gradients=None)
     refitted = [t for t in tests if results.layout.loo_losses(t).exists()]
     verdict = Reporter(results.layout, data, folder).verdict(refitted, 6) if refitted else Verdict({})
     scored = {t: influences.load(results.layout.scores(t)) for t in tests}
-    board.Board(results.layout, data, folder, outcomes or {}, gradients).write(scored, verdict, {})
+    event_file.TensorBoardReport(results.layout, data, folder, outcomes or {}, gradients).write(scored, verdict, {})
 
 
 class Board:

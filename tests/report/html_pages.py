@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from ifloo.report import Comparison, Verdict
 from ifloo.report.html import write_html
 from ifloo.store import Layout
+from ifloo.verdict import Comparison, Verdict
 from tests.report.results import T, stored
 
 NASTY = (

@@ -10,7 +10,8 @@ import pytest
 from markdown import markdown
 from PIL import Image
 
-from ifloo.report import Reporter, board
+from ifloo.report import Reporter
+from ifloo.report.tensorboard import event_file
 from ifloo.store import Layout, influences
 from tests.report.boards import (
     EVIL,
@@ -103,7 +104,7 @@ def test_several_tests_stand_side_by_side_in_units_of_their_largest(results, log
     tag = "3 scores/all tests, in units of the largest"
     assert [one.step for one in read.events.Histograms(tag)] == [T, OTHER]
     found = read.histogram(tag, T)
-    counts = np.histogram(SCORES / np.abs(SCORES).max().astype(float), bins=board.UNITS)[0]
+    counts = np.histogram(SCORES / np.abs(SCORES).max().astype(float), bins=event_file.UNITS)[0]
     assert [int(x) for x in found.bucket if x] == counts[counts > 0].tolist()
 
 

@@ -13,7 +13,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from torch.utils.tensorboard import SummaryWriter
 
 from ifloo.errors import InputError
-from ifloo.report.sketch import Sketch
+from ifloo.report.tensorboard.gradient_projection import Sketch
 from ifloo.store import influences
 from tests.report.boards import (
     CURVE,
@@ -91,8 +91,8 @@ def test_the_projection_keeps_inner_products_on_average():
 
 
 def test_too_many_samples_are_the_largest_and_others_at_random(results, logs, monkeypatch):
-    monkeypatch.setattr("ifloo.report.projector.MOST_POINTS", 20)
-    monkeypatch.setattr("ifloo.report.projector.LEAST_POINTS", 10)
+    monkeypatch.setattr("ifloo.report.tensorboard.projector.MOST_POINTS", 20)
+    monkeypatch.setattr("ifloo.report.tensorboard.projector.LEAST_POINTS", 10)
     add_test(results)
     read = Board(results, logs, (T, OTHER), gradients=gradients())
     _, columns, tensors = read.projector()

@@ -8,9 +8,9 @@ from matplotlib.colors import to_rgba
 
 from ifloo.agreement import agreement
 from ifloo.errors import InputError, WorkError
-from ifloo.report.digits import TrainingPicture, digit_grid
-from ifloo.report.figures import influence_distribution, influence_vs_loo, save_figure
-from ifloo.report.style import CONTROL, HARMFUL, HELPFUL, QUIET, STYLE
+from ifloo.report.figures.image_grid import TrainingPicture, digit_grid
+from ifloo.report.figures.influence import influence_distribution, influence_vs_loo, save_figure
+from ifloo.report.figures.style import CONTROL, HARMFUL, HELPFUL, QUIET, STYLE
 from ifloo.store import top_k
 from tests.report.drawn import check_readable
 

@@ -9,11 +9,11 @@ from matplotlib.colors import to_rgba
 
 from ifloo.errors import InputError
 from ifloo.report import Reporter
-from ifloo.report.card import GalleryRow
-from ifloo.report.figures import save_figure
-from ifloo.report.gallery import ConversationSet, gallery
-from ifloo.report.lettering import ELLIPSIS, Lettering
-from ifloo.report.style import HARMFUL, HELPFUL
+from ifloo.report.figures.conversation_card import GalleryRow
+from ifloo.report.figures.conversation_gallery import ConversationSet, gallery
+from ifloo.report.figures.influence import save_figure
+from ifloo.report.figures.style import HARMFUL, HELPFUL
+from ifloo.report.figures.text_layout import ELLIPSIS, TextStyle
 from ifloo.store import Layout
 from tests.report.drawn import check_readable, texts_of
 from tests.report.results import IDS, SCORES, Results, T
@@ -128,7 +128,7 @@ def gb2312():
 def test_every_chinese_character_in_common_use_can_be_read(bold):
     characters = {c for c in gb2312() if unicodedata.category(c) == "Lo"}
     assert len(characters) >= 6763 + 2 * 83  # and kana
-    lettering = Lettering(9, bold)
+    lettering = TextStyle(9, bold)
     assert {c for c in characters if lettering.readable(c) != c} == set()
 
 
@@ -145,11 +145,11 @@ def test_every_chinese_character_in_common_use_can_be_read(bold):
     ],
 )
 def test_what_no_font_has_is_named(text, read):
-    assert Lettering(9).readable(text) == read
+    assert TextStyle(9).readable(text) == read
 
 
 def test_lines_break_where_they_may_and_stay_in_their_width():
-    lettering = Lettering(9)
+    lettering = TextStyle(9)
     for text in (LONG, CHINESE * 2, "w" * 99, "a " + CHINESE + " https://example.org/" + "path/" * 30):
         lines = lettering.lines(text, 1.5, 99)
         assert "".join(lines).replace(" ", "") == text.replace(" ", "")

@@ -5,8 +5,8 @@ import pytest
 
 from ifloo.cli import tables
 from ifloo.errors import InputError
-from ifloo.report import Verdict, compare
 from ifloo.store import GroupFile, GroupRow, Layout, LossFile, LossRow
+from ifloo.verdict import Verdict, compare
 from tests.report.results import IDS, REMOVED, SCORES, Results, T
 
 TOP = REMOVED[:6].tolist()

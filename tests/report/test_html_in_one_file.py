@@ -13,12 +13,13 @@ from PIL import Image
 
 import ifloo.report.html.page as page_module
 from ifloo.errors import InputError
-from ifloo.report import Reporter, Verdict
+from ifloo.report import Reporter
 from ifloo.report.html import write_html
 from ifloo.report.html.page import script_json
-from ifloo.report.html.samples import Album
+from ifloo.report.html.samples import SampleCache
 from ifloo.report.html.thumbnails import SIDE, thumbnail
 from ifloo.store import Layout
+from ifloo.verdict import Verdict
 from tests.report.html_pages import NASTY, Data, Pictures, Reader, Words, comparison, written
 from tests.report.results import Results, T
 
@@ -99,7 +100,7 @@ def test_500_points_with_thumbnails_can_be_mailed(tmp_path):
 
 
 def test_thumbnails_beyond_the_limit_are_left_out_and_counted():
-    album = Album(Pictures(), Pictures(), most_bytes=2000)
+    album = SampleCache(Pictures(), Pictures(), most_bytes=2000)
     size = len(thumbnail(Pictures().picture(1), ""))
     there = [album.of_training(i) for i in range(5)]
     assert album.left_out == 5 - 2000 // size > 0

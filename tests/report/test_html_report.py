@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from ifloo.errors import InputError
-from ifloo.report import Mislabels, Reporter
-from ifloo.report.groups import GroupEffect
+from ifloo.report import Reporter
 from ifloo.report.html.thumbnails import thumbnail
-from ifloo.report.smoothness import SmallSteps
 from ifloo.store import CORRECTED, Layout, LossFile, LossRow, Manifest
+from ifloo.verdict import LabelErrors
+from ifloo.verdict.group_effects import GroupEffect
+from ifloo.verdict.small_steps import SmallSteps
 from tests.report.html_pages import Data, Pictures, Reader, Words, comparison, written
 from tests.report.results import ACTUAL, IDS, REMOVED, SCORES, Results, T
 
@@ -121,7 +122,7 @@ def test_parts_without_numbers_are_not_there(tmp_path):
     groups = (GroupEffect("top_1pct", 6, 0.5, 0.25),)
     full = comparison(groups=groups, further={"tracin": comparison().predicted * 2})
     reader = Reader(
-        written(tmp_path, [full, comparison(t=8)], mislabels=Mislabels(10, 6, {"loss": 4, "tracin": 5}, 1.0))
+        written(tmp_path, [full, comparison(t=8)], mislabels=LabelErrors(10, 6, {"loss": 4, "tracin": 5}, 1.0))
     )
     assert {"methods", "checks", "view"} <= set(reader.ids)
     for words in ("top_1pct 6 +0.5 +0.25", "loss 4 of 10", "self-influence by tracin 5 of 10", "chance 1 of 10"):

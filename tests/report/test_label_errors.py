@@ -5,9 +5,9 @@ import pytest
 from matplotlib.colors import to_hex
 
 from ifloo.errors import InputError
-from ifloo.report.label_errors import _LOOKS, label_errors
-from ifloo.report.mislabels import NAMES, Mislabels
+from ifloo.report.figures.label_errors import _LOOKS, label_errors
 from ifloo.store import Layout
+from ifloo.verdict.label_errors import NAMES, LabelErrors
 from tests.report.drawn import check_readable
 
 N, LOOKED_AT = 40, 4
@@ -19,9 +19,9 @@ def ranking(*places: int) -> np.ndarray:
     return wrong
 
 
-def found(**ranked: np.ndarray) -> Mislabels:
+def found(**ranked: np.ndarray) -> LabelErrors:
     counts = {name: int(wrong[:LOOKED_AT].sum()) for name, wrong in ranked.items()}
-    return Mislabels(2, LOOKED_AT, counts, 0.2, ranked)
+    return LabelErrors(2, LOOKED_AT, counts, 0.2, ranked)
 
 
 def lines(axes):

@@ -10,9 +10,10 @@ import pytest
 from ifloo.agreement import agreement
 from ifloo.cli import tables
 from ifloo.errors import InputError
-from ifloo.report import Reporter, Verdict, compare
-from ifloo.report.comparison import methods_comparison
+from ifloo.report import Reporter
+from ifloo.report.figures.methods import methods_comparison
 from ifloo.store import Layout, Manifest, influences
+from ifloo.verdict import Verdict, compare
 from tests.report.drawn import check_readable, texts_of
 from tests.report.results import ACTUAL, CONTROLS, IDS, REMOVED, SCORES, N, Results, T, stored
 

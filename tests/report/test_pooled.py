@@ -8,8 +8,9 @@ import pytest
 
 from ifloo.agreement import agreement
 from ifloo.cli import tables
-from ifloo.report import Reporter, Verdict, compare, pooled
+from ifloo.report import Reporter
 from ifloo.store import Layout
+from ifloo.verdict import Verdict, compare, pooled
 from tests.report.results import ACTUAL, REMOVED, SCORES, N, Results, T
 
 TOP = REMOVED[:6].tolist()

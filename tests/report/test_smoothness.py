@@ -8,9 +8,9 @@ import pytest
 from ifloo.agreement import agreement
 from ifloo.cli import tables
 from ifloo.refit import WEIGHTS as REFITTED
-from ifloo.report import Verdict, compare
-from ifloo.report.smoothness import ADVICE, WEIGHTS, SmallSteps
 from ifloo.store import Layout, LossFile, LossRow
+from ifloo.verdict import Verdict, compare
+from ifloo.verdict.small_steps import ADVICE, WEIGHTS, SmallSteps
 from tests.report.results import ACTUAL, IDS, REMOVED, SCORES, Results, T
 
 TOP = REMOVED[:6].tolist()

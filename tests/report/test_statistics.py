@@ -13,9 +13,10 @@ import pytest
 
 import ifloo.agreement
 from ifloo.cli import tables
-from ifloo.report import Reporter, compare
-from ifloo.report.agreements import reason_for_none
+from ifloo.report import Reporter
 from ifloo.store import CORRECTED, Layout, LossFile, LossRow, StoredRemovals, removals, settings_stamp
+from ifloo.verdict import compare
+from ifloo.verdict.agreements import reason_for_none
 from tests.report.boards import OTHER, Board, Data, add_test
 from tests.report.html_pages import Reader
 from tests.report.results import ACTUAL, CONTROLS, REMOVED, SCORES, N, Results, T

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from ifloo.errors import InputError, WorkError
 from ifloo.solvers import SolveError
-from ifloo.stages.world import World
+from ifloo.stages.distributed.process_group import ProcessGroup
 
 CASES = {
     "input": {1: InputError("wrong")},
@@ -25,10 +25,10 @@ CASES = {
 
 def main(rank: int, meeting: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    world = World(rank, 2, dist.group.WORLD)
+    world = ProcessGroup(rank, 2, dist.group.WORLD)
     for name, failures in CASES.items():
         try:
-            with world.together():
+            with world.raise_together():
                 if rank in failures:
                     raise failures[rank]
         except BaseException as error:
@@ -44,7 +44,7 @@ def main(rank: int, meeting: str) -> None:
         block = torch.full((2, n if world.first else share.stop - share.start), float(rank))
         world.gather_columns(block, n)
         print(block.int().tolist())
-    with world.kept():
+    with world.watch_peers():
         if rank == 1:
             dist.destroy_process_group()
             return

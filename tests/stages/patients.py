@@ -9,10 +9,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from ifloo.attribution import Unrolled
+from ifloo.doctor.examine import DoctorInput
+from ifloo.doctor.fit_findings import Fit, optimizers_of
 from ifloo.models import Adapted, SampleLossModule
 from ifloo.stages import AttributionSettings
-from ifloo.stages.doctor import Subject
-from ifloo.stages.fit_findings import Fit, optimizers_of
 
 N, D, C = 120, 4, 3
 DRAW = torch.Generator().manual_seed(0)
@@ -104,7 +104,7 @@ def trainer(**settings):
 def subject(module=None, loader=None, data=None, checkpoint=None, recipe=None, unrolled=False, **settings):
     """Builds the input of the doctor."""
     module = module or Stated()
-    return Subject(
+    return DoctorInput(
         module if isinstance(module, SampleLossModule) else Adapted(module),
         data or Data(loader),
         trainer(**settings),

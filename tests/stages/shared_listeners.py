@@ -12,7 +12,7 @@ import lightning as L
 import psutil
 import torch.distributed as dist
 
-from ifloo.stages.world import World
+from ifloo.stages.distributed.process_group import ProcessGroup
 
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
@@ -20,7 +20,9 @@ INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 def main() -> None:
     warnings.simplefilter("ignore")
     quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    world = World.met(L.Trainer(accelerator="cpu", devices=2, strategy="ddp", enable_progress_bar=False, **quiet))
+    world = ProcessGroup.connect(
+        L.Trainer(accelerator="cpu", devices=2, strategy="ddp", enable_progress_bar=False, **quiet)
+    )
     dist.barrier()
     dist.barrier(world.group)
     sockets = [one for one in psutil.Process().net_connections("inet") if one.status == psutil.CONN_LISTEN]
@@ -33,8 +35,8 @@ def main() -> None:
     every = world.all_gathered(own)
     if world.first:
         json.dump(every, sys.stdout)
-    world.part()
-    World.leave()
+    world.close()
+    ProcessGroup.close_leftover()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from ifloo.models import LogisticRegression
 from ifloo.objective import sequential
 from ifloo.solvers import CG
 from ifloo.stages import AttributionSettings, InfluencePredictor, InfluenceWriter
-from ifloo.stages.world import World
+from ifloo.stages.distributed.process_group import ProcessGroup
 
 QUERIES = 35  # more than two blocks of queries solved together, the last block not full
 
@@ -49,11 +49,11 @@ def main(devices: int, n: int, kind: str, path: str) -> None:
         enable_progress_bar=False,
         inference_mode=False,
     )
-    predictor.world = World.met(trainer)
+    predictor.world = ProcessGroup.connect(trainer)
     predictor.queries = data.test_batch(range(QUERIES))
     trainer.predict(predictor, return_predictions=False)
     assert torch.distributed.is_initialized() == (devices > 1)
-    World.leave()
+    ProcessGroup.close_leftover()
     assert not torch.distributed.is_initialized()
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
 
-from ifloo.attribution import CurvatureRoute, GradientDot, InfluenceEngine, TracIn
+from ifloo.attribution import GradientDot, InfluenceEngine, InfluenceFunction, TracIn
 from ifloo.curvature import Damped, LinearHead
 from ifloo.errors import InputError
 from ifloo.models import Adapted
@@ -77,7 +77,7 @@ def test_settings_out_of_range(settings, message):
 
 
 def test_a_curvature_route_with_its_damping_needs_no_run():
-    InfluenceCallback(QUERIES, method=CurvatureRoute("all", damping=0.1))
+    InfluenceCallback(QUERIES, method=InfluenceFunction("all", damping=0.1))
 
 
 def test_a_missing_last_layer_is_a_matter_of_the_scores_alone(tmp_path, caplog):
@@ -241,7 +241,7 @@ def test_hooks_on_batches_are_named(tmp_path, caplog):
             return batch
 
     fitted(Hooked(), loader(), [InfluenceCallback(QUERIES)], tmp_path, max_epochs=1)
-    said = [r.getMessage() for r in caplog.records if r.name == "ifloo.stages.callback"]
+    said = [r.getMessage() for r in caplog.records if r.name == "ifloo.stages.callback.callback"]
     assert said == [
         "Influence is scored on batches as the training loader makes them: without on_after_batch_transfer of the "
         "module."
@@ -258,7 +258,7 @@ def test_hooks_of_an_adapted_module_are_named(tmp_path, caplog):
 
     module = Adapted(Hooked(), losses_of)
     fitted(module, loader(), [InfluenceCallback(QUERIES)], tmp_path, max_epochs=1)
-    said = [r.getMessage() for r in caplog.records if r.name == "ifloo.stages.callback"]
+    said = [r.getMessage() for r in caplog.records if r.name == "ifloo.stages.callback.callback"]
     assert said == [
         "Influence is scored on batches as the training loader makes them: without on_before_batch_transfer of the "
         "module."

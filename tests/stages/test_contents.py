@@ -3,7 +3,7 @@
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from ifloo.stages.certified import contents_of
+from ifloo.stages.scores.records import contents_of
 
 SAMPLES = [torch.tensor([1, 2]), torch.tensor([3, 4, 5, 6]), torch.tensor([1, 3])]
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import optim
 
+from ifloo.doctor.finding import Finding, Severity
+from ifloo.doctor.fit_findings import of_decay
 from ifloo.models import Adapted
 from ifloo.models.decay import COUPLED, decoupled
-from ifloo.objective.findings import Finding, Weight
-from ifloo.stages.fit_findings import of_decay
 from tests.stages.patients import SGD, Plain, Stated, fit_of, loaded
 
 
@@ -26,7 +26,7 @@ def test_decay_inside_the_gradient(kind):
             "Stated.configure_optimizers",
             "It minimises J + ½ · 0.02 · ‖θ‖²: the fit refuses it.",
             "Set weight_decay=0 and state this penalty in `penalty`.",
-            Weight.FATAL,
+            Severity.FATAL,
         )
     ]
 
@@ -40,7 +40,7 @@ def test_decay_of_a_plain_module_and_the_setting_that_matches():
             "It minimises J + ½ · 0.02 · ‖θ‖²: |grad J| is not small at its end, and scores and curvature are of "
             "another function.",
             "Give --adapt.l2 0.02.",
-            Weight.WARNING,
+            Severity.WARNING,
         )
     ]
     assert decay(Adapted(Plain(optimizer)))[0].fatal
@@ -130,7 +130,7 @@ def test_decay_beside_the_gradient(optimizer):
             f"No penalty has these steps, since {name} scales the gradient and not the decay: the fit refuses it.",
             "Set weight_decay=0 (torch's AdamW has 0.01 by default), state ½λ‖θ‖² in `penalty` and fit again; or take "
             "attribution.method ifloo.attribution.Unrolled, which differentiates the steps themselves.",
-            Weight.FATAL,
+            Severity.FATAL,
         )
     ]
 
@@ -144,7 +144,7 @@ def test_decay_beside_the_gradient_of_a_plain_module():
     assert one.remedy.startswith(
         "Set weight_decay=0 (torch's AdamW has 0.01 by default), give --adapt.l2 for a penalty ½λ‖θ‖² and fit again; "
     )
-    assert one.weight is Weight.WARNING
+    assert one.severity is Severity.WARNING
 
 
 @pytest.mark.parametrize("optimizer", [ADAMW, OF_OTHERS[0]], ids=lambda one: one.func.__name__)
@@ -156,14 +156,14 @@ def test_decay_that_is_part_of_a_recorded_step(optimizer):
             "Handled by methods that follow the recorded run: the decay is part of its steps. J does not contain it, "
             "so curvature methods are of another function.",
             "None needed for the unrolled method.",
-            Weight.NOTE,
+            Severity.NOTE,
         )
     ]
 
 
 def test_a_step_that_no_recorder_knows_is_no_part_of_a_recording():
     (one,) = decay(Stated(OF_OTHERS[1]), recorded=True)
-    assert (one.what, one.weight) == ("NAdam decays weights by 0.05 beside the gradient", Weight.FATAL)
+    assert (one.what, one.severity) == ("NAdam decays weights by 0.05 beside the gradient", Severity.FATAL)
 
 
 def test_groups_of_both_kinds_are_two_findings():
@@ -180,4 +180,4 @@ def test_groups_of_both_kinds_are_two_findings():
 
 def test_decay_beside_the_gradient_is_not_left_to_the_penalty_of_the_same_size():
     (one,) = decay(Adapted(Plain(OF_OTHERS[0]), l2=0.05))
-    assert (one.what, one.weight) == ("Adam decays weights by 0.05 beside the gradient", Weight.FATAL)
+    assert (one.what, one.severity) == ("Adam decays weights by 0.05 beside the gradient", Severity.FATAL)

@@ -9,11 +9,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from ifloo.data import AdaptedData
+from ifloo.doctor import DoctorInput, Finding, Severity, examine
+from ifloo.doctor.examine import quick_checks
 from ifloo.errors import InputError
 from ifloo.models import Adapted
-from ifloo.objective import Finding, Weight
-from ifloo.stages import Subject, examine
-from ifloo.stages.doctor import at_the_door
 from tests.problems import Logistic
 from tests.stages.patients import C, D, Data, N, Noisy, Plain, Stated, Stream, X, Y, dataset, loaded, losses, subject
 
@@ -24,7 +23,7 @@ def found(*arguments, **settings):
 
 def error(what, where, remedy):
     """The finding of an error."""
-    return Finding(what, where, "A run stops here with this error.", remedy, Weight.FATAL)
+    return Finding(what, where, "A run stops here with this error.", remedy, Severity.FATAL)
 
 
 def test_nothing_is_found_where_nothing_is_wrong():
@@ -39,7 +38,7 @@ def test_nothing_is_found_where_nothing_is_wrong():
 def test_a_minimum_and_away_from_it():
     problem = Logistic.make(n=100)
     module = copy.deepcopy(problem.module)
-    at = Subject(module, Data(problem.loader()), subject().trainer, subject().settings, "models/base.pth")
+    at = DoctorInput(module, Data(problem.loader()), subject().trainer, subject().settings, "models/base.pth")
     made = examine(at)
     assert made.findings == ()
     assert made.stationarity.grad_norm < 1e-13
@@ -55,7 +54,7 @@ def test_a_minimum_and_away_from_it():
             "minimiser; away from it the scores predict no refit.",
             "Train longer (optimizer lbfgs is finished to 1e-10), record the fit and take attribution.method "
             "ifloo.attribution.Unrolled, or take the scores as a ranking at best.",
-            Weight.WARNING,
+            Severity.WARNING,
         ),
     )
     assert made.fatal == 0
@@ -63,7 +62,7 @@ def test_a_minimum_and_away_from_it():
 
 def test_a_method_that_needs_no_minimum():
     (one,) = found(checkpoint="base.pth", unrolled=True)
-    assert one.weight is Weight.NOTE
+    assert one.severity is Severity.NOTE
     assert one.consequence.endswith(" The method asked for needs no minimum; scores through a curvature would.")
     assert found(unrolled=True) == []  # before the fit there is nothing to say of its end
 
@@ -142,7 +141,7 @@ def test_a_loss_across_the_batch():
 
     (one,) = found(Centred())
     assert one.what.startswith("The loss of a sample differs alone and in a batch: ")
-    assert (one.where, one.weight) == ("Centred", Weight.FATAL)
+    assert (one.where, one.severity) == ("Centred", Severity.FATAL)
     assert one.remedy == (
         "Its cause is most often BatchNorm in train mode, or a loss taken across the batch. Per-sample influence needs "
         "a loss that belongs to the sample alone."
@@ -155,7 +154,7 @@ def test_a_loss_that_one_sample_has_not():
 
     watched, refused, note = (found(Plain(more=across)) + [None] * 3)[:3]
     assert refused.what == "F.batch_norm by the statistics of the batch"
-    assert (watched.where, watched.weight) == ("Plain", Weight.FATAL)
+    assert (watched.where, watched.severity) == ("Plain", Severity.FATAL)
     assert watched.what.startswith("The losses of the first 16 samples cannot be computed: ")
     assert watched.remedy == (
         "A loss taken from training_step runs it on batches of one under torch.func.vmap: no BatchNorm by batch "
@@ -172,7 +171,7 @@ def test_everything_at_once():
             self.layer = nn.Sequential(self.layer, nn.Dropout(0.1))
 
     made = examine(subject(Wrong(), loaded(Noisy(), batch_size=50, drop_last=True), precision="bf16-mixed"))
-    assert [(one.weight.value, one.what) for one in made.findings if "differ, by" not in one.what] == [
+    assert [(one.severity.value, one.what) for one in made.findings if "differ, by" not in one.what] == [
         ("fatal", "BatchNorm1d without running statistics (track_running_stats=False)"),
         ("fatal", "SGD decays weights by 0.1, which J does not contain"),
         ("warning", "dropout with p = 0.1"),
@@ -221,7 +220,7 @@ def test_looking_changes_nothing():
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    at_the_door(examined)
+    quick_checks(examined)
     assert torch.equal(torch.rand(4), expected)
     examine(examined)
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
@@ -238,23 +237,23 @@ def test_warnings_at_the_door():
     module = Stated()
     module.layer = nn.Sequential(nn.Linear(D, C), nn.BatchNorm1d(C), nn.MultiheadAttention(C, 1)).double()
     here = subject(module, loaded(drop_last=True), gradient_clip_val=1.0, accumulate_grad_batches=2)
-    assert [one.what for one in at_the_door(here)] == [
+    assert [one.what for one in quick_checks(here)] == [
         "BatchNorm1d in training mode",
         "drop_last=True with 120 samples in batches of 50",
         "gradients clipped at norm 1",
     ]
-    assert at_the_door(subject()) == []
+    assert quick_checks(subject()) == []
     decaying = Adapted(Plain(lambda p: optim.SGD(p, lr=0.1, weight_decay=0.1)))
-    assert [one.what for one in at_the_door(subject(decaying, checkpoint="base.pth"))] == [
+    assert [one.what for one in quick_checks(subject(decaying, checkpoint="base.pth"))] == [
         "SGD decays weights by 0.1, which J does not contain"
     ]
-    assert at_the_door(subject(decaying)) == []  # the fit refuses it in its own words
+    assert quick_checks(subject(decaying)) == []  # the fit refuses it in its own words
 
 
 def test_samples_that_change_stop_a_run_at_the_door():
     torch.manual_seed(0)
     with pytest.raises(InputError) as caught:
-        at_the_door(subject(loader=loaded(Noisy())))
+        quick_checks(subject(loader=loaded(Noisy())))
     first, *others = str(caught.value).splitlines()
     assert first.startswith("Data.train_dataloader(): two reads of training sample 3 differ, by up to 0.")
     assert others == [
@@ -267,7 +266,7 @@ def test_samples_that_change_stop_a_run_at_the_door():
 
 @pytest.mark.parametrize(("loader", "expected"), [LOADERS["stream"], LOADERS["sampler"]], ids=["stream", "sampler"])
 def test_what_a_run_refuses_itself_is_left_to_it(loader, expected):
-    assert at_the_door(subject(loader=loader())) == []
+    assert quick_checks(subject(loader=loader())) == []
     with pytest.raises(InputError) as caught:
-        at_the_door(subject(data=AdaptedData(Data(loader()))))
+        quick_checks(subject(data=AdaptedData(Data(loader()))))
     assert str(caught.value).splitlines()[0] == expected.what

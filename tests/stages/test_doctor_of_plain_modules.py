@@ -3,9 +3,9 @@
 import torch
 from torch.nn import functional as F
 
+from ifloo.doctor.examine import examine
+from ifloo.doctor.finding import Finding, Severity
 from ifloo.models import Adapted
-from ifloo.objective.findings import Finding, Weight
-from ifloo.stages.doctor import examine
 from tests.stages.patients import Plain, X, Y, losses, subject
 
 STEP_NOTE = Finding(
@@ -15,7 +15,7 @@ STEP_NOTE = Finding(
     "and actual changes contain it.",
     "None needed where it adds no penalty; else give the losses (--adapt.sample_losses) and the penalty "
     "(--adapt.penalty or --adapt.l2) apart.",
-    Weight.NOTE,
+    Severity.NOTE,
 )
 
 
@@ -60,7 +60,7 @@ def test_losses_that_are_not_what_was_trained():
             "Where its own Trainer trained it, the scores are of another function than the one trained; a fit by ifloo "
             "trains the second.",
             "State in --adapt.sample_losses and --adapt.penalty what training_step adds up, or fit again with ifloo.",
-            Weight.WARNING,
+            Severity.WARNING,
         )
     ]
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn, optim
 
+from ifloo.doctor.finding import Finding, Severity
+from ifloo.doctor.fit_findings import of_lbfgs, of_recording, of_settings, optimizers_of
 from ifloo.errors import InputError
-from ifloo.objective.findings import Finding, Weight
-from ifloo.stages.fit_findings import of_lbfgs, of_recording, of_settings, optimizers_of
 from tests.stages.patients import Stated, fit_of, loaded, trainer
 
 
@@ -26,7 +26,7 @@ def test_reduced_precision():
             "Scores are made in the precision of the weights. A fit in 16 bits stops where its rounding hides |grad "
             "J|, so its end is no minimum of J to more than three digits, and refits differ by rounding as well.",
             "Set trainer.precision to 32-true or 64-true and fit again.",
-            Weight.WARNING,
+            Severity.WARNING,
         )
     ]
 
@@ -41,14 +41,14 @@ def test_clipping_and_accumulation():
             "Harmless where no step near the end is clipped: the minimum of J is the same. Clipped steps are not those "
             "of J; refits repeat the clipping, scores do not contain it.",
             "Leave it out, with a smaller learning rate if the fit then diverges.",
-            Weight.WARNING,
+            Severity.WARNING,
         ),
         Finding(
             "steps on 2 batches together",
             "trainer.accumulate_grad_batches",
             "Another batch size, and no part of J; refits repeat it.",
             "None needed; a recorded run (methods that follow the training) needs a larger batch size instead.",
-            Weight.NOTE,
+            Severity.NOTE,
         ),
     ]
     assert of_settings(fit_of(gradient_clip_val=1).settings)[0].what == "gradients clipped at norm 1"
@@ -128,7 +128,7 @@ def test_optimizers_that_cannot_be_made():
             "Raising.configure_optimizers",
             "Whether they decay weights is not known: RuntimeError: There is no world yet.",
             "See to it that weight_decay is 0, or that J has the penalty that matches (½λ‖θ‖² for SGD and Adam).",
-            Weight.NOTE,
+            Severity.NOTE,
         )
     ]
     assert raising(InputError("lr must be > 0.\n  Raise it.")) == [
@@ -137,7 +137,7 @@ def test_optimizers_that_cannot_be_made():
             "Raising.configure_optimizers",
             "A run stops here with this error.",
             "Raise it.",
-            Weight.FATAL,
+            Severity.FATAL,
         )
     ]
 
@@ -155,7 +155,7 @@ def test_lbfgs_on_no_fixed_function():
             "A run stops here with this error.",
             "Raise --data.batch_size to the number of training samples and leave the others out, or use "
             "--model.optimizer sgd or adamw.",
-            Weight.FATAL,
+            Severity.FATAL,
         )
     ]
     assert of_lbfgs(fit_of(module, loaded(batch_size=120))) == []
@@ -171,7 +171,7 @@ def test_steps_that_cannot_be_recorded():
         "trainer, model",
         "A method that follows the training run is asked for, and the fit refuses to record this.",
         "Raise the batch size instead, or choose methods that need no recorded run.",
-        Weight.FATAL,
+        Severity.FATAL,
     )
     assert [(one.what, one.remedy) for one in found[1:]] == [
         (

@@ -14,7 +14,7 @@ from ifloo.data import MNISTDataModule
 from ifloo.models import LogisticRegression
 from ifloo.solvers import CG
 from ifloo.stages import AttributionSettings, InfluenceRun
-from ifloo.stages import predictor as predictor_module
+from ifloo.stages.scores import predictor as predictor_module
 from ifloo.store import Layout, jsonl
 
 N, TESTS = 31, 9

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset, WeightedRandomSampler
 
-from ifloo.objective.findings import Finding, Weight
+from ifloo.doctor.finding import Finding, Severity
+from ifloo.doctor.loader_findings import of_hooks, of_loader
 from ifloo.objective.loaders import identified
-from ifloo.stages.loader_findings import of_hooks, of_loader
 from tests.stages.patients import Data, Noisy, Stated, Stream, X, Y, dataset, loaded
 
 WHERE = "Data.train_dataloader()"
@@ -41,14 +41,14 @@ def test_samples_dropped_at_the_end_of_each_epoch():
             "Data.train_dataloader(), drop_last",
             "The last 20 of 120 samples are never trained on, and yet counted in J: their scores say nothing.",
             "Set drop_last=False and fit again.",
-            Weight.WARNING,
+            Severity.WARNING,
         )
     ]
     (one,) = of(loaded(drop_last=True, shuffle=True))
     assert one.consequence == "20 of 120 samples, others each time, are left out of an epoch, and all are counted in J."
     (one,) = of(identified(loaded(dataset(ids=False), drop_last=True)))
     assert one.what == "drop_last=True with 120 samples in batches of 50"
-    assert [one.weight for one in of(loaded(drop_last=True, batch_size=200))] == [Weight.FATAL]
+    assert [one.severity for one in of(loaded(drop_last=True, batch_size=200))] == [Severity.FATAL]
 
 
 class Twice(BatchSampler):
@@ -68,7 +68,7 @@ def test_batches_by_a_rule_that_is_not_known():
             "Data.train_dataloader(), batch_sampler",
             "J counts each of the 120 samples once; whether training sees each once an epoch is not known.",
             "None needed if every sample is dealt out once; else give the dataset as it is drawn (shuffle=True).",
-            Weight.WARNING,
+            Severity.WARNING,
         )
     ]
 
@@ -80,7 +80,7 @@ def test_few_samples():
             WHERE,
             "Each is 2.5% of J: a removal is a large step, and its derivative says less of it.",
             "Take more samples, or trust the refits rather than the scores.",
-            Weight.WARNING,
+            Severity.WARNING,
         )
     ]
     assert of(loaded(dataset(1))) == [
@@ -89,7 +89,7 @@ def test_few_samples():
             WHERE,
             "Nothing would be left without it.",
             "Take more samples, or trust the refits rather than the scores.",
-            Weight.FATAL,
+            Severity.FATAL,
         )
     ]
 
@@ -104,7 +104,7 @@ def test_augmentation():
         "drawn in the dataset).",
         "Turn random transforms off, for the fit too; or make them once and keep the results in the dataset as samples "
         "of their own.",
-        Weight.FATAL,
+        Severity.FATAL,
     )
     torch.manual_seed(0)
     first, second = (torch.randn(4, dtype=torch.float64) for _ in range(2))
@@ -148,7 +148,7 @@ def test_shuffling_without_ids():
             "Handled: the id of a sample is its position in the dataset, 0 to 119, in whatever order it is drawn.",
             "None needed while the dataset keeps its order; else give each sample an id (key `idx` or `sample_index`, "
             "or the third item of (x, y, idx)).",
-            Weight.NOTE,
+            Severity.NOTE,
         )
     ]
     assert of(identified(loaded(dataset(ids=False), shuffle=True))) == of(loaded(dataset(ids=False), shuffle=True))
@@ -161,7 +161,7 @@ def test_no_loader():
             WHERE,
             "J runs over the samples of one DataLoader, each with one id; a run stops here.",
             "Return one torch.utils.data.DataLoader (torch.utils.data.ConcatDataset joins datasets).",
-            Weight.FATAL,
+            Severity.FATAL,
         )
     ]
 
@@ -197,7 +197,7 @@ def test_hooks_that_change_batches():
             "Scores, curvature and |grad J| are of the batches as the loader gives them, training of what the hook "
             "makes of them.",
             "Do in the dataset or in collate_fn what the hook does.",
-            Weight.WARNING,
+            Severity.WARNING,
         )
     ]
     assert of_hooks(Stated(), Data()) == of_hooks(L.LightningModule(), L.LightningDataModule()) == []

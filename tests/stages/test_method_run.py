@@ -10,7 +10,7 @@ import torch
 from ifloo.attribution import GradientCosine, GradientDot, RandomScores, TracIn, Unrolled
 from ifloo.errors import InputError
 from ifloo.stages import AttributionSettings
-from ifloo.stages.methods import MethodRun
+from ifloo.stages.scores.other_methods import MethodRun
 from ifloo.store import Layout, Manifest, RunFolder, influences
 from tests.stages.test_influence_run import N, digits, run
 
@@ -20,7 +20,7 @@ COMPARED = {"model": "LogisticRegression", "weights": "abc"}
 def stage(folder, *methods, **changes):
     """Of methods that need no recorded run, on an untrained model."""
     one = run(folder, test_ids=[0])
-    settings = AttributionSettings(further=list(methods), batch_size=7)
+    settings = AttributionSettings(compare_with=list(methods), batch_size=7)
     made = MethodRun(one.module, digits(), settings, Layout(folder), torch.device("cpu"), None)
     return dataclasses.replace(made, **changes)
 
@@ -54,7 +54,7 @@ def test_what_is_there_is_kept_and_others_join(tmp_path):
     before = path.stat().st_mtime_ns
     stage(tmp_path, GradientDot(), GradientCosine()).further([0, 1], COMPARED, overwrite=False)
     assert path.stat().st_mtime_ns == before
-    assert set(Layout(tmp_path).methods_there(1)) == {"gradient_dot", "gradient_cosine"}
+    assert set(Layout(tmp_path).existing_methods(1)) == {"gradient_dot", "gradient_cosine"}
 
 
 def refusal(folder, *lines):
@@ -100,12 +100,12 @@ def test_a_method_that_needs_a_run_and_finds_none(tmp_path, method):
     by = stage(tmp_path, method, recorded=RunFolder(tmp_path / "base.run"))
     with pytest.raises(InputError, match=rf"^There is no recorded run at {re.escape(str(tmp_path))}/base\.run: "):
         by.further([0], COMPARED, overwrite=False)
-    assert Layout(tmp_path).methods_there(0) == {}
+    assert Layout(tmp_path).existing_methods(0) == {}
 
 
 def test_methods_that_need_no_run_do_not_look_for_one(tmp_path):
     stage(tmp_path, GradientDot(), recorded=RunFolder(tmp_path / "base.run")).further([0], COMPARED, overwrite=False)
-    assert set(Layout(tmp_path).methods_there(0)) == {"gradient_dot"}
+    assert set(Layout(tmp_path).existing_methods(0)) == {"gradient_dot"}
 
 
 def test_another_precision_is_that_of_a_copy(tmp_path):
@@ -148,7 +148,7 @@ def test_a_method_scores_listed_tests_without_corrections(settings, said):
 )
 def test_one_name_twice(method, further):
     with pytest.raises(InputError) as caught:
-        AttributionSettings(method=method, further=further)
+        AttributionSettings(method=method, compare_with=further)
     assert str(caught.value) == (
         "attribution.method and attribution.further hold random twice.\n"
         "  Each needs a name of its own: leave one out, or give another label."
@@ -157,6 +157,6 @@ def test_one_name_twice(method, further):
 
 def test_whether_a_fit_must_be_recorded():
     assert not AttributionSettings().needs_run
-    assert not AttributionSettings(further=[GradientDot(), RandomScores()]).needs_run
-    assert AttributionSettings(further=[GradientDot(), TracIn()]).needs_run
+    assert not AttributionSettings(compare_with=[GradientDot(), RandomScores()]).needs_run
+    assert AttributionSettings(compare_with=[GradientDot(), TracIn()]).needs_run
     assert AttributionSettings(method=Unrolled()).needs_run

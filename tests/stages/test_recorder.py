@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn, optim
 
-from ifloo.attribution import Trained as TrainedModel
+from ifloo.attribution import TrainedModel as TrainedModel
 from ifloo.attribution import Unrolled, updates
 from ifloo.objective import Objective, SampleWeights
 from ifloo.params import ParamSpace

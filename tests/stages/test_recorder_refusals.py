@@ -7,15 +7,15 @@ import torch
 from torch import nn, optim
 from torch.utils.data import DataLoader, IterableDataset
 
-from ifloo.attribution import Trained as Attributed
+from ifloo.attribution import TrainedModel as Attributed
 from ifloo.attribution import Unrolled
 from ifloo.errors import InputError
 from ifloo.objective import Objective
 from ifloo.objective.loaders import identified
 from ifloo.params import ParamSpace
-from ifloo.refit import NewtonFinish, Recipe
+from ifloo.refit import NewtonFinish, TrainerSettings
 from ifloo.stages import RunRecorder
-from ifloo.stages.recorder import faults_of_module
+from ifloo.stages.run_recorder import module_faults
 from ifloo.store import RunFolder
 from tests.refit.trained import Trained, dataset, perceptron
 
@@ -36,7 +36,7 @@ def refusal(*faults):
 def refused(folder, module, loader=None, **recipe):
     """What a fit with a recorder says; it has left nothing and moved no weight."""
     before = ParamSpace.of(module).values_of(module)
-    trainer = Recipe(**{"max_epochs": 1, "accelerator": "cpu"} | recipe).trainer(RunRecorder(folder))
+    trainer = TrainerSettings(**{"max_epochs": 1, "accelerator": "cpu"} | recipe).trainer(RunRecorder(folder))
     with pytest.raises(InputError) as caught:
         trainer.fit(module, DataLoader(dataset(ids=True), batch_size=7) if loader is None else loader)
     assert not folder.path.exists()
@@ -108,7 +108,7 @@ NOT_RANDOM = {
 @pytest.mark.parametrize("layer", NOT_RANDOM.values(), ids=NOT_RANDOM)
 def test_layers_that_draw_nothing_are_recorded_and_replayed(folder, layer):
     module = Trained(perceptron(layer))
-    Recipe(max_epochs=2, accelerator="cpu").trainer(RunRecorder(folder)).fit(
+    TrainerSettings(max_epochs=2, accelerator="cpu").trainer(RunRecorder(folder)).fit(
         module, DataLoader(dataset(ids=True), batch_size=7)
     )
     theta = ParamSpace.of(module).values_of(module)
@@ -120,7 +120,7 @@ def test_layers_that_draw_nothing_are_recorded_and_replayed(folder, layer):
 def test_a_recurrent_layer_of_one_level_drops_nothing():
     with pytest.warns(UserWarning, match="dropout option adds dropout after all but last"):
         layer = nn.LSTM(5, 5, dropout=0.2)
-    assert faults_of_module(Trained(perceptron(layer))) == []
+    assert module_faults(Trained(perceptron(layer))) == []
 
 
 def two_groups(parameters):
@@ -183,12 +183,14 @@ def test_batches_that_do_not_say_which_samples_they_hold(folder):
         "a batch, a list, without sample ids: give each sample its id (key `idx` or `sample_index`, or the third item "
         "of (x, y, idx))"
     )
-    Recipe(max_epochs=1, accelerator="cpu").trainer(RunRecorder(folder)).fit(Trained(perceptron()), identified(loader))
+    TrainerSettings(max_epochs=1, accelerator="cpu").trainer(RunRecorder(folder)).fit(
+        Trained(perceptron()), identified(loader)
+    )
     assert folder.path.is_dir()
 
 
 def test_decoupled_decay_without_a_recording():
-    trainer = Recipe(max_epochs=1, accelerator="cpu").trainer(NewtonFinish("never"))
+    trainer = TrainerSettings(max_epochs=1, accelerator="cpu").trainer(NewtonFinish("never"))
     with pytest.raises(InputError) as caught:
         trainer.fit(
             Trained(perceptron(), functools.partial(optim.AdamW, weight_decay=0.1)),

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ifloo.attribution import Reverse, Unrolled
-from ifloo.stages.reverse import KeptReverse
+from ifloo.attribution import ReverseState, Unrolled
+from ifloo.stages.scores.reverse_checkpoint import ReverseCheckpointFile
 from ifloo.store.atomic import write_npy, write_npz
 from tests.attribution.runs import STEPS, Training
 from tests.attribution.test_unrolled import RUNS, schedule
@@ -19,12 +19,12 @@ def reverse(moments=2, dtype=torch.float64):
     def draw(seed, *shape):
         return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
-    return Reverse(7, draw(0, 2, 5), tuple(draw(k, 2, 5) for k in range(1, 1 + moments)), draw(9, 2, 12), 3e-16)
+    return ReverseState(7, draw(0, 2, 5), tuple(draw(k, 2, 5) for k in range(1, 1 + moments)), draw(9, 2, 12), 3e-16)
 
 
 @pytest.fixture
 def kept(tmp_path):
-    return KeptReverse(tmp_path / "out" / "reverse.npz.part", "stamp [0, 8]", CPU)
+    return ReverseCheckpointFile(tmp_path / "out" / "reverse.npz.part", "stamp [0, 8]", CPU)
 
 
 @pytest.mark.parametrize("moments", [0, 1, 2])
@@ -93,7 +93,7 @@ def test_a_killed_pass_goes_on_from_disk(kept, monkeypatch, segments):
     training = Training(*RUNS["adamw"], schedule)
     trained, queries = training.trained(), training.queries
     whole = Unrolled().scores(trained, queries)
-    plain, done = KeptReverse.keep, []
+    plain, done = ReverseCheckpointFile.keep, []
 
     def dying(self, found):
         plain(self, found)
@@ -102,7 +102,7 @@ def test_a_killed_pass_goes_on_from_disk(kept, monkeypatch, segments):
             raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(KeptReverse, "keep", dying)
+        patch.setattr(ReverseCheckpointFile, "keep", dying)
         with pytest.raises(KilledError):
             Unrolled().resumed(trained, queries, kept)
     assert kept.load().step == done[-1]

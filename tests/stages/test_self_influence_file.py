@@ -15,9 +15,9 @@ from ifloo.errors import InputError
 from ifloo.models import SampleLossModule
 from ifloo.objective import Objective
 from ifloo.solvers import CG, Auto, Cholesky, SolveError
-from ifloo.stages import self_influence as stage
-from ifloo.stages.self_influence import CHECKPOINTS, DAMPING
-from ifloo.stages.settings import described
+from ifloo.stages.scores import self_influence as stage
+from ifloo.stages.scores.self_influence import CHECKPOINTS, DAMPING
+from ifloo.stages.settings import settings_json
 from ifloo.store import Manifest, self_influence, settings_stamp
 from tests.stages.test_influence_run import N, digits, run, trainer
 
@@ -42,7 +42,7 @@ def test_it_holds_what_the_functions_give(tmp_path):
         "dtype": None,
         "damping": DAMPING,
         "checkpoints": CHECKPOINTS,
-        "scores": {"curvature": "Hessian", "damping": 0.0, "solver": described(CG(rtol=1e-12))},
+        "scores": {"curvature": "Hessian", "damping": 0.0, "solver": settings_json(CG(rtol=1e-12))},
     }
     assert found.settings == settings_stamp(section["compared"])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ifloo.stages.world import World
+from ifloo.stages.distributed.process_group import ProcessGroup
 from tests.conftest import CHECKOUT, LONG
 from tests.stages import shared_pass
 
@@ -18,7 +18,7 @@ from tests.stages import shared_pass
 @pytest.mark.parametrize("count", [0, 1, 2, 15, 16, 17, 301])
 @pytest.mark.parametrize("unit", [1, 16])
 def test_shares_are_everything_once(size, count, unit):
-    shares = [World(0, size).share(count, unit, of=rank) for rank in range(size)]
+    shares = [ProcessGroup(0, size).share(count, unit, of=rank) for rank in range(size)]
     assert [i for share in shares for i in range(share.start, share.stop)] == list(range(count))
     assert all(share.start % unit == 0 or share.start == count for share in shares)
     sizes = [share.stop - share.start for share in shares]

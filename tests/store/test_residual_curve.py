@@ -87,7 +87,7 @@ def test_whoever_was_told_before_is_told_as_well_and_remains():
 
 def test_the_stage_stores_it(tmp_path):
     stage = run(tmp_path, test_ids=[0, 4], solver=CG(rtol=1e-9))
-    stored = stage.listed(trainer)
+    stored = stage.score_tests(trainer)
     with np.load(stage.layout.scores(4)) as raw:
         curve = raw["residual_curve"]
     assert (curve.dtype, curve.shape[1]) == (np.float64, 2)

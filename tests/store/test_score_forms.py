@@ -97,7 +97,7 @@ def test_lines_of_scores_that_are_gone_do_not_count(form, tmp_path):
     first = form(layout)
     first.add(*block(*range(M)))
     first.finish()
-    for path in layout.all_scores_there()[1:]:
+    for path in layout.existing_all_scores()[1:]:
         path.unlink(missing_ok=True)
     again = form(layout)
     assert again.missing == IDS

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from ifloo.data.multimodal.form import Form
 from ifloo.data.multimodal.jsonl_file import JsonlFile
-from ifloo.data.multimodal.layout import NO_LOSS
 from ifloo.data.multimodal.row import BadRowError, Row
 from ifloo.data.multimodal.scan import OnBadRow, Skipped, refusal, scan
+from ifloo.data.multimodal.token_layout import NO_LOSS
 from ifloo.errors import InputError
 
 Dtype = Literal["float64", "float32"]

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ifloo.data.multimodal.images import locate, read_image
-from ifloo.data.multimodal.layout import Laid, lay_out
 from ifloo.data.multimodal.row import Row, parse_row
+from ifloo.data.multimodal.token_layout import Laid, lay_out
 from ifloo.data.multimodal.tokenizer import Tokenizer
 
 Channels = Literal[1, 3]

@@ -1,7 +1,16 @@
-"""Many refits in one Trainer fit: replicas of the weights, each with other samples removed."""
+"""Former name of `ifloo.refit.strategies`."""
 
-from ifloo.refit.replicas.chord import ChordReplicas
-from ifloo.refit.replicas.refusal import PathError
-from ifloo.refit.replicas.stacked import StackedReplicas
+from typing import TYPE_CHECKING
 
-__all__ = ["ChordReplicas", "PathError", "StackedReplicas"]
+from ifloo.former_names import former_names
+
+if not TYPE_CHECKING:  # else every misspelt name would pass mypy
+    __getattr__ = former_names(
+        __name__,
+        {
+            "ChordReplicas": "ifloo.refit.strategies.ChordReplicas",
+            "PathError": "ifloo.refit.strategies.StrategyError",
+            "StackedReplicas": "ifloo.refit.strategies.StackedReplicas",
+        },
+        (),
+    )

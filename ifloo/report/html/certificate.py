@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ifloo.report.html.numbers import compact, counted
-from ifloo.report.verdict import Comparison
 from ifloo.solvers import Status, status_text
 from ifloo.store import StoredInfluences
+from ifloo.verdict.comparison import Comparison
 
 
 @dataclass(frozen=True)

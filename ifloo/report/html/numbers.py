@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ifloo.agreement import Interval
-from ifloo.report.style import number
+from ifloo.report.figures.style import number
 
 NONE = "–"  # placeholder for a missing number
 _RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from ifloo.data.protocol import ConversationSet, SampleSets
 from ifloo.report.html.certificate import columns
-from ifloo.report.html.judgement import FEW_REFITS, answer
+from ifloo.report.html.headline import FEW_REFITS, answer
 from ifloo.report.html.numbers import (
     compact,
     correlation,
@@ -27,13 +27,13 @@ from ifloo.report.html.numbers import (
 )
 from ifloo.report.html.points import points
 from ifloo.report.html.provenance import provenance
-from ifloo.report.html.samples import Album
+from ifloo.report.html.samples import SampleCache
 from ifloo.report.html.views import groups_tables, methods_tables, view
-from ifloo.report.mislabels import NAMES
-from ifloo.report.pooled import Verdict
-from ifloo.report.smoothness import REMOVED_PEARSON, REMOVED_SLOPES
-from ifloo.report.verdict import DEFINITIONS
 from ifloo.store import JSON, WEIGHTS, Layout, Manifest, StoredInfluences, replacing
+from ifloo.verdict.comparison import DEFINITIONS
+from ifloo.verdict.label_errors import NAMES
+from ifloo.verdict.pooled import Verdict
+from ifloo.verdict.small_steps import REMOVED_PEARSON, REMOVED_SLOPES
 
 HERE = Path(__file__).parent
 # Characters that could end a script element, or a line within a string of older JavaScript.
@@ -79,7 +79,7 @@ def _facts(
     unverified: Mapping[int, tuple[StoredInfluences, int]],
 ) -> dict[str, object]:
     """Returns all variables of the template."""
-    album = Album(datamodule.train_set, datamodule.test_set)
+    album = SampleCache(datamodule.train_set, datamodule.test_set)
     conversation = isinstance(datamodule.test_set, ConversationSet)
     tests = {t: (one.stored, one) for t, one in verdict.items()} | {
         t: (one, None) for t, (one, _) in unverified.items()

@@ -6,16 +6,16 @@ import math
 
 import numpy as np
 
-from ifloo.report.agreements import SCORES, Statistics, method_label
-from ifloo.report.figures import KINDS
-from ifloo.report.html.samples import Album
+from ifloo.report.figures.influence import KINDS
+from ifloo.report.html.samples import SampleCache
 from ifloo.report.html.views import ALL, by_key
-from ifloo.report.pooled import Verdict
-from ifloo.report.verdict import Comparison
 from ifloo.store import JSON
+from ifloo.verdict.agreements import SCORES, Statistics, method_label
+from ifloo.verdict.comparison import Comparison
+from ifloo.verdict.pooled import Verdict
 
 
-def points(verdict: Verdict, album: Album) -> dict[str, JSON]:
+def points(verdict: Verdict, album: SampleCache) -> dict[str, JSON]:
     """Returns the refits of all tests with their statistics, as JSON values.
 
     A point is `[test id, training id, kind, actual, predicted by the first method, by the second, ...]`, nats, null

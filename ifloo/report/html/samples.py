@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ifloo.data.protocol import CaptionedSet, ConversationSet
-from ifloo.report.gallery import pictures_of
+from ifloo.report.figures.conversation_gallery import pictures_of
 from ifloo.report.html.thumbnails import thumbnail
-from ifloo.report.plain import short
+from ifloo.report.safe_text import short
 from ifloo.store import JSON
 
 MOST_BYTES = 4 << 20  # largest size of all thumbnails together, so that a page can be sent by mail
@@ -39,7 +39,7 @@ class Sample:
 
 
 @dataclass
-class Album:
+class SampleCache:
     """Samples of a page by key, within a limit on the size of their thumbnails.
 
     Attributes:

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ifloo.report.agreements import Row, Statistics
-from ifloo.report.extremes import SHOWN, Extremes
 from ifloo.report.html.certificate import Entry, certificate
+from ifloo.report.html.headline import Judgement, judge
 from ifloo.report.html.histogram import Histogram, histogram
-from ifloo.report.html.judgement import Judgement, judged
-from ifloo.report.html.samples import Album, Sample
-from ifloo.report.pooled import Verdict
-from ifloo.report.verdict import Comparison
+from ifloo.report.html.samples import Sample, SampleCache
 from ifloo.store import StoredInfluences
+from ifloo.verdict.agreements import Row, Statistics
+from ifloo.verdict.comparison import Comparison
+from ifloo.verdict.extremes import SHOWN, Extremes
+from ifloo.verdict.pooled import Verdict
 
 ALL = "all"  # key of all tests together, where there are several
 
@@ -94,7 +94,7 @@ class Table:
     rows: Sequence[tuple[str, Row]]
 
 
-def view(stored: StoredInfluences, one: Comparison | None, album: Album, outcome: str) -> View:
+def view(stored: StoredInfluences, one: Comparison | None, album: SampleCache, outcome: str) -> View:
     """Builds the view of one test; raises the same errors as `Album.of_training`."""
     most = Extremes.of(stored)
     together = None if one is None else one.statistics.row()
@@ -105,7 +105,7 @@ def view(stored: StoredInfluences, one: Comparison | None, album: Album, outcome
         stored=stored,
         one=one,
         together=together,
-        judgement=None if together is None else judged(together.agreement),
+        judgement=None if together is None else judge(together.agreement),
         certificate=certificate(stored, one),
         histogram=histogram(stored, SHOWN if one is None else int(one.top.sum())),
         helpful=[_card(stored, one, album, at) for at in most.helpful],
@@ -113,7 +113,7 @@ def view(stored: StoredInfluences, one: Comparison | None, album: Album, outcome
     )
 
 
-def _card(stored: StoredInfluences, one: Comparison | None, album: Album, at: int) -> Card:
+def _card(stored: StoredInfluences, one: Comparison | None, album: SampleCache, at: int) -> Card:
     id_ = int(stored.train_ids[at])
     removed = None
     if one is not None and len(row := np.flatnonzero(one.ids == id_)):

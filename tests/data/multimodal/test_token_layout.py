@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from ifloo.data.multimodal.layout import NO_LOSS, lay_out
 from ifloo.data.multimodal.row import BadRowError, Row, field_names, parse_row
+from ifloo.data.multimodal.token_layout import NO_LOSS, lay_out
 from ifloo.data.multimodal.tokenizer import ByteTokenizer, Tokenizer
 from tests.data.multimodal.rows import ASSISTANT, BOS, EOS, IMAGE, SYSTEM, USER, as_bytes, conversation
 

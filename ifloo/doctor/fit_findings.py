@@ -1,0 +1,297 @@
+"""What the settings of a fit do that J does not contain: the Trainer's, and the optimizer's.
+
+The optimizer is looked at by calling `configure_optimizers` on a copy of the module, outside a fit; one that asks its
+Trainer for what only a fit knows cannot be examined, which is a finding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning as L
+from torch import optim
+
+from ifloo.doctor.finding import Finding, Severity
+from ifloo.errors import InputError, first_sentence
+from ifloo.models import Adapted, SampleLossModule, unwrap
+from ifloo.models.decay import COUPLED, decoupled
+from ifloo.models.fit_settings import FitSettings, optimizers_in
+from ifloo.models.module import refuse_for_lbfgs
+from ifloo.params import author_name
+from ifloo.stages.run_recorder import KNOWN_RULES, fit_faults, module_faults, optimizer_faults
+
+
+@dataclass
+class Fit:
+    """A fit that is examined and not under way.
+
+    Attributes:
+        trainer: Trainer of the fit.
+        loader: Loader of the training data.
+        recorded: Settings the model was trained with, where a checkpoint has them; they come before the Trainer's.
+        optimizers: Optimizers, as the module configures them.
+    """
+
+    trainer: L.Trainer
+    loader: Any
+    recorded: Mapping[str, object] = field(default_factory=dict)
+    optimizers: list[optim.Optimizer] = field(default_factory=list)
+
+    @property
+    def settings(self) -> FitSettings:
+        return FitSettings.of(self.trainer, _batches(self.loader), self.recorded)
+
+    @property
+    def stand_in(self) -> StandInTrainer:
+        """What a copy of the module has for its Trainer."""
+        return StandInTrainer(self.trainer, self.loader, self.recorded)
+
+
+class StandInTrainer:
+    """Answers a module that asks its Trainer for something in `configure_optimizers`, where no fit is under way.
+
+    What a module asks for is its author's choice: all that does not depend on a fit is answered by the real Trainer.
+    """
+
+    def __init__(self, trainer: L.Trainer, loader: Any, recorded: Mapping[str, Any]) -> None:
+        """Takes the Trainer, the training loader, and recorded settings that come before the Trainer's."""
+        self.trainer, self.train_dataloader, self.recorded = trainer, loader, recorded
+
+    @property
+    def num_training_batches(self) -> float:
+        return _batches(self.train_dataloader)
+
+    @property
+    def estimated_stepping_batches(self) -> float:
+        epochs: int | None = self.max_epochs
+        steps: int = self.max_steps
+        if epochs is None or epochs == -1:
+            return math.inf if steps == -1 else steps
+        accumulated: int = self.accumulate_grad_batches
+        in_all = math.ceil(self.num_training_batches / accumulated) * epochs
+        return in_all if steps == -1 else min(in_all, steps)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # copying asks for these before there are any attributes
+            raise AttributeError(name)
+        return self.recorded[name] if name in self.recorded else getattr(self.trainer, name)
+
+
+def _batches(loader: Any) -> float:
+    """The number of batches in one epoch; infinity for a stream, as Lightning has it."""
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return math.inf
+
+
+def of_settings(settings: FitSettings) -> list[Finding]:
+    """Precision, clipping, accumulation."""
+    found = []
+    if settings.reduced:
+        found.append(_precision(settings.precision))
+    if settings.gradient_clip_val:
+        found.append(_clipping(settings.gradient_clip_val, settings.gradient_clip_algorithm or "norm"))
+    if settings.accumulate_grad_batches != 1:
+        found.append(
+            Finding(
+                f"steps on {settings.accumulate_grad_batches} batches together",
+                "trainer.accumulate_grad_batches",
+                "Another batch size, and no part of J; refits repeat it.",
+                "None needed; a recorded run (methods that follow the training) needs a larger batch size instead.",
+                Severity.NOTE,
+            )
+        )
+    return found
+
+
+def _precision(precision: str) -> Finding:
+    return Finding(
+        f"training in precision {precision}",
+        "trainer.precision",
+        "Scores are made in the precision of the weights. A fit in 16 bits stops where its rounding hides |grad J|, so "
+        "its end is no minimum of J to more than three digits, and refits differ by rounding as well.",
+        "Set trainer.precision to 32-true or 64-true and fit again.",
+        Severity.WARNING,
+    )
+
+
+def _clipping(value: float, algorithm: str) -> Finding:
+    return Finding(
+        f"gradients clipped at {algorithm} {value:g}",
+        "trainer.gradient_clip_val",
+        "Harmless where no step near the end is clipped: the minimum of J is the same. Clipped steps are not those of "
+        "J; refits repeat the clipping, scores do not contain it.",
+        "Leave it out, with a smaller learning rate if the fit then diverges.",
+        Severity.WARNING,
+    )
+
+
+def optimizers_of(module: L.LightningModule, fit: Fit) -> list[Finding]:
+    """Puts the module's optimizers into `fit`; a finding where that fails.
+
+    Args:
+        module: a copy, with the stand-in of `fit` for its Trainer.
+        fit: takes them.
+    """
+    try:
+        fit.optimizers = list(optimizers_in(module.configure_optimizers()))
+    except InputError as error:
+        return [Finding.of_error(error, f"{_name(module)}.configure_optimizers")]
+    except Exception as error:  # whatever a model raises that is asked outside its fit
+        return [
+            Finding(
+                "optimizers that could not be looked at",
+                f"{_name(module)}.configure_optimizers",
+                f"Whether they decay weights is not known: {type(error).__name__}: {first_sentence(error)}.",
+                "See to it that weight_decay is 0, or that J has the penalty that matches (½λ‖θ‖² for SGD and Adam).",
+                Severity.NOTE,
+            )
+        ]
+    return []
+
+
+def of_decay(module: L.LightningModule, fit: Fit, trained: bool, recorded: bool) -> list[Finding]:
+    """Weight decay in an optimizer, and the penalty that matches it.
+
+    Args:
+        module: a copy, from whose parameters the optimizers were made.
+        fit: has its optimizers.
+        trained: the fit is done, with these settings or elsewhere.
+        recorded: its steps are recorded, by which decoupled decay is part of what is differentiated.
+    """
+    found = []
+    for optimizer in fit.optimizers:
+        groups = [g for g in optimizer.param_groups if g.get("weight_decay")]
+        if not groups or _left_to_penalty(module, optimizer, groups):
+            continue
+        if beside := [g for g in groups if decoupled(optimizer, g)]:
+            found.append(_decoupled_decay(module, optimizer, beside, trained, recorded))
+        if inside := [g for g in groups if not decoupled(optimizer, g)]:
+            found.append(_coupled_decay(module, optimizer, inside, trained))
+    return found
+
+
+def _left_to_penalty(module: L.LightningModule, optimizer: optim.Optimizer, groups: list[dict[str, Any]]) -> bool:
+    """Whether this decay is the penalty of an adapted module, which its fit takes out of the optimizer."""
+    if not isinstance(module, Adapted) or type(optimizer) not in COUPLED or not module.l2:
+        return False
+    return all(g["weight_decay"] == module.l2 and not decoupled(optimizer, g) for g in groups)
+
+
+def _coupled_decay(
+    module: L.LightningModule, optimizer: optim.Optimizer, groups: list[dict[str, Any]], trained: bool
+) -> Finding:
+    values = sorted({float(g["weight_decay"]) for g in groups})
+    everything = sum(len(g["params"]) for g in groups) == sum(p.requires_grad for p in module.parameters())
+    return Finding(
+        f"{_of(optimizer)} decays weights by {_numbers(values)}, which J does not contain",
+        f"{_name(module)}.configure_optimizers",
+        "It minimises J + "
+        + _penalty(module, groups, values, everything)
+        + ": "
+        + _effect(trained, "|grad J| is not small at its end, and scores and curvature are of another function."),
+        _matching(module, optimizer, values, everything),
+        _weight(module, trained),
+    )
+
+
+def _penalty(module: L.LightningModule, groups: list[dict[str, Any]], values: list[float], everything: bool) -> str:
+    """The penalty whose gradient a coupled decay adds."""
+    if everything and len(values) == 1:
+        return f"½ · {values[0]:g} · ‖θ‖²"
+    names = {id(p): author_name(module, n) for n, p in module.named_parameters()}
+    terms = []
+    for g in groups:
+        first, *others = [names.get(id(p), "?") for p in g["params"]]
+        which = f"{first} and {len(others)} more" if others else first
+        terms.append(f"½ · {g['weight_decay']:g} · ‖{which}‖²")
+    return " + ".join(terms)
+
+
+def _matching(module: L.LightningModule, optimizer: optim.Optimizer, values: list[float], everything: bool) -> str:
+    if not isinstance(module, Adapted):
+        return "Set weight_decay=0 and state this penalty in `penalty`."
+    if not everything or len(values) > 1:
+        return "Set weight_decay=0 and give this penalty as a function of your own: --adapt.penalty my_code.penalty."
+    known = type(optimizer) in COUPLED
+    return f"{'' if known else 'Set weight_decay=0 and '}{'Give' if known else 'give'} --adapt.l2 {values[0]:g}."
+
+
+def _decoupled_decay(
+    module: L.LightningModule, optimizer: optim.Optimizer, groups: list[dict[str, Any]], trained: bool, recorded: bool
+) -> Finding:
+    values = sorted({float(g["weight_decay"]) for g in groups})
+    what = f"{_of(optimizer)} decays weights by {_numbers(values)} beside the gradient"
+    where = f"{_name(module)}.configure_optimizers"
+    if recorded and type(optimizer) in KNOWN_RULES:
+        return Finding(
+            what,
+            where,
+            "Handled by methods that follow the recorded run: the decay is part of its steps. J does not contain it, "
+            "so curvature methods are of another function.",
+            "None needed for the unrolled method.",
+            Severity.NOTE,
+        )
+    stated = "give --adapt.l2 for a penalty ½λ‖θ‖²" if isinstance(module, Adapted) else "state ½λ‖θ‖² in `penalty`"
+    return Finding(
+        what,
+        where,
+        f"No penalty has these steps, since {_of(optimizer)} scales the gradient and not the decay: "
+        + _effect(trained, "J does not contain it, and scores through a curvature are of another function."),
+        f"Set weight_decay=0 (torch's AdamW has 0.01 by default), {stated} and fit again; or take "
+        "attribution.method ifloo.attribution.Unrolled, which differentiates the steps themselves.",
+        _weight(module, trained),
+    )
+
+
+def _effect(trained: bool, otherwise: str) -> str:
+    return otherwise if trained else "the fit refuses it."
+
+
+def _weight(module: L.LightningModule, trained: bool) -> Severity:
+    refused = isinstance(module, SampleLossModule) and not trained
+    return Severity.FATAL if refused else Severity.WARNING
+
+
+def of_lbfgs(fit: Fit) -> list[Finding]:
+    """L-BFGS on what is no fixed function, which a fit refuses."""
+    if not any(isinstance(one, optim.LBFGS) for one in fit.optimizers):
+        return []
+    try:
+        refuse_for_lbfgs(fit.settings)
+    except InputError as error:
+        return [Finding.of_error(error, "model.optimizer")]
+    return []
+
+
+def of_recording(module: L.LightningModule, fit: Fit) -> list[Finding]:
+    """What a recorded step would not contain, where a method needs the run: the fit refuses it."""
+    faults = [*fit_faults(fit.settings, fit.loader, fit.optimizers), *module_faults(module)]
+    if fit.optimizers:
+        faults += optimizer_faults(fit.optimizers[0])
+    return [
+        Finding(
+            f"{what}, which no recorded step contains",
+            "trainer, model",
+            "A method that follows the training run is asked for, and the fit refuses to record this.",
+            f"{remedy[:1].upper()}{remedy[1:]}, or choose methods that need no recorded run.",
+            Severity.FATAL,
+        )
+        for what, _, remedy in (fault.partition(": ") for fault in faults)
+    ]
+
+
+def _of(optimizer: optim.Optimizer) -> str:
+    return type(optimizer).__name__
+
+
+def _numbers(values: list[float]) -> str:
+    return " and ".join(f"{x:g}" for x in values)
+
+
+def _name(module: L.LightningModule) -> str:
+    return type(unwrap(module)).__name__

@@ -1,0 +1,174 @@
+"""What a training loader and its dataset show: which samples are drawn, and whether they stay the same.
+
+Looked at are the loader's settings and a few samples, read twice. A transform that changes one sample in thousands, or
+after its first epoch, is not seen.
+"""
+
+from __future__ import annotations
+
+import lightning as L
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+
+from ifloo.doctor.finding import Finding, Severity
+from ifloo.models.hooks import overridden
+from ifloo.objective import Batch, sample_ids
+from ifloo.objective.batches import fetch_samples, tensors_of
+from ifloo.objective.layers import BATCH_HOOKS
+from ifloo.objective.loaders import sample_count, unwrap_loader
+from ifloo.objective.randomness import undisturbed
+
+LOOKED_AT = 16  # samples read twice: a flip of one in two escapes once in 65,536 times
+FEW_SAMPLES = 100  # training samples; with fewer, a removal is a step of more than one percent of J
+
+
+def of_loader(loader: object, where: str) -> list[Finding]:
+    """All that this file finds of a loader; nothing of a kind that `sequential` refuses.
+
+    Args:
+        loader: of the training data.
+        where: what it is called.
+    """
+    if not isinstance(loader, DataLoader):
+        return [_no_loader(loader, where)]
+    if isinstance(loader.dataset, IterableDataset) or not (n := sample_count(loader)):
+        return []
+    return [*_drawn(loader, n, where), *_count(n, where), *_samples(loader, where)]
+
+
+def of_hooks(module: object, datamodule: object) -> list[Finding]:
+    """Hooks that change a batch between loader and training step: scores read the loader itself."""
+    found = [
+        f"{type(owner).__name__}.{name}"
+        for owner, base in ((module, L.LightningModule), (datamodule, L.LightningDataModule))
+        for name in overridden(owner, BATCH_HOOKS, base)
+    ]
+    if not found:
+        return []
+    return [
+        Finding(
+            "batches changed on their way from the loader to the model",
+            ", ".join(found),
+            "Scores, curvature and |grad J| are of the batches as the loader gives them, training of what the hook "
+            "makes of them.",
+            "Do in the dataset or in collate_fn what the hook does.",
+            Severity.WARNING,
+        )
+    ]
+
+
+def _no_loader(loader: object, where: str) -> Finding:
+    return Finding(
+        f"a {type(loader).__name__} in place of one DataLoader",
+        where,
+        "J runs over the samples of one DataLoader, each with one id; a run stops here.",
+        "Return one torch.utils.data.DataLoader (torch.utils.data.ConcatDataset joins datasets).",
+        Severity.FATAL,
+    )
+
+
+def _drawn(loader: DataLoader[Batch], n: int, where: str) -> list[Finding]:
+    """Samples that training leaves out, or draws by a rule that is not known."""
+    batches = loader.batch_sampler
+    if batches is None:  # one sample at a time
+        return []
+    if type(batches) is not BatchSampler:
+        return [
+            Finding(
+                f"batches drawn by {type(batches).__name__}",
+                f"{where}, batch_sampler",
+                f"J counts each of the {n} samples once; whether training sees each once an epoch is not known.",
+                "None needed if every sample is dealt out once; else give the dataset as it is drawn (shuffle=True).",
+                Severity.WARNING,
+            )
+        ]
+    left = n % batches.batch_size if batches.drop_last else 0
+    return [_left_out(left, n, batches, where)] if left else []
+
+
+def _left_out(left: int, n: int, batches: BatchSampler, where: str) -> Finding:
+    if isinstance(batches.sampler, SequentialSampler):
+        which = f"the last {left} of {n} samples are never trained on, and yet counted in J: their scores say nothing"
+    else:
+        which = f"{left} of {n} samples, others each time, are left out of an epoch, and all are counted in J"
+    return Finding(
+        f"drop_last=True with {n} samples in batches of {batches.batch_size}",
+        f"{where}, drop_last",
+        f"{which[0].upper()}{which[1:]}.",
+        "Set drop_last=False and fit again.",
+        Severity.FATAL if left == n else Severity.WARNING,
+    )
+
+
+def _count(n: int, where: str) -> list[Finding]:
+    if n >= FEW_SAMPLES:
+        return []
+    return [
+        Finding(
+            f"{n} training sample{'s' if n > 1 else ''}",
+            where,
+            "Nothing would be left without it."
+            if n == 1
+            else f"Each is {1 / n:.1%} of J: a removal is a large step, and its derivative says less of it.",
+            "Take more samples, or trust the refits rather than the scores.",
+            Severity.FATAL if n == 1 else Severity.WARNING,
+        )
+    ]
+
+
+def _samples(loader: DataLoader[Batch], where: str) -> list[Finding]:
+    """Reads a few samples twice.
+
+    Errors in reading are for `TrainingData` to meet.
+    """
+    positions = list(range(min(LOOKED_AT, sample_count(loader))))
+    with undisturbed():
+        first, second = (_read(loader, positions) for _ in range(2))
+    return [*_changing(first, second, where), *_unnamed(loader, first, where)]
+
+
+def _read(loader: DataLoader[Batch], positions: list[int]) -> Batch:
+    dataset, collate = unwrap_loader(loader)
+    return collate(fetch_samples(dataset, positions))
+
+
+def _changing(first: Batch, second: Batch, where: str) -> list[Finding]:
+    for a, b in zip(tensors_of(first), tensors_of(second), strict=True):
+        if a.shape != b.shape:
+            how = f"two reads of the first samples have shapes {list(a.shape)} and {list(b.shape)}"
+            return [_augmented(how, where)]
+        apart = (a != b) & ~((a != a) & (b != b))  # NaN is no change
+        if apart.any():
+            row = int(apart.reshape(len(a) if a.ndim else 1, -1).any(1).nonzero()[0])
+            largest = float((a.double() - b.double()).abs()[apart].max())
+            return [_augmented(f"two reads of training sample {row} differ, by up to {largest:.3g}", where)]
+    return []
+
+
+def _augmented(how: str, where: str) -> Finding:
+    return Finding(
+        how,
+        where,
+        "Scores would be of another sample than was trained on, and of another one each time (augmentation, or noise "
+        "drawn in the dataset).",
+        "Turn random transforms off, for the fit too; or make them once and keep the results in the dataset as samples "
+        "of their own.",
+        Severity.FATAL,
+    )
+
+
+def _unnamed(loader: DataLoader[Batch], batch: Batch, where: str) -> list[Finding]:
+    batches = loader.batch_sampler
+    drawn_by = batches.sampler if isinstance(batches, BatchSampler) else loader.sampler
+    if sample_ids(batch) is not None or not isinstance(drawn_by, RandomSampler):
+        return []
+    n = sample_count(loader)
+    return [
+        Finding(
+            "shuffled batches without sample ids",
+            where,
+            f"Handled: the id of a sample is its position in the dataset, 0 to {n - 1}, in whatever order it is drawn.",
+            "None needed while the dataset keeps its order; else give each sample an id (key `idx` or `sample_index`, "
+            "or the third item of (x, y, idx)).",
+            Severity.NOTE,
+        )
+    ]

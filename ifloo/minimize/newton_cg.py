@@ -1,0 +1,142 @@
+"""Newton-CG on J(θ; w): the last steps of a convex fit, to a gradient norm no quasi-Newton line search reaches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ifloo.curvature import Hessian
+from ifloo.errors import WorkError
+from ifloo.objective import Objective, TrainingData
+from ifloo.solvers import CG, PreparedPreconditioner, Solution, SolveError, Status
+from ifloo.solvers.cg import PreparedCG
+
+HALVINGS = 12  # of a Newton step that does not lower ‖∇J‖
+# Smallest relative residual of the inner solve: one Newton step wins four digits at most, then the quadratic model is
+# made again.
+FINEST_RTOL = 1e-4
+
+
+@dataclass(frozen=True)
+class FitEnd:
+    """Where a minimisation ended.
+
+    Attributes:
+        theta: `[p]`.
+        value: J(θ; w), nats.
+        grad_norm: ‖∇J(θ; w)‖.
+        steps: Newton steps.
+        products: Hessian-vector products.
+    """
+
+    theta: Float[Tensor, " p"]
+    value: float
+    grad_norm: float
+    steps: int
+    products: int
+
+
+@dataclass(frozen=True)
+class NewtonSystem:
+    """How each Newton equation is solved: inexactly, since only ‖∇J‖ decides.
+
+    Attributes:
+        preconditioner: of the CG, in the precision of `data`.
+        keep_graph: keep the linearisation for the whole solve.
+        data: the same samples in a lower precision, for cheaper products; None: those of the objective.
+    """
+
+    preconditioner: PreparedPreconditioner | None = None
+    keep_graph: bool = True
+    data: TrainingData | None = None
+
+    def hessian(self, objective: Objective, theta: Float[Tensor, " p"]) -> Hessian:
+        """∇²J in the precision of the inner solve."""
+        if self.data is None:
+            return Hessian(objective, theta, self.keep_graph)
+        return Hessian(replace(objective, data=self.data), theta.to(self.data.dtype), self.keep_graph)
+
+    def solve(self, objective: Objective, theta: Float[Tensor, " p"], B: Float[Tensor, "k p"], rtol: float) -> Solution:
+        """H x = b for each row, in the precision of the inner solve."""
+        operator = self.hessian(objective, theta)
+        return PreparedCG(CG(rtol), operator, self.preconditioner).solve(B.to(operator.dtype))
+
+
+def newton_cg(
+    objective: Objective,
+    theta: Float[Tensor, " p"],
+    tolerance: float,
+    max_steps: int = 20,
+    inner: NewtonSystem | None = None,
+) -> FitEnd:
+    """Minimises J(θ; w) from `theta` to ‖∇J‖ <= tolerance (Nocedal & Wright 2006, section 7.1, on ‖∇J‖).
+
+    The gradient, and with it the tolerance, is always in the precision of θ; only the direction may be found in less.
+
+    Args:
+        objective: J(θ; w), with the weights of the refit.
+        theta: `[p]`, where to start.
+        tolerance: ‖∇J‖ to reach, nats per unit of the parameters.
+        max_steps: Newton steps at most.
+        inner: how each Newton equation is solved; None: by plain CG in the precision of θ.
+
+    Raises:
+        WorkError: the tolerance was not reached; the message says how far it came and why.
+    """
+    value, gradient = objective.value_and_gradient(theta)
+    products = 0
+    for step in range(max_steps + 1):
+        norm = float(gradient.norm())
+        if norm <= tolerance:
+            return FitEnd(theta, float(value), norm, step, products)
+        if step == max_steps or not norm < float("inf"):
+            break
+        direction, used = _direction(objective, theta, gradient, tolerance, inner or NewtonSystem())
+        products += used
+        theta, value, gradient, won = _search(objective, theta, value, gradient, direction)
+        if not won:
+            break
+    raise WorkError(_not_reached(float(gradient.norm()), tolerance, step, theta.dtype))
+
+
+def _direction(
+    objective: Objective, theta: Tensor, gradient: Tensor, tolerance: float, inner: NewtonSystem
+) -> tuple[Float[Tensor, " p"], int]:
+    """−H⁻¹∇J, to as many digits as this step can use, and the products it took.
+
+    Raises:
+        SolveError: the Hessian is not positive definite here, or not finite.
+    """
+    norm = gradient.norm()
+    rtol = min(max(0.3 * tolerance / float(norm), FINEST_RTOL), 0.1)
+    solution = inner.solve(objective, theta, (gradient / norm)[None], rtol)
+    if solution.status[0] in (Status.INDEFINITE, Status.NOT_FINITE):
+        raise SolveError(f"A Newton step has no direction: {solution.advice[0]}")
+    # A residual short of rtol (32 bits may not reach it) only makes the step less good, and the search sees to that.
+    return -norm * solution.value[0].to(theta.dtype), int(solution.steps[0]) + 1
+
+
+def _search(
+    objective: Objective, theta: Tensor, value: Tensor, gradient: Tensor, direction: Tensor
+) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """The longest of 1, 1/2, 1/4, … steps that lowers ‖∇J‖; J itself changes below rounding near the minimum."""
+    norm = gradient.norm()
+    for halving in range(HALVINGS):
+        length = 0.5**halving
+        trial = theta + length * direction
+        trial_value, trial_gradient = objective.value_and_gradient(trial)
+        if trial_gradient.norm() <= (1 - 1e-4 * length) * norm:
+            return trial, trial_value, trial_gradient, True
+    return theta, value, gradient, False
+
+
+def _not_reached(norm: float, tolerance: float, steps: int, dtype: torch.dtype) -> str:
+    cause = (
+        "32-bit rounding of the gradient sets this limit; raise the tolerance or train in float64"
+        if dtype is torch.float32
+        else "is J convex, and is its Hessian positive definite here (l2_reg > 0)?"
+    )
+    return f"Newton-CG ended at |grad J| = {norm:.2e} after {steps} steps, {tolerance:.1e} was asked for: {cause}."

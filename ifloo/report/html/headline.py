@@ -1,0 +1,245 @@
+"""Headline of the page: whether the predicted changes came true, in plain sentences, with the reasons for doubt."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from ifloo.agreement import Agreement
+from ifloo.report.html.numbers import correlation, correlations, counted, interval, percent, ratio
+from ifloo.store import CORRECTED, UNSURE
+from ifloo.verdict.agreements import FEWEST, Row, Statistics
+from ifloo.verdict.comparison import Comparison
+from ifloo.verdict.pooled import Verdict
+from ifloo.verdict.small_steps import REMOVED_PEARSON, REMOVED_SLOPES
+
+ROUGHLY = 0.5  # lowest correlation at which predictions count as roughly true
+FEW_REFITS = 10  # number of refits below which a bootstrap interval is narrower than it should be
+
+
+class Level(Enum):
+    """Degree to which the predicted changes came true; the value is the text for one test in a table."""
+
+    TRUE = "came true"
+    ORDER = "right order, wrong size"
+    ROUGH = "roughly true"
+    UNTRUE = "did not come true"
+    SILENT = "cannot be said"
+
+
+_LEVELS = {
+    Level.TRUE: "came true",
+    Level.ORDER: "are right in order, but not in size",
+    Level.ROUGH: "came true only roughly",
+    Level.UNTRUE: "did not come true",
+}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Level that a statistic reaches.
+
+    Attributes:
+        level: Level of the statistic itself.
+        sure: Whether both ends of its intervals have the same level and there are at least `FEW` refits.
+    """
+
+    level: Level
+    sure: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Head of the page.
+
+    Attributes:
+        tone: `good`, `middling`, `bad` or `none`; determines the colour.
+        headline: Verdict in one plain sentence.
+        sentences: Evidence for the verdict.
+        cautions: Reasons for doubt.
+    """
+
+    tone: str
+    headline: str
+    sentences: Sequence[str]
+    cautions: Sequence[str] = ()
+
+
+def judge(found: Agreement | None) -> Judgement:
+    """Returns the level of Pearson correlation and slope; `TRUE` has the same bounds as the check for smoothness."""
+    if found is None:
+        return Judgement(Level.SILENT, False)
+    level = _level(found.pearson, found.slope)
+    if found.n < FEW_REFITS or found.pearson_ci is None or found.slope_ci is None:
+        return Judgement(level, False)
+    ends = {_level(p, s) for p in found.pearson_ci for s in found.slope_ci}
+    return Judgement(level, ends == {level})
+
+
+def _level(pearson: float, slope: float) -> Level:
+    if pearson >= REMOVED_PEARSON:
+        return Level.TRUE if REMOVED_SLOPES[0] <= slope <= REMOVED_SLOPES[1] else Level.ORDER
+    return Level.ROUGH if pearson >= ROUGHLY else Level.UNTRUE
+
+
+def answer(verdict: Verdict, unverified: Mapping[int, int]) -> Answer:
+    """Composes the head of the page for all tests.
+
+    Args:
+        verdict: Verdict on the tests with refits.
+        unverified: Number of refits of each test that has scores but too few refits for a comparison.
+    """
+    if verdict.statistics is None:
+        return _unverified(unverified)
+    each = [judge(one.agreement()) for one in verdict.values()]
+    if any(one.roughness for one in verdict.values()):
+        tone, headline = "bad", "This training run does not let its predictions be trusted."
+    else:
+        tone, headline = _headline(each, [len(one.ids) for one in verdict.values()])
+    if unverified:
+        headline = f"{headline} {_so_many(len(unverified))} not verified yet."
+    cautions = [caution for t, one in verdict.items() for caution in _cautions(t, one)]
+    return Answer(
+        tone, headline, _sentences(list(verdict.values()), verdict.statistics), [*cautions, *_missing(unverified)]
+    )
+
+
+def _headline(each: Sequence[Judgement], refits: Sequence[int]) -> tuple[str, str]:
+    """Returns tone and headline by the levels of the tests."""
+    levels = Counter(one.level for one in each)
+    if len(levels) > 1:
+        good = levels[Level.TRUE]
+        scope = f"for {good} of {len(each)} test samples" if good else "for none of the test samples in full"
+        return ("middling" if good else "bad"), f"The predicted changes came true {scope}."
+    level, sure = each[0].level, all(one.sure for one in each)
+    hedge = "" if sure else f", as far as {counted(sum(refits), 'refit')} can tell"
+    return {
+        Level.TRUE: ("good" if sure else "middling", f"The predicted changes came true{hedge}."),
+        Level.ORDER: ("middling", f"The predictions are right in order, but not in size{hedge}."),
+        Level.ROUGH: ("middling", f"The predicted changes came true only roughly{hedge}."),
+        Level.UNTRUE: ("bad", f"The predicted changes did not come true{hedge}."),
+        Level.SILENT: ("none", "Whether the predictions are true cannot be said: nothing varies."),
+    }[level]
+
+
+def _sentences(tests: Sequence[Comparison], statistics: Statistics) -> list[str]:
+    refits = sum(len(one.ids) for one in tests)
+    named = f"test {tests[0].stored.test_id}" if len(tests) == 1 else f"{len(tests)} test samples"
+    samples = len(np.unique(np.concatenate([one.ids for one in tests])))
+    first = (
+        f"{counted(samples, 'training sample')} out of {len(tests[0].stored.train_ids):,} were left out, one at a "
+        f"time, and the model was trained again without each. The loss of {named} then changed as measured; the "
+        f"influence scores had predicted by how much. That gives {counted(refits, 'comparison')}."
+    )
+    corrected = next((row.agreement for row in statistics.further if row.method == CORRECTED), None)
+    sentences = [first, _of_all(statistics.row()), _of_random(statistics.row("random")), _of_corrected(corrected)]
+    return [sentence for sentence in sentences if sentence]
+
+
+def _of_all(row: Row) -> str:
+    if (found := row.agreement) is None:
+        return f"No statistic can be given: {_because(row)}."
+    size = f"An actual change is {ratio(found.slope)} times the predicted one {interval(found.slope_ci, ratio)}".strip()
+    error = ""
+    if found.median_rel_err is not None:
+        error = f" Half of the predictions are within {percent(found.median_rel_err)} of the actual change."
+    return (
+        f"Predicted and actual changes have a Pearson correlation of {correlation(found.pearson)} "
+        f"{correlations(found.pearson_ci)}".rstrip()
+        + f" (1 is perfect). {size} (1 is exact).{error}"
+    )
+
+
+def _because(row: Row) -> str:
+    """Returns why a row of the influence scores has no statistics, for a sentence that does not name the scores."""
+    return f"the method {row.reason}" if row.reason.startswith("predicts") else row.reason
+
+
+def _of_random(row: Row) -> str:
+    if row.n < FEWEST:
+        return "Too few samples were drawn at random to tell how well the scores predict ordinary samples."
+    if (found := row.agreement) is None:
+        return f"Of the {counted(row.n, 'sample')} drawn at random no statistic can be given: {_because(row)}."
+    pearson, slope = correlation(found.pearson), ratio(found.slope)
+    return (
+        f"For the {counted(found.n, 'removal')} drawn at random, which no choice of large scores can flatter: "
+        f"Pearson {pearson} {correlations(found.pearson_ci)}".rstrip()
+        + f", slope {slope} {interval(found.slope_ci, ratio)}".rstrip()
+        + "."
+    )
+
+
+def _of_corrected(found: Agreement | None) -> str:
+    if found is None:
+        return ""
+    return (
+        f"Corrected for the leverage of each removed sample, they {_LEVELS[judge(found).level]}: Pearson "
+        f"{correlation(found.pearson)}, slope {ratio(found.slope)} {interval(found.slope_ci, ratio)}".rstrip()
+        + "."
+    )
+
+
+def _cautions(t: int, one: Comparison) -> list[str]:
+    n, found, cautions = len(one.ids), one.agreement(), _of_controls(one.statistics)
+    if one.roughness:
+        cautions.append(one.roughness)
+    if n < FEW_REFITS:
+        cautions.append(
+            f"only {counted(n, 'refit')}: take the statistics as a hint, and their intervals as too narrow."
+        )
+    if one.flagged:
+        cautions.append(
+            f"{one.flagged} of {counted(n, 'refit')} may be off by more than {percent(UNSURE)} of their change."
+        )
+    if one.flagged is None:
+        cautions.append("the error of a single refit is unknown: there is no bound and no noise floor.")
+    if found is not None and one.noise_floor is not None and found.n_rel_err < n:
+        quiet = n - found.n_rel_err
+        cautions.append(
+            f"{quiet} of {counted(n, 'change')} are below the noise floor and carry no information by themselves."
+        )
+    if one.stored.damping and one.stored.undamped_residual:
+        cautions.append(f"the scores are those of a system damped by {one.stored.damping:g}, not of the undamped loss.")
+    return [f"Test {t}: {caution}" for caution in cautions]
+
+
+def _of_controls(statistics: Statistics) -> list[str]:
+    """Returns a caution if random controls reach another level: large scores alone can make a correlation high."""
+    everything, random = judge(statistics.row().agreement).level, statistics.row("random").agreement
+    if random is None or random.n < FEW_REFITS or (level := judge(random).level) is everything:
+        return []
+    pearson, slope = correlation(random.pearson), ratio(random.slope)
+    return [
+        f"by the {random.n} drawn at random alone the answer is “{level.value}” (Pearson {pearson}, slope {slope})."
+    ]
+
+
+def _so_many(count: int) -> str:
+    return "1 test is" if count == 1 else f"{count} tests are"
+
+
+def _missing(unverified: Mapping[int, int]) -> list[str]:
+    return [
+        f"Test {t}: not verified, with {counted(refits, 'refit')} of it so far; “ifloo loo” for this test makes more."
+        for t, refits in unverified.items()
+    ]
+
+
+def _unverified(unverified: Mapping[int, int]) -> Answer:
+    tests = ", ".join(map(str, unverified))
+    named = f"test {tests}" if len(unverified) == 1 else f"tests {tests}"
+    done = sum(unverified.values())
+    so_far = "no model has been trained again" if not done else f"there are only {counted(done, 'refit')}"
+    return Answer(
+        "none",
+        "Nothing has been verified yet.",
+        [
+            f"This page shows the influence scores of {named}: which training samples are predicted to help or to "
+            f"harm. Whether that is true is not known: {so_far} without these samples.",
+            "The command “ifloo loo”, with the same settings, does that; “ifloo report” then writes the verdict here.",
+        ],
+    )

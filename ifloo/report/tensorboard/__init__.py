@@ -1,0 +1,1 @@
+"""TensorBoard: one run folder for each experiment."""

@@ -1,0 +1,1 @@
+"""Scores of a fit in the user's own Trainer, as a callback."""

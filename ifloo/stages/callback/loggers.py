@@ -1,0 +1,93 @@
+"""Scores of a moment in the run's own loggers, and in one short table."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from numpy.typing import NDArray
+
+from ifloo.stages.callback.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+QUANTILES = {"min": 0.0, "q05": 0.05, "median": 0.5, "q95": 0.95, "max": 1.0}
+SHOWN = 3  # training samples of each kind in the table
+
+
+class SnapshotLog:
+    """Tells loggers of scores; one that cannot be told is warned of once and left alone from then on."""
+
+    def __init__(self) -> None:
+        """Knows of no failure yet."""
+        self._failed_loggers: set[int] = set()
+
+    def log(self, loggers: Sequence[Logger], moment: Snapshot, step: int) -> None:
+        """Histograms and quantiles to TensorBoard, quantiles to any other.
+
+        Args:
+            loggers: of the Trainer.
+            moment: the scores.
+            step: optimizer steps so far, the axis of the run's other curves.
+        """
+        for logger in loggers:
+            if id(logger) in self._failed_loggers:
+                continue
+            try:
+                _log_snapshot(logger, moment, step)
+            except Exception as error:  # whatever a logger of anybody's raises: training goes on
+                self._failed_loggers.add(id(logger))
+                log.warning(
+                    "%s takes no influence scores (%s: %s); they are in the output folder only.",
+                    type(logger).__name__,
+                    type(error).__name__,
+                    error,
+                )
+
+
+def _log_snapshot(logger: Logger, moment: Snapshot, step: int) -> None:
+    columns = dict(_columns(moment))
+    if isinstance(logger, TensorBoardLogger):
+        for name, values in columns.items():
+            logger.experiment.add_histogram(name, values, step)
+    points = [float(q) for q in QUANTILES.values()]
+    logger.log_metrics(
+        {
+            f"{name}/{point}": float(value)
+            for name, values in columns.items()
+            for point, value in zip(QUANTILES, np.quantile(values, points), strict=True)
+        },
+        step,
+    )
+
+
+def _columns(moment: Snapshot) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    """All that is shown as a distribution over the training samples, by name."""
+    for t, row in zip(moment.test_ids, moment.scores.value.double().cpu().numpy(), strict=True):
+        yield f"influence/test_{t}", row
+    if moment.own is not None:
+        own = moment.own.loss if moment.own.last_layer is None else moment.own.last_layer
+        name = "loss" if moment.own.last_layer is None else "self_influence"
+        yield f"influence/{name}", own.double().cpu().numpy()
+
+
+def table(moment: Snapshot, epoch: int, folder: str) -> str:
+    """The most helpful and most harmful training samples of each query, by id with their scores."""
+    found, far = moment.scores, moment.stationarity
+    ids, value, certificate = found.train_ids.tolist(), found.value.double().cpu().numpy(), found.certificate
+    rows: list[tuple[str, ...]] = [("test", "most helpful (id score)", "most harmful (id score)", "residual")]
+    for k, t in enumerate(moment.test_ids):
+        order = np.argsort(value[k], kind="stable")
+        helpful = [i for i in order[:SHOWN] if value[k][i] < 0]
+        harmful = [i for i in order[::-1][:SHOWN] if value[k][i] > 0]
+        residual = "" if certificate is None else f"{float(certificate.residual[k]):.0e}"
+        cells = ["  ".join(f"{ids[i]} {value[k][i]:+.1e}" for i in some) or "none" for some in (helpful, harmful)]
+        rows.append((str(t), *cells, residual))
+    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    head = (
+        f"Influence after epoch {epoch}: {moment.method.name} ({', '.join(moment.parameters)}), {len(ids):,} training "
+        f"samples, nats per unit weight; |grad J| = {far.grad_norm:.1e}, one sample's share {far.sample_share:.1e}"
+    )
+    return "\n".join([head, *lines, f"Files: {folder}"])

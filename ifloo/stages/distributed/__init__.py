@@ -1,0 +1,1 @@
+"""Processes that share one pass over the training data."""

@@ -1,0 +1,177 @@
+"""Records a fit as a fold of one optimizer step, for methods that differentiate or follow the training run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn, optim
+from torch.utils.data import IterableDataset
+
+from ifloo.attribution.recorded import State, Update
+from ifloo.attribution.updates import SGD, Adam
+from ifloo.errors import InputError
+from ifloo.models.decay import decoupled
+from ifloo.models.fit_settings import FitSettings
+from ifloo.objective import sample_ids
+from ifloo.objective.layers import mixing_norms, places, random_layers, running_norms
+from ifloo.params import ParamSpace
+from ifloo.store import RunFolder
+
+KNOWN_RULES = (optim.SGD, optim.Adam, optim.AdamW)  # whose steps can be replayed
+
+
+class RunRecorder(L.Callback):
+    """Writes batch ids and learning rate of every step, and a state every √T steps.
+
+    What the recorded step would not contain is refused before the first one.
+    """
+
+    records_steps = True  # SampleLossModule then allows decoupled decay, which is part of the recorded step
+
+    def __init__(self, folder: RunFolder) -> None:
+        """Records into `folder`, whose old run stays until this one is whole."""
+        self.folder = folder
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuses what cannot be replayed; writes the state before the first step.
+
+        Raises:
+            InputError: something in the fit is not part of a recorded step.
+        """
+        if faults := [
+            *fit_faults(FitSettings.of(trainer), trainer.train_dataloader, trainer.optimizers),
+            *module_faults(pl_module),
+            *optimizer_faults(trainer.optimizers[0]),
+        ]:
+            raise InputError(_refusal(faults))
+        self.update = update_of(trainer.optimizers[0])
+        self.every = max(1, math.isqrt(int(trainer.estimated_stepping_batches)))
+        self.batch_ids: list[Tensor] = []
+        self.rates: list[float] = []
+        self.saved: list[int] = []
+        self.folder.begin()
+        self._keep(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Notes what this step sees.
+
+        Raises:
+            InputError: the batch does not say which samples it holds.
+        """
+        ids = sample_ids(batch)
+        if ids is None:
+            raise InputError(
+                _refusal(
+                    [
+                        f"a batch, a {type(batch).__name__}, without sample ids: give each sample its id (key `idx` or "
+                        "`sample_index`, or the third item of (x, y, idx))"
+                    ]
+                )
+            )
+        self.batch_ids.append(ids.cpu())
+        self.rates.append(float(trainer.optimizers[0].param_groups[0]["lr"]))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if len(self.batch_ids) % self.every == 0:
+            self._keep(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self.batch_ids or trainer.received_sigterm:
+            return
+        if self.saved[-1] != len(self.batch_ids):
+            self._keep(trainer, pl_module)
+        self.folder.finish(self.update, self.batch_ids, self.rates, self.saved)
+
+    def _keep(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        step = len(self.batch_ids)
+        self.folder.keep(step, state_of(module, trainer.optimizers[0], self.update))
+        self.saved.append(step)
+
+
+def update_of(optimizer: optim.Optimizer) -> Update:
+    """The pure rule of an optimizer that `faults_of_optimizer` finds no fault with."""
+    group = optimizer.param_groups[0]
+    if isinstance(optimizer, optim.SGD):
+        return SGD(float(group["momentum"]), float(group["dampening"]), bool(group["nesterov"]))
+    decay = float(group["weight_decay"]) if decoupled(optimizer, group) else 0.0
+    beta1, beta2 = group["betas"]
+    return Adam(float(beta1), float(beta2), float(group["eps"]), decay)
+
+
+def state_of(module: nn.Module, optimizer: optim.Optimizer, update: Update) -> State:
+    """The present state of a fit; what an optimizer has not begun to remember is as at the start."""
+    space = ParamSpace.of(module)
+    theta = space.values_of(module)
+    start = update.start(theta)
+    names = ("momentum_buffer",) if isinstance(update, SGD) else ("exp_avg", "exp_avg_sq")
+    named = {n: p for n, p in module.named_parameters() if n in set(space.names)}
+
+    def remembered(name: str, before: Tensor) -> Tensor:
+        kept: Mapping[str, Tensor] = {
+            n: x if (x := optimizer.state.get(p, {}).get(name)) is not None else torch.zeros_like(p)
+            for n, p in named.items()
+        }
+        return space.flatten({n: x.detach() for n, x in kept.items()}).to(before)
+
+    return State(theta, tuple(remembered(n, x) for n, x in zip(names, start.moments, strict=False)))
+
+
+def fit_faults(settings: FitSettings, loader: Any, optimizers: Sequence[optim.Optimizer]) -> list[str]:
+    """Settings of the Trainer that a recorded step would not contain, each with its remedy."""
+    asked: dict[str, Any] = {
+        f"gradient clipping (gradient_clip_val = {settings.gradient_clip_val}): leave it out, and lower the learning "
+        "rate if the fit diverges": settings.gradient_clip_val,
+        f"accumulation over {settings.accumulate_grad_batches} batches: raise the batch size instead": (
+            settings.accumulate_grad_batches != 1
+        ),
+        f"{len(optimizers)} optimizers: use one": len(optimizers) != 1,
+        f"{settings.world_size} processes: fit in one": settings.world_size != 1,
+        f"precision {settings.precision}: use 32-true or 64-true": settings.reduced,
+        f"a {type(getattr(loader, 'dataset', None)).__name__}, whose samples cannot be found again: give a map-style "
+        "dataset": isinstance(getattr(loader, "dataset", None), IterableDataset),
+    }
+    return [what for what, found in asked.items() if found]
+
+
+def module_faults(module: L.LightningModule) -> list[str]:
+    """Layers and settings of the module that a recorded step would not contain, each with its remedy."""
+    first = {one.draws: one for one in reversed(random_layers(module))}
+    faults = [f"{draws} in {one.path}: {one.remedy}" for draws, one in reversed(first.items())]
+    if statistics := places(module, [*running_norms(module), *mixing_norms(module)]):
+        faults.append(f"batch statistics in {statistics[0]}: use LayerNorm or GroupNorm")
+    if not module.automatic_optimization:
+        faults.append("optimization by hand (automatic_optimization = False): let the Trainer step")
+    return faults
+
+
+def optimizer_faults(optimizer: optim.Optimizer) -> list[str]:
+    """Settings of the optimizer that a recorded step would not contain, each with its remedy."""
+    group, kind = optimizer.param_groups[0], type(optimizer)
+    if kind not in KNOWN_RULES:
+        return [f"optimizer {kind.__name__}: use SGD, Adam or AdamW"]
+    settings = [{k: v for k, v in one.items() if k != "params"} for one in optimizer.param_groups]
+    asked = {
+        "parameter groups of different settings: use one group": any(one != settings[0] for one in settings),
+        "amsgrad: leave it out": group.get("amsgrad"),
+        "maximize: minimise the negative": group.get("maximize"),
+        f"weight decay inside the gradient ({group['weight_decay']}): state it in the module's penalty": (
+            group["weight_decay"] and not decoupled(optimizer, group)
+        ),
+    }
+    return [what for what, found in asked.items() if found]
+
+
+def _refusal(faults: list[str]) -> str:
+    return (
+        "This fit is to be recorded for attribution, and the recorded step, one optimizer step on (1/b) Σ w_i ℓ_i + R, "
+        "would not contain:\n" + "".join(f"  - {fault}\n" for fault in faults) + "  Change these settings, or choose "
+        "methods that need no recorded run."
+    )

@@ -1,0 +1,77 @@
+"""From settings to an engine: which form the curvature takes, how products are formed, and one line that says so."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import Tensor
+
+from ifloo.attribution import ForwardProducts, HeadProducts, InfluenceEngine, Products
+from ifloo.attribution.curvature_route import HEAD_BYTES, refuse_decoupled
+from ifloo.curvature import Damped, Hessian, LinearHead, LinearOperator, as_head, head_or_hessian
+from ifloo.objective import Objective
+from ifloo.params import DTYPES
+from ifloo.progress import bar
+from ifloo.solvers import Auto
+from ifloo.stages.scores.corrected_removals import head_of
+from ifloo.stages.settings import AttributionSettings
+
+log = logging.getLogger(__name__)
+
+
+def curvature_at(settings: AttributionSettings, objective: Objective, theta: Tensor) -> LinearOperator:
+    """The curvature at θ, damped where damping is asked for.
+
+    Where the solver is left to `Auto` and none is named, H takes the form of a `LinearHead` if it can: the same matrix.
+    Beyond `HEAD_BYTES` it takes the general path, unless `LinearHead` is asked for.
+
+    Raises:
+        InputError: the curvature asked for does not serve this model.
+    """
+    operator = _undamped(settings, objective, theta)
+    return Damped(operator, settings.damping) if settings.damping else operator
+
+
+def _undamped(settings: AttributionSettings, objective: Objective, theta: Tensor) -> LinearOperator:
+    if settings.curvature is not None:
+        return settings.curvature(objective, theta)
+    if not isinstance(settings.solver, Auto):
+        return Hessian(objective, theta)
+    if (need := LinearHead.bytes_kept(objective)) > HEAD_BYTES:
+        log.info("curvature: Hessian, since a linear head would keep %.1f GiB.", need / 2**30)
+        return Hessian(objective, theta)
+    return head_or_hessian(objective, theta, lambda why: log.info("curvature: Hessian, by products. %s", why))
+
+
+def products_of(
+    settings: AttributionSettings, objective: Objective, theta: Tensor, curvature: LinearOperator
+) -> Products:
+    """How ∇ℓ_i · v are formed."""
+    head = as_head(curvature)
+    if head is None:
+        return ForwardProducts(objective, theta, settings.batch_size)
+    wanted = settings.products_dtype
+    return HeadProducts(head, DTYPES[wanted] if wanted else None)
+
+
+def engine_for(
+    objective: Objective,
+    theta: Tensor,
+    settings: AttributionSettings,
+    right_hand_sides: int,
+    mu: float | None,
+    shown: bool = True,
+) -> InfluenceEngine:
+    """The engine for so many right-hand sides; `mu` is a known lower bound on the eigenvalues of H.
+
+    Raises:
+        InputError: the curvature asked for does not serve this model, or no curvature does.
+    """
+    refuse_decoupled(objective.losses.module, "influence")
+    curvature = curvature_at(settings, objective, theta)
+    if settings.corrected and settings.test_ids != "all":
+        head_of(curvature)  # before any work
+    by = products_of(settings, objective, theta, curvature)
+    log.info("scores: %s, curvature %s.", by.name, type(as_head(curvature) or curvature).__name__)
+    solver = settings.solver.resolve(curvature, right_hand_sides)
+    return InfluenceEngine(objective, theta, curvature, solver, mu, by, bar("factor", shown))

@@ -1,0 +1,299 @@
+"""The influence stage: from a trained module and test ids to files of scores, resumable test by test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import lightning as L
+import torch
+from tqdm import tqdm
+
+from ifloo.attribution import DEFINITIONS
+from ifloo.data.protocol import AttributionData
+from ifloo.errors import InputError
+from ifloo.objective import sequential
+from ifloo.objective.loaders import sample_count
+from ifloo.params import ParamSpace
+from ifloo.stages.distributed.process_group import ProcessGroup
+from ifloo.stages.memory import in_blocks, queries_at_once
+from ifloo.stages.scores.corrected_removals import correct_removals
+from ifloo.stages.scores.other_methods import MethodRun, scores_there
+from ifloo.stages.scores.predictor import InfluencePredictor, InfluenceWriter, ScoredBlock
+from ifloo.stages.scores.records import (
+    contents_of,
+    indexed_test,
+    stored_influences,
+    warn_of_fixed_steps,
+    warn_of_worst_fixed_steps,
+)
+from ifloo.stages.scores.self_influence import self_influences
+from ifloo.stages.settings import AttributionSettings, method_name, settings_json
+from ifloo.store import (
+    JSON,
+    AllTests,
+    Layout,
+    Manifest,
+    RunFolder,
+    ScoreFiles,
+    ScoreMatrix,
+    ScoreTopK,
+    Section,
+    StoredInfluences,
+    influences,
+    save_topk,
+    settings_stamp,
+    top_k,
+)
+
+MakeTrainer = Callable[[InfluenceWriter, bool], L.Trainer]  # (writer, whether to show its progress bar)
+
+
+@dataclass(frozen=True)
+class InfluenceRun:
+    """Everything the stage needs, and where its results go.
+
+    Attributes:
+        module: the trained model, meeting the contract.
+        datamodule: set up; gives `train_dataloader`, `test_batch(ids)`, `test_set`.
+        settings: of the attribution.
+        layout: where files go.
+        origin: what the checkpoint was made from: settings that change a number (compared), by name.
+        overwrite: replace results of other settings.
+        recorded: the training run, for methods that follow it.
+        said: how refits shall train, where the checkpoint does not say how it was trained; kept for them.
+    """
+
+    module: L.LightningModule
+    datamodule: AttributionData
+    settings: AttributionSettings
+    layout: Layout
+    origin: dict[str, JSON]
+    overwrite: bool = False
+    recorded: RunFolder | None = None
+    said: Mapping[str, JSON] = field(default_factory=dict)
+
+    def score_tests(self, make_trainer: MakeTrainer) -> list[StoredInfluences]:
+        """Scores and top-k ids of the test ids listed; those already there are read, not made again.
+
+        Raises:
+            InputError: a test id out of range, or results of other settings in the folder.
+            SolveError: an inverse-HVP that cannot be trusted.
+        """
+        assert self.settings.test_ids != "all"
+        wanted = list(self.settings.test_ids)
+        replaced = [
+            *self.layout.existing_scores(),
+            *self.layout.existing_removals(),
+            *(self.layout.scores(t) for t in wanted),
+        ]
+        with self._section("influence", wanted, replaced).opened(self.overwrite):
+            stamp = settings_stamp(self._identity_settings())
+            there = {t: scores_there(self.layout.scores(t), stamp, self.layout) for t in wanted}
+            found = {t: one for t, one in there.items() if one is not None}
+
+            def save(one: StoredInfluences) -> None:
+                influences.save(self.layout.scores(one.test_id), one)
+                found[one.test_id] = one
+
+            self.score([t for t in wanted if t not in found], make_trainer, save)
+        for t in wanted:  # top_k is free to change between runs
+            save_topk(self.layout.topk_ids(t), top_k(found[t].scores, found[t].train_ids, self.settings.top_k))
+        return [found[t] for t in wanted]
+
+    def all_tests(self, make_trainer: MakeTrainer) -> int:
+        """Scores of every test sample in the form asked for, and the index; returns how many were made in this run.
+
+        Raises:
+            InputError: results of other settings or in another form in the folder.
+            SolveError: an inverse-HVP that cannot be trusted.
+        """
+        ids = [int(i) for i in self.datamodule.test_set.ids]
+        with self._section("all_tests", [], self.layout.existing_all_scores()).opened(self.overwrite):
+            contents, folder = contents_of(self.datamodule, ids), self._folder(ids)
+            for t, row in folder.rows.items():
+                if str(t) in contents and row["content"] != contents[str(t)]:
+                    raise InputError(
+                        f"{self.layout.index}: the scores of test {t} are of another sample: its content has SHA-256 "
+                        f"{str(contents[str(t)])[:16]}..., theirs {str(row['content'])[:16]}....\n"
+                        "  Give another --output_dir to keep both, or --overwrite to replace the stored ones."
+                    )
+
+            def deliver(block: ScoredBlock) -> None:
+                records = self._records(block)
+                warn_of_worst_fixed_steps(records)
+                tests = [indexed_test(one, contents[str(one.test_id)]) for one in records]
+                folder.add(tests, block.scores.value.numpy())
+
+            missing = folder.missing
+            self._blocks(missing, make_trainer, deliver)
+            folder.finish()
+        return len(missing)
+
+    def correct(self, scored: Sequence[StoredInfluences], ids: Sequence[int]) -> None:
+        """Predicts the removals of these ids with their leverage counted in; errors as those of `correct_removals`."""
+        queries = self.datamodule.test_batch([one.test_id for one in scored])
+        solves = len(scored) * (1 + self.settings.top_k)
+        self._predictor.right_hand_sides = max(self._predictor.right_hand_sides, solves)
+        correct_removals(self._predictor.engine, queries, scored, ids, self.layout)
+
+    def score_with(self, test_ids: Sequence[int], make_trainer: MakeTrainer) -> None:
+        """Scores of the further methods asked for; errors as those of `MethodRun.further`."""
+        if self.settings.compare_with:
+            self._methods(make_trainer).further(test_ids, self._model(), self.overwrite)
+
+    def self_influence(self, make_trainer: MakeTrainer) -> None:
+        """What each training sample does to its own loss, if asked for; errors as those of `self_influences`."""
+        if self.settings.self_influence:
+            self_influences(self._methods(make_trainer), self._model(), self.overwrite)
+
+    def _model(self) -> dict[str, JSON]:
+        """The settings behind every method: of the model, and of its parameters."""
+        return {**self.origin, "parameters": list(self.settings.parameters), "dtype": self.settings.dtype}
+
+    def _methods(self, make_trainer: MakeTrainer) -> MethodRun:
+        """Made once: the data it reads and checks serve every method."""
+        if not self._made:
+            trainer = make_trainer(InfluenceWriter(lambda block: None), False)
+            device = trainer.strategy.root_device
+            made = MethodRun(self.module, self.datamodule, self.settings, self.layout, device, self.recorded)
+            self._made.append(made)
+        return self._made[0]
+
+    @cached_property
+    def _made(self) -> list[MethodRun]:
+        return []
+
+    def serve(self, make_trainer: MakeTrainer) -> None:
+        """The share of a process that is not the first: it is told what to score, and writes nothing."""
+        self._blocks(None, make_trainer, lambda block: None)
+
+    def _folder(self, ids: Sequence[int]) -> AllTests:
+        train_ids = self.datamodule.train_set.ids.numpy()
+        if self.settings.topk_only:
+            return ScoreTopK(self.layout, ids, train_ids, self.settings.top_k)
+        return (ScoreMatrix if self.settings.matrix else ScoreFiles)(self.layout, ids, train_ids)
+
+    def _section(self, name: str, test_ids: Sequence[int], paths: Sequence[Path]) -> Section:
+        """The section of the manifest: test samples already scored must be the same, others may join."""
+        manifest, queries = Manifest.at(self.layout.manifest), contents_of(self.datamodule, test_ids)
+        compared = manifest.joined(name, self._identity_settings(), queries, self._free_settings(), self.overwrite)
+        derived = self.layout.verdict_files if name == "influence" else []
+        return Section(manifest, name, compared, self._free_settings(), paths, derived)
+
+    def record(self, name: str, test_ids: Sequence[int]) -> None:
+        """Sets the section of the manifest for results written elsewhere, whatever it said before."""
+        compared = {**self._identity_settings(), "queries": contents_of(self.datamodule, test_ids)}
+        Manifest.at(self.layout.manifest).record(name, compared, self._free_settings())
+
+    def _free_settings(self) -> dict[str, JSON]:
+        ids = self.settings.test_ids
+        return {
+            "test_ids": ids if ids == "all" else list(ids),
+            "top_k": self.settings.top_k,
+            "batch_size": self.settings.batch_size,
+            **({"recipe": dict(self.said)} if self.said else {}),
+        }
+
+    def _identity_settings(self) -> dict[str, JSON]:
+        settings = self.settings
+        return {
+            **self.origin,
+            **(
+                {"method": settings_json(settings.method)}
+                if settings.method
+                else {
+                    "curvature": settings.curvature_name,
+                    "damping": settings.damping,
+                    "solver": settings_json(settings.solver),
+                }
+            ),
+            "parameters": list(settings.parameters),
+            "dtype": settings.dtype,
+            # Left out where it is that of the solve: results of before there was such a setting are the same.
+            **({"scores_dtype": settings.products_dtype} if settings.products_dtype else {}),
+        }
+
+    def score(
+        self, test_ids: Sequence[int], make_trainer: MakeTrainer, save: Callable[[StoredInfluences], None]
+    ) -> None:
+        """Scores test samples in blocks and hands each over; writes nothing itself.
+
+        Raises:
+            InputError: a test id out of range, or training data that no score can come from.
+            SolveError: an inverse-HVP that cannot be trusted.
+        """
+        if self.settings.method is not None:
+            by = self._methods(make_trainer)
+            by.score(self.settings.method, test_ids, settings_stamp(self._identity_settings()), save)
+            return
+
+        def deliver(block: ScoredBlock) -> None:
+            records = self._records(block)
+            warn_of_fixed_steps(records)
+            for one in records:
+                save(replace(one, scores=one.scores.copy()))  # the block's memory is used again
+
+        self._blocks(test_ids, make_trainer, deliver)
+
+    def _records(self, block: ScoredBlock) -> list[StoredInfluences]:
+        return stored_influences(block, self._method(), DEFINITIONS, settings_stamp(self._identity_settings()))
+
+    def _method(self) -> str:
+        engine = self._predictor.engine
+        return method_name(engine.curvature, engine.solver, self.module)
+
+    @cached_property
+    def _predictor(self) -> InfluencePredictor:
+        loader = sequential(self.datamodule.train_dataloader(), self.settings.batch_size)
+        return InfluencePredictor(self.module, loader, self.settings)
+
+    def _blocks(
+        self, test_ids: Sequence[int] | None, make_trainer: MakeTrainer, deliver: Callable[[ScoredBlock], None]
+    ) -> None:
+        """Prepares the solver once, then solves, scores and delivers block by block, in all processes of the Trainer.
+
+        Args:
+            test_ids: None in a process that is not the first.
+            make_trainer: of the passes over the training data.
+            deliver: called in the first process.
+        """
+        predictor, dtype = self._predictor, torch.float32 if self.settings.test_ids == "all" else None
+        size, n = self._block_size(8 if dtype is None else 4), sample_count(predictor.loader)
+        single = test_ids is not None and len(test_ids) <= size and self.settings.test_ids != "all"
+        with tqdm(
+            total=len(test_ids or ()) * n,
+            desc="tests x training samples",
+            unit="pair",
+            unit_scale=True,
+            disable=single or not test_ids,
+        ) as bar:
+            writer = InfluenceWriter(deliver, dtype, bar.update)
+            trainer = make_trainer(writer, single)
+            if test_ids is not None and not test_ids and not ProcessGroup.waiting(trainer):
+                return
+            predictor.world = ProcessGroup.connect(trainer)
+            wanted = predictor.world.broadcast(test_ids) or ()
+            corrected = self.settings.top_k if self.settings.corrected and self.settings.test_ids != "all" else 0
+            predictor.right_hand_sides = len(wanted) * (1 + corrected)
+
+            def work(now: Sequence[int]) -> None:
+                bar.n = wanted.index(now[0]) * n  # what a failed block had counted is counted again
+                predictor.queries = self.datamodule.test_batch(now)
+                with predictor.world.watch_peers():
+                    make_trainer(writer, single).predict(predictor, return_predictions=False)
+
+            try:
+                in_blocks(wanted, size, work)
+            finally:
+                predictor.world.close()
+
+    def _block_size(self, score_bytes: int) -> int:
+        if self.settings.query_block is not None:
+            return self.settings.query_block
+        predictor = self._predictor
+        space = ParamSpace.of(predictor.module, self.settings.parameters)
+        n = sample_count(predictor.loader)
+        return queries_at_once(n, space.size, score_bytes, space.dtype.itemsize)

@@ -1,0 +1,283 @@
+"""The engine as a LightningModule: `Trainer.predict` walks over the training data, each batch gives its scores."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import lightning as L
+import torch
+from jaxtyping import Float
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ifloo.attribution import Certificate, Directions, InfluenceEngine, Scores
+from ifloo.errors import InputError
+from ifloo.models import Adapted
+from ifloo.objective import Batch, Objective, SampleLosses, Stationarity, preflight
+from ifloo.objective.batches import batch_size, slice_batch, to_device
+from ifloo.objective.ids import query_ids
+from ifloo.stages.distributed.process_group import ProcessGroup
+from ifloo.stages.scores.engine_choice import engine_for
+from ifloo.stages.settings import AttributionSettings
+
+log = logging.getLogger(__name__)
+SOLVED_TOGETHER = 16  # queries are dealt out to processes in such blocks: the same products as in one process
+
+
+@dataclass(frozen=True)
+class ScoredBlock:
+    """Scores of a block of queries on the host.
+
+    Attributes:
+        scores: of all n training samples, maybe rounded.
+        mean: `[m]` float64, their means before rounding.
+    """
+
+    scores: Scores
+    mean: Float[Tensor, " m"]
+
+
+class InfluencePredictor(L.LightningModule):
+    """Scores samples against the present queries: those of the training data, or of any loader given to `predict`.
+
+    By hand: `trainer.predict(InfluencePredictor(module, train_loader, queries=batch), dataloaders)` gives `[m, b]` of
+    each batch, in order. Of a sample that is no training sample it is the derivative in its weight, were it added to J
+    with the weight of one: −(1/n) ∇L_t·H⁻¹∇ℓ, n that of the training data.
+
+    Attributes:
+        queries: batch of test samples to explain; set anew before each predict run.
+        directions: H⁻¹∇L_t of those queries, from the start of a run on.
+        stationarity: what preflight measured.
+        right_hand_sides: queries in all runs together, for a solver that chooses by cost.
+        world: the processes that share the training samples; each also solves for its share of the queries.
+        failure: of this process within the present run; the others hear of it at the end of the pass.
+    """
+
+    def __init__(
+        self,
+        module: L.LightningModule,
+        loader: DataLoader[Batch],
+        settings: AttributionSettings | None = None,
+        right_hand_sides: int | None = None,
+        queries: Batch = None,
+    ) -> None:
+        """Wraps a module.
+
+        Args:
+            module: gives `sample_losses` and `penalty`, or is any LightningModule (see `Adapted`); its weights are θ̂.
+            loader: of the training data; its order and batch size do not matter.
+            settings: of the attribution; None: as they come. Which tests are meant is for `queries` to say.
+            right_hand_sides: how many queries (and other solves) there will be in all; None: as many as queries.
+            queries: batch of test samples, with their ids or without.
+
+        Raises:
+            InputError: settings that ask for another method than the curvature, or no loss that could be scored.
+        """
+        super().__init__()
+        settings = settings or AttributionSettings()
+        if queries is not None:
+            _refuse_other_methods(settings)
+        module = module if isinstance(module, SampleLosses) else Adapted(module)
+        # A copy where the precision is another: whoever gave the module goes on with it as it was.
+        self.module = copy.deepcopy(module).to(settings.torch_dtype) if settings.torch_dtype else module
+        self.loader, self.settings = loader, settings
+        self.queries = queries
+        count = 1 if queries is None else batch_size(queries)
+        self.right_hand_sides = count if right_hand_sides is None else right_hand_sides
+        self.directions: Directions | None = None
+        self.stationarity: Stationarity | None = None
+        self.world = ProcessGroup()
+        self.failure: Exception | None = None
+        self._engine: InfluenceEngine | None = None
+
+    @property
+    def share(self) -> slice:
+        """Positions of the training samples this process scores."""
+        return self.world.share(self.engine.objective.n)
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """The training samples of this process in chunks; called when the module is on its device."""
+        with self.world.raise_together():
+            # Lightning skips a run without batches, hooks and all: who has no sample scores one that nobody collects.
+            own = self.share if self.share.start < self.share.stop else slice(0, 1)
+            loader = self.engine.products.loader(None if self.world.size == 1 else own)
+            # Lightning asks each batch for its place in the dataset, which a loader without batches does not know.
+            batched = loader.batch_sampler is not None
+            return loader if batched else DataLoader(loader.dataset, batch_size=1, collate_fn=_only)
+
+    def on_predict_start(self) -> None:
+        """Solves for the directions; everything after is one pass over the data.
+
+        Raises:
+            InputError: there are no queries.
+            SolveError: a solve that cannot be used.
+        """
+        if self.queries is None:
+            raise InputError(
+                "InfluencePredictor has no queries: nothing to score against.\n"
+                "  Give it a batch of test samples: InfluencePredictor(module, train_loader, queries=batch)."
+            )
+        self.directions, self.failure = None, None
+        engine, world, m = self.engine, self.world, batch_size(self.queries)
+        own = world.share(m, SOLVED_TOGETHER)
+        solved: Directions | None = None
+        with world.raise_together():
+            queries = to_device(self.queries, engine.theta.device, engine.theta.dtype)
+            if own.start < own.stop:
+                with solver_progress(engine, world.first):
+                    solved = engine.directions(queries if world.size == 1 else slice_batch(queries, own))
+        self.directions = solved if world.size == 1 else self._of_all(solved, m)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        assert self.directions is not None
+        if self.failure is None:
+            try:
+                return self.engine.of(self.directions, batch)
+            except Exception as error:
+                if self.world.size == 1:
+                    raise
+                self.failure = error
+        return self.directions.value.new_empty(len(self.directions.value), 0)
+
+    def _of_all(self, solved: Directions | None, m: int) -> Directions:
+        """The directions of all queries, each solved for by one process."""
+        theta, world = self.engine.theta, self.world
+        value = theta.new_zeros(m, len(theta))
+        if solved is not None:
+            value[world.share(m, SOLVED_TOGETHER)] = solved.value
+        parts = world.all_gathered(None if solved is None else _on_host(solved.certificate))
+        return Directions(
+            world.spread_rows(value, SOLVED_TOGETHER),
+            query_ids(self.queries),
+            Certificate.joined([part for part in parts if part is not None]),
+        )
+
+    @property
+    def engine(self) -> InfluenceEngine:
+        """Made at first use, when the module is on its device; kept for further queries."""
+        if self._engine is None:
+            settings = self.settings
+            objective = Objective.of(self.module, self.loader, settings.parameters, settings.batch_size)
+            theta = objective.losses.theta()
+            self.stationarity = preflight(objective, theta)
+            if self.stationarity.warning:
+                log.warning(self.stationarity.warning)
+            known = objective.losses.contract.strong_convexity()
+            self._engine = engine_for(objective, theta, settings, self.right_hand_sides, known, self.world.first)
+        return self._engine
+
+
+class InfluenceWriter(BasePredictionWriter):
+    """Gathers the scores of a predict run in one block, allocated once, and hands it over in the first process."""
+
+    def __init__(
+        self,
+        deliver: Callable[[ScoredBlock], None],
+        dtype: torch.dtype | None = None,
+        advance: Callable[[int], object] = lambda pairs: None,
+    ) -> None:
+        """Writes nothing itself.
+
+        Args:
+            deliver: takes a finished block, whose memory is used again for the next.
+            dtype: of the block; None: that of the parameters.
+            advance: told of the (test, training sample) pairs scored since it was last told.
+        """
+        super().__init__(write_interval="batch")
+        self.deliver, self.dtype, self.advance = deliver, dtype, advance
+        self._block: Tensor | None = None
+
+    def on_predict_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, InfluencePredictor)
+        assert pl_module.directions is not None
+        theta, world, share = pl_module.engine.theta, pl_module.world, pl_module.share
+        m = len(pl_module.directions.value)
+        n = pl_module.engine.objective.n if world.first else share.stop - share.start
+        with world.raise_together():
+            # Where the scores are made: one transfer a block, not one a batch.
+            if self._block is None or self._block.shape != (m, n):
+                self._block = None
+                self._block = torch.empty(m, n, dtype=self.dtype or theta.dtype, device=theta.device)
+            self._sums = torch.zeros(m, dtype=torch.float64, device=theta.device)
+        self._done, self._own = 0, share.stop - share.start
+
+    def write_on_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        prediction: Tensor,
+        batch_indices: Sequence[int] | None,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        assert self._block is not None
+        columns = prediction[:, : self._own - self._done]
+        self._block[:, self._done : self._done + columns.shape[1]] = columns
+        self._sums += columns.sum(1, dtype=torch.float64)
+        self._done += columns.shape[1]
+        self.advance(columns.numel())
+
+    def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, InfluencePredictor)
+        assert pl_module.directions is not None
+        assert self._block is not None
+        world, objective, directions = pl_module.world, pl_module.engine.objective, pl_module.directions
+        with world.raise_together():
+            if pl_module.failure is not None:
+                raise pl_module.failure
+        value = self._block.cpu()
+        world.gather_columns(value, objective.n)
+        sums = torch.stack(world.all_gathered(self._sums.cpu())).sum(0)
+        self.advance((objective.n - self._own) * len(value))
+        with world.raise_together():
+            if world.first:
+                scores = Scores(value, objective.data.ids, directions.query_ids, directions.certificate)
+                self.deliver(ScoredBlock(scores, sums / objective.n))
+
+
+def _refuse_other_methods(settings: AttributionSettings) -> None:
+    if settings.method is not None:
+        raise InputError(
+            f"InfluencePredictor scores by curvature and solver; settings ask for method {settings.method.name}.\n"
+            "  Leave method out, or score by it: method.scores(Trained(objective, theta), queries)."
+        )
+
+
+def _only(batch: list[Batch]) -> Batch:
+    return batch[0]
+
+
+def _on_host(certificate: Certificate) -> Certificate:
+    undamped, bound, repeat = certificate.undamped_residual, certificate.error_bound, certificate.repeat_error
+    return replace(
+        certificate,
+        residual=certificate.residual.cpu(),
+        undamped_residual=None if undamped is None else undamped.cpu(),
+        error_bound=None if bound is None else bound.cpu(),
+        repeat_error=None if repeat is None else repeat.cpu(),
+        steps=certificate.steps.cpu(),
+    )
+
+
+@contextmanager
+def solver_progress(engine: InfluenceEngine, shown: bool = True) -> Generator[None, None, None]:
+    """A progress line for the solve: steps, and the worst residual as the recurrence sees it."""
+    with tqdm(desc="inverse-HVP", unit="step", leave=False, mininterval=0.5, disable=not shown) as bar:
+
+        def show(step: int, residual: float) -> None:
+            if residual == residual:  # a stochastic recursion has none of its own
+                bar.set_postfix_str(f"residual {residual:.1e}", refresh=False)
+            bar.update(max(0, step - bar.n))
+
+        engine.prepared.progress = show
+        try:
+            yield
+        finally:
+            engine.prepared.progress = None

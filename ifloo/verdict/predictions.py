@@ -1,0 +1,91 @@
+"""What further methods predicted for the removals that were refitted: the same rows, so that methods compare."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ifloo.attribution import predicted_change
+from ifloo.errors import InputError
+from ifloo.objective import Removal
+from ifloo.objective.ids import positions_of
+from ifloo.store import CORRECTED, Layout, Manifest, StoredInfluences, influences, removals, settings_stamp
+from ifloo.verdict.base_model import refuse_another
+
+log = logging.getLogger(__name__)
+Predictions = dict[str, NDArray[np.float64]]
+
+
+def predictions(layout: Layout, stored: StoredInfluences, ids: NDArray[np.int64], removal: Removal) -> Predictions:
+    """Predicted changes (nats) of the loss of one test on removal of each id, by method; NaN where one has none.
+
+    The leverage-corrected removals come first, then the methods in the order of their names. What is not of the base
+    model of `stored` is left out with a warning.
+    """
+    sections = Manifest.at(layout.manifest).sections()
+    found = _corrected(layout, stored, ids, removal)
+    for name, path in layout.existing_methods(stored.test_id).items():
+        try:
+            scores = influences.load(path)
+            _check(scores, stored.test_id, sections, f"methods/{name}")
+            found[name] = predicted(scores, ids, removal)
+        except InputError as error:
+            log.warning("Method %s is left out of the verdict on test %d: %s", name, stored.test_id, error)
+    return found
+
+
+def predicted(stored: StoredInfluences, ids: NDArray[np.int64], removal: Removal) -> NDArray[np.float64]:
+    """Predicted changes, nats, `[r]`.
+
+    Raises:
+        InputError: an id has no score.
+    """
+    scores = stored.scores[positions(stored, ids)].astype(np.float64)
+    return np.asarray(predicted_change(scores, stored.score_mean, removal))  # type: ignore[arg-type]
+
+
+def positions(stored: StoredInfluences, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Finds where the scores of these ids are.
+
+    Raises:
+        InputError: an id has no score.
+    """
+    if (unknown := ids[~np.isin(ids, stored.train_ids)]).size:
+        raise InputError(
+            f"Test {stored.test_id}: refits of ids {unknown[:5].tolist()} have no score: they are of other data.\n"
+            "  Run `ifloo influence` and `ifloo loo` on the same data."
+        )
+    return positions_of(torch.tensor(stored.train_ids), ids.tolist()).numpy()
+
+
+def _check(scores: StoredInfluences, test_id: int, sections: Mapping[str, Any], section: str) -> None:
+    """Pass where scores are of this test and of the base model that `influence` scored.
+
+    Raises:
+        InputError: they are not, or nothing says what they are of.
+    """
+    again = "  Score it again with this method, with --overwrite."
+    if section not in sections:
+        raise InputError(f"the manifest has no section {section!r} to say what its scores are of.\n{again}")
+    compared = sections[section]["compared"]
+    if scores.test_id != test_id or scores.settings != settings_stamp(compared):
+        raise InputError(f"its scores were made with other settings than the manifest says.\n{again}")
+    refuse_another(compared, sections.get("influence", {}).get("compared", {}), "its scores are", again)
+
+
+def _corrected(layout: Layout, stored: StoredInfluences, ids: NDArray[np.int64], removal: Removal) -> Predictions:
+    path: Path = layout.removals(stored.test_id)
+    if not path.exists():
+        return {}
+    if (found := removals.load(path)).settings != stored.settings or found.test_id != stored.test_id:
+        log.warning("%s belongs to other scores and is left out; run `ifloo influence` again.", path)
+        return {}
+    effects = dict(zip(found.ids.tolist(), found.effects.tolist(), strict=True))
+    by_id = np.array([effects.get(i, np.nan) for i in ids.tolist()])
+    return {CORRECTED: by_id + (stored.score_mean if removal == "drop" else 0.0)}
