@@ -85,6 +85,7 @@ def test_scores_of_all_tests_go_on(results):
 def test_an_old_class_name_in_a_config_is_taken_and_a_misspelt_new_one_lists_the_nearest(results):
     wrong = results / "wrong.yaml"
     wrong.write_text((results / "digits.yaml").read_text().replace("CurvatureRoute", "InfluenceFuntion"))
-    ended = ifloo(results, "influence", f"--config={wrong}")
+    with pytest.warns(FormerNameWarning):
+        ended = ifloo(results, "influence", f"--config={wrong}")
     assert ended.code == 2
     assert "InfluenceFunction" in ended.err
