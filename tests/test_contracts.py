@@ -173,7 +173,7 @@ def stand_ins(text: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("module", SOURCES.keys() - INTROSPECTION.keys())
+@pytest.mark.parametrize("module", [m for m in SOURCES if m not in INTROSPECTION])
 def test_no_stand_ins_for_getattr(module):
     assert not stand_ins(SOURCES[module]), f"{module}: {stand_ins(SOURCES[module])}"
 
