@@ -186,7 +186,7 @@ def _check_options(noise_floor: float, draws: int) -> None:
     if not (np.isfinite(noise_floor) and noise_floor >= 0):
         raise InputError(f"The noise floor is {noise_floor} nats; it must be 0 or more.")
     if draws < 1:
-        raise InputError(f"The bootstrap was asked for {draws} draws; it needs at least 1 (2000 by default).")
+        raise InputError(f"The number of bootstrap draws is {draws}; it must be at least 1 (2000 by default).")
 
 
 def _checked(predicted: ArrayLike, actual: ArrayLike) -> tuple[Array, Array]:
@@ -197,7 +197,7 @@ def _checked(predicted: ArrayLike, actual: ArrayLike) -> tuple[Array, Array]:
             f"predicted is {x.shape}, actual is {y.shape}."
         )
     if len(x) < 3:
-        raise InputError(f"Agreement needs at least 3 removals, and there are {len(x)}.\n  Refit without more samples.")
+        raise InputError(f"Agreement needs at least 3 removals, got {len(x)}.\n  Refit without more samples.")
     for name, values in (("predicted", x), ("actual", y)):
         if len(bad := np.flatnonzero(~np.isfinite(values))):
             raise InputError(

@@ -18,10 +18,7 @@ from torch import Tensor, nn
 
 from ifloo.errors import InputError
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-}  # keys: the names used in settings
+DTYPES: Mapping[str, torch.dtype] = {"float64": torch.float64, "float32": torch.float32}  # by their names in settings
 
 
 @runtime_checkable

@@ -108,9 +108,8 @@ def _watch_thread(received: threading.Event, last: Callable[[], None]) -> Genera
         _watching = False
         signal.set_wakeup_fd(-1)
         finished.set()
-        writing.shutdown(
-            socket.SHUT_RDWR
-        )  # close() would not suffice: a process forked meanwhile may hold the socket too
+        # close() would not suffice: a process forked meanwhile may hold the socket too.
+        writing.shutdown(socket.SHUT_RDWR)
         thread.join()
         reading.close()
         writing.close()

@@ -123,8 +123,8 @@ def batch_sampler(operator: LinearOperator) -> BatchSampler:
     sampler = stochastic(operator)
     if not isinstance(sampler, BatchSampler):
         raise InputError(
-            f"LiSSA draws single batches of samples, which {_name(operator)} has no use for: its curvature is known "
-            "whole.\n  Use solver Auto, Cholesky or CG; or curvature Hessian with LiSSA."
+            f"LiSSA draws single batches of samples, which {_name(operator)} does not support: its whole curvature is "
+            "known.\n  Use solver Auto, Cholesky or CG; or curvature Hessian with LiSSA."
         )
     return sampler
 

@@ -95,7 +95,8 @@ def refuse_other_uses(head: HeadLayer, theta: Float[Tensor, " p"], batch: Batch)
     difference = (of_module - of_head).abs().max()
     if not difference <= ROUNDING.get(theta.dtype, 1e-4) * (1 + of_module.abs().max()):
         raise InputError(
-            f"The losses depend on the parameters of layer {head.name!r} by another way than its output (they differ "
-            f"by {float(difference):.1e} nats at other weights): its input, or a term of the loss, holds them too.\n"
+            f"The losses depend on the parameters of layer {head.name!r} other than through its output (they differ "
+            f"by {float(difference):.1e} nats at other weights): its input, or a term of the loss, depends on them "
+            f"too.\n"
             "  Use curvature Hessian or GaussNewton, which take any model, or attribute other parameters."
         )

@@ -23,9 +23,8 @@ from ifloo.objective.batches import Batch, batch_size, slice_batch, to_device
 from ifloo.objective.objective import Objective
 from ifloo.progress import OnProgress, no_progress
 
-CACHED_BYTES = (
-    6 << 20
-)  # bytes of inputs per block of a product: they stay in the processor's cache between its two passes
+# Bytes of inputs per block of a product: they stay in the processor's cache between its two passes.
+CACHED_BYTES = 6 << 20
 
 
 class LinearHead(LinearOperator):

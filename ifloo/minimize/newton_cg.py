@@ -142,4 +142,7 @@ def _not_reached(norm: float, tolerance: float, steps: int, dtype: torch.dtype) 
         if dtype is torch.float32
         else "is J convex, and is its Hessian positive definite here (l2_reg > 0)?"
     )
-    return f"Newton-CG ended at |grad J| = {norm:.2e} after {steps} steps, {tolerance:.1e} was asked for: {cause}."
+    return (
+        f"Newton-CG ended at |grad J| = {norm:.2e} after {steps} steps, above the tolerance of {tolerance:.1e}: "
+        f"{cause}."
+    )

@@ -177,6 +177,6 @@ def _not_reached(norm: float, tolerance: float, steps: int, negative: bool, dtyp
     else:
         cause = "raise finish.max_steps, or the penalty if the Hessian is close to singular here"
     return (
-        f"Newton steps in a trust region ended at |grad J| = {norm:.2e} after {steps} steps, {tolerance:.1e} was asked "
-        f"for: {cause}."
+        f"Newton steps in a trust region ended at |grad J| = {norm:.2e} after {steps} steps, above the tolerance "
+        f"of {tolerance:.1e}: {cause}."
     )

@@ -295,8 +295,9 @@ def _refuse_non_finite(batch: Batch, position: int) -> None:
 def _refuse_other_order(found: Tensor | None, expected: Tensor) -> None:
     if found is not None and not torch.equal(found.cpu(), expected):
         raise InputError(
-            f"The training data came in another order than at the first pass: ids {found.tolist()[:5]} where "
-            f"{expected.tolist()[:5]} stood.\n  Turn shuffling off; `sequential(loader, size)` gives a fixed order."
+            f"The training data came in another order than at the first pass: ids {found.tolist()[:5]} "
+            f"instead of {expected.tolist()[:5]}.\n  Turn shuffling off; `sequential(loader, size)` gives a fixed "
+            f"order."
         )
 
 

@@ -30,7 +30,7 @@ def positions_of(train_ids: Int[Tensor, " n"], ids: Sequence[int]) -> Int[Tensor
     positions = order[nearest]
     if len(unknown := requested[train_ids[positions] != requested]):
         raise InputError(
-            f"Ids {unknown.tolist()[:5]} are none of the {len(train_ids)} training ids.\n"
+            f"Ids {unknown.tolist()[:5]} are not among the {len(train_ids)} training ids.\n"
             "  Give ids of training samples."
         )
     return positions

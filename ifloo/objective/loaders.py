@@ -87,7 +87,7 @@ def samples_behind(loader: DataLoader[Batch]) -> MapDataset:
     if not isinstance(dataset, IterableDataset) and isinstance(dataset, MapDataset):
         return dataset
     if isinstance(dataset, IterableDataset):
-        what, remedy = "an IterableDataset", "Give each sample a position to be found by."
+        what, remedy = "an IterableDataset", "Give a dataset whose __getitem__ returns the sample at a position."
     elif isinstance(dataset, Sized):
         what, remedy = "which has no __getitem__", "Let __getitem__ give the sample at a position."
     else:

@@ -31,9 +31,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tells whether the cause of an error is a failed allocation, on a device or on the host."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
-    if not isinstance(error, RuntimeError) or isinstance(
-        error, WorkError
-    ):  # a WorkError is raised after all attempts failed
+    if not isinstance(error, RuntimeError) or isinstance(error, WorkError):  # a WorkError follows all attempts
         return False
     text = str(error).lower()
     return any(known.lower() in text for known in _TEXTS)

@@ -57,7 +57,9 @@ def preflight(objective: Objective, theta: Float[Tensor, " p"]) -> Stationarity:
         in_batch = _losses_in_batch(objective, theta, few)
         _check_losses(in_batch, b)
         again = objective.losses.sample_losses(theta, few)
-        _check_same(in_batch, again, "at two calls on the same batch", "a random layer (dropout) is on while scoring")
+        _check_same(
+            in_batch, again, "at two calls on the same batch", "a random layer (dropout) that is on while scoring"
+        )
         alone = _losses_alone(objective, theta, few)
         _check_same(
             in_batch, alone, "alone and in a batch", "BatchNorm in train mode, or a loss taken across the batch"
@@ -82,7 +84,7 @@ def _check_step_loss(objective: Objective, theta: Tensor, few: Batch, losses: Te
     if (whole - mean).abs() > rounding(mean):
         raise InputError(
             f"training_step on a batch of {len(losses)} gives {float(whole):.9g}, the mean over its samples as batches "
-            f"of one is {float(mean):.9g}: its loss is no mean of losses that each belong to one sample.\n"
+            f"of one is {float(mean):.9g}: its loss is not a mean of losses of single samples.\n"
             "  Its cause is a loss across the batch (contrastive, class-weighted, BatchNorm) or a sum in place of the "
             "mean. Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
         )

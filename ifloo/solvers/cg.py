@@ -206,4 +206,7 @@ def _missed(residual: float, rtol: float, steps: int, max_steps: int, dtype: tor
         if steps >= max_steps
         else f"{dtype} cannot reach it here: use float64, a larger rtol, or damping"
     )
-    return f"CG reached a relative residual of {residual:.1e} in {steps} steps, {rtol:.1e} was asked for; {remedy}."
+    return (
+        f"CG reached a relative residual of {residual:.1e} in {steps} steps, above the tolerance of {rtol:.1e}; "
+        f"{remedy}."
+    )

@@ -84,7 +84,7 @@ class Cholesky(Solver):
             raise InputError(
                 f"Cholesky of p = {size:,} parameters needs {need / 2**30:.1f} GiB (matrix and factor, {A.dtype}); "
                 f"max_bytes allows {self.max_bytes / 2**30:.1f} GiB.\n"
-                "  Use solver CG, which needs products only, or raise max_bytes if the memory is there."
+                "  Use solver CG, which needs products only, or raise max_bytes if enough memory is available."
             )
         core = structure.dense.build(tick) if structure.dense else _whole_matrix(A, self.block, tick)
         factor, failed_at = torch.linalg.cholesky_ex(core.matrix)
@@ -159,7 +159,7 @@ def _identity(V: Tensor) -> Tensor:
 
 def _missed(residual: float, rtol: float, dtype: torch.dtype) -> str:
     return (
-        f"Cholesky left a relative residual of {residual:.1e}, {rtol:.1e} was asked for: the matrix is too "
+        f"Cholesky left a relative residual of {residual:.1e}, above the tolerance of {rtol:.1e}: the matrix is too "
         f"ill-conditioned for {dtype}, or the test gradient reaches weights that no training sample and no penalty "
         "touch; use float64, a penalty or damping."
     )

@@ -15,9 +15,7 @@ from ifloo.solvers.base import NOT_FINITE_ADVICE, Prepared, Solution, Solver, St
 
 GROWTH = 10  # if every batch contracts, the t-th iterate is at most t + 1 times b; ten times that counts as divergence
 CHECK_STEPS = 50  # number of steps between checks of the norm of the iterates, each of which synchronises the device
-SCALE_MARGIN = (
-    1.25  # ratio of the scale to the largest eigenvalue of the sampled batches, which other batches may exceed
-)
+SCALE_MARGIN = 1.25  # ratio of the scale to the largest eigenvalue of sampled batches, which others may exceed
 BATCHES_FOR_SCALE = 256  # number of samples, in batches, from which the scale is estimated
 POWER_STEPS = 15  # number of steps of the power iteration
 
@@ -146,7 +144,7 @@ class PreparedLiSSA(Prepared):
             )
         return (
             f"{start}up to {worst:.4g}, and the recursion needs scale > {worst / 2:.4g}.\n"
-            f"  Use scale {worst * SCALE_MARGIN:.4g} (or leave scale out: it is then found), or larger batches."
+            f"  Use scale {worst * SCALE_MARGIN:.4g} (or leave scale out: it is then estimated), or larger batches."
         )
 
     def _missed(self, residual: float) -> str:

@@ -82,7 +82,8 @@ class Nystrom(Preconditioner):
         if int(failed):
             raise SolveError(
                 "The curvature is not positive definite, so it has no Nyström preconditioner.\n"
-                "  Raise damping, use curvature GaussNewton, or CG without a preconditioner (it says how negative)."
+                "  Raise damping, use curvature GaussNewton, or CG without a preconditioner (its error tells by how "
+                "much)."
             )
         factor = torch.linalg.solve_triangular(core, Y.T, upper=False).T
         U, sigma, _ = torch.linalg.svd(factor, full_matrices=False)
