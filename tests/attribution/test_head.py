@@ -140,13 +140,13 @@ def test_sandwiches(solver):
     head = LinearHead(case.objective(), case.theta)
     B = torch.randn(2, 3, head.size, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     truth = B @ torch.linalg.solve(case.hessian(), B.mT)
-    torch.testing.assert_close(solver.prepare(head).sandwich(B), truth, **CLOSE)
+    torch.testing.assert_close(solver.prepare(head).quadratic_forms(B), truth, **CLOSE)
 
 
 def test_an_id_that_is_none_of_the_training_data():
     with pytest.raises(InputError) as caught:
         positions_of(torch.arange(0, 69, 3), [3, 4])
-    assert str(caught.value) == "Ids [4] are none of the 23 training ids.\n  Give ids of training samples."
+    assert str(caught.value) == "Ids [4] are not among the 23 training ids.\n  Give ids of training samples."
 
 
 def test_the_kronecker_preconditioner_is_exact_for_one_curvature_for_all():
