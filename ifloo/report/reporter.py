@@ -22,12 +22,16 @@ from ifloo.report.safe_text import drawn
 from ifloo.report.tensorboard.event_file import TensorBoardReport
 from ifloo.report.tensorboard.gradient_projection import SampleGradients
 from ifloo.store import CORRECTED, Layout, StoredInfluences, influences, top_k, write_json
-from ifloo.verdict.agreements import method_label
-from ifloo.verdict.comparison import Comparison, compare
-from ifloo.verdict.extremes import Extremes
-from ifloo.verdict.label_errors import LabelErrors, find_label_errors
-from ifloo.verdict.pooled import Verdict
-from ifloo.verdict.unverified import unverified
+from ifloo.verdict import (
+    Comparison,
+    Extremes,
+    LabelErrors,
+    Verdict,
+    compare,
+    find_label_errors,
+    method_label,
+    unverified_tests,
+)
 
 CAPTION, TITLE = 14, 40  # characters of a label, over a small picture and in a title
 
@@ -82,7 +86,7 @@ class Reporter:
         Raises:
             WorkError: a file could not be written.
         """
-        alone = unverified(self.layout, test_ids)
+        alone = unverified_tests(self.layout, test_ids)
         verified = [t for t in test_ids if t not in alone]
         verdict = self.verdict(verified, k) if verified else Verdict({}, self.mislabels())
         figures = {t: self._figures(one, k) for t, one in verdict.items()}

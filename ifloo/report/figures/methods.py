@@ -16,7 +16,7 @@ from ifloo.errors import InputError
 from ifloo.report.figures.influence import KINDS
 from ifloo.report.figures.style import FAINT, FIT, INK, QUIET, number, styled
 from ifloo.report.figures.text_layout import TextStyle
-from ifloo.verdict.agreements import reason_for_none
+from ifloo.verdict import reason_for_none
 
 _COLUMNS = 4
 _PANEL = 2.75  # inches

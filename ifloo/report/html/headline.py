@@ -12,9 +12,7 @@ import numpy as np
 from ifloo.agreement import Agreement
 from ifloo.report.html.numbers import correlation, correlations, counted, interval, percent, ratio
 from ifloo.store import CORRECTED, UNSURE
-from ifloo.verdict.agreements import FEWEST, Row, Statistics
-from ifloo.verdict.comparison import Comparison
-from ifloo.verdict.pooled import Verdict
+from ifloo.verdict import FEWEST, Comparison, Row, Statistics, Verdict
 from ifloo.verdict.small_steps import REMOVED_PEARSON, REMOVED_SLOPES
 
 ROUGHLY = 0.5  # lowest correlation at which predictions count as roughly true

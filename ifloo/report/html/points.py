@@ -10,9 +10,7 @@ from ifloo.report.figures.influence import KINDS
 from ifloo.report.html.samples import SampleCache
 from ifloo.report.html.views import ALL, by_key
 from ifloo.store import JSON
-from ifloo.verdict.agreements import SCORES, Statistics, method_label
-from ifloo.verdict.comparison import Comparison
-from ifloo.verdict.pooled import Verdict
+from ifloo.verdict import SCORES, Comparison, Statistics, Verdict, method_label
 
 
 def points(verdict: Verdict, album: SampleCache) -> dict[str, JSON]:

@@ -12,10 +12,8 @@ from ifloo.report.html.headline import Judgement, judge
 from ifloo.report.html.histogram import Histogram, histogram
 from ifloo.report.html.samples import Sample, SampleCache
 from ifloo.store import StoredInfluences
-from ifloo.verdict.agreements import Row, Statistics
-from ifloo.verdict.comparison import Comparison
-from ifloo.verdict.extremes import SHOWN, Extremes
-from ifloo.verdict.pooled import Verdict
+from ifloo.verdict import Comparison, Extremes, Row, Statistics, Verdict
+from ifloo.verdict.extremes import SHOWN
 
 ALL = "all"  # key of all tests together, where there are several
 

@@ -20,9 +20,8 @@ from ifloo.report.tensorboard import markdown, projector
 from ifloo.report.tensorboard.gradient_projection import SampleGradients
 from ifloo.report.tensorboard.hyper_parameters import hyper_parameters
 from ifloo.store import Layout, Manifest, StoredInfluences
-from ifloo.verdict.comparison import Comparison
+from ifloo.verdict import Comparison, Verdict
 from ifloo.verdict.label_errors import self_influences
-from ifloo.verdict.pooled import Verdict
 
 SUFFIX = ".report"  # suffix of the report's event file, by which a new report replaces the old one
 PERCENTILES = range(101)
