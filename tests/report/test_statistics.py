@@ -115,7 +115,7 @@ def test_the_order_in_which_refits_finished_changes_nothing(results, tmp_path):
     for turn in (1, -1):
         run(results, tmp_path, (T, OTHER))
         said.append((results.layout.verdict.read_bytes(), results.layout.report.read_bytes()))
-        for path in results.layout.losses_there():
+        for path in results.layout.existing_losses():
             path.write_text("".join(path.read_text().splitlines(keepends=True)[::-turn]))
     assert said[0] == said[1]
     assert set(json.loads(said[0][0])["tests"][str(T)]) >= {"pearson_ci", "small_steps", "seed_spread", "methods"}
