@@ -42,7 +42,7 @@ def methods_comparison(
     Args:
         predicted: Predicted changes by method, [n] each, nats; NaN where a method has no prediction for a removal.
         actual: Actual changes, [n], nats, from refits.
-        kinds: Reason of each removal, [n]: keys of `figures.KINDS`.
+        kinds: Reason of each removal, [n]: keys of `influence.KINDS`.
         agreements: Statistics of all n removals by method; None if they are undefined.
         title: Title of the figure.
         noise_floor: Largest change covered by the grey band, nats; None draws no band.

@@ -18,7 +18,7 @@ def points(verdict: Verdict, album: SampleCache) -> dict[str, JSON]:
 
     A point is `[test id, training id, kind, actual, predicted by the first method, by the second, ...]`, nats, null
     if a method has no prediction. Thumbnails are given to the points of largest actual change first. Raises the same
-    errors as `Album.of_training`.
+    errors as `SampleCache.of_training`.
     """
     methods = list(dict.fromkeys([SCORES, *(name for one in verdict.values() for name in one.further)]))
     for _, id_ in sorted(_sizes(verdict), reverse=True):

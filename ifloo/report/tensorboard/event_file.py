@@ -122,7 +122,7 @@ class TensorBoardReport:
         settings = hyper_parameters(Manifest.at(self.layout.manifest).sections())
         # add_hparams would create another run below this one; its three summaries can be added to this run directly.
         events = writer.file_writer
-        assert events is not None  # until the writer is closed
+        assert events is not None  # None only after the writer is closed
         for summary in hparams(settings, metrics):
             events.add_summary(summary)
         for tag, value in metrics.items():
