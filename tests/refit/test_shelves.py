@@ -101,7 +101,8 @@ def test_groups_of_other_scores_are_not_taken_for_these(tmp_path):
         Groups({0: {"top_5pct": (1, 3)}}, [file]).missing()
     assert str(caught.value) == (
         f"{file.path}: group top_5pct was refitted without other samples than the scores now put into it.\n"
-        "  They were made anew since. Delete this file to refit its groups, or give another --output_dir to keep both."
+        "  The scores have been computed again since. Delete this file to refit its groups, or give another "
+        "--output_dir to keep both."
     )
 
 
