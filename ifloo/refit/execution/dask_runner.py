@@ -136,7 +136,11 @@ class _Dispatch:
             return []
 
     def _collect(self, future: Flight) -> Iterator[list[RefitResult] | GivenUp]:
-        """Yields the results of a finished unit; a failed one is tried again."""
+        """Yields the results of a finished unit; a failed one is tried again.
+
+        Raises:
+            InputError: If it failed on its input, which another try would not change.
+        """
         try:
             result = future.result(timeout=FETCH)
         except TimeoutError:  # its worker died with the result
@@ -178,7 +182,7 @@ class _Dispatch:
             return
         if now - self.last_alive > self.patience:
             raise WorkError(
-                f"No worker process has been there for {self.patience:.0f} seconds; they end as soon as they start.\n"
+                f"No worker process has been alive for {self.patience:.0f} seconds; they end as soon as they start.\n"
                 "  See their output above, and run with --refit.devices=1 to see a failure where it happens."
             )
         if not self.warned and now - self.last_alive > NOTICE:
