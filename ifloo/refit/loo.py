@@ -61,7 +61,7 @@ class LeaveOneOut:
 
     def recorded(self) -> dict[str, JSON]:
         """Returns strategy and place of the refits for the manifest; they change no number."""
-        strategy, settings = self.work.path, self.settings
+        strategy, settings = self.work.strategy, self.settings
         return {
             "devices": settings.devices,
             "cluster": settings.cluster,

@@ -105,7 +105,7 @@ class NewtonFinish(L.Callback):
         objective = self.objective(pl_module, training_loader(trainer))
         theta = space.values_of(pl_module)
         with scoring(pl_module):
-            if self._applies(trainer):
+            if self._moves(trainer):
                 self.minimum = self._finish(objective, theta)
                 space.write_to(pl_module, self.minimum.theta)
             else:
@@ -115,7 +115,7 @@ class NewtonFinish(L.Callback):
             metrics = {"fit/J": self.minimum.value, "fit/grad_norm": self.minimum.grad_norm}
             trainer.logger.log_metrics(metrics, step=trainer.global_step)
 
-    def _applies(self, trainer: L.Trainer) -> bool:
+    def _moves(self, trainer: L.Trainer) -> bool:
         lbfgs = any(isinstance(o, torch.optim.LBFGS) for o in trainer.optimizers)
         return self.after == "always" or (self.after == "lbfgs" and lbfgs)
 

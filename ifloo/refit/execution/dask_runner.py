@@ -64,7 +64,7 @@ class OnCluster(Runner):
 
     def run(self, requests: Sequence[RefitRequest]) -> Generator[list[RefitResult] | GivenUp, None, None]:
         payload = _pickled(self.work)
-        at_once = self.work.path.at_once
+        at_once = self.work.strategy.at_once
         with sigterm_unwinds(), quiet_dask(), _connected(self.work, len(requests)) as client:
             scheduler = client.scheduler_info()["address"]
             size = min(at_once, math.ceil(len(requests) / max(1, len(client.nthreads()))))

@@ -103,7 +103,7 @@ class RefitWork:
         return type(self), (self.base, self.refitter, self.queries, self.n, self.settings)
 
     @cached_property
-    def path(self) -> RefitStrategy:
+    def strategy(self) -> RefitStrategy:
         """Strategy that trains units, chosen in each process; not prepared yet."""
         return choose_strategy(self.refitter, self.settings.replicas)
 
@@ -151,8 +151,8 @@ class RefitWork:
 
     @cached_property
     def _prepared(self) -> RefitStrategy:
-        self.path.prepare(self.base)
-        return self.path
+        self.strategy.prepare(self.base)
+        return self.strategy
 
     @cached_property
     def _removal_steps(self) -> Float[Tensor, "k p"]:

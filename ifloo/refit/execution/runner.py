@@ -47,7 +47,7 @@ class InProcess(Runner):
     work: RefitWork
 
     def run(self, requests: Sequence[RefitRequest]) -> Generator[list[RefitResult] | GivenUp, None, None]:
-        for unit in units(requests, self.work.path.at_once):
+        for unit in units(requests, self.work.strategy.at_once):
             yield self.work.run(unit)
 
 
