@@ -53,18 +53,15 @@ class TrainerSettings:
 
     @classmethod
     def of(cls, trainer: L.Trainer) -> TrainerSettings:
-        """The recipe of the Trainer of a base fit.
+        """Reads the settings of the Trainer of a base fit.
 
         Raises:
-            InputError: the Trainer trains on part of the data or without an end, which no refit repeats.
+            InputError: The Trainer trains on part of the data or without an end, which no refit repeats.
         """
-        partial = trainer.limit_train_batches not in (None, 1.0) or trainer.overfit_batches  # type: ignore[attr-defined]
-        if partial or trainer.max_epochs is None:
+        refuse_partial_data(trainer.limit_train_batches, trainer.overfit_batches)  # type: ignore[attr-defined]
+        if trainer.max_epochs is None:
             raise InputError(
-                "A base fit must be one that refits can repeat: max_epochs set, and all training batches used; got "
-                f"max_epochs = {trainer.max_epochs}, limit_train_batches = {trainer.limit_train_batches}, "
-                f"overfit_batches = {trainer.overfit_batches}.\n"  # type: ignore[attr-defined]
-                "  Set max_epochs; to train on fewer samples limit the data module."
+                "A base fit must have an end that refits can repeat; got max_epochs = None.\n  Set max_epochs."
             )
         return cls(
             trainer.max_epochs,
@@ -111,6 +108,19 @@ class TrainerSettings:
             enable_model_summary=False,
             num_sanity_val_steps=0,
             limit_val_batches=0,
+        )
+
+
+def refuse_partial_data(limit_train_batches: object, overfit_batches: object) -> None:
+    """Checks that a Trainer with these settings trains on all samples.
+
+    Raises:
+        InputError: It trains on part of them.
+    """
+    if limit_train_batches not in (None, 1.0) or overfit_batches:
+        raise InputError(
+            f"Refits train on all the data, as J is over all of it; got limit_train_batches = {limit_train_batches}, "
+            f"overfit_batches = {overfit_batches}.\n  To train on fewer samples limit the data module."
         )
 
 

@@ -94,9 +94,13 @@ def test_a_trainer_that_refits_cannot_repeat_is_refused():
     with pytest.raises(InputError) as caught:
         TrainerSettings.of(trainer)
     assert str(caught.value) == (
-        "A base fit must be one that refits can repeat: max_epochs set, and all training batches used; got "
-        "max_epochs = 1, limit_train_batches = 0.5, overfit_batches = 0.0.\n"
-        "  Set max_epochs; to train on fewer samples limit the data module."
+        "Refits train on all the data, as J is over all of it; got limit_train_batches = 0.5, overfit_batches = 0.0.\n"
+        "  To train on fewer samples limit the data module."
+    )
+    with pytest.raises(InputError) as caught:
+        TrainerSettings.of(L.Trainer(max_steps=3, accelerator="cpu", logger=False))
+    assert str(caught.value) == (
+        "A base fit must have an end that refits can repeat; got max_epochs = None.\n  Set max_epochs."
     )
 
 
