@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import lightning as L
 from torch.utils.data import DataLoader
 
-from ifloo.errors import InputError
+from ifloo.errors import InputError, WorkError
 from ifloo.minimize.newton_cg import FitEnd
 from ifloo.models import SampleLossModule
 from ifloo.models.module import callbacks_of
@@ -135,6 +135,27 @@ class _Repeated(L.Callback):
     records_steps = True
 
 
+class _Ending(L.Callback):
+    """Ends one fit as a `NewtonFinish` does, which fits share; holds the end of this fit alone."""
+
+    def __init__(self, finish: NewtonFinish) -> None:
+        self.finish = finish
+        self._end: FitEnd | None = None
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._end = self.finish.end_fit(trainer, pl_module)
+
+    def require(self) -> FitEnd:
+        """Returns the end of the fit.
+
+        Raises:
+            WorkError: The fit has not reached its end.
+        """
+        if self._end is None:
+            raise WorkError("A refit was interrupted before its end.\n  The same command goes on from here.")
+        return self._end
+
+
 @dataclass(frozen=True)
 class Refit:
     """A refitted module and how its fit ended.
@@ -158,7 +179,7 @@ class Refitter:
         start: makes the module a refit starts from (a copy of the base model, or a new one).
         loader: makes the training loader, anew for each fit.
         recipe: of the Trainer.
-        finish: callback that ends every fit; its data and preconditioner are shared by all.
+        finish: Callback that ends every fit; all fits share its data and preconditioner.
         seed: set before each fit.
         decays: decoupled weight decay is part of the step, as of that of a recorded base fit; else it is refused.
     """
@@ -192,9 +213,9 @@ class Refitter:
                 prepare(module)
             return module
 
-        module = self.train(made, self.finish)
-        assert self.finish.minimum is not None
-        return Refit(module, self.finish.minimum, time.perf_counter() - begun)
+        ending = _Ending(self.finish)
+        module = self.train(made, ending)
+        return Refit(module, ending.require(), time.perf_counter() - begun)
 
     def train(self, made: Callable[[], ModuleT], ending: L.Callback) -> ModuleT:
         """One seeded Trainer fit of the module that `made` gives; the callback sees its end.
