@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import lightning as L
 from torch.utils.data import DataLoader
 
-from ifloo.errors import InputError
+from ifloo.errors import InputError, WorkError
 from ifloo.minimize.newton_cg import FitEnd
 from ifloo.models import SampleLossModule
 from ifloo.models.module import callbacks_of
@@ -58,13 +58,10 @@ class TrainerSettings:
         Raises:
             InputError: If the Trainer uses part of the data or has no `max_epochs`, which refits cannot repeat.
         """
-        partial = trainer.limit_train_batches not in (None, 1.0) or trainer.overfit_batches  # type: ignore[attr-defined]
-        if partial or trainer.max_epochs is None:
+        refuse_partial_data(trainer.limit_train_batches, trainer.overfit_batches)  # type: ignore[attr-defined]
+        if trainer.max_epochs is None:
             raise InputError(
-                "A base fit must be one that refits can repeat: max_epochs set, and all training batches used; got "
-                f"max_epochs = {trainer.max_epochs}, limit_train_batches = {trainer.limit_train_batches}, "
-                f"overfit_batches = {trainer.overfit_batches}.\n"  # type: ignore[attr-defined]
-                "  Set max_epochs; to train on fewer samples limit the data module."
+                "A base fit must have an end that refits can repeat; got max_epochs = None.\n  Set max_epochs."
             )
         return cls(
             trainer.max_epochs,
@@ -121,6 +118,19 @@ class TrainerSettings:
         )
 
 
+def refuse_partial_data(limit_train_batches: object, overfit_batches: object) -> None:
+    """Checks that a Trainer with these settings trains on all samples.
+
+    Raises:
+        InputError: If it trains on part of them.
+    """
+    if limit_train_batches not in (None, 1.0) or overfit_batches:
+        raise InputError(
+            f"Refits train on all the data, as J is over all of it; got limit_train_batches = {limit_train_batches}, "
+            f"overfit_batches = {overfit_batches}.\n  To train on fewer samples limit the data module."
+        )
+
+
 def _algorithm_name(algorithm: object) -> str | None:
     """Converts the clipping algorithm to a string: Lightning's enum would be code to execute in a checkpoint."""
     return None if algorithm is None else str(algorithm.value if isinstance(algorithm, Enum) else algorithm).lower()
@@ -130,6 +140,27 @@ class _AllowDecoupledDecay(L.Callback):
     """Allows decoupled weight decay in a refit, because the recorded base fit took the same steps with it."""
 
     records_steps = True
+
+
+class _Ending(L.Callback):
+    """Ends a single fit by a `NewtonFinish` that many fits share, and keeps the end of this fit."""
+
+    def __init__(self, finish: NewtonFinish) -> None:
+        self.finish = finish
+        self._end: FitEnd | None = None
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._end = self.finish.end_fit(trainer, pl_module)
+
+    def require(self) -> FitEnd:
+        """Returns the end of the fit.
+
+        Raises:
+            WorkError: If the fit was interrupted.
+        """
+        if self._end is None:
+            raise WorkError("A refit was interrupted before its end.\n  The same command goes on from here.")
+        return self._end
 
 
 @dataclass(frozen=True)
@@ -190,9 +221,9 @@ class Refitter:
                 prepare(module)
             return module
 
-        module = self.train(make, self.finish)
-        assert self.finish.minimum is not None
-        return Refit(module, self.finish.minimum, time.perf_counter() - begun)
+        ending = _Ending(self.finish)
+        module = self.train(make, ending)
+        return Refit(module, ending.require(), time.perf_counter() - begun)
 
     def train(self, made: Callable[[], ModuleT], ending: L.Callback) -> ModuleT:
         """Fits a module with a Trainer, after setting the seed.
