@@ -139,8 +139,7 @@ class InfluenceStage:
         """Predicts the removals of these ids with their leverage counted in; errors as those of `correct_removals`."""
         queries = self.datamodule.test_batch([one.test_id for one in scored])
         solves = len(scored) * (1 + self.settings.top_k)
-        self._predictor.right_hand_sides = max(self._predictor.right_hand_sides, solves)
-        correct_removals(self._predictor.engine, queries, scored, ids, self.layout)
+        correct_removals(self._predictor.build_engine(solves), queries, scored, ids, self.layout)
 
     def score_with(self, test_ids: Sequence[int]) -> None:
         """Scores of the further methods asked for; errors as those of `MethodRun.further`."""
@@ -265,21 +264,21 @@ class InfluenceStage:
             trainer = self.make_trainer(writer, single)
             if test_ids is not None and not test_ids and not ProcessGroup.waiting(trainer):
                 return
-            predictor.world = ProcessGroup.connect(trainer)
-            wanted = predictor.world.broadcast(test_ids) or ()
+            world = ProcessGroup.connect(trainer)
+            ids = world.broadcast(test_ids) or ()
             corrected = self.settings.top_k if self.settings.corrected and self.settings.test_ids != "all" else 0
-            predictor.right_hand_sides = len(wanted) * (1 + corrected)
+            predictor.share_runs(world, len(ids) * (1 + corrected))
 
             def work(now: Sequence[int]) -> None:
-                bar.n = wanted.index(now[0]) * n  # what a failed block had counted is counted again
-                predictor.queries = self.datamodule.test_batch(now)
-                with predictor.world.watch_peers():
-                    self.make_trainer(writer, single).predict(predictor, return_predictions=False)
+                bar.n = ids.index(now[0]) * n  # the pairs of a failed block are counted again
+                queries = self.datamodule.test_batch(now)
+                with world.watch_peers():
+                    predictor.explain(queries, self.make_trainer(writer, single))
 
             try:
-                in_blocks(wanted, size, work)
+                in_blocks(ids, size, work)
             finally:
-                predictor.world.close()
+                world.close()
 
     def _block_size(self, score_bytes: int) -> int:
         if self.settings.query_block is not None:
