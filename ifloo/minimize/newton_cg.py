@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,9 @@ HALVINGS = 12  # maximum number of step lengths 1, 1/2, 1/4, … that are tried 
 # Smallest relative residual of the inner solve: one Newton step gains four digits at most before the quadratic model is
 # updated.
 FINEST_RTOL = 1e-4
+
+Evaluation: TypeAlias = tuple[Float[Tensor, ""], Float[Tensor, " p"]]
+"""J(θ; w) and ∇J(θ; w) at one θ."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ def newton_cg(
     tolerance: float,
     max_steps: int = 20,
     inner: NewtonSystem | None = None,
+    start: Evaluation | None = None,
 ) -> FitEnd:
     """Minimises J(θ; w) from `theta` to ‖∇J‖ <= tolerance (Nocedal & Wright 2006, section 7.1, on ‖∇J‖).
 
@@ -82,11 +87,12 @@ def newton_cg(
         tolerance: Gradient norm ‖∇J‖ to reach, nats per unit of the parameters.
         max_steps: Maximum number of Newton steps.
         inner: Settings of the inner solve; None for plain CG in the precision of θ.
+        start: J and ∇J at `theta`; None to compute them.
 
     Raises:
         WorkError: The tolerance was not reached; the message states the gradient norm reached and the likely cause.
     """
-    value, gradient = objective.value_and_gradient(theta)
+    value, gradient = start or objective.value_and_gradient(theta)
     products = 0
     for step in range(max_steps + 1):
         norm = float(gradient.norm())

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ifloo.curvature import Hessian
 from ifloo.errors import WorkError
-from ifloo.minimize.newton_cg import FINEST_RTOL, FitEnd, NewtonSystem
+from ifloo.minimize.newton_cg import FINEST_RTOL, Evaluation, FitEnd, NewtonSystem
 from ifloo.objective import Objective
 
 MAX_PRODUCTS = 1000  # maximum number of products with the Hessian in one step
@@ -49,6 +50,7 @@ def trust_region(
     tolerance: float,
     max_steps: int = 100,
     inner: NewtonSystem | None = None,
+    start: Evaluation | None = None,
 ) -> FitEnd:
     """Minimises J(θ; w) from `theta` to ‖∇J‖ <= tolerance, through regions of negative curvature too.
 
@@ -62,14 +64,15 @@ def trust_region(
         tolerance: Gradient norm ‖∇J‖ to reach, nats per unit of the parameters.
         max_steps: Maximum number of Newton steps, including rejected ones.
         inner: Settings of the inner solve; None for no preconditioner and the precision of θ.
+        start: J and ∇J at `theta`; None to compute them.
 
     Raises:
         WorkError: The tolerance was not reached; the message states the gradient norm reached and the likely cause.
     """
     inner = inner or NewtonSystem()
     radius, products, rejected, negative = float("inf"), 0, 0, False
-    value, gradient = objective.value_and_gradient(theta)
-    hessian = inner.hessian(objective, theta)
+    value, gradient = start or objective.value_and_gradient(theta)
+    hessian: Hessian | None = None  # at theta; built when a step needs it
     for step in range(max_steps + 1):
         norm = float(gradient.norm())
         if norm <= tolerance:
@@ -77,6 +80,7 @@ def trust_region(
         if step == max_steps or rejected == MAX_REJECTED or not norm < float("inf"):
             break
         rtol = max(0.3 * tolerance / norm, FINEST_RTOL, min(0.1, norm**0.5))
+        hessian = hessian or inner.hessian(objective, theta)
         H = _of_one_vector(hessian.matmat)
         proposed = steihaug(H, _preconditioner(inner), gradient.to(hessian.dtype), radius, rtol)
         products, negative = products + proposed.products, proposed.negative
@@ -86,8 +90,7 @@ def trust_region(
         radius = _next_radius(radius, proposed, ratio)
         rejected = 0 if ratio > SUFFICIENT else rejected + 1
         if ratio > SUFFICIENT:
-            theta, value, gradient = trial, trial_value, trial_gradient
-            hessian = inner.hessian(objective, theta)
+            theta, value, gradient, hessian = trial, trial_value, trial_gradient, None
     raise WorkError(_not_reached(norm, tolerance, step, negative, theta.dtype))
 
 
