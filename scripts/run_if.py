@@ -72,7 +72,7 @@ def method(args: argparse.Namespace, flags: argparse.ArgumentParser, experiment:
         return ["--attribution.curvature=ifloo.curvature.GaussNewton", *_solver(args, "attribution", kind, delta)]
     if kind is None and delta is None:
         return UNROLLED
-    route = ["--attribution.method=ifloo.attribution.CurvatureRoute"]
+    route = ["--attribution.method=ifloo.attribution.InfluenceFunction"]
     label = "_".join(["gauss_newton", *([kind] if kind else [])])
     return [*route, f"--attribution.method.label={label}", *_solver(args, "attribution.method", kind, delta)]
 

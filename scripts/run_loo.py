@@ -15,7 +15,7 @@ from ifloo.cli.run import run
 # would be stored beside another checkpoint.
 ALONE = (
     *("--refit.weight_steps=0", "--refit.groups=[]", "--refit.seeds=0"),
-    *("--attribution.method=null", "--attribution.further=[]"),
+    *("--attribution.method=null", "--attribution.compare_with=[]"),
 )
 
 
