@@ -79,7 +79,7 @@ class Adapted(SampleLossModule):
         if sample_losses is None:
             _refuse_without_step(model)
         self.model = model
-        self.losses, self.own_penalty, self.l2, self.still = sample_losses, penalty, l2, skip_training
+        self.losses, self.own_penalty, self.l2, self.skip_training = sample_losses, penalty, l2, skip_training
         self.one_by_one = sample_losses is None
         # Recorded here because in a functional call the tensors that replace parameters may lack requires_grad.
         self._trainable = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
@@ -108,13 +108,13 @@ class Adapted(SampleLossModule):
         return 0.5 * self.l2 * squares + own
 
     def configure_optimizers(self) -> Any:  # whatever form the module has: Lightning takes more than its type says
-        if self.still:
+        if self.skip_training:
             return torch.optim.SGD(self.model.parameters(), lr=0.0)
         return self.model.configure_optimizers()
 
     def again(self, model: L.LightningModule) -> Adapted:
         """Adapts another module of the same class in the same way."""
-        return type(self)(model, self.losses, self.own_penalty, self.l2, self.still)
+        return type(self)(model, self.losses, self.own_penalty, self.l2, self.skip_training)
 
     def on_train_start(self) -> None:
         """Sets a coupled weight decay equal to λ to zero, since the penalty contains it; refuses any other decay."""
