@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+__all__ = ["IflooError", "InputError", "WorkError"]  # public; the functions are helpers of ifloo
+
 NAMED = 3  # names given in a message before the rest is counted
 
 
