@@ -11,7 +11,7 @@ from ifloo.errors import InputError
 from ifloo.models import LogisticRegression, MultimodalLM
 from ifloo.objective import FunctionalLosses, Objective, TrainingData, preflight
 from ifloo.params import ParamSpace
-from tests.objective.peculiar import BATCH, REFUSED_IN_PLACE, Classifier, Counting, run
+from tests.doctor.peculiar import BATCH, REFUSED_IN_PLACE, Classifier, Counting, run
 
 
 class InTraining(Counting):

@@ -19,7 +19,7 @@ from ifloo.verdict import compare
 from ifloo.verdict.agreements import reason_for_none
 from tests.report.boards import OTHER, Board, Data, add_test
 from tests.report.html_pages import Reader
-from tests.report.results import ACTUAL, CONTROLS, REMOVED, SCORES, N, Results, T
+from tests.verdict.results import ACTUAL, CONTROLS, REMOVED, SCORES, N, Results, T
 
 NOISY = SCORES + 5e-4 * np.random.default_rng(2).normal(size=N)
 VERDICT = (

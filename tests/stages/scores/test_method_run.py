@@ -12,7 +12,7 @@ from ifloo.errors import InputError
 from ifloo.stages import AttributionSettings
 from ifloo.stages.scores.other_methods import MethodRun
 from ifloo.store import Layout, Manifest, RunFolder, influences
-from tests.stages.test_influence_run import N, digits, run
+from tests.stages.scores.test_influence_run import N, digits, run
 
 COMPARED = {"model": "LogisticRegression", "weights": "abc"}
 

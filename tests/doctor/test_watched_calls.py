@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ifloo.doctor.finding import Finding, Severity
 from ifloo.doctor.forward_trace import undisturbed, watched
-from tests.objective.peculiar import BATCH, Classifier, run
+from tests.doctor.peculiar import BATCH, Classifier, run
 
 
 class Functional(nn.Module):

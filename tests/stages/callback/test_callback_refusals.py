@@ -22,7 +22,7 @@ from ifloo.solvers import Cholesky
 from ifloo.stages import InfluenceCallback
 from ifloo.store import Manifest, influences
 from tests.conftest import CHECKOUT
-from tests.stages.fits import N, Plain, Stated, fitted, loader, losses_of, samples
+from tests.stages.callback.fits import N, Plain, Stated, fitted, loader, losses_of, samples
 
 QUERIES = samples(2, seed=1)[:]
 

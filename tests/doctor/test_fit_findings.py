@@ -10,7 +10,7 @@ from torch import nn, optim
 from ifloo.doctor.finding import Finding, Severity
 from ifloo.doctor.fit_findings import of_lbfgs, of_recording, of_settings, optimizers_of
 from ifloo.errors import InputError
-from tests.stages.patients import Stated, fit_of, loaded, trainer
+from tests.doctor.patients import Stated, fit_of, loaded, trainer
 
 
 def test_nothing_to_find():

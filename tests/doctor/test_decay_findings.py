@@ -10,7 +10,7 @@ from ifloo.doctor.finding import Finding, Severity
 from ifloo.doctor.fit_findings import of_decay
 from ifloo.models import Adapted
 from ifloo.models.decay import COUPLED, decoupled
-from tests.stages.patients import SGD, Plain, Stated, fit_of, loaded
+from tests.doctor.patients import SGD, Plain, Stated, fit_of, loaded
 
 
 def decay(module, trained=False, recorded=False):

@@ -8,7 +8,7 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, Tensor
 from ifloo.doctor.finding import Finding, Severity
 from ifloo.doctor.loader_findings import of_hooks, of_loader
 from ifloo.objective.loaders import identified
-from tests.stages.patients import Data, Noisy, Stated, Stream, X, Y, dataset, loaded
+from tests.doctor.patients import Data, Noisy, Stated, Stream, X, Y, dataset, loaded
 
 WHERE = "Data.train_dataloader()"
 

@@ -11,7 +11,7 @@ from ifloo.report import Reporter
 from ifloo.stages.scores.self_influence import SECTION as WRITTEN
 from ifloo.store import Layout, Manifest, StoredSelfInfluence, self_influence, settings_stamp
 from ifloo.verdict.label_errors import NAMES, SECTION, find_label_errors
-from tests.report.results import BASE, IDS, N, Results, T
+from tests.verdict.results import BASE, IDS, N, Results, T
 
 COMPARED = {**BASE, "damping": 1e-3}
 AGAIN = "  Run `ifloo influence` with --attribution.self_influence true again, with --overwrite."
