@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from ifloo.cli import examining
+from ifloo.cli import doctor
 from ifloo.doctor.examine import quick_checks
 from tests.cli.running import contents, done, ifloo, small
 
@@ -156,7 +156,7 @@ def test_every_run_warns_once_at_its_door(tmp_path, caplog, monkeypatch):
 
     looked: list[str | None] = []
     monkeypatch.setattr(
-        examining, "at_the_door", lambda subject: looked.append(subject.checkpoint) or quick_checks(subject)
+        doctor, "quick_checks", lambda subject: looked.append(subject.checkpoint) or quick_checks(subject)
     )
     done(plain(tmp_path, "pipeline", clip, *scored, *refitted, "--refit.replicas=1"))
     assert warned() == [WARNING]

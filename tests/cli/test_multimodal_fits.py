@@ -16,7 +16,7 @@ from ifloo.store import write_json
 from tests.cli.image_text import TESTS, TINY, assert_derivative, results, scores
 from tests.cli.running import contents, done, ifloo
 from tests.cli.test_pipeline import read_json
-from tests.data.multimodal.rows import said, write_image, write_jsonl
+from tests.data.multimodal.rows import conversation, write_image, write_jsonl
 
 ADAMW = ("--model.optimizer=adamw", "--model.weight_decay=0.1")
 CURVATURE = (
@@ -80,8 +80,8 @@ def own(tmp_path_factory):
     write_image(folder / "rows" / "一.png", pixels)
     asked = ["一加一等于几？", "What is two and two?", "天空是什么颜色？", "Say yes."]
     answers = ["二", "four", "蓝色", "yes"]
-    text = [said(q, a) for q, a in zip(asked, answers, strict=True)]
-    shown = [said(f"<image>\n{q}", a, image="一.png") for q, a in zip(asked, answers, strict=True)]
+    text = [conversation(q, a) for q, a in zip(asked, answers, strict=True)]
+    shown = [conversation(f"<image>\n{q}", a, image="一.png") for q, a in zip(asked, answers, strict=True)]
     write_jsonl(folder / "rows" / "train.jsonl", [*text, *shown, *text[::-1]])
     write_jsonl(folder / "rows" / "test.jsonl", [text[0], shown[2]])
     fewer = ("--refit.seeds=0", "--refit.groups=[]", "--refit.weight_steps=0")
@@ -108,8 +108,8 @@ def test_rows_of_ones_own(own):
 
 
 def test_rows_left_out_and_rows_cut_stand_in_the_manifest(tmp_path, experiment):
-    good = [said(f"What is {i}?", str(i)) for i in range(6)]
-    train = write_jsonl(tmp_path / "train.jsonl", [*good[:2], b"{", *good[2:], said("long " * 40, "yes")])
+    good = [conversation(f"What is {i}?", str(i)) for i in range(6)]
+    train = write_jsonl(tmp_path / "train.jsonl", [*good[:2], b"{", *good[2:], conversation("long " * 40, "yes")])
     test = write_jsonl(tmp_path / "test.jsonl", [good[0], {"conversations": []}])
     plain = ("--attribution.method=null", "--attribution.further=[]", "--data.on_bad_row=skip")
     done(ifloo(tmp_path, "fit", *TINY, f"--data.train_jsonl={train}", f"--data.test_jsonl={test}", *plain))
@@ -128,7 +128,9 @@ def test_refits_of_another_test_sample_are_refused(own, tmp_path):
     then = read_json(results(folder) / "manifest.json")["loo"]["compared"]["queries"]
     assert then == read_json(results(folder) / "manifest.json")["influence"]["compared"]["queries"]
     first = (folder / "rows" / "test.jsonl").read_bytes().splitlines()[0]
-    write_jsonl(folder / "rows" / "test.jsonl", [first, said("<image>\n天空是什么颜色？", "红色", image="一.png")])
+    write_jsonl(
+        folder / "rows" / "test.jsonl", [first, conversation("<image>\n天空是什么颜色？", "红色", image="一.png")]
+    )
     before = contents(results(folder))
     for command in ("loo", "report"):
         refused = ifloo(folder, command, *arguments)

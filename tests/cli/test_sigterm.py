@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ifloo.attribution import InfluenceEngine
-from ifloo.cli import commands, examining
+from ifloo.cli import commands, doctor
 from ifloo.models import LogisticRegression
 from ifloo.refit.strategies.chord_module import ChordModule
 from ifloo.report import Reporter
@@ -92,7 +92,7 @@ STRUCK = {
     "in a refit of its own": (LogisticRegression, "training_step", "loo", ("--refit.random=9", "--refit.replicas=1")),
     "between the stages": (commands, "leave_one_out", "pipeline", ()),
     "in the report": (Reporter, "run", "report", ()),
-    "in the doctor": (examining, "examine", "doctor", ()),
+    "in the doctor": (doctor, "examine", "doctor", ()),
 }
 
 

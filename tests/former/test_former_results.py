@@ -2,6 +2,7 @@
 
 import shutil
 import tarfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,14 @@ def _not_warned_yet(monkeypatch):
     monkeypatch.setattr(former_settings, "_warned", set())
 
 
+@contextmanager
+def _former_names():
+    """Takes the warnings of former names, of which the key of the configs is one."""
+    with pytest.warns(FormerNameWarning) as caught:
+        yield
+    assert "The setting attribution.further is now attribution.compare_with." in {str(w.message) for w in caught}
+
+
 @pytest.fixture
 def results(unpacked, tmp_path):
     return Path(shutil.copytree(unpacked, tmp_path / "copy"))
@@ -44,7 +53,7 @@ def test_a_finished_pipeline_computes_nothing_again(results, config, monkeypatch
     for stage in ("fit_base", "run"):
         monkeypatch.setattr(f"{COMPUTES[stage]}", _never)
     before = _numbers(results)
-    with pytest.warns(FormerNameWarning, match="attribution.further is now attribution.compare_with"):
+    with _former_names():
         done(ifloo(results, "pipeline", f"--config={config}"))
     assert _numbers(results) == before
 
@@ -64,7 +73,7 @@ def test_what_is_missing_is_added_to_what_is_there(results):
     lines = losses.read_bytes().splitlines(keepends=True)
     losses.write_bytes(b"".join(lines[:-1]))
     before = _numbers(results)
-    with pytest.warns(FormerNameWarning):
+    with _former_names():
         done(ifloo(results, "pipeline", "--config=digits.yaml"))
     after = _numbers(results)
     name = str(losses.relative_to(results))
@@ -76,7 +85,7 @@ def test_what_is_missing_is_added_to_what_is_there(results):
 def test_scores_of_all_tests_go_on(results):
     before = _numbers(results)
     forms = ("--attribution.topk_only=true", "--attribution.corrected=false", "--attribution.self_influence=false")
-    with pytest.warns(FormerNameWarning):
+    with _former_names():
         ended = done(ifloo(results, "influence", "--config=digits.yaml", "--attribution.test_ids=all", *forms))
     assert "0 tests scored now, 1000 in all" in ended.out
     assert _numbers(results) == before
@@ -85,7 +94,7 @@ def test_scores_of_all_tests_go_on(results):
 def test_an_old_class_name_in_a_config_is_taken_and_a_misspelt_new_one_lists_the_nearest(results):
     wrong = results / "wrong.yaml"
     wrong.write_text((results / "digits.yaml").read_text().replace("CurvatureRoute", "InfluenceFuntion"))
-    with pytest.warns(FormerNameWarning):
+    with _former_names():
         ended = ifloo(results, "influence", f"--config={wrong}")
     assert ended.code == 2
     assert "InfluenceFunction" in ended.err

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.running import CHECKOUT, Outcome, done
 from tests.cli.test_pipeline import lines, read_json
-from tests.data.multimodal.rows import said, write_image, write_jsonl
+from tests.data.multimodal.rows import conversation, write_image, write_jsonl
 from tests.scripts.test_original_commands import loaded, run, script
 
 TRAIN = (
@@ -39,7 +39,7 @@ def write_rows(folder: Path) -> None:
     (folder / "data").mkdir()
     for i in range(N):
         write_image(folder / f"data/images/{i}.png", draw.integers(0, 256, (28, 28)))
-    rows = [said("<image>\nWhich?", str(i % 3), image=f"data/images/{i}.png") for i in range(N)]
+    rows = [conversation("<image>\nWhich?", str(i % 3), image=f"data/images/{i}.png") for i in range(N)]
     write_jsonl(folder / "data/train_data_new.jsonl", rows)
 
 
