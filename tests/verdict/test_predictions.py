@@ -32,11 +32,11 @@ def test_their_files_are_found_in_the_order_of_their_names(results):
         results.add_method(name, NOISY)
     folder = results.layout.root / "methods"
     (folder / "leverage_corrected").mkdir()
-    assert list(results.layout.methods_there(T).items()) == [
+    assert list(results.layout.existing_methods(T).items()) == [
         ("gradient_dot", folder / "gradient_dot" / f"influences_test_{T}.npz"),
         ("tracin", folder / "tracin" / f"influences_test_{T}.npz"),
     ]
-    assert results.layout.methods_there(T + 1) == {}
+    assert results.layout.existing_methods(T + 1) == {}
 
 
 @pytest.mark.parametrize("removal", ["drop", "zero_weight"])
