@@ -92,7 +92,7 @@ def test_a_row_without_an_answer_has_none():
 
 @pytest.mark.parametrize(("at_once", "batches"), [(3, [3, 1]), (256, [4])])
 def test_right_is_right_to_the_last_token(at_once, batches, monkeypatch):
-    monkeypatch.setattr(answers, "ANSWERED_AT_ONCE", at_once)
+    monkeypatch.setattr(model_answers, "ANSWERED_AT_ONCE", at_once)
     model = Parrot()
     found = model_answers.exact_match(model, Data())
     assert list(found.items()) == [

@@ -150,7 +150,7 @@ def test_one_name_twice(method, further):
     with pytest.raises(InputError) as caught:
         AttributionSettings(method=method, compare_with=further)
     assert str(caught.value) == (
-        "attribution.method and attribution.further hold random twice.\n"
+        "attribution.method and attribution.compare_with hold random twice.\n"
         "  Each needs a name of its own: leave one out, or give another label."
     )
 
