@@ -38,9 +38,7 @@ GRADIENTS_AT_ONCE = 100  # training samples whose gradients, p numbers each, are
 CHECKPOINTS = 10  # states of the run that TracIn uses
 FEW_PARAMETERS = 4096  # largest matrix that is formed from products, one for each column
 SECTION = "self_influence"
-NO_LAST_LAYER = (
-    "self-influence: none through the last layer, since the module has no last linear layer with weights of its own."
-)
+NO_LAST_LAYER = "self-influence through the last layer: none, since that layer is missing or shares its weights."
 DEFINITIONS = (
     "self_influence[i]: (1/n) grad l_i^T H^-1 grad l_i with the curvature and damping of the scores, nats: the rise of "
     "the sample's own loss when it is removed, first order in its weight; residual: the worst |b - H x| / |b| of its "
@@ -166,7 +164,7 @@ def _left_out(engine: InfluenceEngine, own: SelfInfluence) -> Tensor | None:
     head, factor = as_head(engine.curvature), engine.prepared
     if head is None or head.chunks[0].inputs.shape[1] > 1 or not isinstance(factor, PreparedCholesky):
         log.info(
-            "self-influence: no losses of samples left out, which need a factored linear head with one row for each sample."
+            "self-influence: no losses of samples left out, which need a factored linear head with one row per sample."
         )
         return None
     try:

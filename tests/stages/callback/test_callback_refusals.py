@@ -92,7 +92,7 @@ def test_a_missing_last_layer_leaves_self_influence_out(tmp_path, caplog):
         fitted(Headless(), loader(), [asked], tmp_path, max_epochs=1)
     named = [text for text in caplog.messages if "self-influence" in text]
     assert set(named) == {
-        "self-influence: none through the last layer, since the module has no last linear layer with weights of its own."
+        "self-influence through the last layer: none, since that layer is missing or shares its weights."
     }
 
 
