@@ -23,7 +23,6 @@ MARKS = {"Any": 4.0, "getattr or hasattr": 1.5, "cast": 0.1, "type: ignore": 2.1
 # Ways to an attribute by its name that are not called getattr.
 STAND_INS = {"attrgetter", "methodcaller", "getattr_static", "__getattribute__", "vars", "__dict__"}
 INTROSPECTION = {
-    "ifloo.attribution.scores": "its own fields, joined one by one",
     "ifloo.store.groups": "its own fields, as keys of a line",
     "ifloo.store.removals": "its own fields, as arrays of a file",
     "ifloo.store.self_influence": "its own fields, as arrays of a file",
@@ -173,7 +172,7 @@ def stand_ins(text: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("module", SOURCES.keys() - INTROSPECTION.keys())
+@pytest.mark.parametrize("module", [m for m in SOURCES if m not in INTROSPECTION])
 def test_no_stand_ins_for_getattr(module):
     assert not stand_ins(SOURCES[module]), f"{module}: {stand_ins(SOURCES[module])}"
 
@@ -182,10 +181,7 @@ def test_no_stand_ins_for_getattr(module):
 def test_the_mathematics_asks_for_no_attribute_by_string(room):
     sources = {m: text for m, text in SOURCES.items() if m.split(".")[1:2] == [room]}
     assert sources
-    assert sum(COUNTED["getattr or hasattr"](sources).values()) == ALLOWED_BELOW.get(room, 0)
-
-
-ALLOWED_BELOW = {"objective": 1}  # the name of a torch function on its way past: some have none
+    assert sum(COUNTED["getattr or hasattr"](sources).values()) == 0
 
 
 ALIASES = """

@@ -1,4 +1,4 @@
-"""Plain modules and plain data on the command line: what makes them meet the contract."""
+"""Settings that adapt a plain LightningModule and plain data to the contract."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _MISSING = object()
 
 @dataclass(frozen=True)
 class Adaptation:
-    """How a LightningModule that is no SampleLossModule states its losses.
+    """Settings by which a LightningModule that is no SampleLossModule states its losses.
 
     Attributes:
-        sample_losses: dotted name of a function (model, batch) -> [b], nats, unreduced, without penalty; null: the
+        sample_losses: Dotted name of a function (model, batch) -> [b], nats, unreduced, without penalty; null: the
             module's training_step is run on batches of one.
-        outputs: dotted name of a function (model, batch) -> [b, ...], such as logits, in place of sample_losses and
+        outputs: Dotted name of a function (model, batch) -> [b, ...], such as logits, in place of sample_losses and
             together with output_losses: Gauss-Newton and predicted classes need them.
-        output_losses: dotted name of a function (outputs, batch) -> [b], nats, convex in the outputs.
-        penalty: dotted name of a function (model) -> [], nats; null: none beside `l2`.
-        l2: λ of the penalty ½λ‖θ‖²; what an optimizer's weight_decay that adds λθ to the gradient amounts to.
-        still: fits take no step of the module's own optimizer and leave everything to the Newton finish: for warm
-            refits of a model at a minimum, with `finish.after always`.
+        output_losses: Dotted name of a function (outputs, batch) -> [b], nats, convex in the outputs.
+        penalty: Dotted name of a function (model) -> [], nats; null: no penalty beside `l2`.
+        l2: λ of the penalty ½λ‖θ‖²; equals an optimizer's weight_decay that adds λθ to the gradient.
+        skip_training: Whether fits take no step of the module's own optimizer, only the Newton steps that finish a fit:
+            for warm refits of a model at a minimum, with `finish.after always`.
     """
 
     sample_losses: str | None = None
@@ -41,10 +41,10 @@ class Adaptation:
     skip_training: bool = False
 
     def of(self, module: L.LightningModule) -> SampleLossModule:
-        """The module under the contract.
+        """Returns the module under the contract.
 
         Raises:
-            InputError: a function that is not there, or settings for a module that states its losses itself.
+            InputError: A function does not exist, or the module states its losses itself.
         """
         if isinstance(module, SampleLossModule):
             if self != Adaptation():
@@ -69,23 +69,27 @@ class Adaptation:
         return LossesOfOutputs(dotted(self.outputs, "adapt.outputs"), dotted(self.output_losses, "adapt.output_losses"))
 
     def identity_settings(self) -> dict[str, JSON]:
-        """The part of it that changes numbers."""
+        """Returns the settings that change a number."""
         parts = {"outputs": self.outputs, "output_losses": self.output_losses} if self.outputs else {}
         return {"sample_losses": self.sample_losses, **parts, "penalty": self.penalty, "l2": self.l2}
 
 
 def dotted(path: str, setting: str) -> Callable[..., Tensor]:
-    """The function of this name.
+    """Imports the function with this dotted name.
+
+    Args:
+        path: Dotted name, `module.function`.
+        setting: Name of the setting, for messages.
 
     Raises:
-        InputError: there is none; the text says how far the name leads.
+        InputError: No such function exists; the message tells which part of the name is missing.
     """
     module, _, name = path.rpartition(".")
     if not module:
         raise InputError(_no_function(path, setting, "it names no module"))
     try:
         found = getattr(importlib.import_module(module), name, _MISSING)
-    except Exception as error:  # whatever a file of the user's raises when it is imported
+    except Exception as error:  # a file of the user may raise anything when imported
         raise InputError(_no_function(path, setting, str(error))) from error
     if not callable(found):
         missing = f"module {module!r} has no attribute {name!r}"
@@ -97,7 +101,7 @@ def dotted(path: str, setting: str) -> Callable[..., Tensor]:
 
 
 def data_of(datamodule: L.LightningDataModule) -> AttributionData:
-    """The data module as the commands need it."""
+    """Returns the data module under the data contract."""
     return datamodule if isinstance(datamodule, AttributionData) else AdaptedData(datamodule)
 
 

@@ -1,4 +1,4 @@
-"""Settings that come from the checkpoint, and settings that contradict it."""
+"""Settings that the checkpoint completes, and settings that contradict it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def inherit(config: Namespace, given: Namespace, base: BaseCheckpoint) -> None:
     """Completes `config`, in place, with the model and data settings the base model was fitted with.
 
     Args:
-        config: of one command, complete with defaults.
-        given: the part of it that flags and config files said.
-        base: the checkpoint.
+        config: Settings of one command, complete with defaults.
+        given: Settings in flags and config files, without defaults.
+        base: Checkpoint of the base model.
 
     Raises:
-        InputError: the checkpoint is of another model, or something given is not what it was fitted with.
+        InputError: The checkpoint is of another model, or was fitted with other values of given settings.
     """
     model = _class(config.model)
-    fitted_as = base.record.get("model_class")  # None: by a Trainer that does not say it
+    fitted_as = base.record.get("model_class")  # None: the Trainer that wrote it does not record the class
     if (asked := f"{model.__module__}.{model.__qualname__}") != fitted_as and fitted_as is not None:
         raise InputError(
             f"The checkpoint {base.path} is of another model: it was fitted as {base.record.get('model_class')}, asked "
@@ -49,27 +49,27 @@ def inherit(config: Namespace, given: Namespace, base: BaseCheckpoint) -> None:
 
 
 def _completed(group: str, config: Namespace, given: object, stored: Mapping[str, object]) -> list[str]:
-    """Sets what was not said of one group; returns a line for each thing said that differs."""
-    said, free, differing = init_args(given), _free_settings(config), []
-    taken = _taken(_class(config))
+    """Sets the missing settings of one group; returns a line for each given setting that differs."""
+    given_settings, free, differing = init_args(given), _free_settings(config), []
+    accepts = _accepted(_class(config))
     for name, value in stored.items():
-        if not taken(name):  # a parent class that notes its own settings too; Lightning leaves them out as well
+        if not accepts(name):  # a parent class saved its own settings too; Lightning ignores them as well
             continue
-        if name not in said:
+        if name not in given_settings:
             config.init_args[name] = value
-        elif name not in free and said[name] != value:
-            differing.append(f"  {group}.{name}: fitted with {value!r}, asked {said[name]!r}")
+        elif name not in free and given_settings[name] != value:
+            differing.append(f"  {group}.{name}: fitted with {value!r}, asked {given_settings[name]!r}")
     return differing
 
 
 def _contradictions(given: Namespace, base: BaseCheckpoint) -> list[str]:
-    """A line for each setting of the Trainer, or seed, that was said and is not that of the fit."""
+    """Returns a line for each given setting of the Trainer, or seed, that differs from that of the fit."""
     differing = []
-    said_trainer = given.get("trainer") or Namespace()
+    trainer = given.get("trainer") or Namespace()
     recipe = base.record.get("recipe", {})
-    asked = TrainerSettings.from_flags(said_trainer).identity_settings()
+    asked = TrainerSettings.from_flags(trainer).identity_settings()
     for name in RECIPE:
-        if name in said_trainer and name in recipe and asked[name] != recipe[name]:
+        if name in trainer and name in recipe and asked[name] != recipe[name]:
             differing.append(f"  trainer.{name}: fitted with {recipe[name]!r}, asked {asked[name]!r}")
     if "seed_everything" in given and given["seed_everything"] != base.record.get("seed"):
         differing.append(f"  seed_everything: fitted with {base.record.get('seed')}, asked {given['seed_everything']}")
@@ -77,20 +77,20 @@ def _contradictions(given: Namespace, base: BaseCheckpoint) -> list[str]:
 
 
 def init_args(group: object) -> dict[str, object]:
-    """The arguments of a class that a config names, by name; none where it names no class."""
+    """Returns the arguments of the class in a config, by name; none where it contains no class."""
     given = group.get("init_args") if isinstance(group, Namespace) else None
     return {} if given is None else {name: given[name] for name in given.keys(branches=True) if "." not in name}
 
 
-def _taken(made: type) -> Callable[[str], bool]:
-    """Whether a constructor takes a setting of this name."""
-    parameters = inspect.signature(made).parameters
+def _accepted(class_: type) -> Callable[[str], bool]:
+    """Returns a predicate: does the constructor accept a setting of this name?"""
+    parameters = inspect.signature(class_).parameters
     anything = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
     return lambda name: anything or name in parameters
 
 
 def _free_settings(group: Namespace) -> frozenset[str]:
-    """Settings of a data module that change no number, as its class says."""
+    """Returns the settings of a data module that change no number, as its class lists them."""
     return DataNotes(_class(group)).free_settings
 
 

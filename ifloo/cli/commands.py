@@ -1,295 +1,189 @@
-"""The commands: each takes the same setup, calls the stages, prints what came of it."""
+"""The commands: each takes a session, calls the stages, and prints tables of their results."""
 
 from __future__ import annotations
 
-import copy
-import functools
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from ifloo.cli import tables
 from ifloo.cli.doctor import doctor, warn_once
-from ifloo.cli.sample_contents import refuse_other_tests
-from ifloo.cli.setup import Setup
+from ifloo.cli.experiment import Experiment
+from ifloo.cli.session import Session
 from ifloo.data import DataNotes
 from ifloo.errors import InputError
-from ifloo.refit import (
-    WEIGHTS,
-    ExtraRefits,
-    Groups,
-    LeaveOneOut,
-    Refitter,
-    TrainerSettings,
-    TrainingLoader,
-    WeightSteps,
-    controls,
-    fit_base,
-    groups,
-    load_base,
-    removals,
-    stepped,
-)
+from ifloo.refit import TrainerSettings, controls, fit_base, load_base, removals
 from ifloo.report import Reporter, SampleGradients
 from ifloo.stages import model_answers
-from ifloo.store import JSON, GroupFile, LossFile, Manifest, Section, influences, read_ids, top_k
+from ifloo.store import JSON, Manifest, contents_of, read_ids, refuse_other_samples
 
 log = logging.getLogger(__name__)
 
 
-def fit(setup: Setup) -> Setup:
+def fit(session: Session) -> None:
     """Trains the base model, reports ‖∇J‖, J and accuracy, writes the checkpoint and its section of the manifest."""
-    setup.one_process("fit")
-    setup.load_data()
-    setup.hyper_parameters()
-    _refuse_other_data(setup)
-    warn_once(setup, trained=False)
-    recipe, notes = TrainerSettings.of(setup.trainer), DataNotes(setup.datamodule)
+    session.require_one_process("fit")
+    exp = session.experiment
+    exp.load_data()
+    exp.hyper_parameters()
+    _refuse_other_data(exp)
+    warn_once(session, trained=False)
+    recipe, notes = TrainerSettings.of(session.trainer), DataNotes(exp.datamodule)
     record: dict[str, JSON] = {
-        "experiment": setup.experiment,
-        "model_class": f"{type(setup.subject).__module__}.{type(setup.subject).__qualname__}",
-        "seed": setup.seed,
+        "experiment": exp.name,
+        "model_class": f"{type(exp.author_module).__module__}.{type(exp.author_module).__qualname__}",
+        "seed": exp.seed,
         "recipe": recipe.identity_settings(),
         "source": notes.source_taken,
     }
-    minimum = fit_base(setup.module, setup.datamodule, setup.trainer, setup.finish, setup.checkpoint, record)
-    metrics = _validated(setup)
-    right = model_answers.exact_match(setup.module, setup.datamodule)
-    Manifest.at(setup.layout.manifest).record(
+    minimum = fit_base(exp.module, exp.datamodule, session.trainer, exp.finish, exp.checkpoint, record)
+    metrics = _validate(session)
+    exact_match = model_answers.exact_match(exp.module, exp.datamodule)
+    Manifest.at(exp.layout.manifest).record(
         "fit",
-        {**setup.origin(), "recipe": recipe.identity_settings()},
+        {**exp.origin(), "recipe": recipe.identity_settings()},
         {
-            "checkpoint": str(setup.checkpoint),
+            "checkpoint": str(exp.checkpoint),
             "source": notes.source_taken,
             "source_reason": notes.source_reason,
             **notes.left_out,
             "J": minimum.value,
             "grad_norm": minimum.grad_norm,
             **{k: v for one in metrics for k, v in one.items()},
-            **({"exact_match": right} if right else {}),
+            **({"exact_match": exact_match} if exact_match else {}),
         },
     )
-    tables.fitted(minimum, metrics, setup.checkpoint)
-    tables.exact_match(right)
-    return replace(setup, base=load_base(setup.checkpoint))
+    tables.fitted(minimum, metrics, exp.checkpoint)
+    tables.exact_match(exact_match)
+    session.experiment = replace(exp, base=load_base(exp.checkpoint))
 
 
-def _validated(setup: Setup) -> Sequence[Mapping[str, float]]:
-    """What the model measures of its test or validation data; nothing for one that does not."""
-    if not is_overridden("validation_step", setup.module):
+def _validate(session: Session) -> Sequence[Mapping[str, float]]:
+    """Returns the metrics that the model's own validation loop measures; none for a model without such a loop."""
+    exp = session.experiment
+    if not is_overridden("validation_step", exp.module):
         return []
-    return setup.trainer.validate(setup.module, datamodule=setup.lightning_data, verbose=False)
+    return session.trainer.validate(exp.module, datamodule=exp.lightning_data, verbose=False)
 
 
-def _refuse_other_data(setup: Setup) -> None:
-    """A checkpoint fitted on other data is as much another result as one fitted with other settings.
+def _refuse_other_data(exp: Experiment) -> None:
+    """Checks that a checkpoint to be kept was fitted on the present data: other data are another result.
 
     Raises:
-        InputError: it was, and is not to be replaced.
+        InputError: The checkpoint was fitted on other data.
     """
-    if setup.base is None or setup.base.record["fingerprint"] == setup.datamodule.fingerprint():
+    if exp.base is None or exp.base.record["fingerprint"] == exp.datamodule.fingerprint():
         return
     raise InputError(
-        f"The checkpoint {setup.base.path} was fitted on other data.\n"
+        f"The checkpoint {exp.base.path} was fitted on other data.\n"
         "  Name another --checkpoint to keep it, or --overwrite to replace it."
     )
 
 
-def influence(setup: Setup) -> None:
-    """Scores, top-k ids, and the table of the most helpful and harmful training samples."""
-    if setup.rank > 0:
+def influence(session: Session) -> None:
+    """Writes scores and top-k ids, and prints the most helpful and most harmful training samples of each test."""
+    if session.rank > 0:
         _silence()
-    setup.restore()
-    warn_once(setup, trained=True)
-    run = setup.influence_run(setup.layout, setup.overwrite)
-    if setup.rank > 0:
-        run.serve(setup.predict_trainer)
+    exp = session.experiment
+    exp.restore()
+    warn_once(session, trained=True)
+    stage = session.influence_stage()
+    if session.rank > 0:
+        stage.serve()
         return
-    if setup.attribution.test_ids == "all":
-        made = run.all_tests(setup.predict_trainer)
-        run.self_influence(setup.predict_trainer)
-        print(f"{made} tests scored now, {len(setup.datamodule.test_set)} in all: {setup.layout.index}")
+    if exp.attribution.test_ids == "all":
+        count = stage.all_tests()
+        stage.self_influence()
+        print(f"{count} tests scored now, {len(exp.datamodule.test_set)} in all: {exp.layout.index}")
         return
-    stored = run.score_tests(setup.predict_trainer)
-    if setup.attribution.corrected:
-        top = {t: read_ids(setup.layout.topk_ids(t), setup.datamodule.train_set.ids.numpy()) for t in setup.test_ids}
-        random = controls(setup.datamodule.train_set.ids.numpy(), setup.refit.random, setup.refit.seed)
-        run.correct(stored, removals({t: found.tolist() for t, found in top.items()}, random))
-    run.score_with(setup.test_ids, setup.predict_trainer)
-    run.self_influence(setup.predict_trainer)
+    stored = stage.score_tests()
+    if exp.attribution.corrected:
+        known = exp.datamodule.train_set.ids.numpy()
+        top = {t: read_ids(exp.layout.topk_ids(t), known).tolist() for t in exp.test_ids}
+        stage.correct(stored, removals(top, controls(known, exp.refit.random, exp.refit.seed)))
+    stage.score_with(exp.test_ids)
+    stage.self_influence()
     for one in stored:
-        tables.influence(one, setup.datamodule)
+        tables.influence(one, exp.datamodule)
 
 
 def _silence() -> None:
-    """One process speaks for all of them; another has a word only where it fails before they have met."""
+    """Silences a process that is not the first; it prints only if it fails before the processes are connected."""
     logging.getLogger().setLevel(logging.ERROR)
     logging.getLogger("ifloo").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
 
 
-def loo(setup: Setup) -> None:
-    """Refits, and the verdict on what was predicted for them."""
-    leave_one_out(setup)
-    by = reporter(setup)
+def loo(session: Session) -> None:
+    """Refits, and prints the verdict on the predictions of their effects."""
+    leave_one_out(session)
+    exp = session.experiment
+    reporter = _reporter(exp)
     try:
-        verdict = by.verdict(setup.test_ids, setup.refit.top_k)
-    except InputError as error:  # the refits are done and kept; only the comparison lacks something
+        verdict = reporter.verdict(exp.test_ids, exp.refit.top_k)
+    except InputError as error:  # the refits are complete and kept; only the comparison lacks something
         log.warning("no verdict yet: %s", error)
     else:
         tables.verdict(verdict)
 
 
-def leave_one_out(setup: Setup) -> None:
+def leave_one_out(session: Session) -> None:
     """Refits without the top-k ids of each test and the random controls."""
-    setup.restore()
-    warn_once(setup, trained=True)
-    assert setup.base is not None
-    contents = refuse_other_tests(setup, "influence", *(() if setup.overwrite else ("loo",)))
-    ids = setup.test_ids
-    known = setup.datamodule.train_set.ids.numpy()
-    top = {t: read_ids(setup.layout.topk_ids(t), known)[: setup.refit.top_k].tolist() for t in ids}
-    for t, found in top.items():
-        if len(found) < setup.refit.top_k:
-            log.warning(
-                "%s holds %d ids, refit.top_k asks for %d.", setup.layout.topk_ids(t), len(found), setup.refit.top_k
-            )
-    files = {t: LossFiles(setup.layout.loo_losses(t), setup.layout.null_losses(t)) for t in ids}
-    recipe = TrainerSettings(**setup.base.record["recipe"], accelerator=setup.accelerator)
-    refits(setup, recipe, setup.origin(), files, top, "loo", contents)
+    exp = session.experiment
+    exp.restore()
+    warn_once(session, trained=True)
+    assert exp.base is not None
+    recipe = TrainerSettings(**exp.base.record["recipe"], accelerator=session.accelerator)
+    session.refit_stage(recipe).leave_out_top(exp.test_ids)
 
 
-class LossFiles(NamedTuple):
-    """Where the refits of one test go, and its displaced null refits."""
-
-    losses: Path
-    nulls: Path
-
-
-def refits(
-    setup: Setup,
-    recipe: TrainerSettings,
-    origin: dict[str, JSON],
-    paths: Mapping[int, LossFiles],
-    top: Mapping[int, list[int]],
-    section: str,
-    contents: Mapping[str, JSON],
-) -> None:
-    """Refits a trained module without the `top` ids of each test and the controls; resumes what is there and matches.
-
-    Args:
-        setup: its module has the weights of the base model, its data are loaded.
-        recipe: of each refit.
-        origin: what the base model is.
-        paths: where they go, by test.
-        top: ids to leave out, by test.
-        section: of the manifest.
-        contents: SHA-256 of each test sample, by id.
-
-    Raises:
-        InputError: the folder holds refits of other settings.
-        WorkError: a refit that did not converge.
-    """
-    random = controls(setup.datamodule.train_set.ids.numpy(), setup.refit.random, setup.refit.seed)
-    start = functools.partial(copy.deepcopy, setup.module) if setup.refit.init == "warm" else setup.fresh_model()
-    leaving = LeaveOneOut(
-        base=setup.module,
-        # A base fit that decays weights was recorded, or it would have been refused: refits may do as it did.
-        refitter=Refitter(start, TrainingLoader(setup.datamodule), recipe, setup.finish, setup.fit_seed, decays=True),
-        queries=setup.datamodule.test_batch(list(paths)),
-        files=[LossFile(pair.losses) for pair in paths.values()],
-        null_files=[LossFile(pair.nulls, "draw") for pair in paths.values()],
-        n=len(setup.datamodule.train_set),
-        settings=setup.refit,
-        extra_refits=extra_refits(setup, list(paths), top, random) if section == "loo" else (),
-        seed_files=[LossFile(setup.layout.seed_losses(t), "draw") for t in paths] if section == "loo" else (),
-    )
-    recorded: dict[str, JSON] = {
-        **{"test_ids": list(paths), "top_k": setup.refit.top_k, "random_ids": list(random)},
-        **leaving.recorded(),
-    }
-    named = [path for pair in paths.values() for path in pair]
-    replaced = named if section != "loo" else [*setup.layout.existing_losses(), *named]
-    manifest, settings = Manifest.at(setup.layout.manifest), {**origin, **_compared(setup, recipe)}
-    compared = manifest.joined(section, settings, contents, recorded, setup.overwrite)
-    opening = Section(manifest, section, compared, recorded, replaced, derived=setup.layout.verdict_files)
-    with opening.opened(setup.overwrite):
-        leaving.run(removals(top, random), random)
-
-
-def _compared(setup: Setup, recipe: TrainerSettings) -> dict[str, JSON]:
-    """The settings of refits that change a number."""
-    return {
-        "removal": setup.refit.removal,
-        "init": setup.refit.init,
-        "recipe": recipe.identity_settings(),
-        "finish": {"after": setup.finish.after, "tolerance": setup.finish.tolerance},
-        "controls_seed": setup.refit.seed,
-    }
-
-
-def extra_refits(
-    setup: Setup, test_ids: list[int], top: Mapping[int, list[int]], random: Sequence[int]
-) -> tuple[ExtraRefits, ...]:
-    """The refits asked for beside plain removals."""
-    made: list[ExtraRefits] = []
-    if setup.refit.weight_steps:
-        files = {w: [LossFile(setup.layout.weight_losses(w, t)) for t in test_ids] for w in WEIGHTS}
-        made.append(WeightSteps(stepped(top, random, setup.refit.weight_steps), files))
-    if setup.refit.groups:
-        stored = {t: influences.load(setup.layout.scores(t)) for t in test_ids}
-        ranked = {t: top_k(one.scores, one.train_ids, len(one.train_ids)) for t, one in stored.items()}
-        named = groups(ranked, setup.refit.groups, setup.refit.seed)
-        made.append(Groups(named, [GroupFile(setup.layout.group_losses(t)) for t in test_ids]))
-    return tuple(made)
-
-
-def report(setup: Setup) -> None:
-    """The verdict, its table, the pictures, the page and TensorBoard; scores alone make a page without a verdict."""
-    setup.restore()
-    refuse_other_tests(setup, "influence", "loo")
-    verdict = reporter(setup).run(setup.test_ids, setup.refit.top_k)
+def report(session: Session) -> None:
+    """Writes the verdict, pictures, page and TensorBoard files; tests without refits appear on the page alone."""
+    exp = session.experiment
+    exp.restore()
+    contents = contents_of(exp.datamodule.test_batch, exp.test_ids)
+    refuse_other_samples(Manifest.at(exp.layout.manifest), contents, ("influence", "loo"))
+    verdict = _reporter(exp).run(exp.test_ids, exp.refit.top_k)
     tables.verdict(verdict)
     if verdict:
-        print(f"verdict: {setup.layout.verdict}\npictures: {setup.layout.root / 'figs'}")
-    if missing := [t for t in setup.test_ids if t not in verdict]:
+        print(f"verdict: {exp.layout.verdict}\npictures: {exp.layout.root / 'figs'}")
+    if missing := [t for t in exp.test_ids if t not in verdict]:
         print(f"not verified yet: test {', '.join(map(str, missing))} (`ifloo loo` makes the refits)")
-    print(f"report: {setup.layout.report}")
+    print(f"report: {exp.layout.report}")
 
 
-def reporter(setup: Setup) -> Reporter:
-    outcomes = model_answers.outcomes(setup.module, setup.datamodule, setup.test_ids)
-    parameters = tuple(setup.attribution.parameters)
-    gradients = SampleGradients(setup.module, setup.datamodule.train_dataloader(), parameters)
-    log_dir = Path("lightning_logs") / setup.experiment
-    return Reporter(setup.layout, setup.datamodule, log_dir, outcomes, gradients)
+def _reporter(exp: Experiment) -> Reporter:
+    outcomes = model_answers.outcomes(exp.module, exp.datamodule, exp.test_ids)
+    parameters = tuple(exp.attribution.parameters)
+    gradients = SampleGradients(exp.module, exp.datamodule.train_dataloader(), parameters)
+    return Reporter(exp.layout, exp.datamodule, Path("lightning_logs") / exp.name, outcomes, gradients)
 
 
-def pipeline(setup: Setup) -> None:
-    """Everything in turn; a base model and results that are already there and match are kept.
+def pipeline(session: Session) -> None:
+    """Runs all stages in turn; a base model and results that exist and match are kept.
 
     Raises:
-        InputError: tests or devices are asked for that refits cannot serve; said before any work.
+        InputError: The settings name tests or devices that refits cannot serve; checked before any work.
     """
-    _ = setup.test_ids
-    setup.one_process("pipeline")
-    setup.load_data()
-    setup.datamodule.test_batch(setup.test_ids)  # an id out of range is said before the fit, not after
-    if setup.base is None:
-        setup = fit(setup)
+    exp = session.experiment
+    test_ids = exp.test_ids
+    session.require_one_process("pipeline")
+    exp.load_data()
+    exp.datamodule.test_batch(test_ids)  # an id out of range fails before the fit, not after it
+    if exp.base is None:
+        fit(session)
     else:
-        log.info("base model: %s is there and was fitted with these settings", setup.checkpoint)
-    influence(setup)
-    leave_one_out(setup)
-    report(setup)
+        log.info("base model: %s is there and was fitted with these settings", exp.checkpoint)
+    influence(session)
+    leave_one_out(session)
+    report(session)
 
 
-COMMANDS: Mapping[str, Callable[[Setup], object]] = {
+COMMANDS: Mapping[str, Callable[[Session], None]] = {
     "fit": fit,
     "influence": influence,
     "loo": loo,

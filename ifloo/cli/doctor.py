@@ -1,12 +1,12 @@
-"""`ifloo doctor`, and the short look that every run takes at its door."""
+"""`ifloo doctor`, and the quick checks that every run makes before its work."""
 
 from __future__ import annotations
 
 import logging
 import textwrap
-from collections.abc import Callable
 
-from ifloo.cli.setup import Setup
+from ifloo.cli.experiment import Experiment
+from ifloo.cli.session import Session
 from ifloo.data import unwrap_data
 from ifloo.doctor.examine import Diagnosis, DoctorInput, collected, examine, quick_checks
 from ifloo.doctor.finding import Finding, heaviest_first
@@ -16,85 +16,93 @@ from ifloo.objective.preflight import Stationarity
 from ifloo.refit import TrainerSettings
 
 log = logging.getLogger(__name__)
-WIDTH = 100  # of a printed line
+WIDTH = 100  # columns of a printed line
 
 
-def warn_once(setup: Setup, trained: bool) -> None:
-    """Warns of what is cheap to see, once in a run; the first of its parts to find the module so takes the look.
+def warn_once(session: Session, trained: bool) -> None:
+    """Logs the warnings of the quick checks; the first stage of a run that meets the module in this mode makes them.
 
     Args:
-        setup: its data are loaded.
-        trained: the module has the weights of the checkpoint.
+        session: Session whose data are loaded.
+        trained: Whether the module has the weights of the checkpoint.
 
     Raises:
-        InputError: the loader gives other samples than J is made of.
+        InputError: The loader gives other samples than J is made of.
     """
-    if trained in setup.checked_modes:
+    if trained in session.checked_modes:
         return
-    setup.checked_modes.add(trained)
-    for one in quick_checks(_subject(setup, trained)):
-        if one.what not in setup.warned:
-            setup.warned.add(one.what)
+    session.checked_modes.add(trained)
+    for one in quick_checks(_doctor_input(session, trained)):
+        if one.what not in session.warned:
+            session.warned.add(one.what)
             log.warning("%s (%s): %s\n  %s", one.what, one.where, one.consequence, one.remedy)
 
 
-def doctor(setup: Setup) -> None:
-    """Prints all that stands between this model, its data and its settings and scores that hold.
+def doctor(session: Session) -> None:
+    """Prints every finding about model, data and settings that stands between them and valid scores.
 
     Raises:
-        InputError: something stops a run; what, is printed before.
+        InputError: A finding would stop a run; it is printed before.
     """
-    base = setup.base
-    where, loading = ("data", setup.load_data) if base is None else (str(setup.checkpoint), setup.restore)
-    of_data = collected(where, loading)
-    findings = [*of_data, *_of_settings(setup)]
-    trained = base is not None and not of_data
-    if of_data:
-        made = Diagnosis(tuple(diagnose(setup.module, setup.attribution.parameters)))
+    exp = session.experiment
+    where, load = ("data", exp.load_data) if exp.base is None else (str(exp.checkpoint), exp.restore)
+    data_findings = collected(where, load)
+    findings = [*data_findings, *_settings_findings(session)]
+    trained = exp.base is not None and not data_findings
+    if data_findings:
+        diagnosis = Diagnosis(tuple(diagnose(exp.module, exp.attribution.parameters)))
     else:
-        setup.module.to(setup.trainer.strategy.root_device)
-        findings += _of_tests(setup)
-        made = examine(_subject(setup, trained))
-    found = heaviest_first([*findings, *made.findings])
-    _print(setup, found, made.stationarity if trained else None)
-    if stopping := sum(one.fatal for one in found):
-        raise InputError(f"{stopping} of {len(found)} findings stop{'s' if stopping == 1 else ''} a run.")
+        exp.module.to(session.trainer.strategy.root_device)
+        findings += _test_findings(exp)
+        diagnosis = examine(_doctor_input(session, trained))
+    findings = heaviest_first([*findings, *diagnosis.findings])
+    _print(exp, findings, diagnosis.stationarity if trained else None)
+    if stopping := sum(one.fatal for one in findings):
+        raise InputError(f"{stopping} of {len(findings)} findings stop{'s' if stopping == 1 else ''} a run.")
 
 
-def _subject(setup: Setup, trained: bool) -> DoctorInput:
-    recipe: dict[str, object] = setup.base.record.get("recipe", {}) if setup.base is not None and trained else {}
-    checkpoint = str(setup.checkpoint) if trained else None
-    return DoctorInput(setup.module, setup.lightning_data, setup.trainer, setup.attribution, checkpoint, recipe)
+def _doctor_input(session: Session, trained: bool) -> DoctorInput:
+    exp = session.experiment
+    recipe: dict[str, object] = exp.base.record.get("recipe", {}) if exp.base is not None and trained else {}
+    checkpoint = str(exp.checkpoint) if trained else None
+    return DoctorInput(exp.module, exp.lightning_data, session.trainer, exp.attribution, checkpoint, recipe)
 
 
-def _of_settings(setup: Setup) -> list[Finding]:
-    """Errors of settings that a run would stop with."""
-    model = type(setup.subject).__name__
-    found = collected(model, lambda: _void(setup.hyper_parameters))
-    if setup.base is None:
-        found += collected("trainer", lambda: _void(lambda: TrainerSettings.of(setup.trainer)))
-    return found
+def _settings_findings(session: Session) -> list[Finding]:
+    """Collects errors of settings that would stop a run."""
+    exp = session.experiment
+
+    def save_arguments() -> None:
+        exp.hyper_parameters()
+
+    def repeat_fit() -> None:
+        TrainerSettings.of(session.trainer)
+
+    findings = collected(type(exp.author_module).__name__, save_arguments)
+    return findings if exp.base is not None else [*findings, *collected("trainer", repeat_fit)]
 
 
-def _of_tests(setup: Setup) -> list[Finding]:
-    ids = setup.attribution.test_ids
+def _test_findings(exp: Experiment) -> list[Finding]:
+    """Collects errors of the test ids."""
+    ids = exp.attribution.test_ids
     if ids == "all":
         return []
-    return collected("attribution.test_ids", lambda: _void(lambda: setup.datamodule.test_batch(list(ids))))
+
+    def read_tests() -> None:
+        exp.datamodule.test_batch(list(ids))
+
+    return collected("attribution.test_ids", read_tests)
 
 
-def _void(made: Callable[[], object]) -> None:
-    made()
-
-
-def _print(setup: Setup, found: list[Finding], stationarity: Stationarity | None) -> None:
-    print(f"{type(setup.subject).__name__}, {_data_name(setup)}, {_weights(setup)}\n")
-    for one in found:
+def _print(exp: Experiment, findings: list[Finding], stationarity: Stationarity | None) -> None:
+    data, model = type(unwrap_data(exp.datamodule)).__name__, type(exp.author_module).__name__
+    print(f"{model}, {data}, {_weights(exp)}\n")
+    for one in findings:
         for k, (label, text) in enumerate(one.labelled):
             left = f"{'' if k == 0 else '  '}{label}".ljust(15)
             print(textwrap.fill(text, WIDTH, initial_indent=left, subsequent_indent=" " * 15, break_long_words=False))
         print()
-    if not found:
+    if not findings:
         print("nothing found")
     if stationarity is not None and stationarity.warning is None:
         print(
@@ -103,11 +111,7 @@ def _print(setup: Setup, found: list[Finding], stationarity: Stationarity | None
         )
 
 
-def _data_name(setup: Setup) -> str:
-    return type(unwrap_data(setup.datamodule)).__name__
-
-
-def _weights(setup: Setup) -> str:
-    if setup.base is None:
-        return f"not trained yet (no checkpoint at {setup.checkpoint}): whether it converges is not known"
-    return f"checkpoint {setup.checkpoint}"
+def _weights(exp: Experiment) -> str:
+    if exp.base is None:
+        return f"not trained yet (no checkpoint at {exp.checkpoint}): whether it converges is not known"
+    return f"checkpoint {exp.checkpoint}"

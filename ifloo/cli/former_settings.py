@@ -1,4 +1,4 @@
-"""Former names of settings in flags and config files: each goes on working, with one warning that names the new one."""
+"""Former names of settings in flags and config files: each keeps working, with one warning that gives the new name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _warned: set[str] = set()
 
 
 def current_flags(arguments: Sequence[str]) -> list[str]:
-    """Returns the command line with the present names of its flags, `--key value`, `--key=value` or `--key+ value`."""
+    """Returns the command line with the present names of its flags (`--key value`, `--key=value`, `--key+ value`)."""
     return [_current_flag(word) for word in arguments]
 
 
@@ -22,7 +22,7 @@ def current_keys(config: Mapping[str, object], parent: str = "") -> dict[str, ob
     for key, value in config.items():
         path = f"{parent}.{key}" if parent else str(key)
         name = _current(path)
-        inner = current_keys(value, name) if isinstance(value, Mapping) and _leads_on(name) else value
+        inner = current_keys(value, name) if isinstance(value, Mapping) and _may_contain_former(name) else value
         current[name.rpartition(".")[2]] = inner
     return current
 
@@ -47,7 +47,7 @@ def _current(path: str) -> str:
     return path
 
 
-def _leads_on(path: str) -> bool:
-    """Whether a former name can lie below this key: at a group, or at a command with groups in it."""
+def _may_contain_former(path: str) -> bool:
+    """Returns whether a former name can lie below this key: at a group, or at a command that contains groups."""
     groups = {former.partition(".")[0] for former in SETTINGS}
     return path.rpartition(".")[2] in groups or "." not in path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,10 +14,11 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from ifloo.cli import commands
 from ifloo.cli.adaptation import Adaptation, data_of
 from ifloo.cli.checkpoint_settings import inherit, init_args
-from ifloo.cli.foreign_checkpoint import said_recipe
+from ifloo.cli.experiment import Experiment
+from ifloo.cli.foreign_checkpoint import given_recipe
 from ifloo.cli.former_settings import current_keys
 from ifloo.cli.help import COMMANDS
-from ifloo.cli.setup import Processes, Setup
+from ifloo.cli.session import Processes, Session
 from ifloo.errors import InputError
 from ifloo.refit import BaseCheckpoint, NewtonFinish, RefitSettings, SeededOrder, load_base, load_foreign
 from ifloo.stages import AttributionSettings, RunRecorder
@@ -27,9 +29,9 @@ Data: TypeAlias = L.LightningDataModule | None
 
 
 class IflooTrainer(L.Trainer):
-    """A Trainer with a method for each command, where LightningCLI looks for them; `IflooCLI` does the work."""
+    """A Trainer with an empty method per command, as LightningCLI requires; `IflooCLI` runs the commands."""
 
-    # ckpt_path: a checkpoint that a Trainer wrote elsewhere, read in place of the base model file
+    # ckpt_path: checkpoint of the user's own Trainer, read in place of the base model file
     def influence(self, model: Model = None, datamodule: Data = None, ckpt_path: str | None = None) -> None: ...
 
     def loo(self, model: Model = None, datamodule: Data = None, ckpt_path: str | None = None) -> None: ...
@@ -49,7 +51,7 @@ OURS = tuple(method.__name__ for method in _METHODS)
 
 
 class IflooParser(LightningArgumentParser):
-    """Parser with short errors, without a usage of a hundred settings; keys of earlier releases keep working."""
+    """Parser that prints errors without the usage of a hundred settings, and accepts keys of earlier releases."""
 
     def _apply_actions(
         self,
@@ -58,30 +60,35 @@ class IflooParser(LightningArgumentParser):
         prev_cfg: Namespace | None = None,
         skip_fn: Callable[[object], bool] | None = None,
     ) -> Namespace:
-        """Checks a config that was read; jsonargparse has no public hook between the reading and the checks."""
+        """Renames former keys, then checks; jsonargparse has no public hook between reading and checking a config."""
         current = current_keys(cfg, parent_key) if isinstance(cfg, dict) else cfg
         checked: Namespace = super()._apply_actions(current, parent_key, prev_cfg, skip_fn)
         return checked
 
     def print_usage(self, file: object = None) -> None:
-        """What jsonargparse prints before an error: nothing."""
+        """Prints nothing, where jsonargparse prints a usage before an error."""
 
 
 class IflooCLI(LightningCLI):
-    """One flat YAML serves every command; what a later command is not told comes from the checkpoint."""
+    """Command line of one flat YAML for all commands; later commands take missing settings from the checkpoint.
 
-    given: Namespace  # what was said in flags and config files, without defaults
+    Attributes:
+        given: Settings in flags and config files, without defaults.
+        base: Checkpoint of the base model, where it exists.
+    """
+
+    given: Namespace
     base: BaseCheckpoint | None = None
 
-    def __init__(self, work: Callable[[Setup], object] | None = None) -> None:
-        """Parses `sys.argv` and runs its command, or `work` in that command's place."""
+    def __init__(self, work: Callable[[Session], None] | None = None) -> None:
+        """Parses `sys.argv` and runs its command, or `work` in place of that command."""
         self.work = work
         super().__init__(
             trainer_class=IflooTrainer,
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            save_config_callback=None,  # the manifest says what was run; without a logger it would write to the cwd
+            save_config_callback=None,  # the manifest records the run; without a logger it would write to the cwd
             parser_class=IflooParser,
             parser_kwargs={"prog": "ifloo", "allow_abbrev": False},  # a misspelt flag is never another one
         )
@@ -114,7 +121,7 @@ class IflooCLI(LightningCLI):
         parser.set_defaults({"attribution.solver": auto, "finish.preconditioner": nystrom})
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning's way to take hyper-parameters from a checkpoint; ours (`inherit`) also compares them."""
+        """Does nothing: Lightning takes hyper-parameters from a checkpoint here, `inherit` also compares them."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         super().parse_arguments(parser, args)
@@ -122,19 +129,22 @@ class IflooCLI(LightningCLI):
         self.given = parser.parse_args(args, defaults=False)[command]  # type: ignore[arg-type]
 
     def before_instantiate_classes(self) -> None:
-        """Settings not given come from the checkpoint, contradicting ones are an error.
+        """Completes the settings from the checkpoint.
 
-        A fit is asked for with all its settings: a checkpoint of others is replaced on demand only.
+        A fit has all its settings in its config: it replaces a checkpoint of other settings only with `--overwrite`.
+
+        Raises:
+            InputError: A given setting contradicts the checkpoint.
         """
         config = self.config[self.subcommand]
         _name_run(config, self.given)
-        if self.elsewhere is not None:
-            said = said_recipe(self.given, self.elsewhere, self.layout, self.subcommand == "loo", config.overwrite)
-            self.base = load_foreign(self.elsewhere, config.seed_everything, said)
+        if (foreign := self.foreign_checkpoint) is not None:
+            recipe = given_recipe(self.given, foreign, self.layout, self.subcommand == "loo", config.overwrite)
+            self.base = load_foreign(foreign, config.seed_everything, recipe)
             inherit(config, self.given, self.base)
         elif self.subcommand in ("fit", "pipeline", "doctor"):
-            named_elsewhere = self.work is not None and self.subcommand == "fit"
-            if named_elsewhere or config.overwrite or not self.checkpoint.is_file():
+            keeps_no_checkpoint = self.work is not None and self.subcommand == "fit"
+            if keeps_no_checkpoint or config.overwrite or not self.checkpoint.is_file():
                 return
             self.base = load_base(self.checkpoint)
             inherit(config, config if self.subcommand == "fit" else self.given, self.base)
@@ -142,12 +152,12 @@ class IflooCLI(LightningCLI):
             self.base = load_base(self.checkpoint)
             inherit(config, self.given, self.base)
 
-    @property
-    def elsewhere(self) -> Path | None:
-        """A checkpoint of a Trainer of the user's own.
+    @cached_property
+    def foreign_checkpoint(self) -> Path | None:
+        """Checkpoint that the user's own Trainer wrote; None where the base model is a checkpoint of `ifloo fit`.
 
         Raises:
-            InputError: both kinds of checkpoint are named.
+            InputError: The settings name both kinds of checkpoint.
         """
         config = self.config[self.subcommand]
         if self.subcommand == "fit" or config.get("ckpt_path") is None:
@@ -159,76 +169,75 @@ class IflooCLI(LightningCLI):
             )
         return Path(config.ckpt_path)
 
-    @property
+    @cached_property
     def checkpoint(self) -> Path:
+        """File of the base model."""
         config = self.config[self.subcommand]
-        if self.elsewhere is not None:
-            return self.elsewhere
+        if self.foreign_checkpoint is not None:
+            return self.foreign_checkpoint
         return Path(config.checkpoint) if config.checkpoint else Layout.checkpoint(config.experiment)
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
+        """Files of results."""
         config = self.config[self.subcommand]
         return Layout(Path(config.output_dir)) if config.output_dir else Layout.of(config.experiment)
 
-    @property
+    @cached_property
     def processes(self) -> Processes:
-        said = self.config[self.subcommand].trainer
-        return Processes(said.strategy, said.devices, said.num_nodes)
+        """Devices that compute scores."""
+        trainer = self.config[self.subcommand].trainer
+        return Processes(trainer.strategy, trainer.devices, trainer.num_nodes)
 
-    @property
-    def setup(self) -> Setup:
-        """Everything the commands need, as made from the config."""
+    def session(self) -> Session:
+        """Builds the session of the command from the objects that the config names."""
         config, made = self.config[self.subcommand], self.config_init[self.subcommand]
-        return Setup(
-            experiment=config.experiment,
+        experiment = Experiment(
+            name=config.experiment,
             module=made.adapt.of(self.model),
             datamodule=data_of(self.datamodule),
-            trainer=self.trainer,
-            accelerator=config.trainer.accelerator,
             attribution=made.attribution,
             refit=made.refit,
             finish=made.finish,
             layout=self.layout,
             checkpoint=self.checkpoint,
             seed=config.seed_everything,
-            overwrite=config.overwrite,
             base=self.base,
-            processes=self.processes,
             adaptation=made.adapt,
             arguments=init_args(config.model),
         )
+        return Session(experiment, self.trainer, config.trainer.accelerator, config.overwrite, self.processes)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """The Trainer of the config, with the callbacks that finish a fit and record it."""
+        """Builds the Trainer of the config, with the callbacks that finish a fit and record it."""
         made = self.config_init[self.subcommand]
         callbacks: list[L.Callback] = [SeededOrder(), made.finish]
         if self.subcommand in ("fit", "pipeline") and made.attribution.needs_run:
             _refuse_finish(made.finish)
             callbacks.append(RunRecorder(RunFolder.of(self.checkpoint)))
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-        if self.processes.unsaid:
+        if self.processes.unspecified:
             config["devices"] = 1
         return self._instantiate_trainer(config, callbacks)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        (self.work or commands.COMMANDS[subcommand])(self.setup)
+        (self.work or commands.COMMANDS[subcommand])(self.session())
 
 
 def _name_run(config: Namespace, given: Namespace) -> None:
-    """A TensorBoard logger that is given no name writes where the report does: into the run of the experiment."""
-    logger, said = config.trainer.logger, (given.get("trainer") or Namespace()).get("logger")
-    if not isinstance(said, Namespace) or not said.class_path.endswith(".TensorBoardLogger"):
+    """Gives a TensorBoard logger without a name that of the experiment, where the report writes too."""
+    logger = (given.get("trainer") or Namespace()).get("logger")
+    if not isinstance(logger, Namespace) or not logger.class_path.endswith(".TensorBoardLogger"):
         return
-    if "name" not in (said.get("init_args") or Namespace()):
-        logger.init_args.name = config.experiment
+    if "name" not in (logger.get("init_args") or Namespace()):
+        config.trainer.logger.init_args.name = config.experiment
 
 
 def _refuse_finish(finish: NewtonFinish) -> None:
-    """What follows the last optimizer step is no part of a recorded run.
+    """Checks that no Newton steps follow the last optimizer step of a recorded run, which would not hold them.
 
     Raises:
-        InputError: Newton steps would follow it whatever the optimizer (with L-BFGS nothing is recorded at all).
+        InputError: Newton steps follow every optimizer (with L-BFGS nothing is recorded at all).
     """
     if finish.after == "always":
         raise InputError(

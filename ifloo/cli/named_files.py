@@ -1,4 +1,4 @@
-"""Commands whose output files the caller names: what the scripts of the original tool ask for."""
+"""Commands whose output files the caller names, as the scripts of the original tool do."""
 
 from __future__ import annotations
 
@@ -7,70 +7,84 @@ from dataclasses import replace
 from pathlib import Path
 
 from ifloo.cli import tables
-from ifloo.cli.commands import LossFiles, refits
 from ifloo.cli.commands import influence as influence_command
-from ifloo.cli.setup import Setup
+from ifloo.cli.session import Session
 from ifloo.refit import TrainerSettings
-from ifloo.stages.scores.records import contents_of
+from ifloo.refit.stage import SECTION, LossFiles
 from ifloo.store import Layout, StoredInfluences, influences, read_ids, save_topk, top_k, write_npy
 
 
-def influence_to(npy: Path | None, topk: Path | None) -> Callable[[Setup], None]:
-    """Scores of one test to a named npy, the npz beside it, and its top-k ids to a named text file.
+def influence_to(npy: Path | None, topk: Path | None) -> Callable[[Session], None]:
+    """Returns a command that writes the scores of one test to a named npy, with the npz beside it, and its top-k ids.
 
-    The files named are replaced; their settings go to the manifest beside them.
+    The named files are replaced; their settings go to the manifest beside them.
+
+    Args:
+        npy: File of the scores; None: the npz in the folder of results alone.
+        topk: Text file of the top-k ids; None: the default file of the folder.
     """
 
-    def work(setup: Setup) -> None:
-        setup.restore()
-        (t,) = setup.test_ids
-        layout = Layout(npy.parent) if npy else setup.layout
-        run = setup.influence_run(layout, overwrite=True)
-        found: list[StoredInfluences] = []
-        run.score([t], setup.predict_trainer, found.append)
-        (one,) = found
-        run.record("influence", [t])
+    def command(session: Session) -> None:
+        exp = session.experiment
+        exp.restore()
+        (t,) = exp.test_ids
+        layout = Layout(npy.parent) if npy else exp.layout
+        stage = session.writing_to(layout, overwrite=True).influence_stage()
+        scored: list[StoredInfluences] = []
+        stage.score([t], scored.append)
+        (one,) = scored
+        stage.record("influence", [t])
         for stale in layout.verdict_files:
             stale.unlink(missing_ok=True)
         influences.save(layout.scores(t), one)
         if npy:
             write_npy(npy, one.scores)
-        save_topk(topk or layout.topk_ids(t), top_k(one.scores, one.train_ids, setup.attribution.top_k))
-        tables.influence(one, setup.datamodule)
+        save_topk(topk or layout.topk_ids(t), top_k(one.scores, one.train_ids, exp.attribution.top_k))
+        tables.influence(one, exp.datamodule)
 
-    return work
-
-
-def all_tests_to(folder: Path, resume: bool) -> Callable[[Setup], None]:
-    """Scores of every test to a named folder, resumed where they match or made anew."""
-
-    def work(setup: Setup) -> None:
-        root = folder.parent if folder.name == "all_tests" else folder
-        influence_command(replace(setup, layout=Layout(root, all_tests_in=folder), overwrite=not resume))
-
-    return work
+    return command
 
 
-def loo_to(topk: Path, jsonl: Path) -> Callable[[Setup], None]:
-    """Fits a base model from scratch, then refits without each id of a file; losses to a named jsonl, resumed.
+def all_tests_to(folder: Path, resume: bool) -> Callable[[Session], None]:
+    """Returns a command that writes the scores of every test to a named folder.
 
-    Raises:
-        InputError: the ids are no training ids, or the jsonl holds refits of other settings.
+    Args:
+        folder: Folder of the scores.
+        resume: Whether scores of the same settings are kept; else all are computed again.
     """
 
-    def work(setup: Setup) -> None:
-        (t,) = setup.test_ids
-        layout = Layout(jsonl.parent)
-        section = "loo" if jsonl == layout.loo_losses(t) else f"loo of {jsonl.name}"
-        setup.load_data()
-        ids = read_ids(topk, setup.datamodule.train_set.ids.numpy()).tolist()
-        setup.trainer.fit(setup.module, datamodule=setup.lightning_data)
-        assert setup.finish.minimum is not None
-        tables.fitted(setup.finish.minimum, [], None)
-        # The settings of the fit stand for its weights, which another machine may round otherwise.
-        origin = {name: value for name, value in setup.origin().items() if name != "weights"}
-        paths = {t: LossFiles(jsonl, jsonl.parent / "null" / jsonl.name)}
-        recipe, contents = TrainerSettings.of(setup.trainer), contents_of(setup.datamodule, [t])
-        refits(replace(setup, layout=layout), recipe, origin, paths, {t: ids}, section, contents)
+    def command(session: Session) -> None:
+        root = folder.parent if folder.name == "all_tests" else folder
+        influence_command(session.writing_to(Layout(root, all_tests_in=folder), overwrite=not resume))
 
-    return work
+    return command
+
+
+def loo_to(topk: Path, jsonl: Path) -> Callable[[Session], None]:
+    """Returns a command that fits a base model from scratch, then refits without each id of a file.
+
+    Losses go to a named jsonl; refits of the same settings in it are kept. The command raises an `InputError` where an
+    id is no training id, or the jsonl holds refits of other settings.
+
+    Args:
+        topk: Text file of training ids.
+        jsonl: File of the losses.
+    """
+
+    def command(session: Session) -> None:
+        exp = session.experiment
+        (t,) = exp.test_ids
+        layout = Layout(jsonl.parent)
+        section = SECTION if jsonl == layout.loo_losses(t) else f"{SECTION} of {jsonl.name}"
+        exp.load_data()
+        ids = read_ids(topk, exp.datamodule.train_set.ids.numpy()).tolist()
+        session.trainer.fit(exp.module, datamodule=exp.lightning_data)
+        assert exp.finish.minimum is not None
+        tables.fitted(exp.finish.minimum, [], None)
+        stage = session.writing_to(layout, session.overwrite).refit_stage(TrainerSettings.of(session.trainer))
+        # The settings of the fit stand for its weights, which another machine may round otherwise.
+        origin = {name: value for name, value in stage.origin.items() if name != "weights"}
+        files = {t: LossFiles(jsonl, jsonl.parent / "null" / jsonl.name)}
+        replace(stage, origin=origin).leave_out({t: ids}, files, section)
+
+    return command

@@ -1,4 +1,4 @@
-"""Runs a command line; turns the two kinds of error into exit codes."""
+"""Runs a command line and turns its errors into exit codes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 import ifloo
 from ifloo.cli.former_settings import current_flags
 from ifloo.cli.lightning_cli import IflooCLI
-from ifloo.cli.setup import Setup
+from ifloo.cli.session import Session
 from ifloo.errors import InputError, WorkError
+from ifloo.former_names import FormerNameWarning
 from ifloo.stages.distributed.process_group import ProcessGroup
 from ifloo.termination import CODE as TERMINATED
 from ifloo.termination import Terminated, ended_by_sigterm
 
-# Lightning's advice on loaders and hardware, which is about other data than ours (in memory, one batch).
+# Advice of Lightning on loaders and hardware, which does not apply to data in memory and one batch.
 _THIRD_PARTY = (
     "does not have many workers",
     "is smaller than the logging interval",
@@ -36,21 +37,22 @@ _THIRD_PARTY = (
 _CHATTY = (
     "lightning.pytorch.utilities.rank_zero",
     "lightning.pytorch.accelerators.cuda",
-    "lightning.pytorch.trainer.connectors.checkpoint_connector",  # about a setting that is ours to choose
-    "lightning.pytorch.trainer.connectors.signal_connector",  # that SIGTERM came, as our own word states too
+    "lightning.pytorch.trainer.connectors.checkpoint_connector",  # reports a setting that ifloo chooses
+    "lightning.pytorch.trainer.connectors.signal_connector",  # reports SIGTERM, as ifloo does itself
     "lightning.fabric",
 )
 
 
-def run(arguments: Sequence[str], work: Callable[[Setup], object] | None = None) -> int:
+def run(arguments: Sequence[str], work: Callable[[Session], None] | None = None) -> int:
     """Runs `ifloo` with these arguments, or `work` in place of their command.
 
     Returns:
-        The exit code: 0; 2 for wrong input; 1 for a failure during work; interrupted by Ctrl-C 130, by SIGTERM 143.
+        The exit code: 0 after success, 1 after a failure during work, 2 for wrong input, 130 after Ctrl-C, 143 after
+        SIGTERM.
 
     Raises:
-        Exception: a fault in the code.
-        SystemExit: of the parser.
+        Exception: A fault in the code.
+        SystemExit: The parser ends the program.
     """
     with ended_by_sigterm(_interrupted) as terminated:
         try:
@@ -69,7 +71,7 @@ def run(arguments: Sequence[str], work: Callable[[Setup], object] | None = None)
 
 
 def _code_of(error: BaseException) -> int | None:
-    """The exit code of a failure, which it reports; None: it is none of ours."""
+    """Prints an expected failure and returns its exit code; returns None for any other."""
     if isinstance(error, KeyboardInterrupt) or (
         isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
     ):  # a Trainer turns Ctrl-C into SystemExit
@@ -86,17 +88,17 @@ def _code_of(error: BaseException) -> int | None:
 
 
 def named_configs(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with `--config NAME` of a config that comes with ifloo as the path of its file.
+    """Replaces the name of a config that comes with ifloo (`--config NAME`) by the path of its file.
 
     Raises:
-        InputError: the name is neither a file nor one of these.
+        InputError: The name is neither a file nor one of these configs.
     """
-    made = list(arguments)
+    words = list(arguments)
     for k, word in enumerate(arguments):
-        flag, said, value = word.partition("=")
-        if flag not in ("--config", "-c") or (not said and k + 1 == len(arguments)):
+        flag, equals, value = word.partition("=")
+        if flag not in ("--config", "-c") or (not equals and k + 1 == len(arguments)):
             continue
-        name = value if said else arguments[k + 1]
+        name = value if equals else arguments[k + 1]
         if not re.fullmatch(r"\w+", name) or Path(name).is_file():
             continue
         ours = {path.stem: path for path in (Path(ifloo.__file__).parent / "configs").glob("*.yaml")}
@@ -105,19 +107,19 @@ def named_configs(arguments: Sequence[str]) -> list[str]:
                 f"--config {name}: there is no such file, and the configs that come with ifloo are "
                 f"{', '.join(sorted(ours))}.\n  Give the path of a YAML file, or one of these names."
             )
-        made[k] = f"{flag}={ours[name]}" if said else word
-        if not said:
-            made[k + 1] = str(ours[name])
-    return made
+        words[k] = f"{flag}={ours[name]}" if equals else word
+        if not equals:
+            words[k + 1] = str(ours[name])
+    return words
 
 
-@rank_zero_only  # of many processes the first one reports
+@rank_zero_only  # of many processes, the first prints
 def _interrupted() -> None:
     print("ifloo: interrupted; the same command goes on from here.", file=sys.stderr, flush=True)
 
 
 def _wrapped(error: BaseException | None) -> InputError | None:
-    """The InputError of a constructor, which jsonargparse puts into a ValueError of its own."""
+    """Returns the InputError of a constructor, which jsonargparse wraps in a ValueError."""
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__
     return error
@@ -125,10 +127,10 @@ def _wrapped(error: BaseException | None) -> InputError | None:
 
 @contextmanager
 def _argv(arguments: Sequence[str]) -> Generator[None, None, None]:
-    """LightningCLI reads `sys.argv`; given arguments of its own it warns."""
+    """Sets `sys.argv`, which LightningCLI reads; it warns where it is given arguments directly."""
     if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # where class and function names of the user's own are looked for
-    before = sys.argv  # its first word stays: a ddp strategy starts its other processes by it
+        sys.path.insert(0, os.getcwd())  # classes and functions of the user are imported from here
+    before = sys.argv  # the first word stays: a ddp strategy starts its other processes with it
     sys.argv = [*before[:1], *arguments]
     try:
         yield
@@ -138,12 +140,25 @@ def _argv(arguments: Sequence[str]) -> Generator[None, None, None]:
 
 @contextmanager
 def _quiet() -> Generator[None, None, None]:
-    """Our own lines, warnings of others, no advertisements."""
+    """Shows log lines of ifloo, warnings of other packages without their advice, and former names as one plain line."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=False)
     logging.getLogger("ifloo").setLevel(logging.INFO)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    python_form = warnings.formatwarning
+
+    def plain_form(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if issubclass(category, FormerNameWarning):  # the file and line would be those of ifloo's parser
+            return f"{message}\n"
+        return python_form(message, category, filename, lineno, line)
+
     with warnings.catch_warnings():
         for text in _THIRD_PARTY:
             warnings.filterwarnings("ignore", message=f".*{text}.*")
-        yield
+        warnings.formatwarning = plain_form
+        try:
+            yield
+        finally:
+            warnings.formatwarning = python_form

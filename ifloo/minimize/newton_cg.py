@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,9 @@ HALVINGS = 12  # of a Newton step that does not lower ‖∇J‖
 # Smallest relative residual of the inner solve: one Newton step wins four digits at most, then the quadratic model is
 # made again.
 FINEST_RTOL = 1e-4
+
+Evaluation: TypeAlias = tuple[Float[Tensor, ""], Float[Tensor, " p"]]
+"""J(θ; w) and ∇J(θ; w) at one θ."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ def newton_cg(
     tolerance: float,
     max_steps: int = 20,
     inner: NewtonSystem | None = None,
+    start: Evaluation | None = None,
 ) -> FitEnd:
     """Minimises J(θ; w) from `theta` to ‖∇J‖ <= tolerance (Nocedal & Wright 2006, section 7.1, on ‖∇J‖).
 
@@ -82,11 +87,12 @@ def newton_cg(
         tolerance: ‖∇J‖ to reach, nats per unit of the parameters.
         max_steps: Newton steps at most.
         inner: how each Newton equation is solved; None: by plain CG in the precision of θ.
+        start: J and ∇J at `theta`; None: they are computed here.
 
     Raises:
         WorkError: the tolerance was not reached; the message says how far it came and why.
     """
-    value, gradient = objective.value_and_gradient(theta)
+    value, gradient = start or objective.value_and_gradient(theta)
     products = 0
     for step in range(max_steps + 1):
         norm = float(gradient.norm())

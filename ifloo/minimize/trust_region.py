@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ifloo.curvature import Hessian
 from ifloo.errors import WorkError
-from ifloo.minimize.newton_cg import FINEST_RTOL, FitEnd, NewtonSystem
+from ifloo.minimize.newton_cg import FINEST_RTOL, Evaluation, FitEnd, NewtonSystem
 from ifloo.objective import Objective
 
 PRODUCTS = 1000  # with the Hessian in one step at most
@@ -49,6 +50,7 @@ def trust_region(
     tolerance: float,
     max_steps: int = 100,
     inner: NewtonSystem | None = None,
+    start: Evaluation | None = None,
 ) -> FitEnd:
     """Minimises J(θ; w) from `theta` to ‖∇J‖ <= tolerance, through regions of negative curvature too.
 
@@ -62,14 +64,15 @@ def trust_region(
         tolerance: ‖∇J‖ to reach, nats per unit of the parameters.
         max_steps: Newton steps at most, those refused included.
         inner: how each step is found; None: without a preconditioner, in the precision of θ.
+        start: J and ∇J at `theta`; None: they are computed here.
 
     Raises:
         WorkError: the tolerance was not reached; the message says how far it came and why.
     """
     inner = inner or NewtonSystem()
     radius, products, refused, negative = float("inf"), 0, 0, False
-    value, gradient = objective.value_and_gradient(theta)
-    hessian = inner.hessian(objective, theta)
+    value, gradient = start or objective.value_and_gradient(theta)
+    hessian: Hessian | None = None  # at theta; built when a step needs it
     for step in range(max_steps + 1):
         norm = float(gradient.norm())
         if norm <= tolerance:
@@ -77,6 +80,7 @@ def trust_region(
         if step == max_steps or refused == REFUSED or not norm < float("inf"):
             break
         rtol = max(0.3 * tolerance / norm, FINEST_RTOL, min(0.1, norm**0.5))
+        hessian = hessian or inner.hessian(objective, theta)
         found = steihaug(_one(hessian.matmat), _preconditioned(inner), gradient.to(hessian.dtype), radius, rtol)
         products, negative = products + found.products, found.negative
         trial = theta + found.value.to(theta)
@@ -85,8 +89,7 @@ def trust_region(
         radius = _radius(radius, found, share)
         refused = 0 if share > TAKEN else refused + 1
         if share > TAKEN:
-            theta, value, gradient = trial, trial_value, trial_gradient
-            hessian = inner.hessian(objective, theta)
+            theta, value, gradient, hessian = trial, trial_value, trial_gradient, None
     raise WorkError(_not_reached(norm, tolerance, step, negative, theta.dtype))
 
 

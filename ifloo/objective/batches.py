@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ifloo.errors import InputError
 from ifloo.progress import OnProgress, no_progress
@@ -60,6 +60,12 @@ def to_device(batch: Batch, device: torch.device, dtype: torch.dtype, non_blocki
     return map_tensors(
         lambda x: x.to(device, dtype if x.is_floating_point() else None, non_blocking=non_blocking), batch
     )
+
+
+def to_module(batch: Batch, module: nn.Module) -> Batch:
+    """Moves a batch to the device and precision of a module's weights."""
+    weight = next(module.parameters())
+    return to_device(batch, weight.device, weight.dtype)
 
 
 def tensors_of(batch: Batch) -> Iterator[Tensor]:

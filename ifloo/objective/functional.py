@@ -45,6 +45,9 @@ def scoring(module: nn.Module) -> Generator[None, None, None]:
 @contextmanager
 def silenced(module: nn.Module) -> Generator[None, None, None]:
     """No logging by the module or by those in it: `self.log` fails inside a transform. Restored on leaving."""
+    if isinstance(module, Logs) and module.log is _no_log:  # it is within one that is silenced, and so are its parts
+        yield
+        return
     with logging_to(module, _no_log, _no_log):
         yield
 
@@ -55,9 +58,7 @@ def logging_to(
 ) -> Generator[None, None, None]:
     """Other functions for `self.log` and `self.log_dict` of the module and of those in it, restored on leaving."""
     single: list[tuple[Logs, Callable[..., None]]] = [(m, m.log) for m in module.modules() if isinstance(m, Logs)]
-    many: list[tuple[LogsMany, Callable[..., None]]] = [
-        (m, m.log_dict) for m in module.modules() if isinstance(m, LogsMany)
-    ]
+    many: list[tuple[LogsMany, Callable[..., None]]] = [(m, m.log_dict) for m, _ in single if isinstance(m, LogsMany)]
     for one, _ in single:
         one.log = log
     for some, _ in many:

@@ -11,6 +11,7 @@ from ifloo.refit.newton_finish import NewtonFinish
 from ifloo.refit.recipe import Refit, Refitter, TrainerSettings, quiet_lightning
 from ifloo.refit.seeded_order import SeededOrder
 from ifloo.refit.selection import RefitSettings, controls, groups, removals, stepped
+from ifloo.refit.stage import RefitStage
 
 __all__ = [
     "WEIGHTS",
@@ -21,6 +22,7 @@ __all__ = [
     "NewtonFinish",
     "Refit",
     "RefitSettings",
+    "RefitStage",
     "RefitWork",
     "Refitter",
     "SeededOrder",

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from ifloo.errors import InputError, WorkError
 from ifloo.gradients import sample_gradients
 from ifloo.models import SampleLossModule
-from ifloo.objective import Batch, FunctionalLosses, scoring, to_device
+from ifloo.objective import Batch, FunctionalLosses, scoring
+from ifloo.objective.batches import to_module
 from ifloo.params import ParamSpace
 from ifloo.refit.execution.job import RefitRequest, RefitResult, RefitWork, test_losses
 from ifloo.refit.execution.runner import GivenUp, InProcess, Runner
@@ -178,10 +179,8 @@ class LeaveOneOut:
         mu = self.base.strong_convexity()
         space = ParamSpace.of(self.base)
         with scoring(self.base):
-            theta = space.values_of(self.base)
-            gradients = sample_gradients(
-                FunctionalLosses(self.base, space), theta, to_device(self.queries, theta.device, theta.dtype)
-            )
+            losses, queries = FunctionalLosses(self.base, space), to_module(self.queries, self.base)
+            gradients = sample_gradients(losses, space.values_of(self.base), queries)
         return mu, [float(x) for x in gradients.norm(dim=1)]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ifloo.errors import InputError
-from ifloo.minimize.newton_cg import FitEnd, NewtonSystem, newton_cg
+from ifloo.minimize.newton_cg import Evaluation, FitEnd, NewtonSystem, newton_cg
 from ifloo.minimize.trust_region import trust_region
 from ifloo.models import SampleLossModule
 from ifloo.objective import Batch, FunctionalLosses, Objective, TrainingData, scoring, sequential
@@ -54,7 +54,7 @@ class NewtonFinish(L.Callback):
     One instance may serve many fits on the same training data: the data and the preconditioner are kept.
 
     Attributes:
-        minimum: how the last fit ended.
+        minimum: End of the last fit of a Trainer that has this callback; None before it.
     """
 
     def __init__(
@@ -101,21 +101,33 @@ class NewtonFinish(L.Callback):
         self.minimum = None  # a fit that does not reach its end has none
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        space = ParamSpace.of(pl_module)
-        objective = self.objective(pl_module, training_loader(trainer))
-        theta = space.values_of(pl_module)
-        with scoring(pl_module):
-            if self._wanted(trainer):
-                self.minimum = self._finish(objective, theta)
-                space.write_to(pl_module, self.minimum.theta)
+        self.minimum = self.end_fit(trainer, pl_module)
+
+    def end_fit(self, trainer: L.Trainer, module: L.LightningModule) -> FitEnd:
+        """Takes the module of a Trainer whose training has ended to the minimum of J, or measures where it is.
+
+        Returns:
+            End of the fit, whose weights the module then has.
+
+        Raises:
+            WorkError: The tolerance was not reached.
+        """
+        space = ParamSpace.of(module)
+        objective = self.objective(module, training_loader(trainer))
+        theta = space.values_of(module)
+        with scoring(module):
+            if self._moves(trainer):
+                end = self._finish(objective, theta)
+                space.write_to(module, end.theta)
             else:
                 value, gradient = objective.value_and_gradient(theta)
-                self.minimum = FitEnd(theta, float(value), float(gradient.norm()), 0, 0)
+                end = FitEnd(theta, float(value), float(gradient.norm()), 0, 0)
         if trainer.logger is not None:
-            metrics = {"fit/J": self.minimum.value, "fit/grad_norm": self.minimum.grad_norm}
-            trainer.logger.log_metrics(metrics, step=trainer.global_step)
+            trainer.logger.log_metrics({"fit/J": end.value, "fit/grad_norm": end.grad_norm}, step=trainer.global_step)
+        return end
 
-    def _wanted(self, trainer: L.Trainer) -> bool:
+    def _moves(self, trainer: L.Trainer) -> bool:
+        """Returns whether Newton steps follow a fit by this Trainer."""
         lbfgs = any(isinstance(o, torch.optim.LBFGS) for o in trainer.optimizers)
         return self.after == "always" or (self.after == "lbfgs" and lbfgs)
 
@@ -157,14 +169,15 @@ class NewtonFinish(L.Callback):
     def _finish(self, objective: Objective, theta: torch.Tensor) -> FitEnd:
         tolerance = self.tolerance or reachable(theta.dtype)
         convex = objective.losses.contract.strong_convexity() is not None
-        if self._inner is None and (norm := float(objective.gradient(theta).norm())) > tolerance:
+        start: Evaluation | None = objective.value_and_gradient(theta)
+        if self._inner is None and (norm := float(start[1].norm())) > tolerance:
             self._inner = self._prepared_inner(objective, theta) if convex else self._inner_here(objective, theta)
             if not convex and (halfway := NEARER * norm) > tolerance:
                 # The Hessian of the start is not that of the minimum: its preconditioner would do less and less.
-                theta = trust_region(objective, theta, halfway, self.max_steps, self._inner).theta
+                theta, start = trust_region(objective, theta, halfway, self.max_steps, self._inner, start).theta, None
                 self._inner = self._inner_here(objective, theta)
         minimise = newton_cg if convex else trust_region
-        return minimise(objective, theta, tolerance, self.max_steps, self._inner)
+        return minimise(objective, theta, tolerance, self.max_steps, self._inner, start)
 
     def _inner_here(self, objective: Objective, theta: torch.Tensor) -> NewtonSystem:
         """With a preconditioner where the Hessian is positive definite, and without one elsewhere."""

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import lightning as L
 from torch.utils.data import DataLoader
 
-from ifloo.errors import InputError
+from ifloo.errors import InputError, WorkError
 from ifloo.minimize.newton_cg import FitEnd
 from ifloo.models import SampleLossModule
 from ifloo.models.module import callbacks_of
@@ -53,18 +53,15 @@ class TrainerSettings:
 
     @classmethod
     def of(cls, trainer: L.Trainer) -> TrainerSettings:
-        """The recipe of the Trainer of a base fit.
+        """Reads the settings of the Trainer of a base fit.
 
         Raises:
-            InputError: the Trainer trains on part of the data or without an end, which no refit repeats.
+            InputError: The Trainer trains on part of the data or without an end, which no refit repeats.
         """
-        partial = trainer.limit_train_batches not in (None, 1.0) or trainer.overfit_batches  # type: ignore[attr-defined]
-        if partial or trainer.max_epochs is None:
+        refuse_partial_data(trainer.limit_train_batches, trainer.overfit_batches)  # type: ignore[attr-defined]
+        if trainer.max_epochs is None:
             raise InputError(
-                "A base fit must be one that refits can repeat: max_epochs set, and all training batches used; got "
-                f"max_epochs = {trainer.max_epochs}, limit_train_batches = {trainer.limit_train_batches}, "
-                f"overfit_batches = {trainer.overfit_batches}.\n"  # type: ignore[attr-defined]
-                "  Set max_epochs; to train on fewer samples limit the data module."
+                "A base fit must have an end that refits can repeat; got max_epochs = None.\n  Set max_epochs."
             )
         return cls(
             trainer.max_epochs,
@@ -114,6 +111,19 @@ class TrainerSettings:
         )
 
 
+def refuse_partial_data(limit_train_batches: object, overfit_batches: object) -> None:
+    """Checks that a Trainer with these settings trains on all samples.
+
+    Raises:
+        InputError: It trains on part of them.
+    """
+    if limit_train_batches not in (None, 1.0) or overfit_batches:
+        raise InputError(
+            f"Refits train on all the data, as J is over all of it; got limit_train_batches = {limit_train_batches}, "
+            f"overfit_batches = {overfit_batches}.\n  To train on fewer samples limit the data module."
+        )
+
+
 def _plain(algorithm: object) -> str | None:
     """How gradients are clipped, as a string: Lightning's enum in a checkpoint would be code to be loaded."""
     return None if algorithm is None else str(algorithm.value if isinstance(algorithm, Enum) else algorithm).lower()
@@ -123,6 +133,27 @@ class _Repeated(L.Callback):
     """Lets through what the base fit was let through with: its steps, decoupled decay included, are taken again."""
 
     records_steps = True
+
+
+class _Ending(L.Callback):
+    """Ends one fit as a `NewtonFinish` does, which fits share; holds the end of this fit alone."""
+
+    def __init__(self, finish: NewtonFinish) -> None:
+        self.finish = finish
+        self._end: FitEnd | None = None
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._end = self.finish.end_fit(trainer, pl_module)
+
+    def require(self) -> FitEnd:
+        """Returns the end of the fit.
+
+        Raises:
+            WorkError: The fit has not reached its end.
+        """
+        if self._end is None:
+            raise WorkError("A refit was interrupted before its end.\n  The same command goes on from here.")
+        return self._end
 
 
 @dataclass(frozen=True)
@@ -148,7 +179,7 @@ class Refitter:
         start: makes the module a refit starts from (a copy of the base model, or a new one).
         loader: makes the training loader, anew for each fit.
         recipe: of the Trainer.
-        finish: callback that ends every fit; its data and preconditioner are shared by all.
+        finish: Callback that ends every fit; all fits share its data and preconditioner.
         seed: set before each fit.
         decays: decoupled weight decay is part of the step, as of that of a recorded base fit; else it is refused.
     """
@@ -182,9 +213,9 @@ class Refitter:
                 prepare(module)
             return module
 
-        module = self.train(made, self.finish)
-        assert self.finish.minimum is not None
-        return Refit(module, self.finish.minimum, time.perf_counter() - begun)
+        ending = _Ending(self.finish)
+        module = self.train(made, ending)
+        return Refit(module, ending.require(), time.perf_counter() - begun)
 
     def train(self, made: Callable[[], ModuleT], ending: L.Callback) -> ModuleT:
         """One seeded Trainer fit of the module that `made` gives; the callback sees its end.

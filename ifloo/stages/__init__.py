@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from ifloo.former_names import former_names
 from ifloo.stages.callback.callback import InfluenceCallback
 from ifloo.stages.run_recorder import RunRecorder
-from ifloo.stages.scores.influence import InfluenceRun
+from ifloo.stages.scores.influence import InfluenceStage
 from ifloo.stages.scores.predictor import InfluencePredictor, InfluenceWriter, ScoredBlock
 from ifloo.stages.settings import AttributionSettings, settings_json
 
@@ -13,7 +13,7 @@ __all__ = [
     "AttributionSettings",
     "InfluenceCallback",
     "InfluencePredictor",
-    "InfluenceRun",
+    "InfluenceStage",
     "InfluenceWriter",
     "RunRecorder",
     "ScoredBlock",
@@ -25,6 +25,7 @@ if not TYPE_CHECKING:  # else every misspelt name would pass mypy
         __name__,
         {
             "Diagnosis": "ifloo.doctor.Diagnosis",
+            "InfluenceRun": "ifloo.stages.InfluenceStage",
             "Subject": "ifloo.doctor.DoctorInput",
             "described": "ifloo.stages.settings_json",
             "examine": "ifloo.doctor.examine",

@@ -11,8 +11,8 @@ from torch import nn
 from typing_extensions import Protocol, runtime_checkable
 
 from ifloo.data.protocol import AnswerTokenizer, ConversationSet, DataNotes, QueryBatches, SampleSet
-from ifloo.objective import Batch, OutputLosses, Speaker, scoring
-from ifloo.objective.batches import to_device, without_ids
+from ifloo.objective import OutputLosses, Speaker, scoring
+from ifloo.objective.batches import to_module, without_ids
 
 ANSWERED_AT_ONCE = 256  # test samples in one batch while answers are generated
 MOST_QUESTIONS = 20  # number of different questions beyond which exact match is not reported
@@ -46,7 +46,7 @@ def outcomes(module: nn.Module, datamodule: Tests, test_ids: Sequence[int]) -> d
     if not isinstance(module, OutputLosses):
         return {}
     with torch.no_grad(), scoring(module):
-        outputs = module.outputs(_to_module(without_ids(datamodule.test_batch(test_ids)), module))
+        outputs = module.outputs(to_module(without_ids(datamodule.test_batch(test_ids)), module))
     if outputs.ndim != 2:
         return {}
     return {t: f"predicted {int(row.argmax())}" for t, row in zip(test_ids, outputs, strict=True)}
@@ -96,7 +96,7 @@ class _AnswerTask:
             batch = self.data.test_batch(test_ids[start : start + ANSWERED_AT_ONCE])
             assert isinstance(batch, Mapping)
             with torch.no_grad(), scoring(self.module):
-                rows = self.speaker.generated(_to_module(batch, self.module), end)
+                rows = self.speaker.generated(to_module(batch, self.module), end)
             for ids, labels in zip(rows.tolist(), batch["labels"].tolist(), strict=True):
                 first, last = _last_answer(labels)
                 yield Answer(_until(ids[first:], end), _until(labels[first:last], end))
@@ -132,8 +132,3 @@ def _last_answer(labels: Sequence[int]) -> tuple[int, int]:
 
 def _until(ids: Sequence[int], end: int) -> list[int]:
     return list(ids[: ids.index(end)] if end in ids else ids)
-
-
-def _to_module(batch: Batch, module: nn.Module) -> Batch:
-    weight = next(module.parameters())
-    return to_device(batch, weight.device, weight.dtype)

@@ -18,6 +18,7 @@ from ifloo.store.losses import NULL_ID, UNSURE, LossFile, LossRow
 from ifloo.store.manifest import Manifest, environment
 from ifloo.store.recorded_runs import RunFolder
 from ifloo.store.removals import StoredRemovals
+from ifloo.store.sample_contents import content_of, contents_of, refuse_other_samples
 from ifloo.store.section import Section, settings_stamp
 from ifloo.store.self_influence import StoredSelfInfluence
 
@@ -43,10 +44,13 @@ __all__ = [
     "StoredInfluences",
     "StoredRemovals",
     "StoredSelfInfluence",
+    "content_of",
+    "contents_of",
     "environment",
     "influences",
     "jsonl",
     "read_ids",
+    "refuse_other_samples",
     "removals",
     "replacing",
     "save_topk",

@@ -1,4 +1,4 @@
-"""ifloo as used from Python: `InfluenceRun` and `LeaveOneOut`, including files and certificates."""
+"""ifloo as used from Python: `InfluenceStage` and `LeaveOneOut`, including files and certificates."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from ifloo.refit import (
     TrainingLoader,
     weights_sha256,
 )
-from ifloo.stages import AttributionSettings, InfluenceRun, InfluenceWriter
+from ifloo.stages import AttributionSettings, InfluenceStage, InfluenceWriter
 from ifloo.store import JSON, NULL_ID, Layout, LossFile, jsonl
 
 
 def listed(problem: Problem, task: Task) -> Outcome:
     """Runs T1 and T100: one file of scores per test."""
     tests = problem.tests(task.work)
-    stored = _run(problem, task, test_ids=tests).score_tests(_trainer(task))
+    stored = _run(problem, task, test_ids=tests).score_tests()
     assert [one.test_id for one in stored] == tests
     return Outcome(
         np.stack([one.scores for one in stored]),
@@ -46,7 +46,7 @@ def all_tests(problem: Problem, task: Task) -> Outcome:
         AssertionError: If some scores existed already, so that the time is not that of the whole work.
     """
     run = _run(problem, task, test_ids="all")
-    made = run.all_tests(_trainer(task))
+    made = run.all_tests()
     index = {row["test_id"]: row for row in jsonl.read(run.layout.index)}
     tests = problem.tests(task.work)
     if made != len(tests):
@@ -75,10 +75,10 @@ def _undamped(residual: float | None, undamped: float | None) -> float:
     return residual if undamped is None else undamped
 
 
-def _run(problem: Problem, task: Task, **settings: Any) -> InfluenceRun:
+def _run(problem: Problem, task: Task, **settings: Any) -> InfluenceStage:
     origin: dict[str, JSON] = {"weights": weights_sha256(problem.module), "data": problem.data.fingerprint()}
     chosen = AttributionSettings(**{"dtype": task.dtype, **task.options, **settings})
-    return InfluenceRun(problem.module, problem.data, chosen, _layout(task), origin, overwrite=True)
+    return InfluenceStage(problem.module, problem.data, chosen, _layout(task), origin, _trainer(task), overwrite=True)
 
 
 def _layout(task: Task) -> Layout:

@@ -87,11 +87,11 @@ def test_an_id_out_of_range_and_a_trainer_without_an_end(tmp_path):
     said = small(tmp_path, "doctor", "--attribution.test_ids=[0,20]", "--trainer.limit_train_batches=0.5")
     assert said.code == 2
     assert said.out.partition("\n\n")[2] == (
-        "fatal          A base fit must be one that refits can repeat: max_epochs set, and all training\n"
-        "               batches used; got max_epochs = 1, limit_train_batches = 0.5, overfit_batches = 0.0.\n"
+        "fatal          Refits train on all the data, as J is over all of it; got limit_train_batches = 0.5,\n"
+        "               overfit_batches = 0.0.\n"
         "  where        trainer\n"
         "  consequence  A run stops here with this error.\n"
-        "  remedy       Set max_epochs; to train on fewer samples limit the data module.\n\n"
+        "  remedy       To train on fewer samples limit the data module.\n\n"
         "fatal          test id 20 is out of range: the 20 test images in use have ids 0..19.\n"
         "  where        attribution.test_ids\n"
         "  consequence  A run stops here with this error.\n"

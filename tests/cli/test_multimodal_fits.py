@@ -11,8 +11,7 @@ from ifloo.data.multimodal.dataset import MultimodalSet
 from ifloo.data.multimodal.form import Form
 from ifloo.data.multimodal.row import field_names
 from ifloo.data.multimodal.tokenizer import ByteTokenizer
-from ifloo.stages.scores.records import content_of
-from ifloo.store import write_json
+from ifloo.store import content_of, write_json
 from tests.cli.image_text import TESTS, TINY, assert_derivative, results, scores
 from tests.cli.running import contents, done, ifloo
 from tests.cli.test_pipeline import read_json
@@ -158,10 +157,10 @@ def of_another_sample(which, command, folder, then):
     rows = MultimodalSet(folder / "rows" / "test.jsonl", form, limit=None, on_bad_row="error", dtype="float64")
     now = content_of(rows.__getitems__([1]))
     return (
-        f"ifloo: error: outputs/multimodal/manifest.json: the {which} of test 1 are of another sample: its content has "
-        f"SHA-256 {now[:16]}..., theirs {then['1'][:16]}....\n"
-        f"  Give the test data of then, or make the {which} again: `ifloo {command}` with --overwrite, or with another "
-        "--output_dir to keep both.\n"
+        f"ifloo: error: outputs/multimodal/manifest.json: test 1 is not the sample that the stored {which} belong to: "
+        f"its content has SHA-256 {now[:16]}..., theirs had {then['1'][:16]}....\n"
+        f"  Give the test data of these {which}, or make the {which} again: `ifloo {command}` with --overwrite, or "
+        "with another --output_dir to keep both.\n"
     )
 
 

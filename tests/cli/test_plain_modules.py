@@ -254,11 +254,11 @@ def test_refits_in_another_way_than_was_said_at_the_scoring(project):
     said = run(project, "loo", *asked)
     assert said.code == 2
     assert said.err.endswith(
-        "ifloo: error: outputs/experiment/manifest.json: another way to train was said when the checkpoint own.ckpt, "
-        "which does not say it itself, was scored.\n"
+        "ifloo: error: outputs/experiment/manifest.json: other settings were given for refits of the checkpoint "
+        "own.ckpt, which does not contain its own, when it was scored.\n"
         "  trainer.max_epochs: then 2, now 3\n"
-        "  Leave these settings out (refits then train as was said), or give them to `ifloo influence` first: it keeps "
-        "the scores that are there.\n"
+        "  Leave these settings out (refits then train with the former ones), or give them to `ifloo influence` first: "
+        "it keeps the scores that exist.\n"
     ), said.err
     assert contents(project) == before
     done(run(project, "influence", *asked))

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from ifloo.stages.scores import records
-from ifloo.stages.scores.records import content_of
+from ifloo.store import content_of, sample_contents
 from tests.cli.running import TESTS, N, contents, done, ifloo, small
 from tests.cli.test_pipeline import lines, read_json, results
 
@@ -69,7 +68,7 @@ def test_asking_for_more_adds_and_keeps(copied):
 
 def test_refits_hash_a_test_sample_once(copied, monkeypatch):
     hashed = []
-    monkeypatch.setattr(records, "content_of", lambda query: hashed.append(query) or content_of(query))
+    monkeypatch.setattr(sample_contents, "content_of", lambda query: hashed.append(query) or content_of(query))
     done(small(copied, "loo"))
     assert len(hashed) == 2  # of tests 0 and 8
 

@@ -224,6 +224,18 @@ def test_a_finish_where_j_is_not_convex():
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-9)
 
 
+def test_a_hessian_is_built_for_each_step_and_none_at_the_minimum(monkeypatch):
+    built: list[torch.Tensor] = []
+    hessian = NewtonSystem.hessian
+    monkeypatch.setattr(NewtonSystem, "hessian", lambda self, J, theta: built.append(theta) or hessian(self, J, theta))
+    problem = Logistic.make()
+    minimum = trust_region(problem.objective(), torch.zeros_like(problem.theta), 1e-12)
+    assert len(built) == minimum.steps > 1
+    again = trust_region(problem.objective(), minimum.theta, 1e-12)
+    assert (again.steps, again.grad_norm) == (0, minimum.grad_norm)
+    assert len(built) == minimum.steps
+
+
 def test_in_32_bits_inside_it_ends_where_64_bits_do():
     problem = Logistic.make()
     inner = NewtonSystem(data=TrainingData(problem.loader(), torch.device("cpu"), torch.float32))

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifloo.objective import FunctionalLosses, Objective, differentiable_kernels, scoring
+from ifloo.objective.functional import silenced
 from ifloo.params import ParamSpace
 from tests.problems import Attention, Logistic, Ridge, weights_with
 
@@ -98,3 +99,13 @@ def test_a_penalty_that_is_no_function_of_the_parameters():
     torch.testing.assert_close(value, losses, rtol=1e-14, atol=0)
     # at the minimum of J the rest of ∇J is −λθ
     torch.testing.assert_close(gradient, -problem.penalty * problem.theta, rtol=0, atol=1e-13)
+
+
+def test_silencing_within_silencing_ends_with_the_outer_one():
+    module = Logistic.make(n=5).module
+    with silenced(module):
+        quiet = module.log
+        with silenced(module):
+            assert module.log is quiet
+        assert module.log is quiet
+    assert "log" not in module.__dict__

@@ -1,6 +1,7 @@
 """Refits through a Trainer: whatever form the batches have, and never on other data than the fit's."""
 
 import dataclasses
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -77,6 +78,24 @@ def test_one_finish_serves_two_data_sets_and_certifies_each():
         objective = Objective.of(refit.module, DataLoader(data, batch_size=N))
         assert float(objective.gradient(objective.losses.theta()).norm()) <= 2e-12
         assert refit.minimum.grad_norm <= 1e-12
+        assert finish.minimum is None  # the end of a refit is its own
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Every θ at which J and its gradient are computed."""
+    seen: list[torch.Tensor] = []
+    measure = Objective.value_and_gradient
+    monkeypatch.setattr(
+        Objective, "value_and_gradient", lambda self, theta: seen.append(theta.clone()) or measure(self, theta)
+    )
+    return seen
+
+
+def test_a_finish_measures_no_weights_twice(passes):
+    refitter(dataset(), finish=NewtonFinish(**FINISH)).fit()
+    assert len(passes) > 2
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(passes, 2))
 
 
 def test_a_sampler_of_part_of_the_data_is_refused():
@@ -94,9 +113,13 @@ def test_a_trainer_that_refits_cannot_repeat_is_refused():
     with pytest.raises(InputError) as caught:
         TrainerSettings.of(trainer)
     assert str(caught.value) == (
-        "A base fit must be one that refits can repeat: max_epochs set, and all training batches used; got "
-        "max_epochs = 1, limit_train_batches = 0.5, overfit_batches = 0.0.\n"
-        "  Set max_epochs; to train on fewer samples limit the data module."
+        "Refits train on all the data, as J is over all of it; got limit_train_batches = 0.5, overfit_batches = 0.0.\n"
+        "  To train on fewer samples limit the data module."
+    )
+    with pytest.raises(InputError) as caught:
+        TrainerSettings.of(L.Trainer(max_steps=3, accelerator="cpu", logger=False))
+    assert str(caught.value) == (
+        "A base fit must have an end that refits can repeat; got max_epochs = None.\n  Set max_epochs."
     )
 
 

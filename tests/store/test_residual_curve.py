@@ -14,7 +14,7 @@ from ifloo.solvers import CG, Cholesky, LiSSA
 from ifloo.solvers.progress import recording
 from ifloo.store import influences, write_npz
 from tests.problems import Logistic
-from tests.stages.scores.test_influence_run import run, trainer
+from tests.stages.scores.test_influence_run import run
 from tests.store.test_influences import STORED
 
 CURVE = np.array([[1, 0.5], [2, 1e-3], [5, 2e-11]])
@@ -87,7 +87,7 @@ def test_whoever_was_told_before_is_told_as_well_and_remains():
 
 def test_the_stage_stores_it(tmp_path):
     stage = run(tmp_path, test_ids=[0, 4], solver=CG(rtol=1e-9))
-    stored = stage.score_tests(trainer)
+    stored = stage.score_tests()
     with np.load(stage.layout.scores(4)) as raw:
         curve = raw["residual_curve"]
     assert (curve.dtype, curve.shape[1]) == (np.float64, 2)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from ifloo.data.protocol import AttributionData
 from ifloo.models import SampleLossModule
 from ifloo.objective import Batch, SampleWeights, scoring
-from ifloo.objective.batches import to_device, without_ids
+from ifloo.objective.batches import to_module, without_ids
 from ifloo.params import ParamSpace
 from ifloo.refit.recipe import Refitter
 from ifloo.refit.selection import RefitSettings
@@ -174,10 +174,8 @@ class RefitWork:
 
 def test_losses(module: SampleLossModule, queries: Batch) -> list[float]:
     """The loss of each test sample, nats, without penalty."""
-    weight = next(module.parameters())
-    here = to_device(queries, weight.device, weight.dtype)
     with torch.no_grad(), scoring(module):
-        return [float(x) for x in module.sample_losses(without_ids(here))]
+        return [float(x) for x in module.sample_losses(without_ids(to_module(queries, module)))]
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,9 @@ from ifloo.params import DTYPES, author_name
 from ifloo.solvers import Auto, SolveError
 from ifloo.stages.callback.snapshot import OwnRankings, Snapshot, ids_of
 from ifloo.stages.scores.engine_choice import HEAD_BYTES
-from ifloo.stages.scores.records import content_of
 from ifloo.stages.scores.self_influence import NO_LAST_LAYER, last_linear_layer
 from ifloo.stages.settings import settings_json
-from ifloo.store import JSON, sha256_of_tensors
+from ifloo.store import JSON, content_of, sha256_of_tensors
 
 log = logging.getLogger(__name__)
 TRIED = 32  # training samples in the trial before a fit

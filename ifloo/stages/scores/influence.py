@@ -23,7 +23,6 @@ from ifloo.stages.scores.corrected_removals import correct_removals
 from ifloo.stages.scores.other_methods import MethodRun, scores_there
 from ifloo.stages.scores.predictor import InfluencePredictor, InfluenceWriter, ScoredBlock
 from ifloo.stages.scores.records import (
-    contents_of,
     indexed_test,
     stored_influences,
     warn_of_fixed_steps,
@@ -42,40 +41,45 @@ from ifloo.store import (
     ScoreTopK,
     Section,
     StoredInfluences,
+    contents_of,
     influences,
     save_topk,
     settings_stamp,
     top_k,
 )
+from ifloo.store.sample_contents import other_sample
 
 MakeTrainer = Callable[[InfluenceWriter, bool], L.Trainer]  # (writer, whether to show its progress bar)
 
 
 @dataclass(frozen=True)
-class InfluenceRun:
-    """Everything the stage needs, and where its results go.
+class InfluenceStage:
+    """Everything that scores need, and where their results go.
 
     Attributes:
-        module: the trained model, meeting the contract.
-        datamodule: set up; gives `train_dataloader`, `test_batch(ids)`, `test_set`.
-        settings: of the attribution.
-        layout: where files go.
-        origin: what the checkpoint was made from: settings that change a number (compared), by name.
-        overwrite: replace results of other settings.
-        recorded: the training run, for methods that follow it.
-        said: how refits shall train, where the checkpoint does not say how it was trained; kept for them.
+        module: Trained model, meeting the contract.
+        datamodule: Data module, set up.
+        settings: Settings of the attribution.
+        layout: Files of results.
+        origin: Settings behind the checkpoint that change a number (compared), by name.
+        make_trainer: Function that makes a Trainer for one pass over the training data, given the writer of its scores
+            and whether to show a progress bar.
+        overwrite: Whether results of other settings are replaced.
+        recorded: Recorded training run, for methods that follow it.
+        refit_recipe: Trainer settings of later refits, where the checkpoint does not hold them; recorded for these.
     """
 
     module: L.LightningModule
     datamodule: AttributionData
     settings: AttributionSettings
     layout: Layout
-    origin: dict[str, JSON]
+    origin: Mapping[str, JSON]
+    make_trainer: MakeTrainer
     overwrite: bool = False
     recorded: RunFolder | None = None
-    said: Mapping[str, JSON] = field(default_factory=dict)
+    refit_recipe: Mapping[str, JSON] = field(default_factory=dict)
 
-    def score_tests(self, make_trainer: MakeTrainer) -> list[StoredInfluences]:
+    def score_tests(self) -> list[StoredInfluences]:
         """Scores and top-k ids of the test ids listed; those already there are read, not made again.
 
         Raises:
@@ -98,12 +102,12 @@ class InfluenceRun:
                 influences.save(self.layout.scores(one.test_id), one)
                 found[one.test_id] = one
 
-            self.score([t for t in wanted if t not in found], make_trainer, save)
+            self.score([t for t in wanted if t not in found], save)
         for t in wanted:  # top_k is free to change between runs
             save_topk(self.layout.topk_ids(t), top_k(found[t].scores, found[t].train_ids, self.settings.top_k))
         return [found[t] for t in wanted]
 
-    def all_tests(self, make_trainer: MakeTrainer) -> int:
+    def all_tests(self) -> int:
         """Scores of every test sample in the form asked for, and the index; returns how many were made in this run.
 
         Raises:
@@ -112,12 +116,11 @@ class InfluenceRun:
         """
         ids = [int(i) for i in self.datamodule.test_set.ids]
         with self._section("all_tests", [], self.layout.existing_all_scores()).opened(self.overwrite):
-            contents, folder = contents_of(self.datamodule, ids), self._folder(ids)
+            contents, folder = contents_of(self.datamodule.test_batch, ids), self._folder(ids)
             for t, row in folder.rows.items():
                 if str(t) in contents and row["content"] != contents[str(t)]:
                     raise InputError(
-                        f"{self.layout.index}: the scores of test {t} are of another sample: its content has SHA-256 "
-                        f"{str(contents[str(t)])[:16]}..., theirs {str(row['content'])[:16]}....\n"
+                        f"{other_sample(self.layout.index, t, 'scores', contents[str(t)], row['content'])}\n"
                         "  Give another --output_dir to keep both, or --overwrite to replace the stored ones."
                     )
 
@@ -128,7 +131,7 @@ class InfluenceRun:
                 folder.add(tests, block.scores.value.numpy())
 
             missing = folder.missing
-            self._blocks(missing, make_trainer, deliver)
+            self._blocks(missing, deliver)
             folder.finish()
         return len(missing)
 
@@ -136,39 +139,31 @@ class InfluenceRun:
         """Predicts the removals of these ids with their leverage counted in; errors as those of `correct_removals`."""
         queries = self.datamodule.test_batch([one.test_id for one in scored])
         solves = len(scored) * (1 + self.settings.top_k)
-        self._predictor.right_hand_sides = max(self._predictor.right_hand_sides, solves)
-        correct_removals(self._predictor.engine, queries, scored, ids, self.layout)
+        correct_removals(self._predictor.build_engine(solves), queries, scored, ids, self.layout)
 
-    def score_with(self, test_ids: Sequence[int], make_trainer: MakeTrainer) -> None:
+    def score_with(self, test_ids: Sequence[int]) -> None:
         """Scores of the further methods asked for; errors as those of `MethodRun.further`."""
         if self.settings.compare_with:
-            self._methods(make_trainer).further(test_ids, self._model(), self.overwrite)
+            self._methods.further(test_ids, self._model(), self.overwrite)
 
-    def self_influence(self, make_trainer: MakeTrainer) -> None:
+    def self_influence(self) -> None:
         """What each training sample does to its own loss, if asked for; errors as those of `self_influences`."""
         if self.settings.self_influence:
-            self_influences(self._methods(make_trainer), self._model(), self.overwrite)
+            self_influences(self._methods, self._model(), self.overwrite)
 
     def _model(self) -> dict[str, JSON]:
         """The settings behind every method: of the model, and of its parameters."""
         return {**self.origin, "parameters": list(self.settings.parameters), "dtype": self.settings.dtype}
 
-    def _methods(self, make_trainer: MakeTrainer) -> MethodRun:
-        """Made once: the data it reads and checks serve every method."""
-        if not self._made:
-            trainer = make_trainer(InfluenceWriter(lambda block: None), False)
-            device = trainer.strategy.root_device
-            made = MethodRun(self.module, self.datamodule, self.settings, self.layout, device, self.recorded)
-            self._made.append(made)
-        return self._made[0]
-
     @cached_property
-    def _made(self) -> list[MethodRun]:
-        return []
+    def _methods(self) -> MethodRun:
+        """The methods other than curvature and solver; the data they read and check serve all of them."""
+        device = self.make_trainer(InfluenceWriter(lambda block: None), False).strategy.root_device
+        return MethodRun(self.module, self.datamodule, self.settings, self.layout, device, self.recorded)
 
-    def serve(self, make_trainer: MakeTrainer) -> None:
+    def serve(self) -> None:
         """The share of a process that is not the first: it is told what to score, and writes nothing."""
-        self._blocks(None, make_trainer, lambda block: None)
+        self._blocks(None, lambda block: None)
 
     def _folder(self, ids: Sequence[int]) -> AllTests:
         train_ids = self.datamodule.train_set.ids.numpy()
@@ -178,14 +173,14 @@ class InfluenceRun:
 
     def _section(self, name: str, test_ids: Sequence[int], paths: Sequence[Path]) -> Section:
         """The section of the manifest: test samples already scored must be the same, others may join."""
-        manifest, queries = Manifest.at(self.layout.manifest), contents_of(self.datamodule, test_ids)
+        manifest, queries = Manifest.at(self.layout.manifest), contents_of(self.datamodule.test_batch, test_ids)
         compared = manifest.joined(name, self._identity_settings(), queries, self._free_settings(), self.overwrite)
         derived = self.layout.verdict_files if name == "influence" else []
         return Section(manifest, name, compared, self._free_settings(), paths, derived)
 
     def record(self, name: str, test_ids: Sequence[int]) -> None:
         """Sets the section of the manifest for results written elsewhere, whatever it said before."""
-        compared = {**self._identity_settings(), "queries": contents_of(self.datamodule, test_ids)}
+        compared = {**self._identity_settings(), "queries": contents_of(self.datamodule.test_batch, test_ids)}
         Manifest.at(self.layout.manifest).record(name, compared, self._free_settings())
 
     def _free_settings(self) -> dict[str, JSON]:
@@ -194,7 +189,7 @@ class InfluenceRun:
             "test_ids": ids if ids == "all" else list(ids),
             "top_k": self.settings.top_k,
             "batch_size": self.settings.batch_size,
-            **({"recipe": dict(self.said)} if self.said else {}),
+            **({"recipe": dict(self.refit_recipe)} if self.refit_recipe else {}),
         }
 
     def _identity_settings(self) -> dict[str, JSON]:
@@ -216,9 +211,7 @@ class InfluenceRun:
             **({"scores_dtype": settings.products_dtype} if settings.products_dtype else {}),
         }
 
-    def score(
-        self, test_ids: Sequence[int], make_trainer: MakeTrainer, save: Callable[[StoredInfluences], None]
-    ) -> None:
+    def score(self, test_ids: Sequence[int], save: Callable[[StoredInfluences], None]) -> None:
         """Scores test samples in blocks and hands each over; writes nothing itself.
 
         Raises:
@@ -226,8 +219,8 @@ class InfluenceRun:
             SolveError: an inverse-HVP that cannot be trusted.
         """
         if self.settings.method is not None:
-            by = self._methods(make_trainer)
-            by.score(self.settings.method, test_ids, settings_stamp(self._identity_settings()), save)
+            stamp = settings_stamp(self._identity_settings())
+            self._methods.score(self.settings.method, test_ids, stamp, save)
             return
 
         def deliver(block: ScoredBlock) -> None:
@@ -236,7 +229,7 @@ class InfluenceRun:
             for one in records:
                 save(replace(one, scores=one.scores.copy()))  # the block's memory is used again
 
-        self._blocks(test_ids, make_trainer, deliver)
+        self._blocks(test_ids, deliver)
 
     def _records(self, block: ScoredBlock) -> list[StoredInfluences]:
         return stored_influences(block, self._method(), DEFINITIONS, settings_stamp(self._identity_settings()))
@@ -250,14 +243,11 @@ class InfluenceRun:
         loader = sequential(self.datamodule.train_dataloader(), self.settings.batch_size)
         return InfluencePredictor(self.module, loader, self.settings)
 
-    def _blocks(
-        self, test_ids: Sequence[int] | None, make_trainer: MakeTrainer, deliver: Callable[[ScoredBlock], None]
-    ) -> None:
+    def _blocks(self, test_ids: Sequence[int] | None, deliver: Callable[[ScoredBlock], None]) -> None:
         """Prepares the solver once, then solves, scores and delivers block by block, in all processes of the Trainer.
 
         Args:
             test_ids: None in a process that is not the first.
-            make_trainer: of the passes over the training data.
             deliver: called in the first process.
         """
         predictor, dtype = self._predictor, torch.float32 if self.settings.test_ids == "all" else None
@@ -271,24 +261,24 @@ class InfluenceRun:
             disable=single or not test_ids,
         ) as bar:
             writer = InfluenceWriter(deliver, dtype, bar.update)
-            trainer = make_trainer(writer, single)
+            trainer = self.make_trainer(writer, single)
             if test_ids is not None and not test_ids and not ProcessGroup.waiting(trainer):
                 return
-            predictor.world = ProcessGroup.connect(trainer)
-            wanted = predictor.world.broadcast(test_ids) or ()
+            world = ProcessGroup.connect(trainer)
+            ids = world.broadcast(test_ids) or ()
             corrected = self.settings.top_k if self.settings.corrected and self.settings.test_ids != "all" else 0
-            predictor.right_hand_sides = len(wanted) * (1 + corrected)
+            predictor.share_runs(world, len(ids) * (1 + corrected))
 
             def work(now: Sequence[int]) -> None:
-                bar.n = wanted.index(now[0]) * n  # what a failed block had counted is counted again
-                predictor.queries = self.datamodule.test_batch(now)
-                with predictor.world.watch_peers():
-                    make_trainer(writer, single).predict(predictor, return_predictions=False)
+                bar.n = ids.index(now[0]) * n  # the pairs of a failed block are counted again
+                queries = self.datamodule.test_batch(now)
+                with world.watch_peers():
+                    predictor.explain(queries, self.make_trainer(writer, single))
 
             try:
-                in_blocks(wanted, size, work)
+                in_blocks(ids, size, work)
             finally:
-                predictor.world.close()
+                world.close()
 
     def _block_size(self, score_bytes: int) -> int:
         if self.settings.query_block is not None:

@@ -56,7 +56,6 @@ class InfluencePredictor(L.LightningModule):
         stationarity: what preflight measured.
         right_hand_sides: queries in all runs together, for a solver that chooses by cost.
         world: the processes that share the training samples; each also solves for its share of the queries.
-        failure: of this process within the present run; the others hear of it at the end of the pass.
     """
 
     def __init__(
@@ -93,21 +92,72 @@ class InfluencePredictor(L.LightningModule):
         self.directions: Directions | None = None
         self.stationarity: Stationarity | None = None
         self.world = ProcessGroup()
-        self.failure: Exception | None = None
+        self._failure: Exception | None = None  # of this process within the present run; raised at the end of the pass
         self._engine: InfluenceEngine | None = None
+
+    @property
+    def engine(self) -> InfluenceEngine:
+        """The engine that `build_engine` built; every run of `predict` calls it."""
+        assert self._engine is not None, "The engine of an InfluencePredictor is built by build_engine()."
+        return self._engine
 
     @property
     def share(self) -> slice:
         """Positions of the training samples this process scores."""
         return self.world.share(self.engine.objective.n)
 
+    def build_engine(self, right_hand_sides: int | None = None) -> InfluenceEngine:
+        """Checks the premises of influence at the weights and builds the engine, once; the module is on its device.
+
+        Args:
+            right_hand_sides: Number of solves to come, for a solver that chooses by cost; None: the attribute's.
+
+        Raises:
+            InputError: No loss of this model can be scored with these settings.
+        """
+        if self._engine is None:
+            settings, count = self.settings, right_hand_sides or self.right_hand_sides
+            objective = Objective.of(self.module, self.loader, settings.parameters, settings.batch_size)
+            theta = objective.losses.theta()
+            self.stationarity = preflight(objective, theta)
+            if self.stationarity.warning:
+                log.warning(self.stationarity.warning)
+            known = objective.losses.contract.strong_convexity()
+            self._engine = engine_for(objective, theta, settings, count, known, self.world.first)
+        return self._engine
+
+    def share_runs(self, world: ProcessGroup, right_hand_sides: int) -> None:
+        """Sets what the runs to come have in common.
+
+        Args:
+            world: Processes that share the training samples.
+            right_hand_sides: Number of solves in all runs together.
+        """
+        self.world, self.right_hand_sides = world, right_hand_sides
+
+    def explain(self, queries: Batch, trainer: L.Trainer) -> None:
+        """Scores the training samples against a batch of test samples; the Trainer's `InfluenceWriter` delivers them.
+
+        Raises:
+            SolveError: A solve that cannot be used.
+        """
+        self.queries = queries
+        trainer.predict(self, return_predictions=False)
+
+    def raise_failure(self) -> None:
+        """Raises the error that stopped the scoring of this process in the present run, if one did."""
+        if self._failure is not None:
+            raise self._failure
+
     def predict_dataloader(self) -> DataLoader[Batch]:
         """The training samples of this process in chunks; called when the module is on its device."""
         with self.world.raise_together():
-            # Lightning skips a run without batches, hooks and all: who has no sample scores one that nobody collects.
+            engine = self.build_engine()
+            # Lightning skips a run without batches, hooks included: a process without samples scores one dummy sample,
+            # whose result is dropped.
             own = self.share if self.share.start < self.share.stop else slice(0, 1)
-            loader = self.engine.products.loader(None if self.world.size == 1 else own)
-            # Lightning asks each batch for its place in the dataset, which a loader without batches does not know.
+            loader = engine.products.loader(None if self.world.size == 1 else own)
+            # Lightning reads the place of each batch in the dataset, which a loader without batches does not know.
             batched = loader.batch_sampler is not None
             return loader if batched else DataLoader(loader.dataset, batch_size=1, collate_fn=_only)
 
@@ -123,8 +173,8 @@ class InfluencePredictor(L.LightningModule):
                 "InfluencePredictor has no queries: nothing to score against.\n"
                 "  Give it a batch of test samples: InfluencePredictor(module, train_loader, queries=batch)."
             )
-        self.directions, self.failure = None, None
-        engine, world, m = self.engine, self.world, batch_size(self.queries)
+        self.directions, self._failure = None, None
+        engine, world, m = self.build_engine(), self.world, batch_size(self.queries)
         own = world.share(m, SOLVED_TOGETHER)
         solved: Directions | None = None
         with world.raise_together():
@@ -136,13 +186,13 @@ class InfluencePredictor(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self.directions is not None
-        if self.failure is None:
+        if self._failure is None:
             try:
                 return self.engine.of(self.directions, batch)
             except Exception as error:
                 if self.world.size == 1:
                     raise
-                self.failure = error
+                self._failure = error
         return self.directions.value.new_empty(len(self.directions.value), 0)
 
     def _of_all(self, solved: Directions | None, m: int) -> Directions:
@@ -157,20 +207,6 @@ class InfluencePredictor(L.LightningModule):
             query_ids(self.queries),
             Certificate.joined([part for part in parts if part is not None]),
         )
-
-    @property
-    def engine(self) -> InfluenceEngine:
-        """Made at first use, when the module is on its device; kept for further queries."""
-        if self._engine is None:
-            settings = self.settings
-            objective = Objective.of(self.module, self.loader, settings.parameters, settings.batch_size)
-            theta = objective.losses.theta()
-            self.stationarity = preflight(objective, theta)
-            if self.stationarity.warning:
-                log.warning(self.stationarity.warning)
-            known = objective.losses.contract.strong_convexity()
-            self._engine = engine_for(objective, theta, settings, self.right_hand_sides, known, self.world.first)
-        return self._engine
 
 
 class InfluenceWriter(BasePredictionWriter):
@@ -230,8 +266,7 @@ class InfluenceWriter(BasePredictionWriter):
         assert self._block is not None
         world, objective, directions = pl_module.world, pl_module.engine.objective, pl_module.directions
         with world.raise_together():
-            if pl_module.failure is not None:
-                raise pl_module.failure
+            pl_module.raise_failure()
         value = self._block.cpu()
         world.gather_columns(value, objective.n)
         sums = torch.stack(world.all_gathered(self._sums.cpu())).sum(0)

@@ -8,12 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from ifloo.data.protocol import QueryBatches
-from ifloo.objective import Batch
-from ifloo.objective.batches import tensors_of
 from ifloo.solvers import Status
 from ifloo.stages.scores.predictor import ScoredBlock
-from ifloo.store import JSON, ScoredTest, StoredInfluences, sha256_of_tensors
+from ifloo.store import JSON, ScoredTest, StoredInfluences
 
 log = logging.getLogger(__name__)
 
@@ -78,20 +75,6 @@ def warn_of_worst_fixed_steps(records: Sequence[StoredInfluences]) -> None:
         worst = max(fixed, key=lambda one: one.residual or 0.0)
         first, last = records[0].test_id, records[-1].test_id
         log.warning(_not_certified(f"tests {first} to {last}, the worst (test {worst.test_id})", worst))
-
-
-def content_of(query: Batch) -> str:
-    """SHA-256 of a test sample."""
-    return sha256_of_tensors({str(i): x for i, x in enumerate(tensors_of(query))})
-
-
-def contents_of(data: QueryBatches, test_ids: Sequence[int]) -> dict[str, JSON]:
-    """SHA-256 of each test sample, by id; each alone, since a batch may pad it to the length of its neighbours.
-
-    Raises:
-        InputError: an id out of range.
-    """
-    return {str(t): content_of(data.test_batch([t])) for t in test_ids}
 
 
 def _not_certified(which: str, one: StoredInfluences) -> str:

@@ -49,9 +49,8 @@ def main(devices: int, n: int, kind: str, path: str) -> None:
         enable_progress_bar=False,
         inference_mode=False,
     )
-    predictor.world = ProcessGroup.connect(trainer)
-    predictor.queries = data.test_batch(range(QUERIES))
-    trainer.predict(predictor, return_predictions=False)
+    predictor.share_runs(ProcessGroup.connect(trainer), QUERIES)
+    predictor.explain(data.test_batch(range(QUERIES)), trainer)
     assert torch.distributed.is_initialized() == (devices > 1)
     ProcessGroup.close_leftover()
     assert not torch.distributed.is_initialized()

@@ -13,7 +13,7 @@ from ifloo.curvature import Hessian
 from ifloo.data import MNISTDataModule
 from ifloo.models import LogisticRegression
 from ifloo.solvers import CG
-from ifloo.stages import AttributionSettings, InfluenceRun
+from ifloo.stages import AttributionSettings, InfluenceStage
 from ifloo.stages.scores import predictor as predictor_module
 from ifloo.store import Layout, jsonl
 
@@ -43,13 +43,13 @@ def digits():
     return data
 
 
-def run(folder, **settings) -> InfluenceRun:
+def run(folder, **settings) -> InfluenceStage:
     """On a model that needs no fit: λ is so large that H is all but λI."""
     torch.manual_seed(0)
     module = LogisticRegression(l2_reg=1.0)
     chosen = {"test_ids": "all", "batch_size": 7, "solver": CG(rtol=1e-12), "curvature": Hessian, **settings}
     attribution = AttributionSettings(parameters=["*"], **chosen)
-    return InfluenceRun(module, digits(), attribution, Layout(folder), {})
+    return InfluenceStage(module, digits(), attribution, Layout(folder), {}, trainer)
 
 
 def matrix(folder) -> np.ndarray:
@@ -59,21 +59,21 @@ def matrix(folder) -> np.ndarray:
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory) -> np.ndarray:
     folder = tmp_path_factory.mktemp("expected")
-    assert run(folder, matrix=True).all_tests(trainer) == TESTS
+    assert run(folder, matrix=True).all_tests() == TESTS
     return matrix(folder)
 
 
 @pytest.mark.parametrize("query_block", [1, 2, 4, TESTS, 100])
 def test_blocks_do_not_show(tmp_path, expected, query_block):
-    run(tmp_path, matrix=True, query_block=query_block).all_tests(trainer)
+    run(tmp_path, matrix=True, query_block=query_block).all_tests()
     close(matrix(tmp_path), expected)
 
 
 def test_forms_hold_the_same_scores(tmp_path, expected):
-    run(tmp_path / "files").all_tests(trainer)
-    run(tmp_path / "top", topk_only=True, top_k=5).all_tests(trainer)
+    run(tmp_path / "files").all_tests()
+    run(tmp_path / "top", topk_only=True, top_k=5).all_tests()
     listed: list = []
-    run(tmp_path, test_ids=list(range(TESTS))).score(range(TESTS), trainer, listed.append)
+    run(tmp_path, test_ids=list(range(TESTS))).score(range(TESTS), listed.append)
     with np.load(Layout(tmp_path / "top").all_topk) as top:
         for t in range(TESTS):
             close(np.load(Layout(tmp_path / "files").all_scores(t)), expected[t])
@@ -105,7 +105,7 @@ def test_a_block_that_does_not_fit_is_halved(tmp_path, expected, monkeypatch, ca
 
     monkeypatch.setattr(predictor_module, "engine_for", greedy)
     with caplog.at_level(logging.WARNING, logger="ifloo.objective.out_of_memory"):
-        run(tmp_path, matrix=True, query_block=8).all_tests(trainer)
+        run(tmp_path, matrix=True, query_block=8).all_tests()
     close(matrix(tmp_path), expected)
     said = [record.getMessage() for record in caplog.records if record.name == "ifloo.objective.out_of_memory"]
     assert [text.split(" (")[0] for text in said] == [f"out of memory with {m} tests at once" for m in (8, 4)]

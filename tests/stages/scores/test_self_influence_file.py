@@ -19,14 +19,14 @@ from ifloo.stages.scores import self_influence as stage
 from ifloo.stages.scores.self_influence import CHECKPOINTS, DAMPING
 from ifloo.stages.settings import settings_json
 from ifloo.store import Manifest, self_influence, settings_stamp
-from tests.stages.scores.test_influence_run import N, digits, run, trainer
+from tests.stages.scores.test_influence_run import N, digits, run
 
 ASKED = {"test_ids": [0], "self_influence": True}
 
 
 def test_it_holds_what_the_functions_give(tmp_path):
     one = run(tmp_path, **ASKED)
-    one.self_influence(trainer)
+    one.self_influence()
     found = self_influence.load(one.layout.self_influence)
     objective = Objective.of(one.module, digits().train_dataloader(), ["*"], N)
     theta = objective.losses.theta()
@@ -54,7 +54,7 @@ EXACT = {**ASKED, "solver": Auto(), "curvature": None}  # as the command line ha
 def test_a_linear_head_has_it_as_its_scores_are_made(tmp_path, damping, caplog):
     one = run(tmp_path, **EXACT, damping=damping)
     with caplog.at_level(logging.INFO, "ifloo"):
-        one.self_influence(trainer)
+        one.self_influence()
     found = self_influence.load(one.layout.self_influence)
     objective = Objective.of(one.module, digits().train_dataloader(), ["*"], N)
     theta = objective.losses.theta()
@@ -80,14 +80,14 @@ def test_a_linear_head_has_it_as_its_scores_are_made(tmp_path, damping, caplog):
 
 
 def test_its_settings_are_those_of_the_scores(tmp_path):
-    run(tmp_path, **EXACT).self_influence(trainer)
+    run(tmp_path, **EXACT).self_influence()
     with pytest.raises(InputError, match=r"scores.damping: stored 0.0, asked 0.5"):
-        run(tmp_path, **EXACT, damping=0.5).self_influence(trainer)
+        run(tmp_path, **EXACT, damping=0.5).self_influence()
 
 
 def test_scores_by_another_method_leave_it_out(tmp_path):
     one = run(tmp_path, **EXACT, method=OneStep(0.1))
-    one.self_influence(trainer)
+    one.self_influence()
     assert self_influence.load(one.layout.self_influence).self_influence is None
     assert "scores" not in Manifest.at(one.layout.manifest).sections()["self_influence"]["compared"]
 
@@ -95,7 +95,7 @@ def test_scores_by_another_method_leave_it_out(tmp_path):
 def test_solves_that_nobody_would_wait_for_are_left_out(tmp_path, caplog):
     one = run(tmp_path, **ASKED)
     with caplog.at_level(logging.INFO, "ifloo"):
-        one.self_influence(trainer)
+        one.self_influence()
     assert self_influence.load(one.layout.self_influence).self_influence is None
     assert (
         "self-influence: none by the curvature of the scores, which would take 31 solves by CG over 7,840 parameters, "
@@ -121,7 +121,7 @@ class Net(SampleLossModule):
 
 def test_few_parameters_are_factorised(tmp_path):
     one = dataclasses.replace(run(tmp_path, **EXACT), module=Net())
-    one.self_influence(trainer)
+    one.self_influence()
     found = self_influence.load(one.layout.self_influence)
     objective = Objective.of(one.module, digits().train_dataloader(), ["*"], N)
     theta = objective.losses.theta()
@@ -134,32 +134,32 @@ def test_where_there_is_no_minimum_it_is_left_out(tmp_path, caplog):
     module = Net()
     module.strength = 0.0
     one = dataclasses.replace(run(tmp_path, **EXACT), module=module)
-    one.self_influence(trainer)
+    one.self_influence()
     found = self_influence.load(one.layout.self_influence)
     assert found.self_influence is None
     assert found.last_layer is not None
     (told,) = [m for m in caplog.messages if m.startswith("self-influence: none")]
     with pytest.raises(SolveError) as caught:
-        stage._engine(one._methods(trainer)).prepared.solve(torch.zeros(1, 48))
+        stage._engine(one._methods).prepared.solve(torch.zeros(1, 48))
     assert told == f"self-influence: none by the curvature of the scores. {caught.value}"
 
 
 def test_it_is_made_once_and_only_if_asked_for(tmp_path):
-    run(tmp_path, test_ids=[0]).self_influence(trainer)
+    run(tmp_path, test_ids=[0]).self_influence()
     assert list(tmp_path.iterdir()) == []
     one = run(tmp_path, **ASKED)
-    one.self_influence(trainer)
+    one.self_influence()
     before = one.layout.self_influence.stat().st_mtime_ns
-    run(tmp_path, **ASKED).self_influence(trainer)
+    run(tmp_path, **ASKED).self_influence()
     assert one.layout.self_influence.stat().st_mtime_ns == before
 
 
 def test_other_settings_are_refused_and_replaced_on_demand(tmp_path):
-    run(tmp_path, **ASKED).self_influence(trainer)
+    run(tmp_path, **ASKED).self_influence()
     other = dataclasses.replace(run(tmp_path, **ASKED), origin={"weights": "other"})
     with pytest.raises(InputError, match="the self_influence results there were made with other settings"):
-        other.self_influence(trainer)
-    dataclasses.replace(other, overwrite=True).self_influence(trainer)
+        other.self_influence()
+    dataclasses.replace(other, overwrite=True).self_influence()
     stored = self_influence.load(other.layout.self_influence)
     assert stored.settings == settings_stamp(
         Manifest.at(other.layout.manifest).sections()["self_influence"]["compared"]
@@ -177,7 +177,7 @@ class Recorded:
 
 
 def test_a_recorded_run_gives_tracin_too(tmp_path, monkeypatch):
-    run(tmp_path, **ASKED).self_influence(trainer)  # without it
+    run(tmp_path, **ASKED).self_influence()  # without it
     told = []
 
     def tracin(trained, checkpoints, tick):
@@ -186,10 +186,10 @@ def test_a_recorded_run_gives_tracin_too(tmp_path, monkeypatch):
 
     monkeypatch.setattr(stage, "tracin_self", tracin)
     nowhere = dataclasses.replace(run(tmp_path, **ASKED), recorded=Recorded(tmp_path / "nowhere", "a run"))
-    nowhere.self_influence(trainer)
+    nowhere.self_influence()
     assert told == []
     one = dataclasses.replace(nowhere, recorded=Recorded(tmp_path, "a run"))
-    one.self_influence(trainer)
+    one.self_influence()
     assert told == [("a run", CHECKPOINTS)]
     found = self_influence.load(one.layout.self_influence)
     np.testing.assert_array_equal(found.tracin, np.arange(N))
@@ -199,7 +199,7 @@ def test_a_recorded_run_gives_tracin_too(tmp_path, monkeypatch):
 def test_a_last_layer_that_is_too_large_is_left_out(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(stage, "HEAD_BYTES", 1 << 10)
     one = run(tmp_path, **ASKED)
-    one.self_influence(trainer)
+    one.self_influence()
     assert self_influence.load(one.layout.self_influence).last_layer is None
     assert "self-influence: none of the last layer, whose curvature would keep 0.0 GiB." in caplog.messages
 

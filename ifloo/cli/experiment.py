@@ -1,0 +1,155 @@
+"""The objects of one experiment, made from flags and config: model, data, settings and the files of results."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from ifloo.cli.adaptation import Adaptation
+from ifloo.data import AttributionData, DataNotes
+from ifloo.errors import InputError
+from ifloo.models import Adapted, SampleLossModule, unwrap
+from ifloo.refit import BaseCheckpoint, NewtonFinish, RefitSettings, weights_sha256
+from ifloo.stages import AttributionSettings, settings_json
+from ifloo.store import JSON, Layout
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a command fits, scores, refits and reports.
+
+    Attributes:
+        name: Name <exp> of the experiment.
+        module: Model under the contract; untrained until `restore`.
+        datamodule: Data module of the training and test samples.
+        attribution: Settings of the scores.
+        refit: Settings of the refits.
+        finish: Callback that ends every fit.
+        layout: Files of results.
+        checkpoint: File of the base model.
+        seed: Random seed of the fit.
+        base: Checkpoint of the base model; None where the file does not exist yet.
+        adaptation: Way in which a plain module states its losses.
+        arguments: Arguments of the model, as flags and config give them.
+    """
+
+    name: str
+    module: SampleLossModule
+    datamodule: AttributionData
+    attribution: AttributionSettings
+    refit: RefitSettings
+    finish: NewtonFinish
+    layout: Layout
+    checkpoint: Path
+    seed: int
+    base: BaseCheckpoint | None
+    adaptation: Adaptation = field(default_factory=Adaptation)
+    arguments: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def author_module(self) -> L.LightningModule:
+        """The model as its author wrote it."""
+        return unwrap(self.module)
+
+    @property
+    def lightning_data(self) -> L.LightningDataModule:
+        """The data module as a Trainer takes it."""
+        assert isinstance(self.datamodule, L.LightningDataModule)  # the command line makes no other
+        return self.datamodule
+
+    @property
+    def test_ids(self) -> list[int]:
+        """The test ids in the settings.
+
+        Raises:
+            InputError: The settings name `all` tests.
+        """
+        if self.attribution.test_ids == "all":
+            raise InputError(
+                "Refits and reports need test ids by name, got `all`; give --attribution.test_ids '[0, 8]'."
+            )
+        return list(self.attribution.test_ids)
+
+    @property
+    def fit_seed(self) -> int:
+        """Random seed of the base fit, and so of every refit."""
+        return self.seed if self.base is None else self.base.record["seed"]
+
+    def origin(self) -> dict[str, JSON]:
+        """Describes the base model: the settings behind every number of the later commands."""
+        free = DataNotes(self.datamodule).free_settings
+        training = {name: value for name, value in self.datamodule.hparams.items() if name not in free}
+        adapted = self.author_module is not self.module
+        return {
+            "model": type(self.author_module).__name__,
+            **({"adapt": self.adaptation.identity_settings()} if adapted else {}),
+            "objective": settings_json(self.hyper_parameters()),
+            "data": self.datamodule.fingerprint(),
+            "loader": settings_json(training),
+            "seed": self.fit_seed,
+            "weights": weights_sha256(self.module),
+        }
+
+    def hyper_parameters(self) -> dict[str, Any]:
+        """Returns the arguments of the model, as it saved them.
+
+        Raises:
+            InputError: The model does not save all of them, so that it could be neither compared nor made again.
+        """
+        saved = {k: v for k, v in dict(self.module.hparams).items() if not k.startswith("_")}
+        arguments = set(inspect.signature(type(self.author_module).__init__).parameters) - {"self", "args", "kwargs"}
+        if missing := sorted(arguments - saved.keys()):
+            if self.author_module is not self.module and self.refit.init == "warm":
+                return {**self.arguments, **saved}  # compared only: refits start from copies
+            raise InputError(
+                f"{type(self.author_module).__name__} does not save its arguments {missing}.\n"
+                "  Call self.save_hyperparameters() in its __init__: results are compared, and refits made, by them."
+            )
+        return saved
+
+    def fresh_model(self) -> Callable[[], SampleLossModule]:
+        """Returns a function that makes the untrained model from its arguments; it travels between processes.
+
+        Raises:
+            InputError: As `hyper_parameters`.
+        """
+        arguments = self.hyper_parameters()
+        if isinstance(self.module, Adapted):
+            author_model = functools.partial(type(self.author_module), **arguments)
+            return functools.partial(_adapted_again, self.module, author_model)
+        return functools.partial(type(self.module), **arguments)
+
+    def load_data(self) -> None:
+        """Fetches and reads the data; a second call costs nothing."""
+        self.datamodule.prepare_data()
+        self.datamodule.setup("fit")
+
+    def restore(self) -> None:
+        """Loads data and weights.
+
+        Raises:
+            InputError: The training data differ from those the checkpoint was fitted on.
+        """
+        assert self.base is not None
+        self.load_data()
+        now, fitted = self.datamodule.fingerprint(), self.base.record["fingerprint"]
+        notes = DataNotes(self.datamodule)
+        if fitted is not None and now != fitted:
+            raise InputError(
+                f"The training data are not those the checkpoint {self.base.path} was fitted on: their content has "
+                f"SHA-256 {now[:16]}..., fitted on {fitted[:16]}....\n"
+                f"  Data now: {notes.source_taken or '?'} ({notes.source_reason or '?'}); at the fit: "
+                f"{self.base.record.get('source')}.\n"
+                "  Give the same data (--data.source, --data.root), or fit again."
+            )
+        self.base.restore(self.module)
+
+
+def _adapted_again(like: Adapted, make_model: Callable[[], L.LightningModule]) -> Adapted:
+    return like.again(make_model())

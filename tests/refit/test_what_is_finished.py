@@ -1,0 +1,77 @@
+"""What a fit must be that `NewtonFinish` ends: one loader, and a module that knows the weights of its samples."""
+
+import pickle
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from ifloo.errors import InputError
+from ifloo.models import SampleLossModule
+from ifloo.refit import NewtonFinish
+
+ROWS = [{"x": torch.ones(2, dtype=torch.float64), "idx": i} for i in range(4)]
+
+
+class Squares(SampleLossModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+
+    def sample_losses(self, batch):
+        first = batch[0] if isinstance(batch, list) else batch
+        return (first["x"] @ self.weight - 1).square()
+
+    def penalty(self):
+        return self.weight.square().sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Plain(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+
+    def training_step(self, batch, _):
+        return (batch["x"] @ self.weight - 1).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fitted(module, loaders):
+    settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", callbacks=[NewtonFinish("never")], **settings)
+    trainer.fit(module, loaders)
+    return trainer
+
+
+def test_several_loaders():
+    with pytest.raises(InputError) as caught:
+        fitted(Squares(), [DataLoader(ROWS), DataLoader(ROWS)])
+    assert str(caught.value) == (
+        "J runs over the samples of one DataLoader; this fit has a list.\n"
+        "  Return one torch.utils.data.DataLoader (torch.utils.data.ConcatDataset joins datasets)."
+    )
+
+
+def test_a_plain_module():
+    with pytest.raises(InputError) as caught:
+        fitted(Plain(), DataLoader(ROWS))
+    assert str(caught.value) == (
+        "A fit is finished on a SampleLossModule, which knows the weights of its samples; got a Plain.\n"
+        "  Wrap it: ifloo.models.Adapted(module)."
+    )
+
+
+def test_settings_travel_without_what_was_made_of_the_data():
+    finish = NewtonFinish("always", 1e-7, 9, keep_graph=False, inner_dtype="float32", batch_size=7)
+    module = Squares()
+    finish.prepare(module, DataLoader(ROWS))
+    other = pickle.loads(pickle.dumps(finish))
+    for name in ("after", "tolerance", "max_steps", "preconditioner", "keep_graph", "inner_dtype", "batch_size"):
+        assert getattr(other, name) == getattr(finish, name)
+    assert len(pickle.dumps(finish)) == len(pickle.dumps(NewtonFinish("always", 1e-7, 9, None, False, "float32", 7)))
