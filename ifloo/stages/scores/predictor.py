@@ -1,4 +1,4 @@
-"""The engine as a LightningModule: `Trainer.predict` walks over the training data, each batch gives its scores."""
+"""The engine as a LightningModule: `Trainer.predict` goes through the training data and scores each batch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ from ifloo.stages.scores.engine_choice import engine_for
 from ifloo.stages.settings import AttributionSettings
 
 log = logging.getLogger(__name__)
-SOLVED_TOGETHER = 16  # queries are dealt out to processes in such blocks: the same products as in one process
+SOLVED_TOGETHER = (
+    16  # queries of each block are solved by one process, which forms the same products as a single process would
+)
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class ScoredBlock:
     """Scores of a block of queries on the host.
 
     Attributes:
-        scores: of all n training samples, maybe rounded.
-        mean: `[m]` float64, their means before rounding.
+        scores: Scores of all n training samples, rounded if the block has fewer bits.
+        mean: Means of the scores before rounding, `[m]`, float64.
     """
 
     scores: Scores
@@ -44,18 +46,18 @@ class ScoredBlock:
 
 
 class InfluencePredictor(L.LightningModule):
-    """Scores samples against the present queries: those of the training data, or of any loader given to `predict`.
+    """Scores samples of the training data, or of any loader given to `predict`, against the present queries.
 
-    By hand: `trainer.predict(InfluencePredictor(module, train_loader, queries=batch), dataloaders)` gives `[m, b]` of
-    each batch, in order. Of a sample that is no training sample it is the derivative in its weight, were it added to J
-    with the weight of one: −(1/n) ∇L_t·H⁻¹∇ℓ, n that of the training data.
+    `trainer.predict(InfluencePredictor(module, train_loader, queries=batch), dataloaders)` returns scores `[m, b]` for
+    each batch, in order. The score of a sample outside the training data is the derivative in its weight if it were
+    added to J with the weight of a training sample: −(1/n) ∇L_t·H⁻¹∇ℓ, n the number of training samples.
 
     Attributes:
-        queries: batch of test samples to explain; set anew before each predict run.
-        directions: H⁻¹∇L_t of those queries, from the start of a run on.
-        stationarity: what preflight measured.
-        right_hand_sides: queries in all runs together, for a solver that chooses by cost.
-        world: the processes that share the training samples; each also solves for its share of the queries.
+        queries: Batch of test samples to explain; set before each predict run.
+        directions: Solutions H⁻¹∇L_t of those queries, set at the start of a run.
+        stationarity: |∇J| and the share of one sample, as preflight measured them.
+        right_hand_sides: Number of queries in all runs together, for a solver that chooses by cost.
+        world: Processes that share the training samples; each also solves for its share of the queries.
     """
 
     def __init__(
@@ -69,21 +71,22 @@ class InfluencePredictor(L.LightningModule):
         """Wraps a module.
 
         Args:
-            module: gives `sample_losses` and `penalty`, or is any LightningModule (see `Adapted`); its weights are θ̂.
-            loader: of the training data; its order and batch size do not matter.
-            settings: of the attribution; None: as they come. Which tests are meant is for `queries` to say.
-            right_hand_sides: how many queries (and other solves) there will be in all; None: as many as queries.
-            queries: batch of test samples, with their ids or without.
+            module: Module with `sample_losses` and `penalty`, or any LightningModule (see `Adapted`); its weights
+                are θ̂.
+            loader: Loader of the training data; its order and batch size do not matter.
+            settings: Settings of the attribution, whose `test_ids` are not used; None: the defaults.
+            right_hand_sides: Number of queries and other solves in all; None: the number of queries.
+            queries: Batch of test samples, with or without ids.
 
         Raises:
-            InputError: settings that ask for another method than the curvature, or no loss that could be scored.
+            InputError: The settings name a method other than the curvature, or the module has no loss to score.
         """
         super().__init__()
         settings = settings or AttributionSettings()
         if queries is not None:
             _refuse_other_methods(settings)
         module = module if isinstance(module, SampleLosses) else Adapted(module)
-        # A copy where the precision is another: whoever gave the module goes on with it as it was.
+        # A copy if the precision differs, so that the caller's module stays as it was.
         self.module = copy.deepcopy(module).to(settings.torch_dtype) if settings.torch_dtype else module
         self.loader, self.settings = loader, settings
         self.queries = queries
@@ -92,7 +95,9 @@ class InfluencePredictor(L.LightningModule):
         self.directions: Directions | None = None
         self.stationarity: Stationarity | None = None
         self.world = ProcessGroup()
-        self._failure: Exception | None = None  # of this process within the present run; raised at the end of the pass
+        self._failure: Exception | None = (
+            None  # error of this process in the present run; raised at the end of the pass
+        )
         self._engine: InfluenceEngine | None = None
 
     @property
@@ -150,23 +155,23 @@ class InfluencePredictor(L.LightningModule):
             raise self._failure
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """The training samples of this process in chunks; called when the module is on its device."""
+        """Returns the training samples of this process in chunks; called when the module is on its device."""
         with self.world.raise_together():
             engine = self.build_engine()
             # Lightning skips a run without batches, hooks included: a process without samples scores one dummy sample,
             # whose result is dropped.
             own = self.share if self.share.start < self.share.stop else slice(0, 1)
             loader = engine.products.loader(None if self.world.size == 1 else own)
-            # Lightning reads the place of each batch in the dataset, which a loader without batches does not know.
+            # Lightning reads the position of each batch in the dataset, which a loader without batches lacks.
             batched = loader.batch_sampler is not None
             return loader if batched else DataLoader(loader.dataset, batch_size=1, collate_fn=_only)
 
     def on_predict_start(self) -> None:
-        """Solves for the directions; everything after is one pass over the data.
+        """Solves for the directions; the rest of the run is one pass over the data.
 
         Raises:
-            InputError: there are no queries.
-            SolveError: a solve that cannot be used.
+            InputError: `queries` is None.
+            SolveError: A solve failed.
         """
         if self.queries is None:
             raise InputError(
@@ -196,7 +201,7 @@ class InfluencePredictor(L.LightningModule):
         return self.directions.value.new_empty(len(self.directions.value), 0)
 
     def _of_all(self, solved: Directions | None, m: int) -> Directions:
-        """The directions of all queries, each solved for by one process."""
+        """Gathers the directions of all queries, each of which one process has solved for."""
         theta, world = self.engine.theta, self.world
         value = theta.new_zeros(m, len(theta))
         if solved is not None:
@@ -210,7 +215,7 @@ class InfluencePredictor(L.LightningModule):
 
 
 class InfluenceWriter(BasePredictionWriter):
-    """Gathers the scores of a predict run in one block, allocated once, and hands it over in the first process."""
+    """Collects the scores of a predict run in one block, allocated once, and delivers it in the first process."""
 
     def __init__(
         self,
@@ -218,12 +223,12 @@ class InfluenceWriter(BasePredictionWriter):
         dtype: torch.dtype | None = None,
         advance: Callable[[int], object] = lambda pairs: None,
     ) -> None:
-        """Writes nothing itself.
+        """Stores the functions to call; writes no file itself.
 
         Args:
-            deliver: takes a finished block, whose memory is used again for the next.
-            dtype: of the block; None: that of the parameters.
-            advance: told of the (test, training sample) pairs scored since it was last told.
+            deliver: Function of a finished block, whose memory is used again for the next block.
+            dtype: Precision of the block; None: that of the parameters.
+            advance: Function of the number of (test, training sample) pairs scored since its last call.
         """
         super().__init__(write_interval="batch")
         self.deliver, self.dtype, self.advance = deliver, dtype, advance
@@ -236,7 +241,7 @@ class InfluenceWriter(BasePredictionWriter):
         m = len(pl_module.directions.value)
         n = pl_module.engine.objective.n if world.first else share.stop - share.start
         with world.raise_together():
-            # Where the scores are made: one transfer a block, not one a batch.
+            # The block is on the device of the scores: one transfer for a block, not one for each batch.
             if self._block is None or self._block.shape != (m, n):
                 self._block = None
                 self._block = torch.empty(m, n, dtype=self.dtype or theta.dtype, device=theta.device)
@@ -281,7 +286,7 @@ def _refuse_other_methods(settings: AttributionSettings) -> None:
     if settings.method is not None:
         raise InputError(
             f"InfluencePredictor scores by curvature and solver; settings ask for method {settings.method.name}.\n"
-            "  Leave method out, or score by it: method.scores(Trained(objective, theta), queries)."
+            "  Leave method out, or score by it: method.scores(TrainedModel(objective, theta), queries)."
         )
 
 
@@ -303,11 +308,11 @@ def _on_host(certificate: Certificate) -> Certificate:
 
 @contextmanager
 def solver_progress(engine: InfluenceEngine, shown: bool = True) -> Generator[None, None, None]:
-    """A progress line for the solve: steps, and the worst residual as the recurrence sees it."""
+    """Shows a progress line during the solve: steps, and the worst residual of the recurrence."""
     with tqdm(desc="inverse-HVP", unit="step", leave=False, mininterval=0.5, disable=not shown) as bar:
 
         def show(step: int, residual: float) -> None:
-            if residual == residual:  # a stochastic recursion has none of its own
+            if residual == residual:  # NaN from a stochastic recursion, which has no residual
                 bar.set_postfix_str(f"residual {residual:.1e}", refresh=False)
             bar.update(max(0, step - bar.n))
 

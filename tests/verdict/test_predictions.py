@@ -15,7 +15,7 @@ from ifloo.report.figures.methods import methods_comparison
 from ifloo.store import Layout, Manifest, influences
 from ifloo.verdict import Verdict, compare
 from tests.report.drawn import check_readable, texts_of
-from tests.report.results import ACTUAL, CONTROLS, IDS, REMOVED, SCORES, N, Results, T, stored
+from tests.verdict.results import ACTUAL, CONTROLS, IDS, REMOVED, SCORES, N, Results, T, stored
 
 NOISY = SCORES + 5e-4 * np.random.default_rng(2).normal(size=N)
 TOP = REMOVED[:6].tolist()
