@@ -56,7 +56,7 @@ class TrainerSettings:
         """Reads the settings of the Trainer of a base fit.
 
         Raises:
-            InputError: The Trainer trains on part of the data or without an end, which no refit repeats.
+            InputError: If the Trainer trains on part of the data or without an end, which no refit repeats.
         """
         refuse_partial_data(trainer.limit_train_batches, trainer.overfit_batches)  # type: ignore[attr-defined]
         if trainer.max_epochs is None:
@@ -115,7 +115,7 @@ def refuse_partial_data(limit_train_batches: object, overfit_batches: object) ->
     """Checks that a Trainer with these settings trains on all samples.
 
     Raises:
-        InputError: It trains on part of them.
+        InputError: If it trains on part of them.
     """
     if limit_train_batches not in (None, 1.0) or overfit_batches:
         raise InputError(
@@ -149,7 +149,7 @@ class _Ending(L.Callback):
         """Returns the end of the fit.
 
         Raises:
-            WorkError: The fit has not reached its end.
+            WorkError: If the fit has not reached its end.
         """
         if self._end is None:
             raise WorkError("A refit was interrupted before its end.\n  The same command goes on from here.")
