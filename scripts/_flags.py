@@ -88,12 +88,12 @@ def parser(description: str) -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(description=description, allow_abbrev=False)
     flags.add_argument("--experiment", choices=[one.name for one in EXPERIMENTS], required=True)
     flags.add_argument("--seed", type=int)
-    mnist = flags.add_argument_group("of --experiment mnist")
+    mnist = flags.add_argument_group("flags of --experiment mnist")
     mnist.add_argument("--mnist_root", help="folder of the IDX files; downloads land there")
     mnist.add_argument("--mnist_train_limit", type=int)
     mnist.add_argument("--mnist_test_limit", type=int)
     mnist.add_argument("--mnist_source", choices=["auto", "full", "embedded"])
-    multimodal = flags.add_argument_group("of --experiment multimodal")
+    multimodal = flags.add_argument_group("flags of --experiment multimodal")
     multimodal.add_argument("--train_jsonl", help="rows to train on; default: the set that comes with ifloo")
     multimodal.add_argument("--test_jsonl", help="rows to explain; default: those of --train_jsonl")
     multimodal.add_argument("--image_root", help="folder of the images of both; default: the folder of each")
@@ -114,11 +114,11 @@ def parsed(flags: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[
     for other in EXPERIMENTS:
         if other is not experiment and (foreign := other.given_flags(args)):
             named = ", ".join(f"--{flag}" for flag in foreign)
-            flags.error(f"only --experiment {other.name} has {named}; leave out what is not of {experiment.name}")
+            flags.error(f"with --experiment {experiment.name}, leave out the flags of {other.name}: {named}")
     optimizer = getattr(args, "optimizer", None)
     if optimizer not in (None, *experiment.optimizers):
         known = ", ".join(experiment.optimizers)
-        flags.error(f"--optimizer {optimizer} is none of --experiment {experiment.name}, which has {known}")
+        flags.error(f"--optimizer {optimizer} is not one of --experiment {experiment.name}; choose from {known}")
     return args, experiment
 
 

@@ -51,21 +51,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     flags.add_argument(
-        "--work", type=_works, default=list(WORKS), help=f"any of {','.join(WORKS)}, with commas; default: all"
+        "--work", type=_works, default=list(WORKS), help=f"works, separated by commas: {','.join(WORKS)}; default: all"
     )
     names = list(dict.fromkeys(m.name for m in METHODS))
-    flags.add_argument("--methods", type=_methods, help=f"with commas, of: {', '.join(names)}; default: the usual ones")
+    listed = ", ".join(names)
+    flags.add_argument("--methods", type=_methods, help=f"methods, separated by commas: {listed}; default: the usual")
     flags.add_argument("--n", type=int, help="training images; default: 55000, or the 5000 that come with ifloo")
     flags.add_argument("--root", help="folder of the IDX files; default: the digits that come with ifloo")
-    flags.add_argument("--tests", type=_at_least_nine, help="use only so many test images, 9 or more (test 8 is one)")
-    flags.add_argument("--refits", type=int, default=500, help="refits of R500")
+    flags.add_argument("--tests", type=_at_least_nine, help="number of test images, 9 or more, since test 8 is used")
+    flags.add_argument("--refits", type=int, default=500, help="number of refits in R500")
     flags.add_argument(
-        "--growth", type=_counts, help="several n, with commas: T1, T100 and refits at each, and exponents"
+        "--growth", type=_counts, help="several n, separated by commas: T1, T100 and refits at each n, and exponents"
     )
-    flags.add_argument("--json", type=Path, help="rows go here, the table and the picture beside it (.md, .png)")
-    flags.add_argument("--scores_dir", type=Path, help="keep base model and outputs here; default: a temporary folder")
+    flags.add_argument("--json", type=Path, help="file of the rows; table and picture go beside it (.md, .png)")
+    flags.add_argument("--scores_dir", type=Path, help="folder of base model and outputs; default: a temporary one")
     flags.add_argument("--accelerator", default="cpu", help="cpu or gpu")
-    flags.add_argument("--devices", type=int, default=1, help="of ifloo; the others use one")
+    flags.add_argument("--devices", type=int, default=1, help="number of devices of ifloo; other methods use one")
     flags.add_argument("--peer_python", default=sys.executable, help="interpreter that has the peer libraries")
     flags.add_argument("--timeout", type=float, help="seconds a method may take; default: no limit")
     flags.add_argument("--task", type=Path, help=argparse.SUPPRESS)
@@ -82,7 +83,7 @@ def _methods(text: str) -> list[str]:
 
 
 def _known(text: str, names: Sequence[str], what: str) -> list[str]:
-    """Splits a list with commas and checks the names.
+    """Splits a list at its commas and checks the names.
 
     Raises:
         ArgumentTypeError: If a name is unknown.
@@ -90,7 +91,7 @@ def _known(text: str, names: Sequence[str], what: str) -> list[str]:
     chosen_names = [name.strip() for name in text.split(",") if name.strip()]
     if not chosen_names or (unknown := [name for name in chosen_names if name not in names]):
         raise argparse.ArgumentTypeError(
-            f"no {what} {unknown if chosen_names else text!r}; there are {', '.join(dict.fromkeys(names))}"
+            f"no {what} {unknown if chosen_names else text!r}; choose from {', '.join(dict.fromkeys(names))}"
         )
     return chosen_names
 

@@ -68,13 +68,13 @@ def method(args: argparse.Namespace, flags: argparse.ArgumentParser, experiment:
         return _solver(args, "attribution", kind, delta)
     if args.all_test_ids:
         if delta is None:
-            flags.error("--all_test_ids 1 with multimodal is by Gauss-Newton: give --solver cg, and its --damping")
+            flags.error("--all_test_ids 1 with multimodal uses Gauss-Newton: give --solver cg and its --damping")
         return ["--attribution.curvature=ifloo.curvature.GaussNewton", *_solver(args, "attribution", kind, delta)]
     if kind is None and delta is None:
         return UNROLLED
-    route = ["--attribution.method=ifloo.attribution.CurvatureRoute"]
+    named = ["--attribution.method=ifloo.attribution.InfluenceFunction"]
     label = "_".join(["gauss_newton", *([kind] if kind else [])])
-    return [*route, f"--attribution.method.label={label}", *_solver(args, "attribution.method", kind, delta)]
+    return [*named, f"--attribution.method.label={label}", *_solver(args, "attribution.method", kind, delta)]
 
 
 def _kind(args: argparse.Namespace, flags: argparse.ArgumentParser) -> str | None:
@@ -82,7 +82,7 @@ def _kind(args: argparse.Namespace, flags: argparse.ArgumentParser) -> str | Non
     lissa = {"--recursion_depth": args.recursion_depth, "--damp": args.damp, "--scale": args.scale}
     given_flags = [name for name, value in lissa.items() if value is not None]
     if given_flags and args.solver not in (None, "lissa"):
-        flags.error(f"{', '.join(given_flags)} belong to LiSSA; leave them out with --solver {args.solver}")
+        flags.error(f"with --solver {args.solver}, leave out the flags of LiSSA: {', '.join(given_flags)}")
     return "lissa" if given_flags else args.solver
 
 
@@ -92,7 +92,7 @@ def _damping(args: argparse.Namespace, flags: argparse.ArgumentParser, experimen
         given: float | None = args.damping
         return given
     if args.damping is not None:
-        flags.error("--damp and --damping both say what is added to the curvature (δ = damp * scale): give one")
+        flags.error("--damp and --damping both set the δ added to the curvature (δ = damp * scale): give one")
     if args.damp and args.scale is None:
         flags.error(f"--damp {args.damp} is in units of the scale (δ = damp * scale): give --scale too")
     delta: float = args.damp * (args.scale or 0.0)

@@ -11,11 +11,11 @@ from _flags import add_fit, fit, given, parsed, parser
 from ifloo.cli.named_files import loo_to
 from ifloo.cli.run import run
 
-# Refits the ids of the file only: no refits of other kinds, and no record of the fit, which is not needed here and
+# Only the ids of the file are refitted: no other kinds of refit, and no record of the fit, which is not needed here and
 # would be stored beside another checkpoint.
 ALONE = (
     *("--refit.weight_steps=0", "--refit.groups=[]", "--refit.seeds=0"),
-    *("--attribution.method=null", "--attribution.further=[]"),
+    *("--attribution.method=null", "--attribution.compare_with=[]"),
 )
 
 

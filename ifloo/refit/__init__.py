@@ -1,4 +1,4 @@
-"""Floor 6: fits and refits through a Trainer."""
+"""Fits and refits with a Lightning Trainer: base models, leave-one-out losses and other kinds of refit."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The base model: fitted, written as one checkpoint, read back and checked."""
+"""Checkpoints of base models: fitting and writing one, reading it back, restoring its weights with a check."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ SECTION = "ifloo"
 
 @dataclass(frozen=True)
 class BaseCheckpoint:
-    """A checkpoint on disk.
+    """Content of a checkpoint file.
 
     Attributes:
-        path: where it was read from.
-        state: the weights by name.
-        model: the model's hyper-parameters.
-        data: the data module's.
-        record: what `fit_base` was told and measured: seed, recipe, classes, data fingerprint, ‖∇J‖.
+        path: File that it was read from.
+        state: Weights by name.
+        model: Hyper-parameters of the model.
+        data: Hyper-parameters of the data module.
+        record: Settings and measurements of `fit_base`: seed, Trainer settings (key `recipe`), classes, data
+            fingerprint, ‖∇J‖.
     """
 
     path: Path
@@ -43,15 +44,15 @@ class BaseCheckpoint:
     record: dict[str, Any]
 
     def restore(self, module: L.LightningModule) -> None:
-        """Puts the weights into a module.
+        """Copies the weights into a module.
 
         Raises:
-            InputError: the checkpoint is of another model or of another shape.
+            InputError: If the checkpoint is of another model, or its tensors have other shapes.
         """
-        wanted = {k: tuple(v.shape) for k, v in module.state_dict().items()}
-        found = {k: tuple(v.shape) for k, v in self.state.items()}
-        if wanted != found:
-            raise InputError(_of_another_model(self, type(unwrap(module)).__name__, wanted, found))
+        expected = {k: tuple(v.shape) for k, v in module.state_dict().items()}
+        stored = {k: tuple(v.shape) for k, v in self.state.items()}
+        if expected != stored:
+            raise InputError(_mismatch(self, type(unwrap(module)).__name__, expected, stored))
         module.load_state_dict(self.state, strict=True)
 
 
@@ -63,11 +64,11 @@ def fit_base(
     path: Path,
     record: Mapping[str, JSON],
 ) -> FitEnd:
-    """Fits through the Trainer (whose callbacks include `finish`) and writes the checkpoint, whole or not at all.
+    """Fits with the Trainer (whose callbacks include `finish`) and writes the checkpoint, atomically.
 
     Raises:
-        WorkError: the fit did not converge or the checkpoint could not be written.
-        Terminated: the process received SIGTERM meanwhile.
+        WorkError: If the fit does not converge or the checkpoint cannot be written.
+        Terminated: If the process receives SIGTERM.
     """
     recorder = _Recorder(dict(record))
     callbacks_of(trainer).append(recorder)
@@ -84,7 +85,7 @@ def fit_base(
 
 
 class _Recorder(L.Callback):
-    """Adds ifloo's own section to the checkpoint: plain values only, so that it loads with weights_only=True."""
+    """Adds ifloo's section to the checkpoint: plain values only, so that it loads with weights_only=True."""
 
     def __init__(self, record: dict[str, Any]) -> None:
         self.record = record
@@ -96,10 +97,10 @@ class _Recorder(L.Callback):
 
 
 def load_base(path: Path) -> BaseCheckpoint:
-    """Reads a checkpoint that `fit_base` wrote; nothing in it is executed.
+    """Reads a checkpoint that `fit_base` wrote, without executing code from it.
 
     Raises:
-        InputError: the file is missing, unreadable, or no checkpoint of ifloo.
+        InputError: If the file is missing, unreadable, or not a checkpoint of ifloo.
     """
     if not path.is_file():
         raise InputError(f"There is no checkpoint at {path}.\n  Run `ifloo fit` first, or name one with --checkpoint.")
@@ -111,20 +112,20 @@ def load_base(path: Path) -> BaseCheckpoint:
     return _base(path, content, content[SECTION])
 
 
-def load_foreign(path: Path, seed: int, said: Mapping[str, Any]) -> BaseCheckpoint:
-    """Reads a Lightning checkpoint of any Trainer; nothing in it is executed.
+def load_foreign(path: Path, seed: int, settings: Mapping[str, Any]) -> BaseCheckpoint:
+    """Reads a Lightning checkpoint of any Trainer, without executing code from it.
 
-    It does not say on which data, with which seed and how the model was trained: refits have the seed given here, and
-    the recipe that was said. A checkpoint of `fit_base` has its own.
+    Such a checkpoint does not record data, seed and Trainer settings of the fit: refits use the seed and the settings
+    given here. A checkpoint that `fit_base` wrote keeps those it records.
 
     Args:
-        path: of the file.
-        seed: of refits.
-        said: fields of a `Recipe`. Left out: one epoch (or, where steps are limited, as many as these take), the
-            precision that weights of 64 bits show, else Lightning's defaults.
+        path: Checkpoint file.
+        seed: Random seed of the refits.
+        settings: Fields of `TrainerSettings`. Defaults of those left out: one epoch (with `max_steps`, as many epochs
+            as these steps take), float64 if the weights have it, else Lightning's defaults.
 
     Raises:
-        InputError: the file is missing, unreadable, or no Lightning checkpoint.
+        InputError: If the file is missing, unreadable, or not a Lightning checkpoint.
     """
     if not path.is_file():
         raise InputError(f"There is no checkpoint at {path}.\n  Name one that a Lightning Trainer wrote (--ckpt_path).")
@@ -136,19 +137,19 @@ def load_foreign(path: Path, seed: int, said: Mapping[str, Any]) -> BaseCheckpoi
         )
     if SECTION in content:
         return _base(path, content, content[SECTION])
-    found: dict[str, Any] = {"max_epochs": -1} if "max_steps" in said else {}
+    defaults: dict[str, Any] = {"max_epochs": -1} if "max_steps" in settings else {}
     base = _base(path, content, {})
     if any(v.dtype is torch.float64 for v in base.state.values()):
-        found["precision"] = "64-true"
-    recipe = TrainerSettings(**{**found, **said}).identity_settings()
-    record = {"model_class": None, "seed": seed, "fingerprint": None, "recipe": recipe, "said": dict(said)}
+        defaults["precision"] = "64-true"
+    identity = TrainerSettings(**{**defaults, **settings}).identity_settings()
+    record = {"model_class": None, "seed": seed, "fingerprint": None, "recipe": identity, "said": dict(settings)}
     return _base(path, content, record)
 
 
 def _read(path: Path, remedy: str) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever unpickling meets
+    except Exception as error:  # unpickling a damaged file may raise any exception
         raise InputError(
             f"{path} cannot be read as a checkpoint: {_reason(error)}.\n"
             f"  The file is damaged or holds more than weights and plain values. {remedy}"
@@ -161,13 +162,13 @@ def _base(path: Path, content: dict[str, Any], record: dict[str, Any]) -> BaseCh
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of what torch says, which may go on for a page or be one number."""
+    """Returns the first sentence of torch's message, which may be a page long or a single number."""
     sentence, kind = first_sentence(error), type(error).__name__
     return sentence if " " in sentence or sentence == kind else f"{kind} {sentence}"
 
 
 def weights_sha256(module: L.LightningModule) -> str:
-    """SHA-256 of the module's weights: the same tensors give the same text on every machine."""
+    """Computes the SHA-256 of the module's weights; equal tensors give equal text on every machine."""
     return sha256_of_tensors(dict(module.state_dict()))
 
 
@@ -175,10 +176,11 @@ def _settings(hyper_parameters: Mapping[str, object]) -> dict[str, object]:
     return {k: v for k, v in hyper_parameters.items() if not k.startswith("_")}
 
 
-def _of_another_model(
-    base: BaseCheckpoint, name: str, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+def _mismatch(
+    base: BaseCheckpoint, name: str, expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]]
 ) -> str:
-    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    """Describes how the tensors of a checkpoint differ from those of a model of class `name`."""
+    missing, extra = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
     kind = base.record.get("model_class")
     lines = [f"The checkpoint {base.path} is not of this {name}{f' (it was fitted as {kind})' if kind else ''}."]
     if missing:
@@ -186,7 +188,9 @@ def _of_another_model(
     if extra:
         lines.append(f"  The checkpoint has, the model has not: {extra[:5]}")
     shapes = [
-        f"{k} {list(found[k])} instead of {list(wanted[k])}" for k in wanted if k in found and wanted[k] != found[k]
+        f"{k} {list(stored[k])} instead of {list(shape)}"
+        for k, shape in expected.items()
+        if k in stored and shape != stored[k]
     ]
     if shapes:
         lines.append(f"  Shapes: {'; '.join(shapes[:5])}")

@@ -1,4 +1,4 @@
-"""Where refits other than plain removals are recorded: small weight steps, and groups."""
+"""Refits other than removals of one sample: small weight steps and groups, with the files of their losses."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from ifloo.store import WEIGHTS as WEIGHTS
 
 
 class ExtraRefits(ABC):
-    """Refits of one kind: which are still to be made, and where each goes."""
+    """Refits of one kind, with the files that record them."""
 
     @abstractmethod
     def missing(self) -> list[RefitRequest]:
-        """Those not yet in every file."""
+        """Lists the refits that are not yet in every file."""
 
     @abstractmethod
-    def record(self, outcome: RefitResult) -> bool:
-        """Records an outcome if it is of this kind; says whether it is."""
+    def record(self, result: RefitResult) -> bool:
+        """Writes a result to the files that lack it; returns False if it is a refit of another kind."""
 
 
 @dataclass(frozen=True)
 class WeightSteps(ExtraRefits):
-    """Samples at weights near 1.
+    """Refits with one sample at a weight near 1.
 
     Attributes:
-        ids: samples.
-        files: of each weight, one for each test.
+        ids: Ids of the samples.
+        files: Loss files by weight, one for each test.
     """
 
     ids: Sequence[int]
@@ -49,24 +49,24 @@ class WeightSteps(ExtraRefits):
             if any(i not in rows for rows in done)
         ]
 
-    def record(self, outcome: RefitResult) -> bool:
-        i, weight = outcome.request.id, outcome.request.weight
+    def record(self, result: RefitResult) -> bool:
+        i, weight = result.request.id, result.request.weight
         if not weight:
             return False
-        for file, rows, loss in zip(self.files[weight], self._done[weight], outcome.losses, strict=True):
+        for file, rows, loss in zip(self.files[weight], self._done[weight], result.losses, strict=True):
             if i not in rows:
-                rows[i] = LossRow(i, loss, outcome.grad_norm, outcome.seconds, None, {"weight": weight})
+                rows[i] = LossRow(i, loss, result.grad_norm, result.seconds, None, {"weight": weight})
                 file.add(rows[i])
         return True
 
 
 @dataclass(frozen=True)
 class Groups(ExtraRefits):
-    """Samples removed together.
+    """Refits with a group of samples removed together.
 
     Attributes:
-        groups: of each test, by name.
-        files: one for each test, in the same order.
+        groups: Ids of each group, by test and name of the group.
+        files: Loss files, one for each test, in the order of `groups`.
     """
 
     groups: Mapping[int, Mapping[str, tuple[int, ...]]]
@@ -77,31 +77,31 @@ class Groups(ExtraRefits):
         return [file.done() for file in self.files]
 
     def missing(self) -> list[RefitRequest]:
-        """Those not yet in every file.
+        """Lists the refits that are not yet in every file.
 
         Raises:
-            InputError: a group of this name is there, and it is of other samples.
+            InputError: If a file has a group of the same name with other samples.
         """
-        wanted = []
+        requests = []
         for file, named, done in zip(self.files, self.groups.values(), self._done, strict=True):
             for name, ids in named.items():
                 if name not in done:
-                    wanted.append(RefitRequest(NULL_ID, group=ids, name=name))
+                    requests.append(RefitRequest(NULL_ID, group=ids, name=name))
                 elif tuple(done[name].ids) != ids:
                     raise InputError(
                         f"{file.path}: group {name} was refitted without other samples than the scores now put into "
-                        "it.\n  They were made anew since. Delete this file to refit its groups, or give another "
-                        "--output_dir to keep both."
+                        "it.\n  The scores have been computed again since. Delete this file to refit its groups, or "
+                        "give another --output_dir to keep both."
                     )
-        return list(dict.fromkeys(wanted))  # random groups are the same for all tests
+        return list(dict.fromkeys(requests))  # random groups are the same for all tests
 
-    def record(self, outcome: RefitResult) -> bool:
-        name, ids = outcome.request.name, outcome.request.group
+    def record(self, result: RefitResult) -> bool:
+        name, ids = result.request.name, result.request.group
         if not ids:
             return False
-        each = zip(self.groups.values(), self.files, self._done, outcome.losses, strict=True)
+        each = zip(self.groups.values(), self.files, self._done, result.losses, strict=True)
         for named, file, done, loss in each:
             if named.get(name) == ids and name not in done:
-                done[name] = GroupRow(name, ids, loss, outcome.grad_norm, outcome.seconds)
+                done[name] = GroupRow(name, ids, loss, result.grad_norm, result.seconds)
                 file.add(done[name])
         return True

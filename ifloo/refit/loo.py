@@ -1,4 +1,4 @@
-"""Leave-one-out: refit without a sample, measure every test loss, append one line a test; resumes when killed."""
+"""Leave-one-out losses: refits without one sample each, the losses of all tests appended to files; resumable."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from ifloo.refit.recipe import Refitter
 from ifloo.refit.selection import RefitSettings
 from ifloo.store import JSON, NULL_ID, UNSURE, LossFile, LossRow
 
-MAX_DRIFT = 1e-3  # of the weights: rounding that a smooth training run amplifies stays far below it
-Rows = list[dict[int, LossRow]]  # of each test sample
+MAX_DRIFT = 1e-3  # relative to the weights; rounding errors amplified by a smooth training stay far below it
+Rows = list[dict[int, LossRow]]  # rows by id, one dictionary for each test sample
 
 
 @dataclass(frozen=True)
 class LeaveOneOut:
-    """Refits without each of the ids asked for, evaluated on all test samples.
+    """Refits without one sample each, evaluated on all test samples and recorded in files.
 
-    Where a μ > 0 with ∇²J ⪰ μI is known, each row has `delta_error` = ‖∇L_t‖ (‖∇J_refit‖ + ‖∇J_null‖) / μ, nats: to
-    first order the largest error of its change of loss, since a μ-strongly convex J has its minimum within ‖∇J‖ / μ.
+    If a μ > 0 with ∇²J ⪰ μI is known, each row has `delta_error` = ‖∇L_t‖ (‖∇J_refit‖ + ‖∇J_null‖) / μ, nats: to
+    first order the largest error of its change in loss, since a μ-strongly convex J has its minimum within ‖∇J‖ / μ.
 
     Attributes:
-        base: the base module (its weights are where the test gradients are taken).
-        refitter: fits again.
-        queries: batch of the m test samples.
-        files: one file of losses for each of them.
-        null_files: one file each for the displaced null refits.
-        n: training samples.
-        settings: of removal and noise floor, and of who works.
-        shelves: for refits of other kinds.
-        seed_files: one file each for the refits from other seeds.
+        base: Base module; test gradients are taken at its weights.
+        refitter: Refitter of the base fit.
+        queries: Batch of the m test samples.
+        files: Loss files, one for each test sample.
+        null_files: Files of the displaced null refits, one for each test sample.
+        n: Number of training samples.
+        settings: Settings of removal, noise floor and worker processes.
+        extra_refits: Refits of other kinds, each with its files.
+        seed_files: Files of the refits from other seeds, one for each test sample.
     """
 
     base: SampleLossModule
@@ -57,72 +57,83 @@ class LeaveOneOut:
 
     @cached_property
     def work(self) -> RefitWork:
-        """What each process that refits is given."""
+        """Data and settings of the refits, given to each process that refits."""
         return RefitWork(self.base, self.refitter, self.queries, self.n, self.settings)
 
     def recorded(self) -> dict[str, JSON]:
-        """How and where the refits are made, which changes no number."""
-        path, settings = self.work.path, self.settings
-        return {"devices": settings.devices, "cluster": settings.cluster, "path": path.name, "unit": path.at_once}
+        """Returns strategy and place of the refits for the manifest; they change no number."""
+        strategy, settings = self.work.strategy, self.settings
+        return {
+            "devices": settings.devices,
+            "cluster": settings.cluster,
+            "path": strategy.name,
+            "unit": strategy.at_once,
+        }
 
     def run(self, ids: Sequence[int], control_ids: Sequence[int]) -> None:
-        """Null refit, displaced null refits, each id not yet in every file, other kinds, and other seeds.
+        """Makes all refits that a file lacks: null refits, removals, the extra refits, and those from other seeds.
+
+        Args:
+            ids: Ids of the samples to remove.
+            control_ids: Ids to mark as random controls in their rows.
 
         Raises:
-            WorkError: a refit that did not converge; everything finished before it is in the files.
+            WorkError: If a refit does not converge; all refits finished before are in the files.
         """
         done, draws = [file.done() for file in self.files], [file.done() for file in self.null_files]
-        wanted = [
+        requests = [
             *([RefitRequest(NULL_ID)] if any(NULL_ID not in rows for rows in done) else []),
             *(RefitRequest(NULL_ID, k) for k in self._draws() if any(k not in rows for rows in draws)),
             *(RefitRequest(i) for i in ids if any(i not in rows for rows in done)),
-            *(wanted for shelf in self.extra_refits for wanted in shelf.missing()),
+            *(request for extra in self.extra_refits for request in extra.missing()),
         ]
-        if wanted:
-            self._make(wanted, done, draws, set(control_ids))
+        if requests:
+            self._make(requests, done, draws, set(control_ids))
         self._other_seeds()
 
-    def _make(self, wanted: Sequence[RefitRequest], done: Rows, draws: Rows, controls: set[int]) -> None:
+    def _make(self, requests: Sequence[RefitRequest], done: Rows, draws: Rows, controls: set[int]) -> None:
         given_up: list[GivenUp] = []
-        waiting: list[RefitResult] = []  # for the null refit
-        results = runner_of(self.work).run(wanted)
-        with closing(results), tqdm(total=len(wanted), desc="refits", unit="refit") as bar:
-            for result in results:
-                if isinstance(result, GivenUp):
-                    given_up.append(result)
-                    if RefitRequest(NULL_ID) in result.unit:
-                        break  # nothing can be held against it
+        waiting: list[RefitResult] = []  # results that cannot be recorded before the null refit
+        outcomes = runner_of(self.work).run(requests)
+        with closing(outcomes), tqdm(total=len(requests), desc="refits", unit="refit") as bar:
+            for outcome in outcomes:
+                if isinstance(outcome, GivenUp):
+                    given_up.append(outcome)
+                    if RefitRequest(NULL_ID) in outcome.unit:
+                        break  # without the null refit no change in loss can be computed
                     continue
-                waiting = self._recorded([*waiting, *result], done, draws, controls)
-                bar.update(len(result))
+                waiting = self._recorded([*waiting, *outcome], done, draws, controls)
+                bar.update(len(outcome))
         if given_up:
             raise WorkError(_given_up(given_up))
 
     def _draws(self) -> range:
         return range(1, self.settings.null_refits + 1)
 
-    def _recorded(self, outcomes: list[RefitResult], done: Rows, draws: Rows, controls: set[int]) -> list[RefitResult]:
-        """Adds outcomes to the files; returns those that must wait until the null refit is there."""
+    def _recorded(self, results: list[RefitResult], done: Rows, draws: Rows, controls: set[int]) -> list[RefitResult]:
+        """Adds results to the files; returns those that have to wait for the null refit."""
         waiting = []
-        for outcome in sorted(outcomes, key=lambda x: x.request != RefitRequest(NULL_ID)):
-            if any(shelf.record(outcome) for shelf in self.extra_refits):
+        for result in sorted(results, key=lambda x: x.request != RefitRequest(NULL_ID)):
+            if any(extra.record(result) for extra in self.extra_refits):
                 continue
-            if outcome.request.draw:
-                self._record_draw(outcome, draws)
-            elif outcome.request.id == NULL_ID:
-                self._refuse_drift(outcome)
-                self._record(outcome, done, {} if outcome.drift is None else {"astray": outcome.drift})
+            if result.request.draw:
+                self._record_draw(result, draws)
+            elif result.request.id == NULL_ID:
+                self._refuse_drift(result)
+                self._record(result, done, {} if result.drift is None else {"astray": result.drift})
             elif all(NULL_ID in rows for rows in done):
-                self._record(outcome, done, {"control": outcome.request.id in controls})
+                self._record(result, done, {"control": result.request.id in controls})
             else:
-                waiting.append(outcome)
+                waiting.append(result)
         return waiting
 
     def _refuse_drift(self, null: RefitResult) -> None:
-        """A training from scratch that does not end at the base model is of another run, and tells nothing about it.
+        """Checks that a null refit from scratch ends at the base model; if not, refits say nothing about the base fit.
+
+        A strongly convex J has one minimum, so the check is not needed there.
 
         Raises:
-            WorkError: it does not; where J is convex the way there does not matter.
+            WorkError: If the null refit ends more than `MAX_DRIFT` away.
         """
         if self._bound[0] is None and null.drift is not None and not null.drift <= MAX_DRIFT:
             raise WorkError(
@@ -134,35 +145,35 @@ class LeaveOneOut:
                 "again, refit.init warm starts from its weights."
             )
 
-    def _record(self, outcome: RefitResult, done: Rows, extra: dict[str, JSON]) -> None:
-        i, norm = outcome.request.id, outcome.grad_norm
+    def _record(self, result: RefitResult, done: Rows, extra: dict[str, JSON]) -> None:
+        i, norm = result.request.id, result.grad_norm
         mu, norms = self._bound
         for k, (file, rows) in enumerate(zip(self.files, done, strict=True)):
             if i in rows:
                 continue
-            extras: dict[str, JSON] = {"steps": outcome.steps, "objective": outcome.objective, **extra}
+            extras: dict[str, JSON] = {"steps": result.steps, "objective": result.objective, **extra}
             bound = None
             if i != NULL_ID and mu is not None:
                 null = rows[NULL_ID]
                 bound = norms[k] * (norm + (null.grad_norm or 0.0)) / mu
-                extras["flagged"] = bound > UNSURE * abs(outcome.losses[k] - null.loss)
-            rows[i] = LossRow(i, outcome.losses[k], norm, outcome.seconds, bound, extras)
+                extras["flagged"] = bound > UNSURE * abs(result.losses[k] - null.loss)
+            rows[i] = LossRow(i, result.losses[k], norm, result.seconds, bound, extras)
             file.add(rows[i])
 
-    def _record_draw(self, outcome: RefitResult, draws: Rows) -> None:
-        draw = outcome.request.draw
-        for file, rows, loss in zip(self.null_files, draws, outcome.losses, strict=True):
+    def _record_draw(self, result: RefitResult, draws: Rows) -> None:
+        draw = result.request.draw
+        for file, rows, loss in zip(self.null_files, draws, result.losses, strict=True):
             if draw not in rows:
                 extra: dict[str, JSON] = {
                     "draw": draw,
-                    "displacement": outcome.displacement,
-                    "steps": outcome.steps,  # none taken: a null refit that could not have failed
+                    "displacement": result.displacement,
+                    "steps": result.steps,  # 0 shows a null refit that never moved and so could not have failed
                 }
-                rows[draw] = LossRow(NULL_ID, loss, outcome.grad_norm, outcome.seconds, None, extra)
+                rows[draw] = LossRow(NULL_ID, loss, result.grad_norm, result.seconds, None, extra)
                 file.add(rows[draw])
 
     def _other_seeds(self) -> None:
-        """The whole fit with nothing removed, one by one: no two replicas of a fit have different seeds."""
+        """Repeats the whole fit with nothing removed from other seeds, one by one: replicas of one fit share a seed."""
         done = [file.done() for file in self.seed_files]
         missing = [k for k in range(1, self.settings.seeds + 1) if any(k not in rows for rows in done)]
         for k in tqdm(missing, desc="other seeds", unit="refit", leave=False, disable=not missing):
@@ -175,7 +186,7 @@ class LeaveOneOut:
 
     @cached_property
     def _bound(self) -> tuple[float | None, list[float]]:
-        """Known μ of the objective, and ‖∇L_t‖ of each test at the base weights."""
+        """The known μ of the objective (None if unknown), and ‖∇L_t‖ of each test at the base weights."""
         mu = self.base.strong_convexity()
         space = ParamSpace.of(self.base)
         with scoring(self.base):
@@ -185,15 +196,15 @@ class LeaveOneOut:
 
 
 def runner_of(work: RefitWork) -> Runner:
-    """Gives the runner that the settings ask for.
+    """Returns the runner that the settings select.
 
     Raises:
-        InputError: a cluster is asked for, and `dask.distributed` is not installed.
+        InputError: If they select a cluster and `dask.distributed` is not installed.
     """
     if work.settings.in_process:
         return InProcess(work)
     try:
-        from ifloo.refit.execution.dask_runner import OnCluster  # loads dask, which most refits do without
+        from ifloo.refit.execution.dask_runner import OnCluster  # loads dask, which most refits do not need
     except ImportError as error:
         raise InputError(
             f"refit.devices > 1 and refit.cluster need dask.distributed, which cannot be imported: {error}.\n"
@@ -203,6 +214,7 @@ def runner_of(work: RefitWork) -> Runner:
 
 
 def _given_up(failed: Sequence[GivenUp]) -> str:
+    """Describes the refits of failed units."""
     ids = [one.name or one.id for unit in failed for one in unit.unit if not one.draw]
     draws = [one.draw for unit in failed for one in unit.unit if one.draw]
     named = [f"ids {ids}"] * bool(ids) + [f"displaced null refits {draws}"] * bool(draws)

@@ -1,4 +1,4 @@
-"""The callback that finishes a fit at the minimum of its J, and measures the end of any."""
+"""Callback that finishes a fit at the minimum of J by Newton steps, or measures where the fit ended."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from ifloo.params import DTYPES, ParamSpace
 from ifloo.solvers import Nystrom, Preconditioner, SolveError
 
 logger = logging.getLogger(__name__)
-NEARER = 1e-3  # of ‖∇J‖: where the preconditioner is made anew, where J is not convex
+NEARER = 1e-3  # share of the first ‖∇J‖ at which the preconditioner is computed again if J is not convex
 REACHABLE = {
     torch.float64: 1e-10,  # Newton steps end at 1e-12 where the terms of the gradient are near 1
-    torch.float32: 3e-6,  # fifty roundings of such terms, which their sum over the samples does not get below
+    torch.float32: 3e-6,  # fifty rounding errors of such terms; their sum over the samples has about that error
 }
 
 
 def reachable(dtype: torch.dtype) -> float:
-    """Gives the ‖∇J‖ that a fit is brought to by default; precisions below 32 bits are asked for no more than 32."""
+    """Returns the default tolerance of ‖∇J‖ in a precision; precisions below 32 bits have that of float32."""
     return REACHABLE.get(dtype, REACHABLE[torch.float32])
 
 
 def training_loader(trainer: L.Trainer) -> DataLoader[Batch]:
-    """The one training loader of a fit.
+    """Returns the training loader of a fit.
 
     Raises:
-        InputError: there are several, or something else.
+        InputError: If the fit has several loaders, or one that is not a DataLoader.
     """
     if isinstance(trainer.train_dataloader, DataLoader):
         return trainer.train_dataloader
@@ -47,11 +47,10 @@ def training_loader(trainer: L.Trainer) -> DataLoader[Batch]:
 
 
 class NewtonFinish(L.Callback):
-    """After training: Newton steps on the same J(θ; w) to a small ‖∇J‖, or ‖∇J‖ measured where that is not asked for.
+    """Takes Newton steps on J(θ; w) after training until ‖∇J‖ is small, or only measures ‖∇J‖ (`after`).
 
-    Where the module knows that J is strongly convex the steps are those of `newton_cg`, elsewhere of `trust_region`.
-
-    One instance may serve many fits on the same training data: the data and the preconditioner are kept.
+    The steps are those of `newton_cg` if the module declares J strongly convex, else those of `trust_region`. One
+    instance may be used for many fits on the same training data: it keeps the data and the preconditioner.
 
     Attributes:
         minimum: End of the last fit of a Trainer that has this callback; None before it.
@@ -67,20 +66,21 @@ class NewtonFinish(L.Callback):
         inner_dtype: Literal["float32", "float64"] | None = None,
         batch_size: int = 5000,
     ) -> None:
-        """Settings.
+        """Stores the settings.
 
         Args:
-            after: which fits to finish; L-BFGS is what minimises a fixed J.
-            tolerance: ‖∇J‖ to reach; None: 1e-10 in float64, 3e-6 in float32.
-            max_steps: Newton steps.
-            preconditioner: of the inner CG; None: `Nystrom()`.
-            keep_graph: keep each linearisation for the whole inner solve (twice as fast; memory of all activations).
-            inner_dtype: precision of the inner CG; null: that of the weights. float32 halves its cost, and with a
-                second copy of the data; ‖∇J‖ is measured in the precision of the weights all the same.
-            batch_size: samples at once.
+            after: Fits to finish; `lbfgs` finishes those of L-BFGS, the optimizer that minimises a fixed J.
+            tolerance: ‖∇J‖ to reach; null stands for 1e-10 in float64 and 3e-6 in float32.
+            max_steps: Largest number of Newton steps.
+            preconditioner: Preconditioner of the inner CG; null stands for `Nystrom()`.
+            keep_graph: Whether to keep each linearisation for the whole inner solve (twice as fast; needs memory for
+                all activations).
+            inner_dtype: Precision of the inner CG; null stands for that of the weights. float32 halves the cost of CG
+                and needs a second copy of the data; ‖∇J‖ is still measured in the precision of the weights.
+            batch_size: Number of samples per batch.
 
         Raises:
-            InputError: the tolerance is not positive.
+            InputError: If the tolerance is not positive.
         """
         if tolerance is not None and not tolerance > 0:
             raise InputError(f"finish.tolerance must be > 0, got {tolerance}.")
@@ -89,28 +89,32 @@ class NewtonFinish(L.Callback):
         self.keep_graph, self.inner_dtype, self.batch_size = keep_graph, inner_dtype, batch_size
         self.minimum: FitEnd | None = None
         self._data: TrainingData | None = None
-        self._of: tuple[object, ...] = ()
+        self._data_key: tuple[object, ...] = ()
         self._inner: NewtonSystem | None = None
 
     def __reduce__(self) -> tuple[type[NewtonFinish], tuple[object, ...]]:
-        """The settings alone: another process reads its own data."""
+        """Pickles only the settings; another process loads the data itself."""
         settings = self.after, self.tolerance, self.max_steps, self.preconditioner
         return type(self), (*settings, self.keep_graph, self.inner_dtype, self.batch_size)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.minimum = None  # a fit that does not reach its end has none
+        self.minimum = None  # so that an interrupted fit does not have the result of the last one
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.minimum = self.end_fit(trainer, pl_module)
 
     def end_fit(self, trainer: L.Trainer, module: L.LightningModule) -> FitEnd:
-        """Takes the module of a Trainer whose training has ended to the minimum of J, or measures where it is.
+        """Takes a module whose training has ended to the minimum of J, or only measures J and ‖∇J‖ at its weights.
+
+        Args:
+            trainer: Trainer that trained the module.
+            module: Trained module; its weights become those of the end.
 
         Returns:
-            End of the fit, whose weights the module then has.
+            The end of the fit.
 
         Raises:
-            WorkError: The tolerance was not reached.
+            WorkError: If the Newton steps do not reach the tolerance.
         """
         space = ParamSpace.of(module)
         objective = self.objective(module, training_loader(trainer))
@@ -127,15 +131,15 @@ class NewtonFinish(L.Callback):
         return end
 
     def _moves(self, trainer: L.Trainer) -> bool:
-        """Returns whether Newton steps follow a fit by this Trainer."""
+        """Returns whether Newton steps follow a fit with this Trainer."""
         lbfgs = any(isinstance(o, torch.optim.LBFGS) for o in trainer.optimizers)
         return self.after == "always" or (self.after == "lbfgs" and lbfgs)
 
     def objective(self, module: L.LightningModule, loader: DataLoader[Batch]) -> Objective:
-        """J(θ; w) of a module under its own sample weights; the data are read once and kept.
+        """Returns J(θ; w) of a module with its sample weights; the data are loaded once and kept.
 
         Raises:
-            InputError: the module has no sample weights.
+            InputError: If the module is not a `SampleLossModule`.
         """
         if not isinstance(module, SampleLossModule):
             raise InputError(
@@ -143,24 +147,24 @@ class NewtonFinish(L.Callback):
                 f"{type(module).__name__}.\n  Wrap it: ifloo.models.Adapted(module)."
             )
         space = ParamSpace.of(module)
-        wanted = (unwrap_loader(loader)[0], space.device, space.dtype)
-        if self._data is None or self._of != wanted:
-            self._inner = None  # it is of these data, and lives where they live
+        key = (unwrap_loader(loader)[0], space.device, space.dtype)
+        if self._data is None or self._data_key != key:
+            self._inner = None  # its preconditioner is of the former data, on their device
             self._data = TrainingData(sequential(loader, self.batch_size), space.device, space.dtype)
-            self._of = wanted
+            self._data_key = key
         return Objective(FunctionalLosses(module, space), self._data, module.sample_weights)
 
     def prepare(self, module: L.LightningModule, loader: DataLoader[Batch]) -> None:
-        """Makes the preconditioner at the module's weights, so that fits do not depend on which of them came first."""
+        """Computes the preconditioner at the module's weights, so that fits do not depend on their order."""
         objective = self.objective(module, loader)
         with scoring(module):
             self._inner = self._prepared_inner(objective, objective.losses.theta())
 
     def solve(self, objective: Objective, B: torch.Tensor, rtol: float) -> torch.Tensor:
-        """H⁻¹B at the weights of the objective's module, `[k, p]`, as Newton steps solve it.
+        """Computes H⁻¹B, `[k, p]`, at the weights of the objective's module, with the inner CG of the Newton steps.
 
         Raises:
-            SolveError: the Hessian is not positive definite, or rtol is out of reach in the precision of the inner CG.
+            SolveError: If the Hessian is not positive definite, or the inner CG cannot reach `rtol` in its precision.
         """
         theta = objective.losses.theta()
         self._inner = self._inner or self._prepared_inner(objective, theta)
@@ -169,18 +173,19 @@ class NewtonFinish(L.Callback):
     def _finish(self, objective: Objective, theta: torch.Tensor) -> FitEnd:
         tolerance = self.tolerance or reachable(theta.dtype)
         convex = objective.losses.contract.strong_convexity() is not None
-        start: Evaluation | None = objective.value_and_gradient(theta)
-        if self._inner is None and (norm := float(start[1].norm())) > tolerance:
+        evaluation = objective.value_and_gradient(theta)
+        start: Evaluation | None = evaluation
+        if self._inner is None and (norm := float(evaluation[1].norm())) > tolerance:
             self._inner = self._prepared_inner(objective, theta) if convex else self._inner_here(objective, theta)
             if not convex and (halfway := NEARER * norm) > tolerance:
-                # The Hessian of the start is not that of the minimum: its preconditioner would do less and less.
+                # On the way the Hessian moves away from that of the start, whose preconditioner helps less and less.
                 theta, start = trust_region(objective, theta, halfway, self.max_steps, self._inner, start).theta, None
                 self._inner = self._inner_here(objective, theta)
         minimise = newton_cg if convex else trust_region
         return minimise(objective, theta, tolerance, self.max_steps, self._inner, start)
 
     def _inner_here(self, objective: Objective, theta: torch.Tensor) -> NewtonSystem:
-        """With a preconditioner where the Hessian is positive definite, and without one elsewhere."""
+        """Builds the inner system, with a preconditioner only if the Hessian at `theta` is positive definite."""
         try:
             return self._prepared_inner(objective, theta)
         except SolveError as error:
@@ -188,12 +193,15 @@ class NewtonFinish(L.Callback):
             return self._plain_inner(theta)
 
     def _prepared_inner(self, objective: Objective, theta: torch.Tensor) -> NewtonSystem:
-        """Shared by all fits: where the preconditioner was made changes the number of steps only."""
+        """Builds the inner system with a preconditioner of the Hessian at `theta`.
+
+        All fits share it: a preconditioner of other weights changes only the number of CG steps.
+        """
         inner = self._plain_inner(theta)
         return replace(inner, preconditioner=self.preconditioner.prepare(inner.hessian(objective, theta)))
 
     def _plain_inner(self, theta: torch.Tensor) -> NewtonSystem:
         assert self._data is not None
-        wanted = DTYPES[self.inner_dtype] if self.inner_dtype else theta.dtype
-        data = None if wanted == theta.dtype else TrainingData(self._data.loader, theta.device, wanted)
+        dtype = DTYPES[self.inner_dtype] if self.inner_dtype else theta.dtype
+        data = None if dtype == theta.dtype else TrainingData(self._data.loader, theta.device, dtype)
         return NewtonSystem(None, self.keep_graph, data)

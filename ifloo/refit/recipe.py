@@ -1,4 +1,4 @@
-"""How a base model was trained, and so how each refit is: one Trainer fit, quiet, with nothing written."""
+"""Refits that repeat the Trainer fit of a base model under other sample weights, without output files or logs."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from ifloo.refit.seeded_order import SeededOrder
 from ifloo.termination import sigterm_unwinds
 
 ModuleT = TypeVar("ModuleT", bound=L.LightningModule)
-_FULL_NAMES = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # Lightning's, of precisions
+_FULL_NAMES = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # precisions in Lightning
 
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """The settings of a Trainer that change what it trains.
+    """Settings of a Trainer that change the weights it trains.
 
     Attributes:
-        max_epochs: passes over the data; with L-BFGS, outer steps.
-        accumulate_grad_batches: batches to a step.
-        gradient_clip_val: largest gradient norm; null: no clipping.
-        precision: as Lightning names it.
-        max_steps: optimizer steps at most; -1: no limit.
-        gradient_clip_algorithm: `norm` or `value`.
-        accelerator: where it runs (changes rounding only, so it is not compared).
+        max_epochs: Number of passes over the data; with L-BFGS, of outer steps.
+        accumulate_grad_batches: Number of batches per optimizer step.
+        gradient_clip_val: Largest gradient norm or entry; None does not clip.
+        precision: Precision by Lightning's name, such as `64-true`.
+        max_steps: Largest number of optimizer steps; -1 sets no limit.
+        gradient_clip_algorithm: Kind of clipping, `norm` or `value`.
+        accelerator: Accelerator by Lightning's name; it changes only rounding, so it is not compared.
     """
 
     max_epochs: int = 1
@@ -56,7 +56,7 @@ class TrainerSettings:
         """Reads the settings of the Trainer of a base fit.
 
         Raises:
-            InputError: If the Trainer trains on part of the data or without an end, which no refit repeats.
+            InputError: If the Trainer uses part of the data or has no `max_epochs`, which refits cannot repeat.
         """
         refuse_partial_data(trainer.limit_train_batches, trainer.overfit_batches)  # type: ignore[attr-defined]
         if trainer.max_epochs is None:
@@ -69,29 +69,36 @@ class TrainerSettings:
             trainer.gradient_clip_val,
             str(trainer.precision),
             trainer.max_steps,
-            _plain(trainer.gradient_clip_algorithm),
+            _algorithm_name(trainer.gradient_clip_algorithm),
             type(trainer.accelerator).__name__.removesuffix("Accelerator").lower(),
         )
 
     @classmethod
     def from_flags(cls, trainer: object) -> TrainerSettings:
-        """The recipe of Trainer settings as flags and config say them; what is unsaid is Lightning's default.
+        """Converts Trainer settings given by flags and config; those not given are Lightning's defaults.
 
         Args:
-            trainer: settings by attribute, None where nothing was said.
+            trainer: Object with the settings as attributes, None for those not given.
         """
         names = [one.name for one in dataclasses.fields(cls) if one.name != "accelerator"]
         given = {name: value for name in names if (value := getattr(trainer, name, None)) is not None}
         precision, algorithm = str(given.get("precision", cls.precision)), given.get("gradient_clip_algorithm")
-        as_stored = {"precision": _FULL_NAMES.get(precision, precision), "gradient_clip_algorithm": _plain(algorithm)}
-        return cls(**{**given, **as_stored})
+        normalised = {
+            "precision": _FULL_NAMES.get(precision, precision),
+            "gradient_clip_algorithm": _algorithm_name(algorithm),
+        }
+        return cls(**{**given, **normalised})
 
     def identity_settings(self) -> dict[str, Any]:
-        """The part of it that changes numbers."""
+        """Returns the settings that change a number, by name."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "accelerator"}
 
     def trainer(self, ending: L.Callback) -> L.Trainer:
-        """A fresh Trainer: one that has fitted already would silently train nothing."""
+        """Makes a new Trainer; one that has already fitted would silently train nothing.
+
+        Args:
+            ending: Callback that acts when training ends.
+        """
         return L.Trainer(
             max_epochs=self.max_epochs,
             max_steps=self.max_steps,
@@ -124,19 +131,19 @@ def refuse_partial_data(limit_train_batches: object, overfit_batches: object) ->
         )
 
 
-def _plain(algorithm: object) -> str | None:
-    """How gradients are clipped, as a string: Lightning's enum in a checkpoint would be code to be loaded."""
+def _algorithm_name(algorithm: object) -> str | None:
+    """Converts the clipping algorithm to a string: Lightning's enum would be code to execute in a checkpoint."""
     return None if algorithm is None else str(algorithm.value if isinstance(algorithm, Enum) else algorithm).lower()
 
 
-class _Repeated(L.Callback):
-    """Lets through what the base fit was let through with: its steps, decoupled decay included, are taken again."""
+class _AllowDecoupledDecay(L.Callback):
+    """Allows decoupled weight decay in a refit, because the recorded base fit took the same steps with it."""
 
     records_steps = True
 
 
 class _Ending(L.Callback):
-    """Ends one fit as a `NewtonFinish` does, which fits share; holds the end of this fit alone."""
+    """Ends a single fit by a `NewtonFinish` that many fits share, and keeps the end of this fit."""
 
     def __init__(self, finish: NewtonFinish) -> None:
         self.finish = finish
@@ -149,7 +156,7 @@ class _Ending(L.Callback):
         """Returns the end of the fit.
 
         Raises:
-            WorkError: If the fit has not reached its end.
+            WorkError: If the fit was interrupted.
         """
         if self._end is None:
             raise WorkError("A refit was interrupted before its end.\n  The same command goes on from here.")
@@ -158,12 +165,12 @@ class _Ending(L.Callback):
 
 @dataclass(frozen=True)
 class Refit:
-    """A refitted module and how its fit ended.
+    """A refitted module and the end of its fit.
 
     Attributes:
-        module: trained, with the weights of the samples it was trained under.
-        minimum: J, ‖∇J‖ and steps at its end.
-        seconds: of wall clock; where many were trained together its share.
+        module: Trained module, with the sample weights of its fit.
+        minimum: J, ‖∇J‖ and number of steps at the end of the fit.
+        seconds: Wall time, seconds; for refits trained together, an equal share of it.
     """
 
     module: SampleLossModule
@@ -173,15 +180,16 @@ class Refit:
 
 @dataclass(frozen=True)
 class Refitter:
-    """Fits the same model again under other sample weights: same loader, seed and recipe.
+    """Fits the same model again under other sample weights, with the loader, seed and Trainer settings of the base fit.
 
     Attributes:
-        start: makes the module a refit starts from (a copy of the base model, or a new one).
-        loader: makes the training loader, anew for each fit.
-        recipe: of the Trainer.
-        finish: Callback that ends every fit; all fits share its data and preconditioner.
-        seed: set before each fit.
-        decays: decoupled weight decay is part of the step, as of that of a recorded base fit; else it is refused.
+        start: Function that makes the module a refit starts from (a copy of the base model, or a new one).
+        loader: Function that makes a new training loader for each fit.
+        recipe: Settings of the Trainer.
+        finish: Callback that ends every fit; all refits share its data and its preconditioner.
+        seed: Random seed, set before each fit.
+        decays: Whether decoupled weight decay may be part of a step, as in the steps of a recorded base fit; if False,
+            it is refused.
     """
 
     start: Callable[[], SampleLossModule]
@@ -194,19 +202,19 @@ class Refitter:
     def fit(
         self, weights: SampleWeights | None = None, prepare: Callable[[SampleLossModule], None] | None = None
     ) -> Refit:
-        """One refit through a Trainer.
+        """Trains one refit with a Trainer.
 
         Args:
-            weights: w; None: nothing removed.
-            prepare: changes the module before the fit (a displaced start).
+            weights: Sample weights w; None removes no sample.
+            prepare: Function that changes the module before the fit, to displace its start.
 
         Raises:
-            WorkError: the fit did not reach the tolerance asked for.
-            Terminated: the process received SIGTERM meanwhile.
+            WorkError: If the fit does not reach the tolerance of `finish`.
+            Terminated: If the process receives SIGTERM.
         """
         begun = time.perf_counter()
 
-        def made() -> SampleLossModule:
+        def make() -> SampleLossModule:
             module = self.start()
             module.sample_weights = weights or SampleWeights()
             if prepare:
@@ -214,39 +222,46 @@ class Refitter:
             return module
 
         ending = _Ending(self.finish)
-        module = self.train(made, ending)
+        module = self.train(make, ending)
         return Refit(module, ending.require(), time.perf_counter() - begun)
 
     def train(self, made: Callable[[], ModuleT], ending: L.Callback) -> ModuleT:
-        """One seeded Trainer fit of the module that `made` gives; the callback sees its end.
+        """Fits a module with a Trainer, after setting the seed.
+
+        Args:
+            made: Function that makes the module; called after the seed is set.
+            ending: Callback that acts when training ends.
+
+        Returns:
+            The trained module.
 
         Raises:
-            Terminated: the process received SIGTERM meanwhile.
+            Terminated: If the process receives SIGTERM.
         """
         with sigterm_unwinds(), quiet_lightning():
             L.seed_everything(self.seed, workers=True, verbose=False)
             module = made()
             trainer = self.recipe.trainer(ending)
             if self.decays:
-                callbacks_of(trainer).append(_Repeated())
+                callbacks_of(trainer).append(_AllowDecoupledDecay())
             trainer.fit(module, identified(self.loader()))
         return module
 
 
 @contextmanager
 def quiet_lightning() -> Generator[None, None, None]:
-    """Hundreds of refits say nothing about devices, tips and worker counts; real warnings of ours are untouched."""
+    """Silences Lightning's notes on devices, tips and worker counts in hundreds of refits, but no warnings of ifloo."""
     loggers = [
         logging.getLogger(name)
         for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
     ]
-    levels = [x.level for x in loggers]
-    for x in loggers:
-        x.setLevel(logging.ERROR)
+    levels = [one.level for one in loggers]
+    for one in loggers:
+        one.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
             yield
     finally:
-        for x, level in zip(loggers, levels, strict=True):
-            x.setLevel(level)
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)

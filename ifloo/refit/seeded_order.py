@@ -1,4 +1,4 @@
-"""The order of training batches as a function of the seed alone, so that a refit sees what the base fit saw."""
+"""Order of training batches that depends on the seed alone, so that refits see the batches of the base fit."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 
 class SeededOrder(L.Callback):
-    """Gives a shuffling loader a generator of its own, from the seed of the run.
+    """Gives a shuffling loader a separate random generator, seeded with the seed of the run.
 
-    Without one it asks the global generator at the start of each epoch, whose state depends on what else has drawn from
-    it: validation loops, sanity checks, a logger. A refit has none of these, and would see other batches.
+    Without one, the sampler draws from the global generator at the start of each epoch, whose state depends on all
+    other draws from it: validation loops, sanity checks, loggers. A refit has none of these and would see other
+    batches.
     """
 
     def __init__(self) -> None:
-        """Has given nothing yet."""
-        self._given: RandomSampler | None = None
+        """Creates the callback; it changes no loader yet."""
+        self._seeded: RandomSampler | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loader = trainer.train_dataloader
-        # Where a loader was made from a batch sampler (`identified` does so), its own sampler draws nothing.
+        # A loader built from a batch sampler (as `identified` builds it) does not use its own sampler.
         batches = loader.batch_sampler if isinstance(loader, DataLoader) else None
         sampler = batches.sampler if isinstance(batches, BatchSampler) else None
         if isinstance(sampler, RandomSampler) and sampler.generator is None:
             sampler.generator = torch.Generator().manual_seed(torch.initial_seed())
-            self._given = sampler
+            self._seeded = sampler
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Takes it back: a loader that serves the next fit too must not go on where this one stopped."""
-        if self._given is not None:
-            self._given.generator = None
-            self._given = None
+        """Removes the generator: a loader used for another fit must not continue where this one stopped."""
+        if self._seeded is not None:
+            self._seeded.generator = None
+            self._seeded = None

@@ -1,4 +1,4 @@
-"""Which samples to remove: the top-k of each test, and controls drawn at random."""
+"""Settings of refits, and the samples they remove: the top-k of each test, and controls drawn at random."""
 
 from __future__ import annotations
 
@@ -18,27 +18,31 @@ Init = Literal["warm", "cold"]
 
 @dataclass(frozen=True)
 class RefitSettings:
-    """What is removed and how the model is trained again.
+    """Settings of refits: which samples are removed, and how the model is trained again.
 
     Attributes:
-        removal: `drop` (the mean runs over n − 1, what deleting a row does) or `zero_weight` (n stays).
-        init: `warm` starts at the base weights, `cold` repeats the fit from scratch.
-        top_k: refits of the samples with the largest |score|, for each test.
-        random: refits of samples drawn at random from all n: top-k alone flatters a correlation.
-        null_refits: refits with nothing removed from displaced weights; their spread is the noise floor.
-        weight_steps: samples (half of them top ids, half controls) also refitted at w = 0.9 and 1.1: is training smooth
-            enough for a derivative in w to say anything about w = 0?
-        groups: shares of the training samples removed together, the top ones of each test and random ones.
-        seeds: refits with nothing removed from other seeds: how much a test loss depends on what nobody chose.
-        seed: of the controls and of the displacements; every refit has the seed of the base fit.
-        replicas: refits trained together in one fit; 1: one by one; null: by model and optimizer, the fastest that
-            gives the same.
-        devices: of this machine to refit on, each with a worker process of its own; more than 1 needs ifloo[cluster].
-        cluster: `local`: worker processes even for one device; `tcp://host:port`: the workers of a running dask
-            cluster; null: as `devices` says. Worker processes of this machine listen on loopback and talk by TLS.
-            Over `tcp://`, model, data and code travel as pickles in the clear, and a dask worker runs whatever reaches
-            its port: use it on a trusted network only, or a cluster with TLS (`tls://host:port`, certificate in the
-            configuration of dask).
+        removal: Kind of removal: `drop` (the mean runs over n − 1 samples, what deleting a row does) or `zero_weight`
+            (n stays).
+        init: Start of each refit: `warm`, the base weights; `cold`, the fit repeated from scratch.
+        top_k: Number of samples with the largest |score| to remove, for each test.
+        random: Number of control samples, drawn at random from all n; top-k alone flatters a correlation.
+        null_refits: Number of refits with nothing removed that start from displaced weights; their spread is the noise
+            floor.
+        weight_steps: Number of samples (half of them top ids, half controls) also refitted at w = 0.9 and 1.1; these
+            show whether training is smooth enough for a derivative in w to predict the effect of w = 0.
+        groups: Shares of the training samples removed together, the top ones of each test and as many random ones.
+        seeds: Number of refits with nothing removed from other seeds; they show how much a test loss depends on the
+            seed.
+        seed: Random seed of the controls and of the displacements; every refit has the seed of the base fit.
+        replicas: Number of refits trained together in one fit; 1 trains one by one; null selects the fastest strategy
+            with the same results, by model and optimizer.
+        devices: Number of devices of this machine to refit on, one worker process each; more than 1 needs
+            ifloo[cluster].
+        cluster: Workers of the refits: `local`, worker processes of this machine even for one device;
+            `tcp://host:port`, those of a running dask cluster; null, as `devices` implies. Worker processes of this
+            machine listen on loopback and use TLS. Over `tcp://`, model, data and code travel as unencrypted pickles,
+            and a dask worker runs anything sent to its port: use it on a trusted network only, or use a cluster with
+            TLS (`tls://host:port`, with the certificate in dask's configuration).
     """
 
     removal: Removal = "drop"
@@ -56,18 +60,20 @@ class RefitSettings:
 
     @property
     def address(self) -> str | None:
-        """Of the scheduler of a running cluster."""
+        """Address of the scheduler of a running cluster; None without one."""
         return None if self.cluster == "local" else self.cluster
 
     @property
     def in_process(self) -> bool:
+        """Whether all refits run in this process."""
         return self.cluster is None and self.devices == 1
 
     def __post_init__(self) -> None:
-        """Checks the counts and who is to work.
+        """Checks counts, shares and the address of the cluster.
 
         Raises:
-            InputError: a negative count, a share that is none, no refit at once, no device, or no address of a cluster.
+            InputError: If a count is negative, a share is not between 0 and 1, `replicas` or `devices` is below 1, or
+                `cluster` is not an address.
         """
         counts = {"top_k": self.top_k, "random": self.random, "null_refits": self.null_refits}
         for name, count in {**counts, "weight_steps": self.weight_steps, "seeds": self.seeds}.items():
@@ -96,20 +102,20 @@ class RefitSettings:
 
 
 def controls(train_ids: NDArray[np.int64], count: int, seed: int) -> list[int]:
-    """The first `count` of one seeded order of all ids, so that asking for more later keeps those already refitted."""
+    """Draws `count` ids, the first of one seeded order of all: a larger count keeps the ids already refitted."""
     order = np.random.default_rng(seed).permutation(len(train_ids))
     return [int(i) for i in train_ids[order[: min(count, len(order))]]]
 
 
 def removals(top: Mapping[int, Sequence[int]], random: Sequence[int]) -> list[int]:
-    """Each id once: the tests' top ids in turn, so that an interrupted run has some of each, then the controls."""
+    """Lists each id once: top ids of the tests in turn, so that an interrupted run has some of each, then controls."""
     longest = max((len(ids) for ids in top.values()), default=0)
     in_turn = [ids[rank] for rank in range(longest) for ids in top.values() if rank < len(ids)]
     return list(dict.fromkeys([*in_turn, *random]))
 
 
 def stepped(top: Mapping[int, Sequence[int]], random: Sequence[int], count: int) -> list[int]:
-    """The ids to refit at small weight steps: top ids of the tests in turn for one half, controls for the other."""
+    """Selects the ids to refit at small weight steps: half are top ids of the tests in turn, half are controls."""
     leading = removals(top, [])[: count - count // 2]
     others = [i for i in random if i not in leading]
     return [*leading, *others[: count - len(leading)]]
@@ -118,19 +124,22 @@ def stepped(top: Mapping[int, Sequence[int]], random: Sequence[int], count: int)
 def groups(
     ranked: Mapping[int, NDArray[np.int64]], shares: Sequence[float], seed: int
 ) -> dict[int, dict[str, tuple[int, ...]]]:
-    """The groups of each test, by name: the top share of its ids, and the same number at random for all tests alike.
+    """Forms the groups of each test: the top share of its ids, and as many random ids, the same for all tests.
 
     Args:
-        ranked: all training ids of each test, largest |score| first.
-        shares: of the ids, 0.01 for 1 %.
-        seed: of the random ones.
+        ranked: All training ids of each test, largest |score| first.
+        shares: Shares of the ids; 0.01 stands for 1 %.
+        seed: Random seed of the random groups.
+
+    Returns:
+        The ids of each group, by test and name (`top_1pct`, `random_1pct`).
     """
-    made: dict[int, dict[str, tuple[int, ...]]] = {}
+    groups_of: dict[int, dict[str, tuple[int, ...]]] = {}
     for t, ids in ranked.items():
         drawn = np.random.default_rng(seed).permutation(np.sort(ids))
-        made[t] = {}
+        groups_of[t] = {}
         for share in shares:
             size = max(1, round(share * len(ids)))
             for kind, source in (("top", ids), ("random", drawn)):
-                made[t][f"{kind}_{100 * share:g}pct"] = tuple(sorted(int(i) for i in source[:size]))
-    return made
+                groups_of[t][f"{kind}_{100 * share:g}pct"] = tuple(sorted(int(i) for i in source[:size]))
+    return groups_of

@@ -25,9 +25,8 @@ class Digits(L.LightningDataModule):
         train, test, corrupt = (self.hparams[name] for name in ("train", "test", "corrupt"))
         digits = MNISTDataModule(source="embedded", train_limit=train, test_limit=test, corrupt=corrupt)
         digits.setup()
-        self.corrupted_ids = (
-            digits.corrupted_ids
-        )  # labels wrong on purpose, if any; the verdict counts how many are found
+        # Ids of samples with wrong labels, if any; the verdict counts how many of them each ranking finds.
+        self.corrupted_ids = digits.corrupted_ids
         self.train, self.test = (
             TensorDataset(part.x.float().view(-1, 1, 28, 28), part.labels)
             for part in (digits.train_set, digits.test_set)

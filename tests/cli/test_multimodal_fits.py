@@ -19,14 +19,14 @@ from tests.data.multimodal.rows import conversation, write_image, write_jsonl
 
 ADAMW = ("--model.optimizer=adamw", "--model.weight_decay=0.1")
 CURVATURE = (
-    "--attribution.further=[{class_path: ifloo.attribution.CurvatureRoute, init_args: {label: gauss_newton, "
+    "--attribution.compare_with=[{class_path: ifloo.attribution.InfluenceFunction, init_args: {label: gauss_newton, "
     "damping: 0.1}}]"
 )
 
 
 def test_a_decay_is_part_of_the_steps_and_of_no_curvature(tmp_path, image_text_rows):
     """Scores and refits of AdamW's run agree; what inverts a curvature says why it cannot."""
-    fewer = ("--refit.seeds=0", "--refit.groups=[]", "--attribution.further=[]")
+    fewer = ("--refit.seeds=0", "--refit.groups=[]", "--attribution.compare_with=[]")
     done(ifloo(tmp_path, "pipeline", *TINY, *image_text_rows, *ADAMW, *fewer))
     rule = read_json(tmp_path / "models" / "multimodal_base.run" / "run.json")["update"]
     assert (rule["class"], rule["decay"]) == ("Adam", 0.1)
@@ -44,7 +44,7 @@ def test_a_decay_is_part_of_the_steps_and_of_no_curvature(tmp_path, image_text_r
 
 
 def test_decay_that_nobody_records_is_refused(tmp_path, image_text_rows):
-    unrecorded = ("--attribution.method=null", "--attribution.further=[]")
+    unrecorded = ("--attribution.method=null", "--attribution.compare_with=[]")
     refused = ifloo(tmp_path, "fit", *TINY, *image_text_rows, *ADAMW, *unrecorded)
     assert refused.code == 2
     assert "The optimizer decays weights (weight_decay = 0.1), which J does not contain" in refused.err
@@ -110,7 +110,7 @@ def test_rows_left_out_and_rows_cut_stand_in_the_manifest(tmp_path, experiment):
     good = [conversation(f"What is {i}?", str(i)) for i in range(6)]
     train = write_jsonl(tmp_path / "train.jsonl", [*good[:2], b"{", *good[2:], conversation("long " * 40, "yes")])
     test = write_jsonl(tmp_path / "test.jsonl", [good[0], {"conversations": []}])
-    plain = ("--attribution.method=null", "--attribution.further=[]", "--data.on_bad_row=skip")
+    plain = ("--attribution.method=null", "--attribution.compare_with=[]", "--data.on_bad_row=skip")
     done(ifloo(tmp_path, "fit", *TINY, f"--data.train_jsonl={train}", f"--data.test_jsonl={test}", *plain))
     recorded = read_json(results(tmp_path) / "manifest.json")["fit"]["recorded"]
     assert [(row["file"], row["line"]) for row in recorded["skipped"]] == [(str(train), 3), (str(test), 2)]

@@ -178,7 +178,10 @@ REFUSALS = {
         refusal("influence", "method.tolerance: stored null, asked 1e-06"),
     ),
     "further method": (
-        ("influence", "--attribution.further=[{class_path: ifloo.attribution.RandomScores, init_args: {seed: 7}}]"),
+        (
+            "influence",
+            "--attribution.compare_with=[{class_path: ifloo.attribution.RandomScores, init_args: {seed: 7}}]",
+        ),
         refusal("methods/random", "method.seed: stored 0, asked 7"),
     ),
     "refits": (

@@ -1,4 +1,4 @@
-"""Which path is taken, and what is said of it."""
+"""Choice of the refit strategy, and the log line about it."""
 
 import logging
 import re
@@ -24,7 +24,7 @@ def lbfgs():
 
 
 class Never(RefitStrategy):
-    """Serves nobody."""
+    """A strategy that suits no model."""
 
     name: ClassVar[str] = "chord"
 
@@ -36,7 +36,7 @@ class Never(RefitStrategy):
 
 
 class Single(Never):
-    """Serves, but one at a time."""
+    """A strategy that suits every model, but trains one at a time."""
 
     def __init__(self, how, at_once=None):
         self.at_once = 1
@@ -71,16 +71,16 @@ PICKS = {
 @pytest.mark.parametrize(("how", "replicas", "kinds", "kind", "at_once", "line"), PICKS.values(), ids=PICKS)
 def test_the_path_and_its_line(how, replicas, kinds, kind, at_once, line, caplog):
     with caplog.at_level(logging.INFO, "ifloo"):
-        path = choose_strategy(how(), replicas, *([kinds] if kinds else []))
-    assert type(path) is kind
-    assert path.at_once == at_once
+        strategy = choose_strategy(how(), replicas, *([kinds] if kinds else []))
+    assert type(strategy) is kind
+    assert strategy.at_once == at_once
     assert caplog.messages == [line]
 
 
 def test_where_no_path_serves_each_says_why(caplog):
     with caplog.at_level(logging.INFO, "ifloo"):
-        path = choose_strategy(lbfgs(), None)
-    assert type(path) is OneByOne
+        strategy = choose_strategy(lbfgs(), None)
+    assert type(strategy) is OneByOne
     assert re.fullmatch(rf"refits: one by one \({CHORD_LBFGS}; {LBFGS}\)", caplog.messages[0])
 
 

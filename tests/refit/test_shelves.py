@@ -1,4 +1,4 @@
-"""Refits of other kinds: small weight steps, groups, other seeds; each asked for once and told where it belongs."""
+"""Refits of other kinds: small weight steps, groups, other seeds; each is made once and recorded in its own files."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ from ifloo.refit.strategies.base import RefitTask
 from ifloo.store import NULL_ID, GroupFile, Layout, LossFile
 from tests.refit.trained import N, Trained, dataset, perceptron, refitter
 
-# Which.
+# Samples of these refits.
 
 TOP = {0: [3, 17, 4, 9], 8: [17, 20, 3, 1]}
 
@@ -62,21 +62,21 @@ def test_the_smallest_group_is_one_sample():
     assert {len(ids) for ids in groups(RANKED, [0.001], seed=0)[0].values()} == {1}
 
 
-# Shelves.
+# Files of these refits.
 
 
-def outcome(wanted, *losses):
-    return RefitResult(wanted, losses, 0.01, 0, 0.5, 0.25)
+def result(request, *losses):
+    return RefitResult(request, losses, 0.01, 0, 0.5, 0.25)
 
 
 def test_weight_steps_ask_for_what_is_missing_and_record_once(tmp_path):
     files = {w: [LossFile(Layout(tmp_path).weight_losses(w, t)) for t in (0, 8)] for w in WEIGHTS}
-    shelf = WeightSteps([5, 3], files)
-    assert shelf.missing() == [RefitRequest(i, weight=w) for i in (5, 3) for w in (0.9, 1.1)]
-    assert not shelf.record(outcome(RefitRequest(5), 1.0, 2.0))
-    assert not shelf.record(outcome(RefitRequest(NULL_ID, group=(1,), name="top_1pct"), 1.0, 2.0))
+    refits = WeightSteps([5, 3], files)
+    assert refits.missing() == [RefitRequest(i, weight=w) for i in (5, 3) for w in (0.9, 1.1)]
+    assert not refits.record(result(RefitRequest(5), 1.0, 2.0))
+    assert not refits.record(result(RefitRequest(NULL_ID, group=(1,), name="top_1pct"), 1.0, 2.0))
     for _ in range(2):
-        assert shelf.record(outcome(RefitRequest(5, weight=0.9), 1.0, 2.0))
+        assert refits.record(result(RefitRequest(5, weight=0.9), 1.0, 2.0))
     assert (tmp_path / "weight_0.9" / "loo_losses_test_8.jsonl").read_bytes().count(b"\n") == 1
     again = WeightSteps([5, 3], files)
     assert again.missing() == [RefitRequest(5, weight=1.1), RefitRequest(3, weight=0.9), RefitRequest(3, weight=1.1)]
@@ -86,45 +86,46 @@ def test_weight_steps_ask_for_what_is_missing_and_record_once(tmp_path):
 
 def test_a_refit_that_one_test_lacks_is_made_again_for_it_alone(tmp_path):
     files = {0.9: [LossFile(tmp_path / f"{t}.jsonl") for t in (0, 8)]}
-    WeightSteps([5], {0.9: files[0.9][:1]}).record(outcome(RefitRequest(5, weight=0.9), 1.0))
-    shelf = WeightSteps([5], files)
-    assert shelf.missing() == [RefitRequest(5, weight=0.9)]
-    shelf.record(outcome(RefitRequest(5, weight=0.9), 1.5, 2.5))
+    WeightSteps([5], {0.9: files[0.9][:1]}).record(result(RefitRequest(5, weight=0.9), 1.0))
+    refits = WeightSteps([5], files)
+    assert refits.missing() == [RefitRequest(5, weight=0.9)]
+    refits.record(result(RefitRequest(5, weight=0.9), 1.5, 2.5))
     assert [file.rows()[5].loss for file in files[0.9]] == [1.0, 2.5]
 
 
 def test_groups_of_other_scores_are_not_taken_for_these(tmp_path):
-    """Scores made anew by another method rank other samples first: their name alone does not tell."""
+    """Scores of another method rank other samples first; the name of a group does not show it."""
     file = GroupFile(tmp_path / "group_losses_test_0.jsonl")
-    Groups({0: {"top_5pct": (1, 2)}}, [file]).record(outcome(RefitRequest(NULL_ID, group=(1, 2), name="top_5pct"), 1.0))
+    Groups({0: {"top_5pct": (1, 2)}}, [file]).record(result(RefitRequest(NULL_ID, group=(1, 2), name="top_5pct"), 1.0))
     with pytest.raises(InputError) as caught:
         Groups({0: {"top_5pct": (1, 3)}}, [file]).missing()
     assert str(caught.value) == (
         f"{file.path}: group top_5pct was refitted without other samples than the scores now put into it.\n"
-        "  They were made anew since. Delete this file to refit its groups, or give another --output_dir to keep both."
+        "  The scores have been computed again since. Delete this file to refit its groups, or give another "
+        "--output_dir to keep both."
     )
 
 
 def test_groups_ask_for_what_is_missing_and_record_once(tmp_path):
     named = {0: {"top_5pct": (1, 2), "random_5pct": (3, 4)}, 8: {"top_5pct": (5, 6), "random_5pct": (3, 4)}}
     files = [GroupFile(Layout(tmp_path).group_losses(t)) for t in named]
-    shelf = Groups(named, files)
+    refits = Groups(named, files)
     first, random, second = (
         RefitRequest(NULL_ID, group=ids, name=name)
         for ids, name in (((1, 2), "top_5pct"), ((3, 4), "random_5pct"), ((5, 6), "top_5pct"))
     )
-    assert shelf.missing() == [first, random, second]  # the random one once for both tests
-    assert not shelf.record(outcome(RefitRequest(NULL_ID), 1.0, 2.0))
-    assert not shelf.record(outcome(RefitRequest(3, weight=0.9), 1.0, 2.0))
-    for wanted in (first, first, random):
-        assert shelf.record(outcome(wanted, 1.0, 2.0))
+    assert refits.missing() == [first, random, second]  # the random one once for both tests
+    assert not refits.record(result(RefitRequest(NULL_ID), 1.0, 2.0))
+    assert not refits.record(result(RefitRequest(3, weight=0.9), 1.0, 2.0))
+    for request in (first, first, random):
+        assert refits.record(result(request, 1.0, 2.0))
     again = Groups(named, files)
     assert again.missing() == [second]
     assert {t: list(file.rows()) for t, file in zip(named, files, strict=True)} == {
         0: ["top_5pct", "random_5pct"],
         8: ["random_5pct"],
     }
-    assert again.record(outcome(second, 3.0, 4.0))
+    assert again.record(result(second, 3.0, 4.0))
     assert (files[1].rows()["top_5pct"].loss, files[1].rows()["top_5pct"].ids) == (4.0, [5, 6])
     assert Groups(named, files).missing() == []
 
@@ -261,10 +262,10 @@ def test_a_run_that_crashed_makes_the_rest_alone(tmp_path, monkeypatch, survive)
         patch.setattr(StackedReplicas, "fit", failing)
         with pytest.raises(CrashError):
             leaving(tmp_path, replicas=2).run(IDS, [])
-    before, wanted = contents(tmp_path), 1 + NULLS + len(IDS) + 2 * len(STEPPED) + 3
+    before, missing = contents(tmp_path), 1 + NULLS + len(IDS) + 2 * len(STEPPED) + 3
     monkeypatch.setattr(StackedReplicas, "fit", counting)
     leaving(tmp_path, replicas=2).run(IDS, [])
-    assert sum(asked) == wanted
+    assert sum(asked) == missing
     after = contents(tmp_path)
     assert all(after[name].startswith(kept) for name, kept in before.items())
     rows = {name: content.count(b"\n") for name, content in after.items()}

@@ -1,4 +1,4 @@
-"""Small networks and their refits, on which stacked replicas are compared with single fits."""
+"""Small networks and their refitters, for comparing stacked replicas with single fits."""
 
 import functools
 
@@ -71,7 +71,7 @@ class Tied(nn.Module):
         return self.second(torch.tanh(self.first(x * self.scale)))[:, :C]
 
 
-def refitter(model, shuffle=False, data=None, init="warm", after="lbfgs", **recipe):
+def refitter(model, shuffle=False, data=None, init="warm", after="lbfgs", **settings):
     """Builds a refitter of `model()`; warm refits all start from one such model, cold ones each from a new one."""
     torch.manual_seed(3)
     state = model().state_dict()
@@ -86,7 +86,7 @@ def refitter(model, shuffle=False, data=None, init="warm", after="lbfgs", **reci
     return Refitter(
         start=start,
         loader=lambda: DataLoader(data, batch_size=7, shuffle=shuffle),
-        recipe=TrainerSettings(**({"max_epochs": 4, "accelerator": "cpu"} | recipe)),
+        recipe=TrainerSettings(**({"max_epochs": 4, "accelerator": "cpu"} | settings)),
         finish=NewtonFinish(after),
         seed=0,
     )

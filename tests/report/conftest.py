@@ -21,10 +21,11 @@ FLAGS = (
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not there (pip install 'ifloo[test]')")
+    reason = "selenium cannot be imported (pip install 'ifloo[test]')"
+    webdriver = pytest.importorskip("selenium.webdriver", reason=reason)
     chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
     if not (chromium and driver):
-        pytest.skip(f"there is no browser for the report: chromium {chromium}, chromedriver {driver}")
+        pytest.skip(f"no browser can be started for the report: chromium {chromium}, chromedriver {driver}")
     options = webdriver.ChromeOptions()
     for flag in FLAGS:
         options.add_argument(flag)

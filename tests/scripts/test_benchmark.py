@@ -207,7 +207,7 @@ def test_growth_is_the_exponent_of_a_power_law():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--work", "T2"], "no work ['T2']; there are GEMM, T1, T100, T10000, R500"),
+        (["--work", "T2"], "no work ['T2']; choose from GEMM, T1, T100, T10000, R500"),
         (["--tests", "8"], "8 leaves out test image 8, the one of T1 and R500; give 9 or more"),
     ],
 )

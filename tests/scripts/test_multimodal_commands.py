@@ -134,7 +134,7 @@ def test_a_solver_is_one_of_gauss_newton(copied):
         (
             "--recursion_depth 20 --damp 0.01 --scale 25",
             [
-                "method=ifloo.attribution.CurvatureRoute",
+                "method=ifloo.attribution.InfluenceFunction",
                 "method.label=gauss_newton_lissa",
                 "method.solver=ifloo.solvers.LiSSA",
                 "method.damping=0.25",
@@ -144,7 +144,7 @@ def test_a_solver_is_one_of_gauss_newton(copied):
         ),
         (
             "--damping 0.1",
-            ["method=ifloo.attribution.CurvatureRoute", "method.label=gauss_newton", "method.damping=0.1"],
+            ["method=ifloo.attribution.InfluenceFunction", "method.label=gauss_newton", "method.damping=0.1"],
         ),
         (
             "--all_test_ids 1 --solver exact --damping 2",
@@ -174,23 +174,23 @@ def test_settings_that_contradict_the_checkpoint_are_refused(ran):
     [
         (
             f"{TRAIN} --mnist_root . --mnist_train_limit 5",
-            "only --experiment mnist has --mnist_root, --mnist_train_limit; leave out what is not of multimodal",
+            "with --experiment multimodal, leave out the flags of mnist: --mnist_root, --mnist_train_limit",
         ),
         (
             TRAIN.replace("multimodal", "mnist"),
-            "only --experiment multimodal has --train_jsonl, --image_root; leave out what is not of mnist",
+            "with --experiment mnist, leave out the flags of multimodal: --train_jsonl, --image_root",
         ),
         (
             f"{SHOW.replace('multimodal', 'mnist')} --embed_dim 8",
-            "only --experiment multimodal has --embed_dim; leave out what is not of mnist",
+            "with --experiment mnist, leave out the flags of multimodal: --embed_dim",
         ),
         (
             f"{TRAIN} --optimizer lbfgs",
-            "--optimizer lbfgs is none of --experiment multimodal, which has sgd, adam, adamw",
+            "--optimizer lbfgs is not one of --experiment multimodal; choose from sgd, adam, adamw",
         ),
         (
             f"{SCORE} --all_test_ids 1",
-            "--all_test_ids 1 with multimodal is by Gauss-Newton: give --solver cg, and its --damping",
+            "--all_test_ids 1 with multimodal uses Gauss-Newton: give --solver cg and its --damping",
         ),
     ],
 )

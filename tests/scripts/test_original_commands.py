@@ -185,10 +185,10 @@ def test_the_solver_flags_name_the_solver(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--test_id 0 --solver cg --damp 0.01", "--damp belong to LiSSA; leave them out with --solver cg"),
+        ("--test_id 0 --solver cg --damp 0.01", "with --solver cg, leave out the flags of LiSSA: --damp"),
         (
             "--test_id 0 --solver exact --recursion_depth 10 --scale 5",
-            "--recursion_depth, --scale belong to LiSSA; leave them out with --solver exact",
+            "with --solver exact, leave out the flags of LiSSA: --recursion_depth, --scale",
         ),
         (
             "--test_id 0 --damp 0.01",
@@ -196,7 +196,7 @@ def test_the_solver_flags_name_the_solver(tmp_path, monkeypatch):
         ),
         (
             "--test_id 0 --scale 25 --damp 0.01 --damping 0.1",
-            "--damp and --damping both say what is added to the curvature (δ = damp * scale): give one",
+            "--damp and --damping both set the δ added to the curvature (δ = damp * scale): give one",
         ),
         ("", "give --test_id, or --all_test_ids 1"),
         ("--test_id 0 --recursion_dept 5", "unrecognized arguments: --recursion_dept 5"),

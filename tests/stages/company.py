@@ -1,4 +1,4 @@
-"""Program that the tests start twice: two processes, one or both of which fail in each case.
+"""Program started twice by the tests: two processes, one or both of which fail in each case.
 
 Arguments: rank, rendezvous file. Prints the outcome of each case.
 """
@@ -23,8 +23,8 @@ CASES = {
 }
 
 
-def main(rank: int, meeting: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+def main(rank: int, rendezvous: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     world = ProcessGroup(rank, 2, dist.group.WORLD)
     for name, failures in CASES.items():
         try:

@@ -1,4 +1,4 @@
-"""A program that the tests start: two processes that meet, and print as JSON what each of them listens on.
+"""Program started by the tests: two processes connect, and print as JSON the addresses that each listens on.
 
 Arguments: none.
 """

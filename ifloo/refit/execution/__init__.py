@@ -1,1 +1,1 @@
-"""How refits are executed: in this process, or on workers of a dask cluster."""
+"""Execution of refits: in this process, or on the workers of a dask cluster."""

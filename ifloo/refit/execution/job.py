@@ -1,4 +1,4 @@
-"""Refits as units of work: plain data that any process can take on, and plain outcomes that come back."""
+"""Refits as jobs for any process: requests and results as plain data, and the work that turns one into the other."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from ifloo.refit.strategies.base import RefitStrategy, RefitTask
 from ifloo.refit.strategies.strategy_choice import choose_strategy
 from ifloo.store import NULL_ID
 
-DISPLACEMENT_ULPS = 1e3  # units in the last place of θ: how far null refits start from it where J is not convex
+DISPLACEMENT_ULPS = 1e3  # distance of the starts of null refits from θ if J is not convex, units in the last place of θ
 
 
 @dataclass(frozen=True)
 class RefitRequest:
-    """One refit asked for.
+    """Request of one refit.
 
     Attributes:
-        id: removed sample; `NULL_ID`: none, or those of a group.
-        draw: 0, or which of the displaced starts a null refit has (from 1).
-        weight: of the sample; 0 removes it.
-        group: samples removed together.
-        name: of the group.
+        id: Id of the removed sample; `NULL_ID` for null refits and groups.
+        draw: Number of the displaced start of a null refit, from 1; 0 does not displace the start.
+        weight: Weight of the sample; 0 removes it.
+        group: Ids of samples removed together.
+        name: Name of the group.
     """
 
     id: int
@@ -53,17 +53,18 @@ Unit: TypeAlias = tuple[RefitRequest, ...]
 
 @dataclass(frozen=True)
 class RefitResult:
-    """What came of one refit.
+    """Result of one refit.
 
     Attributes:
-        wanted: what was asked for.
-        losses: of the m test samples, nats.
-        grad_norm: ‖∇J‖ at its end.
-        steps: Newton steps.
-        objective: J at its end, nats.
-        seconds: its share of the time its unit was trained.
-        displacement: ‖step‖ that moved its start; None: not moved.
-        astray: of a null refit from scratch, relative distance between its weights and the base model's.
+        request: Request that was carried out.
+        losses: Losses of the m test samples, nats.
+        grad_norm: ‖∇J‖ at the end of the fit.
+        steps: Number of Newton steps.
+        objective: J at the end of the fit, nats.
+        seconds: Wall time, seconds; an equal share of that of its unit.
+        displacement: Norm of the step that displaced the start; None if it was not displaced.
+        drift: Distance of the final weights from those of the base model, relative to these, of a null refit from
+            scratch; else None.
     """
 
     request: RefitRequest
@@ -78,17 +79,17 @@ class RefitResult:
 
 @dataclass(frozen=True)
 class RefitWork:
-    """All that a process needs to train and evaluate units; what they share is made at the first and kept.
+    """Trains and evaluates units of refits; what all units share is computed for the first and kept.
 
-    It travels between processes without what was made: `refitter.start` and `refitter.loader` must travel too, as
-    `functools.partial` and `TrainingLoader` do.
+    It is pickled to other processes without what has been computed, so `refitter.start` and `refitter.loader` must be
+    picklable, as `functools.partial` and `TrainingLoader` are.
 
     Attributes:
-        base: the base module.
-        refitter: fits again.
-        queries: batch of the m test samples.
-        n: training samples.
-        settings: of removal, noise floor and path.
+        base: Base module.
+        refitter: Refitter of the base fit.
+        queries: Batch of the m test samples.
+        n: Number of training samples.
+        settings: Settings of removal, noise floor and strategy.
     """
 
     base: SampleLossModule
@@ -98,30 +99,30 @@ class RefitWork:
     settings: RefitSettings
 
     def __reduce__(self) -> tuple[type[RefitWork], tuple[object, ...]]:
-        """Without the path and the steps, which another process makes for itself."""
+        """Pickles neither the strategy nor the steps of null refits; another process computes them itself."""
         return type(self), (self.base, self.refitter, self.queries, self.n, self.settings)
 
     @cached_property
-    def path(self) -> RefitStrategy:
-        """How units are trained, chosen in each process for itself; nothing is prepared yet."""
+    def strategy(self) -> RefitStrategy:
+        """Strategy that trains units, chosen in each process; not prepared yet."""
         return choose_strategy(self.refitter, self.settings.replicas)
 
     def run(self, unit: Unit) -> list[RefitResult]:
         """Trains the refits of a unit and evaluates each on all test samples.
 
         Raises:
-            WorkError: a refit that did not converge.
+            WorkError: If a refit does not converge.
         """
-        outcomes: list[RefitResult] = []
-        while len(outcomes) < len(unit):  # a process with little memory may have to take them in parts
-            outcomes += self._run(unit[len(outcomes) : len(outcomes) + self._prepared.at_once])
-        return outcomes
+        results: list[RefitResult] = []
+        while len(results) < len(unit):  # a process with little memory may have to train the unit in parts
+            results += self._run(unit[len(results) : len(results) + self._prepared.at_once])
+        return results
 
-    def _run(self, wanted: Sequence[RefitRequest]) -> list[RefitResult]:
-        tasks = [self._task(one) for one in wanted]
+    def _run(self, requests: Sequence[RefitRequest]) -> list[RefitResult]:
+        tasks = [self._task(one) for one in requests]
         begun = time.perf_counter()
         refits = self._prepared.fit(tasks)
-        share = (time.perf_counter() - begun) / len(wanted)
+        share = (time.perf_counter() - begun) / len(requests)
         return [
             RefitResult(
                 one,
@@ -133,7 +134,7 @@ class RefitWork:
                 None if task.displacement is None else float(task.displacement.norm()),
                 self._drift(refit.module) if one == RefitRequest(NULL_ID) and self.settings.init == "cold" else None,
             )
-            for one, task, refit in zip(wanted, tasks, refits, strict=True)
+            for one, task, refit in zip(requests, tasks, refits, strict=True)
         ]
 
     def _drift(self, module: SampleLossModule) -> float:
@@ -141,24 +142,25 @@ class RefitWork:
         base = space.values_of(self.base)
         return float((space.values_of(module).to(base) - base).norm() / base.norm().clamp_min(1e-300))
 
-    def _task(self, wanted: RefitRequest) -> RefitTask:
-        if removed := wanted.group or (() if wanted.id == NULL_ID else (wanted.id,)):
-            if wanted.weight:
-                return RefitTask(SampleWeights.stepped(wanted.id, wanted.weight))
+    def _task(self, request: RefitRequest) -> RefitTask:
+        if removed := request.group or (() if request.id == NULL_ID else (request.id,)):
+            if request.weight:
+                return RefitTask(SampleWeights.stepped(request.id, request.weight))
             return RefitTask(SampleWeights.removing(removed, self.settings.removal, self.n))
-        return RefitTask(displacement=self._removal_steps[wanted.draw - 1]) if wanted.draw else RefitTask()
+        return RefitTask(displacement=self._removal_steps[request.draw - 1]) if request.draw else RefitTask()
 
     @cached_property
     def _prepared(self) -> RefitStrategy:
-        self.path.prepare(self.base)
-        return self.path
+        self.strategy.prepare(self.base)
+        return self.strategy
 
     @cached_property
     def _removal_steps(self) -> Float[Tensor, "k p"]:
-        """What displaces the starts of null refits, so that they really move.
+        """Displacements of the starts of null refits, so that these refits move.
 
-        Where J is convex, the steps that the removal of random samples would take; a refit finds back from there.
-        Elsewhere steps of a rounding's size: how far they are apart at the end is what training makes of rounding.
+        If J is strongly convex they are the steps that removals of random samples would cause, and the refits return
+        to the minimum. Otherwise they have the size of rounding errors, and the spread of the refits shows how much
+        training amplifies rounding.
         """
         count, seed = self.settings.null_refits, self.settings.seed
         if self.base.strong_convexity() is not None:
@@ -173,14 +175,18 @@ class RefitWork:
 
 
 def test_losses(module: SampleLossModule, queries: Batch) -> list[float]:
-    """The loss of each test sample, nats, without penalty."""
+    """Computes the loss of each test sample, nats, without penalty."""
     with torch.no_grad(), scoring(module):
         return [float(x) for x in module.sample_losses(without_ids(to_module(queries, module)))]
 
 
 @dataclass(frozen=True)
 class TrainingLoader:
-    """Makes the training loader of a data module, which travels without the Trainer it was fitted by."""
+    """Makes the training loader of a data module; the data module is pickled without its Trainer.
+
+    Attributes:
+        data: Data module.
+    """
 
     data: AttributionData
 

@@ -1,4 +1,4 @@
-"""Worker processes of this machine, one for each device; imported only when a cluster is asked for."""
+"""Worker processes on this machine, one for each device; imported only if the settings select a cluster."""
 
 from __future__ import annotations
 
@@ -21,50 +21,53 @@ from distributed.security import Security
 from ifloo.errors import InputError, WorkError
 
 LOGGERS = ("distributed", "distributed.client", "distributed.gc", "tornado", "tornado.application", "asyncio")
-LOOPBACK = "127.0.0.1"  # without a host given, a worker of dask listens on every address of the machine
-LEAVE = 1.0  # seconds for a worker to leave by itself
+LOOPBACK = "127.0.0.1"  # without a given host, a worker of dask listens on every address of the machine
+LEAVE = 1.0  # seconds for a worker to end by itself
 CONFIG = {
-    "distributed.worker.daemon": False,  # a daemon may have no processes that load data
-    "distributed.deploy.lost-worker-timeout": "60s",  # a nanny needs a moment to start a worker again
+    "distributed.worker.daemon": False,  # a daemonic process cannot start the processes of a DataLoader
+    "distributed.deploy.lost-worker-timeout": "60s",  # a nanny needs some time to restart a worker
     "distributed.comm.timeouts.connect": "8s",
-    "distributed.admin.large-graph-warning-threshold": "1TiB",  # the training data travel once to each worker
+    "distributed.admin.large-graph-warning-threshold": "1TiB",  # the training data are sent once to each worker
 }
 
 
-class _NoPage:
-    """Without the web page that each server of dask would open a port for."""
+class _WithoutWebPage:
+    """Mixin that disables the web page of a dask server, and with it its open port."""
 
     def start_http_server(self, *_: Any, **__: Any) -> None: ...
 
 
-class LocalScheduler(_NoPage, Scheduler):
-    """In this process."""
+class LocalScheduler(_WithoutWebPage, Scheduler):
+    """Scheduler in this process."""
 
 
-class LocalWorker(_NoPage, Worker):
-    """In a process of its own."""
+class LocalWorker(_WithoutWebPage, Worker):
+    """Worker in a separate process."""
 
 
 class DeviceNanny(Nanny):
-    """Starts a worker, again if it dies, with an environment of its own that is there before anything is imported."""
+    """Starts and restarts a worker process whose environment is set before anything is imported in it."""
 
     def __init__(
         self, scheduler: str, *, environment: Mapping[str, str], spawning: asyncio.Lock, **options: Any
     ) -> None:
-        """Settings.
+        """Stores the settings.
 
         Args:
-            scheduler: its address.
-            environment: of the worker's process.
-            spawning: shared by all nannies.
-            options: of any nanny.
+            scheduler: Address of the scheduler.
+            environment: Environment variables of the worker process.
+            spawning: Lock shared by all nannies, so that they start one worker at a time.
+            **options: Options of `Nanny`.
         """
         super().__init__(scheduler, worker_class=LocalWorker, env=dict(environment), **options)
         self.pre_spawn_env.update(environment)
         self._spawning = spawning
 
     async def instantiate(self) -> Status:
-        """Dask hands the environment on by changing that of this process: one worker at a time, and changed back."""
+        """Starts the worker process and restores the environment of this process.
+
+        Dask passes the environment by changing that of this process, so only one worker may start at a time.
+        """
         _ignore_ctrl_c()
         async with self._spawning:
             before = {name: os.environ.get(name) for name in self.pre_spawn_env}
@@ -78,49 +81,57 @@ class DeviceNanny(Nanny):
         return await starting
 
     async def close(self, timeout: float | None = None, reason: str = "nanny-close") -> Any:
-        """A unit in work is not waited for: it has no row yet."""
+        """Ends the worker without waiting for its present unit, which has no row yet."""
         return await super().close(timeout=LEAVE, reason=reason)
 
 
 def _ignore_ctrl_c() -> None:
-    """Ctrl-C goes to all processes of a terminal; workers leave it to this one, as threads and processes inherit it."""
+    """Blocks SIGINT in this thread and the processes it starts.
+
+    A terminal sends Ctrl-C to all its processes; workers must leave it to this one.
+    """
     if hasattr(signal, "pthread_sigmask") and threading.current_thread() is not threading.main_thread():
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 @contextmanager
 def local_workers(devices: int, workers: int, accelerator: str) -> Generator[SpecCluster, None, None]:
-    """A cluster of `workers` processes, each with one of the `devices`; no process and no file is left behind.
+    """Starts a cluster of `workers` processes, each with one of the `devices`; removes all processes and files at exit.
 
-    A worker runs what it is sent. So all of them listen on loopback only, and talk by TLS with a certificate made for
+    A worker runs any code sent to it. Therefore all listen on loopback only and use TLS with a certificate made for
     this cluster, which other users of the machine do not have.
 
+    Args:
+        devices: Number of devices among which the cores of the machine are divided.
+        workers: Number of worker processes, at most `devices`.
+        accelerator: Accelerator by Lightning's name.
+
     Raises:
-        InputError: the machine has fewer GPUs than `devices`, or no certificate can be made.
-        WorkError: the workers cannot be started.
+        InputError: If the machine has fewer GPUs than `devices`, or a certificate cannot be made.
+        WorkError: If the workers cannot be started.
     """
     environments = _environments(devices, accelerator)[:workers]
     security = _certificate()
     if os.name == "posix":
-        resource_tracker.ensure_running()  # else it starts in a nanny's thread, and lets Ctrl-C through to the worker
+        resource_tracker.ensure_running()  # if it starts in a nanny's thread, it unblocks SIGINT for the worker
     spawning = asyncio.Lock()
     with tempfile.TemporaryDirectory(prefix="ifloo-refits-", ignore_cleanup_errors=True) as folder:
-        reached = {"host": LOOPBACK, "security": security}
+        address = {"host": LOOPBACK, "security": security}
         common = {"nthreads": 1, "memory_limit": 0, "local_directory": folder, "silence_logs": logging.CRITICAL}
         spec = {
-            k: {"cls": DeviceNanny, "options": {**common, **reached, "environment": environment, "spawning": spawning}}
+            k: {"cls": DeviceNanny, "options": {**common, **address, "environment": environment, "spawning": spawning}}
             for k, environment in enumerate(environments)
         }
-        scheduler = {"cls": LocalScheduler, "options": {**reached, "port": 0, "dashboard": False}}
+        scheduler = {"cls": LocalScheduler, "options": {**address, "port": 0, "dashboard": False}}
         with dask.config.set({"temporary-directory": folder}), _started(spec, scheduler, security) as cluster:
             yield cluster
 
 
 def _certificate() -> Security:
-    """A certificate and its key, in memory only.
+    """Makes a certificate and its key, in memory only.
 
     Raises:
-        InputError: `cryptography`, which makes them, cannot be imported.
+        InputError: If `cryptography`, which makes them, cannot be imported.
     """
     try:
         temporary: Security = Security.temporary()
@@ -134,10 +145,10 @@ def _certificate() -> Security:
 
 
 def _started(workers: dict[int, Any], scheduler: dict[str, Any], security: Security) -> SpecCluster:
-    """The cluster, its workers up.
+    """Starts a cluster and waits until its workers run.
 
     Raises:
-        WorkError: it cannot be started.
+        WorkError: If it cannot be started.
     """
     try:
         return SpecCluster(workers=workers, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL)
@@ -145,15 +156,15 @@ def _started(workers: dict[int, Any], scheduler: dict[str, Any], security: Secur
         cause = error.__cause__ or error
         raise WorkError(
             f"The {len(workers)} worker processes could not be started: {type(cause).__name__}: {cause}.\n"
-            "  Look at what they say above, or leave refit.devices and refit.cluster out to refit in this process."
+            "  See their output above, or leave refit.devices and refit.cluster out to refit in this process."
         ) from error
 
 
 def _environments(devices: int, accelerator: str) -> list[dict[str, str]]:
-    """What each worker process is started with: its share of the cores, its GPU, and silence.
+    """Returns the environment of each worker process: number of threads, GPU, and log level of dask.
 
     Raises:
-        InputError: the machine has fewer GPUs than `devices`.
+        InputError: If the machine has fewer GPUs than `devices`.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = os.environ.get("OMP_NUM_THREADS", "")
@@ -176,7 +187,7 @@ def _environments(devices: int, accelerator: str) -> list[dict[str, str]]:
 
 @contextmanager
 def quiet_dask() -> Generator[None, None, None]:
-    """Dask's own words would stand between ours: a worker that dies and comes again is told by the unit it had."""
+    """Silences dask's logs; a worker that dies is reported by the unit that it was training."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [one.level for one in loggers]
     for one in loggers:

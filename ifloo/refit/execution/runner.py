@@ -1,4 +1,4 @@
-"""Who works on the units of refits: this process, or the workers of a cluster."""
+"""Runners of refits, which work through units one after the other or in parallel; the one of this process."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ifloo.store import NULL_ID
 
 @dataclass(frozen=True)
 class GivenUp:
-    """A unit that failed at every try.
+    """Unit that failed at every try.
 
     Attributes:
-        unit: which.
-        reason: of the last failure.
+        unit: Refits of the unit.
+        reason: Message of the last failure.
     """
 
     unit: Unit
@@ -24,31 +24,35 @@ class GivenUp:
 
 
 class Runner(ABC):
-    """Works through refits, in units of those trained together."""
+    """Works through refits in units of those trained together."""
 
     @abstractmethod
-    def run(self, wanted: Sequence[RefitRequest]) -> Generator[list[RefitResult] | GivenUp, None, None]:
-        """The outcomes of one unit after the other, as they come; ends what it started when it is closed.
+    def run(self, requests: Sequence[RefitRequest]) -> Generator[list[RefitResult] | GivenUp, None, None]:
+        """Yields the results of each unit as it finishes; closing the generator ends all processes it started.
 
         Raises:
-            InputError: of a unit; it would be the same at every try.
-            WorkError: no unit can be worked on.
+            InputError: If a unit fails on its input, which another try would not change.
+            WorkError: If no unit can be worked on.
         """
 
 
 @dataclass(frozen=True)
 class InProcess(Runner):
-    """Here, one unit after the other; what fails ends the run, as nobody else could do better."""
+    """Trains in this process, one unit after the other; a failure ends the run, since a second try would fail too.
+
+    Attributes:
+        work: Work on each unit.
+    """
 
     work: RefitWork
 
-    def run(self, wanted: Sequence[RefitRequest]) -> Generator[list[RefitResult] | GivenUp, None, None]:
-        for unit in units(wanted, self.work.path.at_once):
+    def run(self, requests: Sequence[RefitRequest]) -> Generator[list[RefitResult] | GivenUp, None, None]:
+        for unit in units(requests, self.work.strategy.at_once):
             yield self.work.run(unit)
 
 
-def units(wanted: Sequence[RefitRequest], size: int) -> list[Unit]:
-    """Units of at most `size` refits; the null refit, which every row is held against, has the first one alone."""
-    null = [one for one in wanted if one == RefitRequest(NULL_ID)]
-    others = [one for one in wanted if one != RefitRequest(NULL_ID)]
+def units(requests: Sequence[RefitRequest], size: int) -> list[Unit]:
+    """Splits refits into units of at most `size`; the first is the null refit alone, needed for every other row."""
+    null = [one for one in requests if one == RefitRequest(NULL_ID)]
+    others = [one for one in requests if one != RefitRequest(NULL_ID)]
     return [(one,) for one in null] + [tuple(others[k : k + size]) for k in range(0, len(others), size)]

@@ -1,4 +1,4 @@
-"""Strategies of refits: one by one through a Trainer, or many replicas in one fit. All give the same results."""
+"""Strategies of refits: one by one, or many replicas in one fit; all give the same results."""
 
 from ifloo.refit.strategies.base import OneByOne, RefitStrategy, RefitTask
 from ifloo.refit.strategies.chord import ChordReplicas

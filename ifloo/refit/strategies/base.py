@@ -1,4 +1,4 @@
-"""The paths of a refit: one by one through a Trainer, or many replicas in one fit. All give the same."""
+"""Interface of refit strategies, and the plain one: one Trainer fit for each refit."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ifloo.solvers import SolveError
 
 @dataclass(frozen=True)
 class RefitTask:
-    """One refit: which samples count, and where it starts.
+    """One refit: its sample weights and its start.
 
     Attributes:
-        weights: w, by sample id.
-        displacement: `[p]`, added to the start (a null refit that must really move); None: nothing.
+        weights: Sample weights w, by id.
+        displacement: Step added to the start, `[p]`, so that a null refit moves; None adds nothing.
     """
 
     weights: SampleWeights = field(default_factory=SampleWeights)
@@ -34,15 +34,15 @@ class RefitTask:
 
 
 class RefitStrategy(ABC):
-    """How refits are trained.
+    """Way of training refits.
 
-    `fit` is what a path must have. What refits share is made in `prepare`, once in each process that refits; a path
-    with a factor of its own overrides `prepare` and `removal_steps`, and needs no preconditioner then.
+    A strategy implements `fit`. What its refits share is computed by `prepare`, once in each process that refits. A
+    strategy that factorises the Hessian overrides `prepare` and `removal_steps` and then needs no preconditioner.
 
     Attributes:
-        refitter: whose refits they are.
-        at_once: tasks that one call of `fit` trains together.
-        name: of the path, for logs and manifests.
+        refitter: Refitter of the base fit.
+        at_once: Largest number of tasks that one call of `fit` trains together.
+        name: Name of the strategy in logs and manifests.
     """
 
     refitter: Refitter
@@ -51,25 +51,28 @@ class RefitStrategy(ABC):
 
     @abstractmethod
     def fit(self, tasks: Sequence[RefitTask]) -> list[Refit]:
-        """Trains the tasks, at most `at_once` of them; one refit each, in their order.
+        """Trains at most `at_once` tasks.
+
+        Returns:
+            One refit for each task, in their order.
 
         Raises:
-            WorkError: a refit that did not converge.
+            WorkError: If a refit does not converge.
         """
 
     def prepare(self, base: SampleLossModule) -> None:
-        """What all refits share, made at the base module: here the preconditioner of the Newton finish."""
+        """Computes what all refits share at the base module: by default the preconditioner of the Newton finish."""
         if self.refitter.finish.after != "never":
-            # Where J is not convex there may be none, and a fit that ends without Newton steps needs none; one that
-            # does take them asks again, and fails with the same words.
+            # If J is not convex there may be no preconditioner, and a fit without Newton steps needs none; one with
+            # Newton steps tries again and fails with the same message.
             with suppress(SolveError):
                 self.refitter.finish.prepare(base, self.refitter.loader())
 
     def removal_steps(self, base: SampleLossModule, count: int, seed: int) -> Float[Tensor, "k p"]:
-        """(1/n) H⁻¹∇ℓ_j of `count` random samples j, to three digits: only its size matters.
+        """Computes (1/n) H⁻¹∇ℓ_j of `count` random samples j, to three digits, since only its size matters.
 
         Raises:
-            SolveError: the Hessian at the base module is not positive definite.
+            SolveError: If the Hessian at the base module is not positive definite.
         """
         finish = self.refitter.finish
         objective, theta = finish.objective(base, self.refitter.loader()), ParamSpace.of(base).values_of(base)
@@ -81,7 +84,7 @@ class RefitStrategy(ABC):
 
 
 class OneByOne(RefitStrategy):
-    """Each refit a Trainer fit of its own: the plain path, for every model and optimizer."""
+    """Trains each refit in a separate Trainer fit; suits every model and optimizer."""
 
     at_once = 1
     name: ClassVar[str] = "one by one"
@@ -94,6 +97,7 @@ class OneByOne(RefitStrategy):
 
 
 def _displaced(task: RefitTask) -> Callable[[SampleLossModule], None] | None:
+    """Returns a function that adds the displacement of a task to a module's weights; None without a displacement."""
     step = task.displacement
     if step is None:
         return None

@@ -1,4 +1,4 @@
-"""Refits of a linear head by the factor of its Hessian: certified, many at once, a few gradients each."""
+"""Strategy for linear heads: chord Newton with one factor of the Hessian, many refits at once, certified by ‖∇J‖."""
 
 from __future__ import annotations
 
@@ -35,31 +35,35 @@ from ifloo.solvers.cholesky import PreparedCholesky, bytes_needed
 from ifloo.termination import sigterm_unwinds
 
 log = logging.getLogger(__name__)
-CHORDS_AT_ONCE = 64  # replicas: a product of [b, d] with [d, 64 c] runs at the speed of large ones
+CHORDS_AT_ONCE = 64  # replicas; a product of [b, d] with [d, 64 c] runs at the speed of large ones
 PASSES = 20
 FACTOR_BYTES = 4 << 30
-PRODUCTS = 130  # of a refit one by one: 33 with the Hessian, at a quarter of the speed of large ones
-WORTH = 30  # refits one by one: a factor that costs more than so many is made when it is asked for only
+PRODUCTS = 130  # cost of a refit one by one, in large products: 33 with the Hessian, at a quarter of their speed
+WORTH = 30  # refits one by one; a factor that costs more than these is computed only if refit.replicas is given
 
 
 class ChordReplicas(RefitStrategy):
-    """Chord Newton from the base minimum: the factor of the base Hessian serves every replica and every pass.
+    """Refits a linear head from its minimum by chord Newton: Newton steps with a fixed Hessian.
 
-    The Hessian of the removed sample is taken out by Woodbury, so that a step misses only by how the curvature changes
-    on the way. A replica whose ‖∇J‖ does not fall is fitted one by one.
+    One factor of the base Hessian H is used by all replicas and all passes over the data. The Hessian of the removed
+    sample is subtracted by Woodbury's identity, so a step errs only by the change of the curvature along it. A replica
+    whose ‖∇J‖ does not halve in a pass is fitted one by one.
+
+    Source: Ortega & Rheinboldt 1970, section 7.1.
     """
 
     name: ClassVar[str] = "chord Newton with one factor"
 
     def __init__(self, refitter: Refitter, at_once: int | None = None) -> None:
-        """Looks at the model and where it starts.
+        """Checks that the model is a linear head and starts at its minimum.
 
         Args:
-            refitter: whose refits these are.
-            at_once: replicas trained together; None: 64.
+            refitter: Refitter of the base fit.
+            at_once: Number of replicas trained together; None stands for 64.
 
         Raises:
-            StrategyError: the model is not a linear head alone, at a minimum that refits are to reach again.
+            StrategyError: If the model is not a single linear head, does not start at its minimum, is not fitted to its
+                minimum, or if the factor is too large or costs more than it saves.
         """
         self.refitter, self.at_once = refitter, at_once or CHORDS_AT_ONCE
         self.base = refitter.start()
@@ -86,15 +90,15 @@ class ChordReplicas(RefitStrategy):
 
     @cached_property
     def factor(self) -> PreparedCholesky:
-        """Of the base Hessian, made once."""
+        """Factor of the base Hessian, computed once."""
         return Cholesky(max_bytes=FACTOR_BYTES).prepare(self.head, bar("factor"))
 
     def prepare(self, base: SampleLossModule) -> None:
-        """The factor; no preconditioner is needed."""
+        """Computes the factor; these refits need no preconditioner."""
         _ = self.factor
 
     def removal_steps(self, base: SampleLossModule, count: int, seed: int) -> Float[Tensor, "k p"]:
-        """(1/n) H⁻¹∇ℓ_j of `count` random samples j."""
+        """Computes (1/n) H⁻¹∇ℓ_j of `count` random samples j."""
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randint(self.head.n, (count,), generator=generator)
         blocks = SampleBlocks.of(self.head, self.head.objective.data.ids[drawn].tolist())
@@ -106,26 +110,30 @@ class ChordReplicas(RefitStrategy):
 
     def _train(self, tasks: Sequence[RefitTask]) -> list[Refit]:
         begun = time.perf_counter()
-        woodbury = _Woodbury(self.head, self.factor, tasks)
-        theta = torch.stack([self._start(k, task, woodbury) for k, task in enumerate(tasks)])
+        inverse = _Woodbury(self.head, self.factor, tasks)
+        theta = torch.stack([self._start(k, task, inverse) for k, task in enumerate(tasks)])
         weights = ReplicaWeights.of([task.weights for task in tasks], theta.device)
-        module = ChordModule(self.head, theta, weights, woodbury.step, self.tolerance)
+        module = ChordModule(self.head, theta, weights, inverse.step, self.tolerance)
         with sigterm_unwinds(), quiet_lightning():
             _trainer(self.refitter.recipe.accelerator).fit(module)
         seconds = (time.perf_counter() - begun) / len(tasks)
         return [self._refit(minimum, task, seconds) for minimum, task in zip(module.minima, tasks, strict=True)]
 
-    def _start(self, k: int, task: RefitTask, woodbury: _Woodbury) -> Float[Tensor, " p"]:
-        """θ̂ less the first step, whose gradient is known without a pass over the data; displaced tasks have none."""
+    def _start(self, k: int, task: RefitTask, inverse: _Woodbury) -> Float[Tensor, " p"]:
+        """Computes where a replica starts.
+
+        The start is θ̂ minus the first step, whose gradient needs no pass over the data. Displaced tasks start at θ̂ plus
+        their displacement, groups at θ̂.
+        """
         if task.displacement is not None:
             return self.theta + task.displacement.to(self.theta)
-        if k not in woodbury.slopes and len(task.weights.ids):
+        if k not in inverse.gradients and len(task.weights.ids):
             return self.theta
         default = task.weights.default
         gradient = default * (self.gradient - self.penalty) + self.penalty
-        if k in woodbury.slopes:
-            gradient = gradient + (float(task.weights.values[0]) - default) / self.head.n * woodbury.slopes[k]
-        return self.theta - woodbury.step(gradient.unsqueeze(0), torch.tensor([k]))[0]
+        if k in inverse.gradients:
+            gradient = gradient + (float(task.weights.values[0]) - default) / self.head.n * inverse.gradients[k]
+        return self.theta - inverse.step(gradient.unsqueeze(0), torch.tensor([k]))[0]
 
     def _refit(self, minimum: FitEnd | None, task: RefitTask, seconds: float) -> Refit:
         if minimum is None:
@@ -140,17 +148,21 @@ class ChordReplicas(RefitStrategy):
 
 
 class _Woodbury:
-    """H_k⁻¹ of each task that differs from the base in one sample: (H + δ BᵀSB/n)⁻¹, δ the change of its weight.
+    """Applies H_k⁻¹ of each task: (H + δ BᵀSB/n)⁻¹, δ the change of the weight, if it changes one sample; else H⁻¹.
 
     Attributes:
-        slopes: ∇ℓ_i of that sample, by task.
+        factor: Factor of the base Hessian H.
+        row_of: Row in `Y` and `inner` of each task that changes one sample, by task.
+        gradients: Gradient ∇ℓ_i of that sample, by task.
+        Y: H⁻¹Bᵀ of these samples, transposed, `[g, s, p]`.
+        inner: The inner matrix of Woodbury's identity, `[g, s, s]`.
     """
 
     def __init__(self, head: LinearHead, factor: PreparedCholesky, tasks: Sequence[RefitTask]) -> None:
         self.factor = factor
         single = [k for k, task in enumerate(tasks) if len(task.weights.ids) == 1]
-        self.place = {k: row for row, k in enumerate(single)}
-        self.slopes: dict[int, Tensor] = {}
+        self.row_of = {k: row for row, k in enumerate(single)}
+        self.gradients: dict[int, Tensor] = {}
         if not single:
             return
         blocks = SampleBlocks.of(head, [int(tasks[k].weights.ids[0]) for k in single])
@@ -162,25 +174,25 @@ class _Woodbury:
         identity = torch.eye(scaled.shape[1], dtype=scaled.dtype, device=scaled.device)
         self.inner = torch.linalg.solve(identity + scaled @ (blocks.rows @ self.Y.mT), scaled)
         gradients = torch.einsum("gs,gsp->gp", blocks.slopes, blocks.rows)
-        self.slopes = {k: gradients[row] for k, row in self.place.items()}
+        self.gradients = {k: gradients[row] for k, row in self.row_of.items()}
 
     def step(self, gradient: Float[Tensor, "k p"], tasks: Tensor) -> Float[Tensor, "k p"]:
-        """H_k⁻¹∇J of these tasks."""
+        """Computes H_k⁻¹∇J of the tasks with these numbers."""
         X = self.factor.apply_inverse(gradient)
-        mine = [(row, self.place[k]) for row, k in enumerate(tasks.tolist()) if k in self.place]
-        if mine:
-            rows, places = (torch.tensor(x, device=gradient.device) for x in zip(*mine, strict=True))
-            Y = self.Y[places]
-            small = self.inner[places] @ (Y @ gradient[rows].unsqueeze(-1))
+        single = [(row, self.row_of[k]) for row, k in enumerate(tasks.tolist()) if k in self.row_of]
+        if single:
+            rows, samples = (torch.tensor(x, device=gradient.device) for x in zip(*single, strict=True))
+            Y = self.Y[samples]
+            small = self.inner[samples] @ (Y @ gradient[rows].unsqueeze(-1))
             X[rows] -= (Y.mT @ small).squeeze(-1)
         return X
 
 
 def _refuse_costly(head: LinearHead, asked: bool) -> None:
-    """A factor that does not fit, or that would cost more than it saves.
+    """Checks that the factor fits into memory and, unless `asked` for, does not cost more than it saves.
 
     Raises:
-        StrategyError: it is one.
+        StrategyError: If it does not fit, or costs more.
     """
     cost, q = head.cost, head.core_size
     if (need := bytes_needed(q, head.dtype)) > FACTOR_BYTES:
@@ -191,19 +203,19 @@ def _refuse_costly(head: LinearHead, asked: bool) -> None:
 
 
 def _refuse_unfinished(refitter: Refitter, base: SampleLossModule) -> None:
-    """Only a fit that ends at the minimum may be replaced by another way to the minimum.
+    """Checks that the fits end at the minimum of J; only then may another method that ends there replace them.
 
     Raises:
-        StrategyError: it is not one.
+        StrategyError: If they do not.
     """
     after = refitter.finish.after
     if after == "always":
         return
     if after == "never":
         raise StrategyError("fits are not finished to the minimum (finish.after = never)")
-    found = list(optimizers_in(base.configure_optimizers()))
-    if not any(isinstance(one, torch.optim.LBFGS) for one in found):
-        names = ", ".join(type(one).__name__ for one in found) or "other"
+    optimizers = list(optimizers_in(base.configure_optimizers()))
+    if not any(isinstance(one, torch.optim.LBFGS) for one in optimizers):
+        names = ", ".join(type(one).__name__ for one in optimizers) or "other"
         raise StrategyError(f"{names} fits are not finished to the minimum (finish.after = {after})")
 
 

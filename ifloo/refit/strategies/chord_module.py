@@ -1,4 +1,4 @@
-"""Replicas of a linear head as one LightningModule: an epoch is one gradient of all of them, its end a chord step."""
+"""Replicas of a linear head as one LightningModule; each epoch computes their gradients and takes a chord step."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from ifloo.objective.batches import Batch, slice_batch
 from ifloo.refit.strategies.replica_weights import ReplicaWeights
 
 ROWS_BYTES = 8 << 20  # outputs and derivatives of a block of samples: they stay in cache between the two products
-SLOWEST_FALL = 0.5  # largest ratio of ‖∇J‖ after and before a pass: one that does not halve it is no way to 1e-10
+SLOWEST_FALL = 0.5  # largest ratio of ‖∇J‖ after and before a pass; a slower replica would not reach 1e-10
 
-Step = Callable[[Tensor, Tensor], Tensor]  # (∇J of some replicas, which) -> what to subtract from their weights
+# (∇J of some replicas `[k, p]`, their numbers `[k]`) -> the steps to subtract from their weights, `[k, p]`.
+Step = Callable[[Tensor, Tensor], Tensor]
 
 
 class Piece(NamedTuple):
@@ -39,19 +40,25 @@ class Piece(NamedTuple):
 
 
 class ChordModule(L.LightningModule):
-    """K replicas θ_k, each minimising its own J(θ; w_k) by θ_k ← θ_k − H⁻¹∇J(θ_k; w_k) with one H for all passes.
+    """Minimises J(θ; w_k) of K replicas by θ_k ← θ_k − H_k⁻¹∇J(θ_k; w_k) with a fixed H_k for all passes.
 
-    Source: Ortega & Rheinboldt 1970, section 7.1 (chord method); the certificate is ‖∇J‖ itself.
+    The gradient is that of the replica's own objective over all samples, so ‖∇J‖ certifies the result whatever H_k is.
+
+    Source: Ortega & Rheinboldt 1970, section 7.1 (chord method).
 
     Attributes:
-        theta: `[k, p]`.
-        minima: how each replica ended; None where it gave up.
+        head: Linear head at the base weights.
+        weights: Sample weights of the replicas.
+        step: Function that computes H_k⁻¹∇J.
+        tolerance: ‖∇J‖ to reach.
+        theta: Weights of the replicas, `[k, p]`.
+        minima: End of each replica; None if its ‖∇J‖ fell too slowly or 20 passes were not enough.
     """
 
     def __init__(
         self, head: LinearHead, theta: Float[Tensor, "k p"], weights: ReplicaWeights, step: Step, tolerance: float
     ) -> None:
-        """Starts at these weights; nothing here needs autograd."""
+        """Starts the replicas at `theta`."""
         super().__init__()
         self.automatic_optimization = False
         self.head, self.weights, self.step, self.tolerance = head, weights, step, tolerance
@@ -62,14 +69,14 @@ class ChordModule(L.LightningModule):
         self._passes = 0
 
     def configure_optimizers(self) -> None:
-        """None: the step is a linear solve."""
+        """Returns None: a step is a linear solve, not one of an optimizer."""
 
     def train_dataloader(self) -> DataLoader[Piece]:
-        # A generator of its own: an iterator draws a seed for workers, from everybody's random state if it has none.
+        # Without a generator, the loader would draw its workers' seed from the global random state.
         return DataLoader(_Chunks(self.head), batch_size=None, generator=torch.Generator())
 
     def transfer_batch_to_device(self, batch: Piece, device: torch.device, dataloader_idx: int) -> Piece:
-        """Samples stay where the head is."""
+        """Leaves the samples on the device of the head."""
         return batch
 
     def on_train_epoch_start(self) -> None:
@@ -81,16 +88,16 @@ class ChordModule(L.LightningModule):
     def training_step(self, piece: Piece, _: int) -> None:
         number, ids, batch = piece
         chunk, k = self.head.chunks[number], len(self._active)
-        of_ids = self.weights.rows(ids)[self._active.to(self.weights.default.device)].to(self._live.dtype)
+        weights = self.weights.rows(ids)[self._active.to(self.weights.default.device)].to(self._live.dtype)
         width = chunk.inputs.shape[1] * (len(self._live) + chunk.inputs.shape[2]) * self._live.element_size()
         size = max(1, ROWS_BYTES // width)
         with scoring(self.head.layer.losses.module):
             for start in range(0, len(ids), size):
                 cut = slice(start, start + size)
-                self._add(chunk.inputs[cut], slice_batch(batch, cut), of_ids[:, cut], chunk.positions, k)
+                self._add(chunk.inputs[cut], slice_batch(batch, cut), weights[:, cut], chunk.positions, k)
 
     def _add(self, x: Tensor, batch: Batch, weights: Float[Tensor, "k b"], positions: torch.Size, k: int) -> None:
-        """One block of samples: outputs of all replicas, derivatives of the losses in them, and back."""
+        """Adds the losses of a block of samples and their gradients in the weights, for all active replicas."""
         layer, theta = self.head.layer, self.head.theta
         b, t, d = x.shape
         flat = x.reshape(b * t, d)
@@ -111,9 +118,9 @@ class ChordModule(L.LightningModule):
         head, n = self.head, self.head.n
         theta = self.theta[self._active]
         penalties, gradient = vmap(_penalty_and_gradient(head))(theta)
-        share = theta.new_zeros(len(theta), head.layer.classes, head.layer.columns)
-        share.index_copy_(-1, head.live, self._sum.view(len(theta), head.layer.classes, -1) / n)
-        gradient = gradient + head.layer.flat(share)
+        mean = theta.new_zeros(len(theta), head.layer.classes, head.layer.columns)
+        mean.index_copy_(-1, head.live, self._sum.view(len(theta), head.layer.classes, -1) / n)
+        gradient = gradient + head.layer.flat(mean)
         values, norms = self._value / n + penalties, gradient.norm(dim=1)
         self._passes += 1
         self._settle(theta, values, norms)
@@ -126,13 +133,14 @@ class ChordModule(L.LightningModule):
             self.trainer.should_stop = True
 
     def _settle(self, theta: Tensor, values: Tensor, norms: Tensor) -> None:
+        """Stores the end of each active replica that has reached the tolerance."""
         for row, k in enumerate(self._active.tolist()):
             if norms[row] <= self.tolerance:
                 self.minima[k] = FitEnd(theta[row], float(values[row]), float(norms[row]), self._passes, self._passes)
 
 
 class _Chunks(IterableDataset[Piece]):
-    """The samples behind each chunk of a head."""
+    """Dataset of the samples behind each chunk of a head."""
 
     def __init__(self, head: LinearHead) -> None:
         self.head = head

@@ -1,4 +1,4 @@
-"""Sample weights of K replicas at once, looked up by sample id."""
+"""Sample weights of K replicas, by sample id."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ifloo.objective import SampleWeights
 
 @dataclass(frozen=True)
 class ReplicaWeights:
-    """w of each replica: `default` but for the `ids` that any of them lists.
+    """Sample weights w of each replica: `values` for the listed `ids`, `default` for all others.
 
     Attributes:
-        default: `[k]`.
-        ids: `[g]`, ascending.
-        values: `[k, g]`.
+        default: Weight of the samples not in `ids`, `[k]`.
+        ids: Ids listed by any replica, `[g]`, ascending.
+        values: Weights of these ids, `[k, g]`.
     """
 
     default: Float[Tensor, " k"]
@@ -28,16 +28,16 @@ class ReplicaWeights:
 
     @classmethod
     def of(cls, weights: Sequence[SampleWeights], device: torch.device | None = None) -> ReplicaWeights:
-        """The weights of replicas in this order."""
+        """Combines the sample weights of replicas, in their order."""
         ids = torch.cat([w.ids for w in weights]).unique()  # ascending
         default = torch.tensor([w.default for w in weights], dtype=torch.float64)
         values = torch.stack([w.of(ids, torch.float64) for w in weights])
-        # Apple GPUs have no float64; 32 bits are then what the weights of the model have too.
+        # Apple GPUs have no float64; there the weights of the model are float32 too.
         dtype = torch.float32 if device is not None and device.type == "mps" else torch.float64
         return cls(default.to(device, dtype), ids.to(device), values.to(device, dtype))
 
     def rows(self, ids: Int[Tensor, " b"]) -> Float[Tensor, "k b"]:
-        """The weights of a batch with these sample ids."""
+        """Returns the weights of the samples of a batch, by their ids."""
         weights = self.default[:, None].expand(-1, len(ids))
         if len(self.ids) == 0:
             return weights

@@ -1,4 +1,4 @@
-"""Whether replicas trained together end where each would alone: by what the settings say, and by one batch."""
+"""Check that stacked replicas would end where refits one by one do: by settings, module and the first batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ifloo.refit.recipe import Refitter, TrainerSettings
 from ifloo.refit.strategies.stacked_module import StackedModule
 from ifloo.refit.strategies.unsuitable import StrategyError
 
-# Each entry of a parameter is stepped from its own gradients alone.
+# Optimizers whose step of each entry of a parameter depends on the gradients of this entry only.
 ELEMENTWISE = (
     optim.SGD,
     optim.Adam,
@@ -34,7 +34,7 @@ ELEMENTWISE = (
     optim.Adadelta,
     optim.ASGD,
 )
-# What runs during a fit and may touch weights, gradients or batches of the one module it is written for.
+# Hooks of a fit that may change weights, gradients or batches, and are written for a single set of weights.
 HOOKS = (
     *("setup", "configure_model", "configure_sharded_model", "configure_callbacks"),
     *("on_fit_start", "on_fit_end", "on_train_start", "on_train_end", "on_train_epoch_start", "on_train_epoch_end"),
@@ -43,17 +43,17 @@ HOOKS = (
     *("configure_gradient_clipping", "clip_gradients", "lr_scheduler_step"),
     *BATCH_HOOKS,
 )
-REORDERING_ULPS = 1e4  # by which gradients summed in another order may differ; a wrong one differs by far more
+REORDERING_ULPS = 1e4  # allowed difference of gradients summed in another order; a wrong one differs by far more
 
 
 @dataclass(frozen=True)
 class MemoryPerReplica:
-    """What one replica takes.
+    """Memory that one replica needs during training.
 
     Attributes:
-        weights: bytes of θ.
-        activations: bytes kept of one batch for its backward pass.
-        device: where.
+        weights: Size of θ, bytes.
+        activations: Size of the activations kept of one batch for its backward pass, bytes.
+        device: Device of the replica.
     """
 
     weights: int
@@ -62,39 +62,46 @@ class MemoryPerReplica:
 
 
 def check_stackable(refitter: Refitter) -> MemoryPerReplica:
-    """Looks at settings first, then at the start of a fit: its optimizer, and both gradients of its first batch.
+    """Checks the settings and the module, then starts a fit and checks its optimizer and the gradients of one batch.
+
+    Returns:
+        The memory that one replica needs.
 
     Raises:
-        StrategyError: stacked replicas would not end where refits one by one do; the text says why.
+        StrategyError: If stacked replicas would not end where refits one by one do; the text gives the reason.
     """
     module = refitter.start()
-    for reason in (_of_settings(refitter), _of_module(module)):
+    for reason in (_fault_of_settings(refitter), _fault_of_module(module)):
         if reason:
             raise StrategyError(reason)
-    looking = _StackableCheck(refitter.seed)
+    check = _StackableCheck(refitter.seed)
     try:
-        refitter.train(lambda: module, looking)
+        refitter.train(lambda: module, check)
     except _CheckDone:
-        assert looking.appetite is not None
-        return looking.appetite
+        assert check.memory is not None
+        return check.memory
     raise StrategyError("its training loader gives no batch")
 
 
-def _of_settings(refitter: Refitter) -> str | None:
-    recipe: TrainerSettings = refitter.recipe
+def _fault_of_settings(refitter: Refitter) -> str | None:
+    """Returns why the settings exclude stacked replicas; None if they do not."""
+    settings: TrainerSettings = refitter.recipe
     if refitter.finish.after == "always":
         return "finish.after = always asks for Newton steps at the end of each refit"
-    if recipe.precision not in ("32-true", "64-true"):
-        return f"precision {recipe.precision} is too coarse to compare replicas with one model (use 32-true or 64-true)"
-    if recipe.gradient_clip_val and recipe.gradient_clip_algorithm != "value":
+    if settings.precision not in ("32-true", "64-true"):
         return (
-            f"gradient_clip_val = {recipe.gradient_clip_val:g} clips by the norm over all replicas "
+            f"precision {settings.precision} is too coarse to compare replicas with one model (use 32-true or 64-true)"
+        )
+    if settings.gradient_clip_val and settings.gradient_clip_algorithm != "value":
+        return (
+            f"gradient_clip_val = {settings.gradient_clip_val:g} clips by the norm over all replicas "
             "(gradient_clip_algorithm value would not)"
         )
     return None
 
 
-def _of_module(module: object) -> str | None:
+def _fault_of_module(module: object) -> str | None:
+    """Returns why the module excludes stacked replicas; None if it does not."""
     name = type(module).__name__
     if not isinstance(module, SampleLossModule):
         return f"{name} is no SampleLossModule, so its training loss is not known to be J"
@@ -105,16 +112,21 @@ def _of_module(module: object) -> str | None:
     return None
 
 
-class _CheckDone(Exception):  # ruff: ignore[error-suffix-on-exception-name]  (no error: it ends a fit that was begun for a look)
+class _CheckDone(Exception):  # ruff: ignore[error-suffix-on-exception-name]  (no error: ends the fit after the check)
     pass
 
 
 class _StackableCheck(L.Callback):
-    """Ends a fit at its first batch, after having looked at everything that decides."""
+    """Checks optimizer, schedule and first batch of a fit, then ends the fit.
+
+    Attributes:
+        seed: Random seed, set before each of the gradients compared.
+        memory: Memory that one replica needs; None before the check has passed.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.appetite: MemoryPerReplica | None = None
+        self.memory: MemoryPerReplica | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         kinds = [type(o) for o in trainer.optimizers]  # one: Lightning itself refuses several
@@ -127,17 +139,20 @@ class _StackableCheck(L.Callback):
         if sample_ids(batch) is None:
             raise StrategyError("its batches carry no sample ids to look weights up by")
         assert isinstance(pl_module, SampleLossModule)
-        self.appetite = self._compare(pl_module, batch)
+        self.memory = self._compare(pl_module, batch)
         raise _CheckDone
 
     def _compare(self, module: SampleLossModule, batch: Batch) -> MemoryPerReplica:
-        """The gradient of two replicas against that of the module itself, on one batch.
+        """Compares the gradients of two replicas on one batch with that of the module itself.
+
+        Returns:
+            The memory that one replica needs, measured on the way.
 
         Raises:
-            StrategyError: they differ, or there is none.
+            StrategyError: If they differ or cannot be computed, or if training changes buffers.
         """
-        space, kept, before = ParamSpace.of(module), _Kept(module), _buffers(module)
-        with torch.enable_grad(), kept.counting():
+        space, saved, before = ParamSpace.of(module), _SavedActivations(module), _buffers(module)
+        with torch.enable_grad(), saved.counting():
             alone = self._gradient(lambda: module.training_step(batch, 0), [*map(module.get_parameter, space.names)])
         changed = [name for name, x in _buffers(module).items() if not torch.equal(x, before[name])]
         if changed:
@@ -146,36 +161,36 @@ class _StackableCheck(L.Callback):
         try:
             with torch.enable_grad():
                 both = self._gradient(lambda: pair.replica_losses(batch).sum(), list(pair.stacked), batch_dims=1)
-        except (RuntimeError, ValueError) as error:  # what torch.func.vmap and layers under it raise
+        except (RuntimeError, ValueError) as error:  # raised by torch.func.vmap, and by layers inside it
             raise StrategyError(
                 f"torch.func.vmap cannot run its loss over replicas: {first_sentence(error)}"
             ) from error
-        apart = float((both - alone).norm(dim=1).max())
-        # Not <=: NaN is a difference too.
-        if not apart <= REORDERING_ULPS * torch.finfo(alone.dtype).eps * (1 + float(alone.norm())):
+        difference = float((both - alone).norm(dim=1).max())
+        # `not <=` rather than `>`, so that NaN counts as a difference.
+        if not difference <= REORDERING_ULPS * torch.finfo(alone.dtype).eps * (1 + float(alone.norm())):
             raise StrategyError(
-                f"on its first batch the gradient of a replica is {apart:.1e} away from that of the model alone "
+                f"on its first batch the gradient of a replica is {difference:.1e} away from that of the model alone "
                 f"(of norm {float(alone.norm()):.1e})"
             )
-        return MemoryPerReplica(alone.numel() * alone.element_size(), kept.bytes, module.device)
+        return MemoryPerReplica(alone.numel() * alone.element_size(), saved.bytes, module.device)
 
     def _gradient(
         self, loss: Callable[[], Tensor], parameters: list[Tensor], batch_dims: int = 0
     ) -> Float[Tensor, "*k p"]:
-        """∇ of a loss, flat.
+        """Computes the flattened gradient of a loss.
 
         Raises:
-            StrategyError: it is sparse.
+            StrategyError: If it is sparse.
         """
-        L.seed_everything(self.seed, verbose=False)  # each draws the same random numbers
+        L.seed_everything(self.seed, verbose=False)  # so that both gradients draw the same random numbers
         gradients = torch.autograd.grad(loss(), parameters, materialize_grads=True)
         if any(g.is_sparse for g in gradients):
             raise StrategyError("a parameter has sparse gradients, by which optimizers step some entries only")
         return torch.cat([g.reshape(*g.shape[:batch_dims], -1) for g in gradients], dim=-1)
 
 
-class _Kept:
-    """Counts the bytes a forward pass keeps for its backward pass, each storage once."""
+class _SavedActivations:
+    """Counts the bytes that a forward pass saves for its backward pass, each storage once."""
 
     def __init__(self, module: SampleLossModule) -> None:
         self._of_module = {x.untyped_storage().data_ptr() for x in (*module.parameters(), *module.buffers())}
@@ -183,9 +198,12 @@ class _Kept:
 
     @property
     def bytes(self) -> int:
-        return sum(size for place, size in self._storages.items() if place not in self._of_module)
+        """Size of all saved storages except those of parameters and buffers."""
+        return sum(size for address, size in self._storages.items() if address not in self._of_module)
 
     def counting(self) -> torch.autograd.graph.saved_tensors_hooks:
+        """Returns a context in which saved tensors are counted."""
+
         def pack(x: Tensor) -> Tensor:
             self._storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
             return x

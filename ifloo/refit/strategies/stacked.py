@@ -1,4 +1,4 @@
-"""Replicas of any model trained together: weights stacked, vmap over them, the user's own optimizer."""
+"""Strategy for any model: the weights of K replicas stacked in one module, trained by the model's own optimizer."""
 
 from __future__ import annotations
 
@@ -26,35 +26,38 @@ from ifloo.refit.strategies.replica_weights import ReplicaWeights
 from ifloo.refit.strategies.stackable import MemoryPerReplica, check_stackable
 from ifloo.refit.strategies.stacked_module import StackedModule
 
-STACKED_AT_MOST = 64  # replicas: most of the gain, and a killed run loses no more refits than this
-CACHES = 32 << 20  # bytes: beyond them a processor waits for memory, and replicas gain nothing (measured)
-COPIES = 8  # of the weights: themselves, gradient, two of the optimizer, and what a step holds meanwhile
+STACKED_AT_MOST = 64  # replicas; more gain little speed, and a killed run loses the refits of one fit
+CACHES = 32 << 20  # bytes; beyond this size a processor waits for memory, and replicas gain nothing (measured)
+COPIES = 8  # tensors as large as the weights: weights, gradient, two of the optimizer, temporary ones of a step
 
 
 class StackedReplicas(RefitStrategy):
-    """K replicas of the weights in one Trainer fit: same seed and batches, each with its own samples removed.
+    """Trains K replicas of the weights in one Trainer fit: same seed and batches, other samples removed in each.
 
-    Each ends where a refit of its own would, up to the order of additions. Memory runs out: half as many at once.
+    The parameters of the replicas are stacked to `[k, *shape]` tensors, and the loss is computed for all replicas by
+    `torch.func.vmap`. Each replica ends where a refit one by one does, up to the order of additions. If memory runs
+    out, half as many are trained at once.
     """
 
     name: ClassVar[str] = "stacked replicas"
 
     def __init__(self, refitter: Refitter, at_once: int | None = None) -> None:
-        """Looks at model, recipe and the first batch.
+        """Checks settings, model and the first batch.
 
         Args:
-            refitter: whose refits these are.
-            at_once: replicas trained together; None: as many as pay, at most 64.
+            refitter: Refitter of the base fit.
+            at_once: Number of replicas trained together; None takes as many as fit into memory (on a processor, into
+                its caches), at most 64.
 
         Raises:
-            StrategyError: replicas would not end where refits one by one do; the text says why.
+            StrategyError: If replicas would not end where refits one by one do; the text gives the reason.
         """
         self.refitter = refitter
-        appetite = check_stackable(refitter)
-        self.at_once = at_once or _affordable(appetite)
+        memory = check_stackable(refitter)
+        self.at_once = at_once or _affordable(memory)
 
     def prepare(self, base: SampleLossModule) -> None:
-        """Nothing: no Newton steps follow, and displaced starts make their preconditioner when there are any."""
+        """Prepares nothing: these fits end without Newton steps, and `removal_steps` makes its own preconditioner."""
 
     def fit(self, tasks: Sequence[RefitTask]) -> list[Refit]:
         refits, self.at_once = in_parts(tasks, self.at_once, self._train, "replicas")
@@ -64,45 +67,50 @@ class StackedReplicas(RefitStrategy):
         begun = time.perf_counter()
         weights = [task.weights for task in tasks]
 
-        def made() -> StackedModule:
+        def make() -> StackedModule:
             module = self.refitter.start()
             space = ParamSpace.of(module)
             theta = space.values_of(module)
-            moved = [theta if task.displacement is None else theta + task.displacement for task in tasks]
-            return StackedModule(module, torch.stack(moved), weights)
+            starts = [theta if task.displacement is None else theta + task.displacement for task in tasks]
+            return StackedModule(module, torch.stack(starts), weights)
 
-        ends = _Ends(self.refitter.finish)
-        stacked = self.refitter.train(made, ends)
+        measure = _MeasureEnds(self.refitter.finish)
+        stacked = self.refitter.train(make, measure)
         seconds = (time.perf_counter() - begun) / len(tasks)
-        modules = _apart(stacked)
-        return [Refit(module, minimum, seconds) for module, minimum in zip(modules, ends.minima, strict=True)]
+        modules = _unstacked(stacked)
+        return [Refit(module, end, seconds) for module, end in zip(modules, measure.ends, strict=True)]
 
 
-class _Ends(L.Callback):
-    """Measures J and ‖∇J‖ of each replica after training, as `NewtonFinish` does of one."""
+class _MeasureEnds(L.Callback):
+    """Measures J and ‖∇J‖ of each replica after training, as `NewtonFinish` does for a single model.
+
+    Attributes:
+        finish: Callback of refits one by one, for its data and batch size.
+        ends: End of the fit of each replica; empty before training has ended.
+    """
 
     def __init__(self, finish: NewtonFinish) -> None:
         self.finish = finish
-        self.minima: list[FitEnd] = []
+        self.ends: list[FitEnd] = []
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, StackedModule)
         loader = training_loader(trainer)
         objective = self.finish.objective(pl_module.module, loader)
-        # No more activations at once than in training, whose batches may be far smaller.
+        # Training batches may be far smaller than those here; the activations must not need more memory than there.
         rows = loader.batch_sampler.batch_size if isinstance(loader.batch_sampler, BatchSampler) else 1
         chunk = max(1, len(pl_module.weights) * min(rows, objective.n) // min(self.finish.batch_size, objective.n))
         with scoring(pl_module.module):
-            self.minima = _minima(objective, pl_module.theta(), pl_module.replica_weights(), chunk)
+            self.ends = _ends(objective, pl_module.theta(), pl_module.replica_weights(), chunk)
 
 
-def _minima(objective: Objective, theta: Float[Tensor, "k p"], weights: ReplicaWeights, chunk: int) -> list[FitEnd]:
-    """Each replica as it is, with J and ‖∇J‖: one pass over the data, `chunk` replicas at a time on each batch."""
+def _ends(objective: Objective, theta: Float[Tensor, "k p"], weights: ReplicaWeights, chunk: int) -> list[FitEnd]:
+    """Computes J and ‖∇J‖ of each replica in one pass over the data, for `chunk` replicas at a time on each batch."""
     losses = objective.losses
 
-    def part(one: Tensor, row: Tensor, batch: Batch) -> Tensor:
-        found = losses.sample_losses(one, batch)
-        return (row.to(found.dtype) * found).sum() / objective.n
+    def part(values: Tensor, row: Tensor, batch: Batch) -> Tensor:
+        each = losses.sample_losses(values, batch)
+        return (row.to(each.dtype) * each).sum() / objective.n
 
     gradient, value = vmap(grad_and_value(losses.penalty))(theta)
     for ids, batch in objective.data.with_ids():
@@ -113,10 +121,10 @@ def _minima(objective: Objective, theta: Float[Tensor, "k p"], weights: ReplicaW
     return [FitEnd(t, float(v), float(g), 0, 0) for t, v, g in zip(theta, value, norms, strict=True)]
 
 
-def _apart(stacked: StackedModule) -> list[SampleLossModule]:
-    """Each replica as a module of its own; what no refit changes (buffers, frozen parameters) they share."""
+def _unstacked(stacked: StackedModule) -> list[SampleLossModule]:
+    """Converts each replica to a separate module; they share buffers and frozen parameters, which do not change."""
     base = stacked.module
-    base.trainer = None  # a copy of it would be a copy of the Trainer
+    base.trainer = None  # else the Trainer would be copied with each module
     shared = [*base.buffers(), *(p for p in base.parameters() if not p.requires_grad)]
     modules = []
     for theta, weights in zip(stacked.theta(), stacked.weights, strict=True):
@@ -127,12 +135,12 @@ def _apart(stacked: StackedModule) -> list[SampleLossModule]:
     return modules
 
 
-def _affordable(appetite: MemoryPerReplica) -> int:
-    """Replicas that fit; activations count twice, for those of the backward pass."""
-    each = COPIES * appetite.weights + 2 * appetite.activations
-    return max(1, min(STACKED_AT_MOST, _budget(appetite.device) // max(each, 1)))
+def _affordable(memory: MemoryPerReplica) -> int:
+    """Returns how many replicas fit into memory; activations count twice, for the backward pass."""
+    each = COPIES * memory.weights + 2 * memory.activations
+    return max(1, min(STACKED_AT_MOST, _budget(memory.device) // max(each, 1)))
 
 
 def _budget(device: torch.device) -> int:
-    """Bytes for all replicas together: half of a GPU's free memory, the caches of a processor."""
+    """Returns the bytes that all replicas together may use: half of a GPU's free memory, or a processor's caches."""
     return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else CACHES

@@ -20,44 +20,51 @@ from ifloo.refit.strategies.replica_weights import ReplicaWeights
 
 
 class StackedModule(L.LightningModule):
-    """Trains replicas of one module side by side: the loss is the sum of theirs, so that no gradient crosses over.
+    """Trains replicas of one module side by side; the loss is the sum of theirs, so no replica affects another.
 
-    The optimizer is the module's own, with `[k, *shape]` parameters put in the place of `[*shape]` ones: it sees the
-    module as it is, and computes element by element. Buffers and frozen parameters are shared.
+    The optimizer is built by the module itself; then its `[*shape]` parameters are replaced by stacked ones,
+    `[k, *shape]`, which it steps element by element. Buffers and frozen parameters are shared.
     """
 
     def __init__(self, module: SampleLossModule, theta: Float[Tensor, "k p"], weights: Sequence[SampleWeights]) -> None:
-        """Replicas of `module` at these weights, one for each of `weights`."""
+        """Makes replicas of a module.
+
+        Args:
+            module: Module to replicate.
+            theta: Weights at which the replicas start.
+            weights: Sample weights of each replica.
+        """
         super().__init__()
         self.module, self.space = module, ParamSpace.of(module)
         self.stacked = nn.ParameterList(v.clone() for v in self.space.unflatten(theta).values())
         self.weights = weights
-        self._looked_up: ReplicaWeights | None = None
+        self._replica_weights: ReplicaWeights | None = None
 
     def theta(self) -> Float[Tensor, "k p"]:
-        """The present weights of the replicas, a detached copy."""
+        """Returns a detached copy of the present weights of the replicas."""
         named = dict(zip(self.space.names, self.stacked, strict=True))
         return self.space.flatten(named, batch_dims=1).detach()
 
     def replica_weights(self) -> ReplicaWeights:
-        if self._looked_up is None:
-            self._looked_up = ReplicaWeights.of(self.weights, self.device)
-        return self._looked_up
+        """Returns the sample weights of all replicas, on the device of this module."""
+        if self._replica_weights is None:
+            self._replica_weights = ReplicaWeights.of(self.weights, self.device)
+        return self._replica_weights
 
     def forward(self, batch: Batch, weights: Float[Tensor, " b"]) -> Float[Tensor, ""]:
-        """J of one replica on one batch; the module's parameters are then that replica's."""
+        """Computes J of one replica on one batch; `functional_call` has put its weights into the module."""
         losses = self.module.sample_losses(batch)
         return (weights.to(losses.dtype) * losses).mean() + self.module.penalty()
 
     def replica_losses(self, batch: Batch) -> Float[Tensor, " k"]:
-        """J of each replica on one batch. A random layer draws as in a fit of one, the same for all."""
-        ids, given = sample_ids(batch), without_ids(batch)
+        """Computes J of each replica on one batch; random layers draw the same numbers for all, as in a single fit."""
+        ids, samples = sample_ids(batch), without_ids(batch)
         assert ids is not None
         weights = self.replica_weights().rows(ids)
         named = {f"module.{n}": x for n, x in zip(self.space.names, self.stacked, strict=True)}
 
         def one(values: dict[str, Tensor], row: Tensor) -> Tensor:
-            loss: Tensor = functional_call(self, values, (given, row))
+            loss: Tensor = functional_call(self, values, (samples, row))
             return loss
 
         with differentiable_kernels(), silenced(self.module):
@@ -67,22 +74,24 @@ class StackedModule(L.LightningModule):
     def training_step(self, batch: Batch, _: int) -> Float[Tensor, ""]:
         return self.replica_losses(batch).sum()
 
-    def configure_optimizers(self) -> Any:  # whatever form the module has: Lightning takes more than its type says
+    def configure_optimizers(self) -> Any:  # the form of the module's own: Lightning accepts more than its type states
         return self.module.configure_optimizers()
 
     def on_train_start(self) -> None:
-        self.module.on_train_start()  # what a fit of one refuses
-        given = dict(self.module.named_parameters())
-        stacked: dict[Tensor, nn.Parameter] = {given[n]: x for n, x in zip(self.space.names, self.stacked, strict=True)}
+        self.module.on_train_start()  # raises what it would raise in a single fit
+        single = dict(self.module.named_parameters())
+        stacked: dict[Tensor, nn.Parameter] = {
+            single[n]: x for n, x in zip(self.space.names, self.stacked, strict=True)
+        }
         for optimizer in self.trainer.optimizers:
             _replace_parameters(optimizer, stacked)
 
 
 def _replace_parameters(optimizer: torch.optim.Optimizer, stacked: Mapping[Tensor, nn.Parameter]) -> None:
-    """Puts `[k, *shape]` parameters into an optimizer made for `[*shape]`, in place: its schedulers hold on to it."""
+    """Replaces the `[*shape]` parameters of an optimizer by stacked ones, in place: its schedulers refer to it."""
     for group in optimizer.param_groups:
         group["params"] = [stacked[p] for p in group["params"] if p in stacked]  # frozen ones have no gradient
-    for p in [p for p in optimizer.state if p in stacked]:  # some (Adagrad) make their state at once
+    for p in [p for p in optimizer.state if p in stacked]:  # some (Adagrad) create their state with the optimizer
         state, like = optimizer.state.pop(p), stacked[p]
         optimizer.state[like] = {
             name: x.expand_as(like).clone() if name != "step" and isinstance(x, Tensor) and x.shape == p.shape else x

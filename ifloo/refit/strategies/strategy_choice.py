@@ -1,4 +1,4 @@
-"""Which path refits take: the fastest of those that give what one by one gives."""
+"""Choice of the refit strategy: the fastest whose refits end where refits one by one do."""
 
 from __future__ import annotations
 
@@ -15,55 +15,56 @@ logger = logging.getLogger(__name__)
 
 @runtime_checkable
 class Kind(Protocol):
-    """The class of a path that trains many refits at once."""
+    """Class of a strategy that trains many refits at once."""
 
     @property
     def name(self) -> str: ...
 
     def __call__(self, refitter: Refitter, at_once: int | None = None, /) -> RefitStrategy:
-        """The path with so many refits at once; raises PathError where it does not serve."""
+        """Makes the strategy for so many refits at once; raises `StrategyError` if it does not suit the refits."""
         ...
 
 
-# Many at once, fastest first.
 KINDS: Sequence[Kind] = (ChordReplicas, StackedReplicas)
+"""Strategies that train many refits at once, fastest first."""
 
 
 def choose_strategy(refitter: Refitter, replicas: int | None, kinds: Sequence[Kind] = KINDS) -> RefitStrategy:
-    """The path of refits; one log line says which and why.
+    """Chooses a strategy, and logs one line with it and the reasons against the others.
 
     Args:
-        refitter: whose refits they are.
-        replicas: 1: one by one; more: that many at once; None: the fastest that serves.
-        kinds: of paths that train many at once, in order of preference.
+        refitter: Refitter of the base fit.
+        replicas: Number of refits to train at once; 1 trains one by one; None takes the fastest suitable strategy.
+        kinds: Strategies that train many refits at once, in order of preference.
 
     Raises:
-        StrategyError: more than one at once was asked for, and no path serves.
+        StrategyError: If `replicas` is more than 1 and no strategy of `kinds` is suitable.
     """
     if replicas == 1:
-        return _said(OneByOne(refitter), "refit.replicas = 1")
+        return _logged(OneByOne(refitter), "refit.replicas = 1")
     reasons = []
     for kind in kinds:
         try:
-            path = kind(refitter, replicas)
+            strategy = kind(refitter, replicas)
         except StrategyError as error:
             reasons.append(f"{kind.name}: {error}")
             continue
-        if path.at_once > 1:
-            return _said(path, *reasons)
+        if strategy.at_once > 1:
+            return _logged(strategy, *reasons)
         reasons.append(f"{kind.name}: more than one at once would not pay")
     if replicas is not None:
-        raise StrategyError(_none_serves(replicas, reasons))
-    return _said(OneByOne(refitter), *reasons)
+        raise StrategyError(_none_suitable(replicas, reasons))
+    return _logged(OneByOne(refitter), *reasons)
 
 
-def _said(path: RefitStrategy, *reasons: str) -> RefitStrategy:
-    what = path.name if path.at_once == 1 else f"{path.name}, {path.at_once} at once"
-    logger.info("refits: %s%s", what, f" ({'; '.join(reasons)})" if reasons else "")
-    return path
+def _logged(strategy: RefitStrategy, *reasons: str) -> RefitStrategy:
+    """Logs the choice and returns it."""
+    choice = strategy.name if strategy.at_once == 1 else f"{strategy.name}, {strategy.at_once} at once"
+    logger.info("refits: %s%s", choice, f" ({'; '.join(reasons)})" if reasons else "")
+    return strategy
 
 
-def _none_serves(replicas: int, reasons: Sequence[str]) -> str:
+def _none_suitable(replicas: int, reasons: Sequence[str]) -> str:
     return (
         f"refit.replicas = {replicas} asks for {replicas} refits in one fit, which would not give what refits one by "
         "one give:\n" + "".join(f"  {reason}\n" for reason in reasons) + "  Leave refit.replicas out, or set it to 1."

@@ -1,7 +1,7 @@
-"""What a path says where it would not give what one by one gives."""
+"""Error of a strategy whose refits would not end where refits one by one do."""
 
 from ifloo.errors import InputError
 
 
 class StrategyError(InputError):
-    """A path of refits does not serve this model, recipe or data; the text is the reason, one clause."""
+    """A refit strategy does not suit this model, its training or its data; the text gives the reason as one clause."""
