@@ -1,4 +1,4 @@
-"""Floor 8: the doctor, which says before a run what stands between a model and scores that hold."""
+"""Floor 8: the doctor, which reports before a run what would keep the scores of a model from being valid."""
 
 from ifloo.doctor.examine import Diagnosis, DoctorInput, examine
 from ifloo.doctor.finding import Finding, Severity

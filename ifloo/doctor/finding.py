@@ -1,4 +1,4 @@
-"""What an examination finds: said in four lines, each of which can be acted on."""
+"""Findings of the doctor: what was seen, where, its consequence and its remedy."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ifloo.errors import InputError
 
 
 class Severity(Enum):
-    """How heavy a finding is, heaviest first."""
+    """Severity of a finding, most severe first."""
 
-    FATAL = "fatal"  # a run stops at it, or its scores would be of something else
-    WARNING = "warning"  # scores and refits run, and may part
+    FATAL = "fatal"  # the run stops, or its scores would belong to another model or to other data
+    WARNING = "warning"  # scores and refits are computed, and may disagree
     NOTE = "note"  # worth knowing
 
 
@@ -22,11 +22,11 @@ class Finding:
     """Something about a model, its data or its training that attribution depends on.
 
     Attributes:
-        what: was found, with its values.
-        where: path of the modules (`encoder.layers.3.norm1`), name of the setting, or the file.
-        consequence: for scores and refits.
-        remedy: what to change.
-        weight: whether it stops a run.
+        what: Observation, with its values.
+        where: Paths of the modules (`encoder.layers.3.norm1`), name of the setting, or the file.
+        consequence: Effect on scores and refits.
+        remedy: Change that removes the cause.
+        severity: Whether a run stops, may give misleading scores, or is not affected.
     """
 
     what: str
@@ -37,7 +37,7 @@ class Finding:
 
     @classmethod
     def of_error(cls, error: Exception, where: str) -> Finding:
-        """An error that a run would stop with: its first line is what, the others are the remedy."""
+        """Converts an error that would stop a run: its first line is `what`, the others are the remedy."""
         first, *others = str(error).strip().splitlines() or [""]
         ours = isinstance(error, InputError)
         return cls(
@@ -54,7 +54,7 @@ class Finding:
 
     @property
     def labelled(self) -> tuple[tuple[str, str], ...]:
-        """Label and text of each of the four lines."""
+        """Labels and texts of the four lines."""
         return (
             (self.severity.value, self.what),
             ("where", self.where),
@@ -67,6 +67,6 @@ class Finding:
 
 
 def heaviest_first(findings: Sequence[Finding]) -> list[Finding]:
-    """In the order in which they matter; those of one weight keep theirs."""
+    """Returns the findings by severity, most severe first; findings of equal severity keep their order."""
     order = list(Severity)
     return sorted(findings, key=lambda one: order.index(one.severity))

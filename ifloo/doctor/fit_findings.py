@@ -1,7 +1,7 @@
-"""What the settings of a fit do that J does not contain: the Trainer's, and the optimizer's.
+"""Findings from the settings of a fit, of its Trainer and of its optimizers, whose effect J does not contain.
 
-The optimizer is looked at by calling `configure_optimizers` on a copy of the module, outside a fit; one that asks its
-Trainer for what only a fit knows cannot be examined, which is a finding.
+The optimizers come from `configure_optimizers` of a copy of the module, outside a fit. A module that asks its Trainer
+for a value that exists only during a fit cannot be examined, which is a finding too.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from ifloo.stages.run_recorder import KNOWN_RULES, fit_faults, module_faults, op
 
 @dataclass
 class Fit:
-    """A fit that is examined and not under way.
+    """Settings of a fit that is not running.
 
     Attributes:
         trainer: Trainer of the fit.
         loader: Loader of the training data.
-        recorded: Settings the model was trained with, where a checkpoint has them; they come before the Trainer's.
-        optimizers: Optimizers, as the module configures them.
+        recorded: Trainer settings stored in the checkpoint, which take precedence over those of `trainer`.
+        optimizers: Optimizers that the module configures, once `read_optimizers` has run.
     """
 
     trainer: L.Trainer
@@ -46,18 +46,18 @@ class Fit:
 
     @property
     def stand_in(self) -> StandInTrainer:
-        """What a copy of the module has for its Trainer."""
+        """Object that takes the place of the Trainer in a copy of the module."""
         return StandInTrainer(self.trainer, self.loader, self.recorded)
 
 
 class StandInTrainer:
-    """Answers a module that asks its Trainer for something in `configure_optimizers`, where no fit is under way.
+    """Stand-in for the Trainer that a module may read in `configure_optimizers` while no fit is running.
 
-    What a module asks for is its author's choice: all that does not depend on a fit is answered by the real Trainer.
+    A module may read any attribute: those that do not depend on a fit are passed on to the real Trainer.
     """
 
     def __init__(self, trainer: L.Trainer, loader: Any, recorded: Mapping[str, Any]) -> None:
-        """Takes the Trainer, the training loader, and recorded settings that come before the Trainer's."""
+        """Stores the Trainer, the training loader, and recorded settings, which take precedence over the Trainer's."""
         self.trainer, self.train_dataloader, self.recorded = trainer, loader, recorded
 
     @property
@@ -75,21 +75,21 @@ class StandInTrainer:
         return in_all if steps == -1 else min(in_all, steps)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # copying asks for these before there are any attributes
+        if name.startswith("__"):  # copy reads these before any attribute is set
             raise AttributeError(name)
         return self.recorded[name] if name in self.recorded else getattr(self.trainer, name)
 
 
 def _batches(loader: Any) -> float:
-    """The number of batches in one epoch; infinity for a stream, as Lightning has it."""
+    """Returns the number of batches in one epoch; infinity for a stream, as in Lightning."""
     try:
         return len(loader)
     except (TypeError, NotImplementedError):
         return math.inf
 
 
-def of_settings(settings: FitSettings) -> list[Finding]:
-    """Precision, clipping, accumulation."""
+def settings_findings(settings: FitSettings) -> list[Finding]:
+    """Reports reduced precision, gradient clipping and gradient accumulation."""
     found = []
     if settings.reduced:
         found.append(_precision(settings.precision))
@@ -130,22 +130,22 @@ def _clipping(value: float, algorithm: str) -> Finding:
     )
 
 
-def optimizers_of(module: L.LightningModule, fit: Fit) -> list[Finding]:
-    """Puts the module's optimizers into `fit`; a finding where that fails.
+def read_optimizers(module: L.LightningModule, fit: Fit) -> list[Finding]:
+    """Sets the optimizers of `fit` to those of the module; returns a finding if that fails.
 
     Args:
-        module: a copy, with the stand-in of `fit` for its Trainer.
-        fit: takes them.
+        module: Copy of the module, whose Trainer is the stand-in of `fit`.
+        fit: Fit whose optimizers are set.
     """
     try:
         fit.optimizers = list(optimizers_in(module.configure_optimizers()))
     except InputError as error:
-        return [Finding.of_error(error, f"{_name(module)}.configure_optimizers")]
-    except Exception as error:  # whatever a model raises that is asked outside its fit
+        return [Finding.of_error(error, f"{_module_name(module)}.configure_optimizers")]
+    except Exception as error:  # configure_optimizers outside a fit may raise anything
         return [
             Finding(
-                "optimizers that could not be looked at",
-                f"{_name(module)}.configure_optimizers",
+                "optimizers that could not be examined",
+                f"{_module_name(module)}.configure_optimizers",
                 f"Whether they decay weights is not known: {type(error).__name__}: {first_sentence(error)}.",
                 "See to it that weight_decay is 0, or that J has the penalty that matches (½λ‖θ‖² for SGD and Adam).",
                 Severity.NOTE,
@@ -154,14 +154,14 @@ def optimizers_of(module: L.LightningModule, fit: Fit) -> list[Finding]:
     return []
 
 
-def of_decay(module: L.LightningModule, fit: Fit, trained: bool, recorded: bool) -> list[Finding]:
-    """Weight decay in an optimizer, and the penalty that matches it.
+def decay_findings(module: L.LightningModule, fit: Fit, trained: bool, recorded: bool) -> list[Finding]:
+    """Reports weight decay in an optimizer, with the penalty that matches it.
 
     Args:
-        module: a copy, from whose parameters the optimizers were made.
-        fit: has its optimizers.
-        trained: the fit is done, with these settings or elsewhere.
-        recorded: its steps are recorded, by which decoupled decay is part of what is differentiated.
+        module: Copy of the module, whose parameters the optimizers hold.
+        fit: Fit with its optimizers.
+        trained: Whether the fit is done, with these settings or elsewhere.
+        recorded: Whether its steps are recorded, which makes decoupled decay part of the differentiated steps.
     """
     found = []
     for optimizer in fit.optimizers:
@@ -176,7 +176,7 @@ def of_decay(module: L.LightningModule, fit: Fit, trained: bool, recorded: bool)
 
 
 def _left_to_penalty(module: L.LightningModule, optimizer: optim.Optimizer, groups: list[dict[str, Any]]) -> bool:
-    """Whether this decay is the penalty of an adapted module, which its fit takes out of the optimizer."""
+    """Returns whether this decay equals the penalty of an adapted module, whose fit removes it from the optimizer."""
     if not isinstance(module, Adapted) or type(optimizer) not in COUPLED or not module.l2:
         return False
     return all(g["weight_decay"] == module.l2 and not decoupled(optimizer, g) for g in groups)
@@ -188,19 +188,19 @@ def _coupled_decay(
     values = sorted({float(g["weight_decay"]) for g in groups})
     everything = sum(len(g["params"]) for g in groups) == sum(p.requires_grad for p in module.parameters())
     return Finding(
-        f"{_of(optimizer)} decays weights by {_numbers(values)}, which J does not contain",
-        f"{_name(module)}.configure_optimizers",
+        f"{_class_name(optimizer)} decays weights by {_numbers(values)}, which J does not contain",
+        f"{_module_name(module)}.configure_optimizers",
         "It minimises J + "
         + _penalty(module, groups, values, everything)
         + ": "
         + _effect(trained, "|grad J| is not small at its end, and scores and curvature are of another function."),
         _matching(module, optimizer, values, everything),
-        _weight(module, trained),
+        _severity(module, trained),
     )
 
 
 def _penalty(module: L.LightningModule, groups: list[dict[str, Any]], values: list[float], everything: bool) -> str:
-    """The penalty whose gradient a coupled decay adds."""
+    """Returns the formula of the penalty whose gradient a coupled decay adds."""
     if everything and len(values) == 1:
         return f"½ · {values[0]:g} · ‖θ‖²"
     names = {id(p): author_name(module, n) for n, p in module.named_parameters()}
@@ -225,8 +225,8 @@ def _decoupled_decay(
     module: L.LightningModule, optimizer: optim.Optimizer, groups: list[dict[str, Any]], trained: bool, recorded: bool
 ) -> Finding:
     values = sorted({float(g["weight_decay"]) for g in groups})
-    what = f"{_of(optimizer)} decays weights by {_numbers(values)} beside the gradient"
-    where = f"{_name(module)}.configure_optimizers"
+    what = f"{_class_name(optimizer)} decays weights by {_numbers(values)} beside the gradient"
+    where = f"{_module_name(module)}.configure_optimizers"
     if recorded and type(optimizer) in KNOWN_RULES:
         return Finding(
             what,
@@ -240,11 +240,11 @@ def _decoupled_decay(
     return Finding(
         what,
         where,
-        f"No penalty has these steps, since {_of(optimizer)} scales the gradient and not the decay: "
+        f"No penalty has these steps, since {_class_name(optimizer)} scales the gradient and not the decay: "
         + _effect(trained, "J does not contain it, and scores through a curvature are of another function."),
         f"Set weight_decay=0 (torch's AdamW has 0.01 by default), {stated} and fit again; or take "
         "attribution.method ifloo.attribution.Unrolled, which differentiates the steps themselves.",
-        _weight(module, trained),
+        _severity(module, trained),
     )
 
 
@@ -252,13 +252,13 @@ def _effect(trained: bool, otherwise: str) -> str:
     return otherwise if trained else "the fit refuses it."
 
 
-def _weight(module: L.LightningModule, trained: bool) -> Severity:
+def _severity(module: L.LightningModule, trained: bool) -> Severity:
     refused = isinstance(module, SampleLossModule) and not trained
     return Severity.FATAL if refused else Severity.WARNING
 
 
-def of_lbfgs(fit: Fit) -> list[Finding]:
-    """L-BFGS on what is no fixed function, which a fit refuses."""
+def lbfgs_findings(fit: Fit) -> list[Finding]:
+    """Reports L-BFGS on batches or settings that make its objective change between steps, which a fit refuses."""
     if not any(isinstance(one, optim.LBFGS) for one in fit.optimizers):
         return []
     try:
@@ -268,8 +268,8 @@ def of_lbfgs(fit: Fit) -> list[Finding]:
     return []
 
 
-def of_recording(module: L.LightningModule, fit: Fit) -> list[Finding]:
-    """What a recorded step would not contain, where a method needs the run: the fit refuses it."""
+def recording_findings(module: L.LightningModule, fit: Fit) -> list[Finding]:
+    """Reports what a recorded step would not contain, if a method needs the recorded run: the fit refuses it."""
     faults = [*fit_faults(fit.settings, fit.loader, fit.optimizers), *module_faults(module)]
     if fit.optimizers:
         faults += optimizer_faults(fit.optimizers[0])
@@ -285,7 +285,7 @@ def of_recording(module: L.LightningModule, fit: Fit) -> list[Finding]:
     ]
 
 
-def _of(optimizer: optim.Optimizer) -> str:
+def _class_name(optimizer: optim.Optimizer) -> str:
     return type(optimizer).__name__
 
 
@@ -293,5 +293,5 @@ def _numbers(values: list[float]) -> str:
     return " and ".join(f"{x:g}" for x in values)
 
 
-def _name(module: L.LightningModule) -> str:
+def _module_name(module: L.LightningModule) -> str:
     return type(unwrap(module)).__name__

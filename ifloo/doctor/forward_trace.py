@@ -1,7 +1,7 @@
-"""What only a run shows: one forward pass on a few samples, watched, and the derivatives that scoring will ask for.
+"""Findings from one traced forward pass on a few samples, and from the derivatives that scoring needs.
 
-Seen is what this pass does on these samples: a branch that other samples take is not. Random numbers drawn on the way
-leave the generators as they were. The module is changed (its metrics and buffers count the samples): give a copy.
+The trace covers this pass on these samples, and no branch that only other samples take. The states of random
+generators are restored afterwards. The module is changed (its metrics and buffers count the samples): pass a copy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ifloo.params import author_name
 
 Run = Callable[..., object]  # (the module, a batch): one forward pass to the loss
 
-# Functions that drop at random where `training` is said, and those that draw numbers whatever is said.
+# Functions that drop at random if their argument `training` is true, and functions that always draw random numbers.
 DROPPING = frozenset(
     ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "rrelu")
 )
@@ -43,7 +43,7 @@ DRAWING = frozenset(
 
 
 def changed_state(module: nn.Module, batch: Batch, run: Run) -> list[str]:
-    """Paths of buffers, and of tensors kept as attributes (metrics do so), that a pass in evaluation mode changes."""
+    """Returns the paths of buffers and tensor attributes (such as metrics) that a pass in evaluation mode changes."""
     before = _state(module)
     with scoring(module), undisturbed():
         run(module, batch)
@@ -52,7 +52,12 @@ def changed_state(module: nn.Module, batch: Batch, run: Run) -> list[str]:
 
 
 def state_finding(changed: list[str], refused: Exception | None) -> Finding:
-    """What a pass that changes its module comes to; `refused`: what torch.func says, None where it lets it through."""
+    """Returns the finding of a pass that changes its module.
+
+    Args:
+        changed: Paths of the changed buffers and metrics.
+        refused: Error of torch.func at this pass; None if it accepts it.
+    """
     how_many = "a buffer or metric" if len(changed) == 1 else f"{len(changed)} buffers or metrics"
     return Finding(
         f"{how_many} changed by each call in evaluation mode",
@@ -70,8 +75,8 @@ def state_finding(changed: list[str], refused: Exception | None) -> Finding:
 
 
 @dataclass
-class Watch(TorchFunctionMode):
-    """Notes which functions a forward pass calls, and from which layer."""
+class CallTrace(TorchFunctionMode):
+    """Trace of a forward pass: which functions it calls, and from which layer."""
 
     module: nn.Module
     dropping: list[str] = field(default_factory=list)
@@ -81,13 +86,13 @@ class Watch(TorchFunctionMode):
     logged: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Nothing seen yet."""
+        """Starts with an empty trace, at the root of the module."""
         super().__init__()
         self._within: list[tuple[str, nn.Module]] = [("", self.module)]
 
     @contextmanager
-    def watching(self) -> Generator[None, None, None]:
-        """Follows the module through its layers, and takes what it logs."""
+    def active(self) -> Generator[None, None, None]:
+        """Follows the module through its layers, and records what it logs, while the context is open."""
         with ExitStack() as stack:
             for name, layer in self.module.named_modules():
                 enter = layer.register_forward_pre_hook(partial(self._enter, name))
@@ -106,22 +111,22 @@ class Watch(TorchFunctionMode):
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> object:
-        """Notes a call before it is made."""
-        said, name = kwargs or {}, getattr(func, "__name__", "")
+        """Records a call, then makes it."""
+        named, name = kwargs or {}, getattr(func, "__name__", "")
         path, layer = self._within[-1]
         at = f"{layer_path(self.module, path)} ({name})"
-        if name in DROPPING and _draws(said):
-            if not is_random(layer):  # which `diagnose` finds without a pass
+        if name in DROPPING and _draws(named):
+            if not is_random(layer):  # `diagnose` reports random layers without a pass
                 self.dropping.append(at)
         elif name in DRAWING:
             self.drawing.append(at)
         elif name == "scaled_dot_product_attention":
             self.attention.append(at)
-            if said.get("dropout_p", args[4] if len(args) > 4 else 0.0) > 0:
+            if named.get("dropout_p", args[4] if len(args) > 4 else 0.0) > 0:
                 self.dropping.append(at)
-        elif name == "batch_norm" and said.get("training") and not isinstance(layer, nn.modules.batchnorm._NormBase):
+        elif name == "batch_norm" and named.get("training") and not isinstance(layer, nn.modules.batchnorm._NormBase):
             self.normalising.append(at)
-        return func(*args, **said)
+        return func(*args, **named)
 
     def _enter(self, name: str, layer: nn.Module, _: object) -> None:
         self._within.append((name, layer))
@@ -137,52 +142,52 @@ class Watch(TorchFunctionMode):
 
 
 def _draws(arguments: Mapping[str, Any]) -> bool:
-    """Whether one of the functions `DROPPING` draws anything with these arguments."""
+    """Returns whether a function in `DROPPING` draws random numbers with these arguments."""
     spread = arguments["upper"] - arguments["lower"] if "upper" in arguments else arguments.get("p", 0.5)
     return bool(arguments.get("training")) and spread > 0
 
 
-def watched(module: nn.Module, batch: Batch, run: Run) -> list[Finding]:
-    """What a pass in the modes of training calls: random numbers, fused attention, batch norm, `self.log`."""
-    watch = Watch(module)
+def call_findings(module: nn.Module, batch: Batch, run: Run) -> list[Finding]:
+    """Reports the calls of a pass in training mode: random numbers, fused attention, batch norm, `self.log`."""
+    trace = CallTrace(module)
     try:
-        with watch.watching():
+        with trace.active():
             run(module, batch)
-    except Exception as error:  # whatever a model raises that is run outside its Trainer
-        return [_unseen(module, error)]
+    except Exception as error:  # a model outside its Trainer may raise anything
+        return [_not_traced(module, error)]
     findings = []
-    if random_calls := watch.dropping + watch.drawing:
-        findings.append(_random_calls(_once(random_calls)))
-    if watch.normalising:
-        findings.append(_batch_norm_calls(_once(watch.normalising)))
-    if watch.attention:
-        findings.append(attention_note("F.scaled_dot_product_attention", summarise(_once(watch.attention))))
-    if watch.logged:
-        findings.append(_logging(_once(watch.logged)))
+    if random_calls := trace.dropping + trace.drawing:
+        findings.append(_random_calls(_unique(random_calls)))
+    if trace.normalising:
+        findings.append(_batch_norm_calls(_unique(trace.normalising)))
+    if trace.attention:
+        findings.append(attention_note("F.scaled_dot_product_attention", summarise(_unique(trace.attention))))
+    if trace.logged:
+        findings.append(_logging(_unique(trace.logged)))
     return findings
 
 
-def refused(losses: FunctionalLosses, theta: Tensor, few: Batch, changed: list[str]) -> list[Finding]:
-    """Derivatives that scoring takes and this module has not; none where `preflight` has better words.
+def derivative_findings(losses: FunctionalLosses, theta: Tensor, few: Batch, changed: list[str]) -> list[Finding]:
+    """Reports derivatives that scoring needs and this module lacks, except those that `preflight` explains better.
 
     Args:
-        losses: of the module.
-        theta: `[p]`.
-        few: some samples.
-        changed: state that a pass changes, the first thing to suspect.
+        losses: Losses of the module.
+        theta: Parameters, `[p]`.
+        few: Batch of a few samples.
+        changed: Paths of state that a pass changes, the most likely cause of a failure.
     """
     with scoring(losses.module), undisturbed(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, on operations that are slow under vmap
+        warnings.simplefilter("ignore")  # torch warns of operations that are slow under vmap
         for what, attempt in _attempts(losses, theta, few):
             try:
                 attempt()
-            except Exception as error:  # torch.func raises many kinds, and so does what it runs
-                return _culprit(losses.module, what, error, changed)
+            except Exception as error:  # torch.func and the model may raise any class
+                return _explained(losses.module, what, error, changed)
     return [state_finding(changed, None)] if changed else []
 
 
 def _attempts(losses: FunctionalLosses, theta: Tensor, few: Batch) -> list[tuple[str | None, Callable[[], object]]]:
-    """Derivatives as scoring comes to them; without a name where `preflight` has words of its own."""
+    """Returns the derivatives in the order in which scoring needs them; unnamed where `preflight` reports them."""
 
     def mean(t: Tensor) -> Tensor:
         return losses.sample_losses(t, few).mean() + losses.penalty(t)
@@ -195,7 +200,7 @@ def _attempts(losses: FunctionalLosses, theta: Tensor, few: Batch) -> list[tuple
     ]
 
 
-def _culprit(module: nn.Module, what: str | None, error: Exception, changed: list[str]) -> list[Finding]:
+def _explained(module: nn.Module, what: str | None, error: Exception, changed: list[str]) -> list[Finding]:
     layers = recurrent_layers(module) if re.search(r"lstm|gru|rnn", str(error)) else []
     if layers:
         return [_recurrent(kinds(layers), summarise(places(module, layers)), error)]
@@ -257,22 +262,22 @@ def _logging(names: list[str]) -> Finding:
     )
 
 
-def _unseen(module: nn.Module, error: Exception) -> Finding:
+def _not_traced(module: nn.Module, error: Exception) -> Finding:
     return Finding(
-        "a pass in training mode that could not be watched",
+        "a pass in training mode that could not be traced",
         type(module).__name__,
         f"Whether it draws random numbers or logs is not known: {type(error).__name__}: {first_sentence(error)}.",
-        "If scoring runs nevertheless, none needed.",
+        "None needed if scoring runs nevertheless.",
         Severity.NOTE,
     )
 
 
-def _once(names: list[str]) -> list[str]:
+def _unique(names: list[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of all tensors a module keeps that are no parameters."""
+    """Copies all tensors of a module that are not parameters."""
     kept: dict[str, Tensor] = {}
     for path, layer in module.named_modules():
         own = {k: v for k, v in layer.__dict__.items() if isinstance(v, Tensor) and not k.startswith("_")}

@@ -1,9 +1,9 @@
-"""What can be told of a module by looking at it: no data, no forward pass.
+"""Findings from the layers and parameters of a module, without data and without a forward pass.
 
-Seen are layers by their class and parameters by what they are. Not seen is what a forward pass calls as a function
-(`F.dropout`, `F.scaled_dot_product_attention`, a batch norm written by hand), and whether a layer is used at all: for
-those `ifloo.doctor.forward_trace` runs the module on a few samples. A layer counts as it stands: one put into
-evaluation mode before the fit is trained like that, and is no finding.
+The checks know layers by their class. They do not see functions that a forward pass calls (`F.dropout`,
+`F.scaled_dot_product_attention`, a batch norm written by hand), nor whether a layer is used at all: for those
+`ifloo.doctor.forward_trace` runs the module on a few samples. A layer that was put into evaluation mode before the fit
+is trained in that mode, and is not reported.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ifloo.params import ParamSpace, author_name
 
 
 def diagnose(module: nn.Module, parameters: Sequence[str] = ("*",)) -> list[Finding]:
-    """All that this file finds.
+    """Runs all checks of this file.
 
     Args:
-        module: in the modes of its layers in which it is trained.
-        parameters: shell-style patterns of those to be attributed.
+        module: Module whose layers are in the modes in which they are trained.
+        parameters: Shell-style patterns of the parameters to attribute.
     """
     return [
         *unattributable(module, parameters),
@@ -37,7 +37,7 @@ def diagnose(module: nn.Module, parameters: Sequence[str] = ("*",)) -> list[Find
 
 
 def unattributable(module: nn.Module, parameters: Sequence[str]) -> list[Finding]:
-    """No parameter matches, or those that do differ in dtype or device."""
+    """Reports that no parameter matches, or that those that match differ in dtype or device."""
     try:
         ParamSpace.of(module, parameters)
     except InputError as error:
@@ -52,7 +52,7 @@ def unattributable(module: nn.Module, parameters: Sequence[str]) -> list[Finding
 
 
 def batch_statistics(module: nn.Module) -> list[Finding]:
-    """BatchNorm without running statistics: it mixes the samples of a batch in every mode."""
+    """Reports BatchNorm without running statistics, which mixes the samples of a batch in every mode."""
     found = mixing_norms(module)
     if not found:
         return []
@@ -69,7 +69,7 @@ def batch_statistics(module: nn.Module) -> list[Finding]:
 
 
 def running_statistics(module: nn.Module) -> list[Finding]:
-    """Running statistics: a layer that is one function in training and another while scoring."""
+    """Reports layers with running statistics, which compute one function in training and another while scoring."""
     found = running_norms(module)
     if not found:
         return []
@@ -88,7 +88,7 @@ def running_statistics(module: nn.Module) -> list[Finding]:
 
 
 def randomness(module: nn.Module) -> list[Finding]:
-    """Layers that draw random numbers: dropout in its several forms, random slopes, random pooling."""
+    """Reports layers that draw random numbers: all forms of dropout, random slopes, random pooling."""
     found = random_layers(module)
     dropped = [one for one in found if one.share > 0]
     findings = [_dropout([one.share for one in dropped], [one.path for one in dropped])] if dropped else []
@@ -134,13 +134,13 @@ def _always_random(draws: str, paths: Sequence[str], remedy: str) -> Finding:
 
 
 def fused_attention(module: nn.Module) -> list[Finding]:
-    """Layers with fused kernels, which have no second derivative."""
+    """Reports attention layers with fused kernels, which have no second derivative."""
     found = attention_layers(module)
     return [attention_note(kinds(found), summarise(places(module, found)))] if found else []
 
 
 def attention_note(what: str, where: str) -> Finding:
-    """The finding of fused attention, wherever it was seen."""
+    """Returns the finding of fused attention, in a layer or in a function call."""
     return Finding(
         f"fused attention ({what})",
         where,
@@ -152,7 +152,7 @@ def attention_note(what: str, where: str) -> Finding:
 
 
 def tied_parameters(module: nn.Module) -> list[Finding]:
-    """One parameter under several names."""
+    """Reports parameters that have several names."""
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(author_name(module, name))
@@ -172,7 +172,7 @@ def tied_parameters(module: nn.Module) -> list[Finding]:
 
 
 def frozen_parameters(module: nn.Module) -> list[Finding]:
-    """Parameters that are not trained, and so not attributed."""
+    """Reports parameters that are not trained, and so not attributed."""
     frozen = [(n, p) for n, p in module.named_parameters() if not p.requires_grad]
     if not frozen:
         return []

@@ -1,7 +1,7 @@
-"""What a training loader and its dataset show: which samples are drawn, and whether they stay the same.
+"""Findings from a training loader and its dataset: which samples are drawn, and whether they stay the same.
 
-Looked at are the loader's settings and a few samples, read twice. A transform that changes one sample in thousands, or
-after its first epoch, is not seen.
+The checks read the loader's settings and, twice, a few samples. They miss a transform that changes one sample in
+thousands, or that starts after the first epoch.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from ifloo.objective.layers import BATCH_HOOKS
 from ifloo.objective.loaders import sample_count, unwrap_loader
 from ifloo.objective.randomness import undisturbed
 
-LOOKED_AT = 16  # samples read twice: a flip of one in two escapes once in 65,536 times
-FEW_SAMPLES = 100  # training samples; with fewer, a removal is a step of more than one percent of J
+SAMPLES_READ = 16  # samples read twice: a random flip of probability 1/2 is missed once in 65,536 times
+FEW_SAMPLES = 100  # training samples; with fewer, each is more than one percent of J
 
 
-def of_loader(loader: object, where: str) -> list[Finding]:
-    """All that this file finds of a loader; nothing of a kind that `sequential` refuses.
+def loader_findings(loader: object, where: str) -> list[Finding]:
+    """Runs all checks of a loader; returns nothing for the kinds that `sequential` refuses with an error.
 
     Args:
-        loader: of the training data.
-        where: what it is called.
+        loader: Loader of the training data.
+        where: Name of the loader in the findings.
     """
     if not isinstance(loader, DataLoader):
         return [_no_loader(loader, where)]
     if isinstance(loader.dataset, IterableDataset) or not (n := sample_count(loader)):
         return []
-    return [*_drawn(loader, n, where), *_count(n, where), *_samples(loader, where)]
+    return [*_sampling(loader, n, where), *_count(n, where), *_samples(loader, where)]
 
 
-def of_hooks(module: object, datamodule: object) -> list[Finding]:
-    """Hooks that change a batch between loader and training step: scores read the loader itself."""
+def hook_findings(module: object, datamodule: object) -> list[Finding]:
+    """Reports hooks that change a batch between loader and training step, since scores read the loader directly."""
     found = [
         f"{type(owner).__name__}.{name}"
         for owner, base in ((module, L.LightningModule), (datamodule, L.LightningDataModule))
@@ -66,8 +66,8 @@ def _no_loader(loader: object, where: str) -> Finding:
     )
 
 
-def _drawn(loader: DataLoader[Batch], n: int, where: str) -> list[Finding]:
-    """Samples that training leaves out, or draws by a rule that is not known."""
+def _sampling(loader: DataLoader[Batch], n: int, where: str) -> list[Finding]:
+    """Reports samples that training leaves out, or that are drawn by an unknown rule."""
     batches = loader.batch_sampler
     if batches is None:  # one sample at a time
         return []
@@ -108,7 +108,7 @@ def _count(n: int, where: str) -> list[Finding]:
             where,
             "Nothing would be left without it."
             if n == 1
-            else f"Each is {1 / n:.1%} of J: a removal is a large step, and its derivative says less of it.",
+            else f"Each is {1 / n:.1%} of J: a removal is a large step, which its derivative predicts less well.",
             "Take more samples, or trust the refits rather than the scores.",
             Severity.FATAL if n == 1 else Severity.WARNING,
         )
@@ -116,14 +116,11 @@ def _count(n: int, where: str) -> list[Finding]:
 
 
 def _samples(loader: DataLoader[Batch], where: str) -> list[Finding]:
-    """Reads a few samples twice.
-
-    Errors in reading are for `TrainingData` to meet.
-    """
-    positions = list(range(min(LOOKED_AT, sample_count(loader))))
+    """Reads a few samples twice and compares them; an error while reading passes through."""
+    positions = list(range(min(SAMPLES_READ, sample_count(loader))))
     with undisturbed():
         first, second = (_read(loader, positions) for _ in range(2))
-    return [*_changing(first, second, where), *_unnamed(loader, first, where)]
+    return [*_changed_samples(first, second, where), *_missing_ids(loader, first, where)]
 
 
 def _read(loader: DataLoader[Batch], positions: list[int]) -> Batch:
@@ -131,7 +128,7 @@ def _read(loader: DataLoader[Batch], positions: list[int]) -> Batch:
     return collate(fetch_samples(dataset, positions))
 
 
-def _changing(first: Batch, second: Batch, where: str) -> list[Finding]:
+def _changed_samples(first: Batch, second: Batch, where: str) -> list[Finding]:
     for a, b in zip(tensors_of(first), tensors_of(second), strict=True):
         if a.shape != b.shape:
             how = f"two reads of the first samples have shapes {list(a.shape)} and {list(b.shape)}"
@@ -156,7 +153,7 @@ def _augmented(how: str, where: str) -> Finding:
     )
 
 
-def _unnamed(loader: DataLoader[Batch], batch: Batch, where: str) -> list[Finding]:
+def _missing_ids(loader: DataLoader[Batch], batch: Batch, where: str) -> list[Finding]:
     batches = loader.batch_sampler
     drawn_by = batches.sampler if isinstance(batches, BatchSampler) else loader.sampler
     if sample_ids(batch) is not None or not isinstance(drawn_by, RandomSampler):

@@ -1,4 +1,4 @@
-"""Floor 6: the engine run through a Trainer."""
+"""Floor 7: attribution run through a Trainer."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Work beside a fit that leaves no trace in it: on a copy of the module, all random states as they were afterwards."""
+"""Isolation of work beside a fit: it runs on a copy of the module, and random states are restored afterwards."""
 
 from __future__ import annotations
 
@@ -20,45 +20,47 @@ from ifloo.errors import InputError
 from ifloo.objective.randomness import undisturbed
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-DEPTH = 6  # how far inside each other attributes, lists and dicts are looked into
+DEPTH = 6  # levels of nested attributes, lists and dicts that are searched
 SEARCHED_ITEMS = 64  # longest list or dict of a data set that is searched for generators; longer ones hold samples
 _SHARED = (L.Trainer, L.LightningDataModule, Dataset, DataLoader)  # read only, and large
 
 
 def detached(module: ModuleT) -> ModuleT:
-    """A copy of a module in the midst of a fit, without its Trainer; data sets it holds are shared, not copied.
+    """Returns a copy of a module during a fit, without its Trainer; data sets that it holds are shared, not copied.
 
     Raises:
-        InputError: it holds something that cannot be copied.
+        InputError: The module holds an object that cannot be copied.
     """
     memo: dict[int, object] = {}
     for part in module.modules():
-        for value in _inside(vars(part), sys.maxsize):
+        for value in _nested(vars(part), sys.maxsize):
             if isinstance(value, _SHARED):
                 memo[id(value)] = value
-            elif isinstance(value, Tensor) and value.grad_fn is not None:  # such as losses kept for the epoch's end
+            elif (
+                isinstance(value, Tensor) and value.grad_fn is not None
+            ):  # such as losses kept until the end of the epoch
                 memo[id(value)] = value.detach().clone()
     try:
         return copy.deepcopy(module, memo)
     except Exception as error:
         raise InputError(
             f"{type(module).__name__} cannot be copied (copy.deepcopy): {type(error).__name__}: {error}\n"
-            "  Influence is scored on a copy, so that the fit never notices. Keep what cannot be copied (files, locks) "
-            "out of the module."
+            "  Influence is scored on a copy, so that the fit does not change. Keep objects that cannot be copied "
+            "(files, locks) out of the module."
         ) from error
 
 
 @contextmanager
 def undisturbed_with(*held_by: object) -> Generator[None, None, None]:
-    """On leaving, all random states are those of before.
+    """Restores all random states on leaving the context.
 
     Args:
-        held_by: data sets, collate functions, ..., whose own generators go back too.
+        held_by: Data sets, collate functions and other objects whose own generators are restored too.
     """
-    with undisturbed(), ExitStack() as back:
-        for generator in _inside(held_by, SEARCHED_ITEMS):
+    with undisturbed(), ExitStack() as restored:
+        for generator in _nested(held_by, SEARCHED_ITEMS):
             if isinstance(generator, _GENERATORS):
-                back.callback(_restoring(generator))
+                restored.callback(_restoring(generator))
         yield
 
 
@@ -67,7 +69,7 @@ _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, rand
 
 
 def _restoring(generator: RandomGenerator) -> Callable[[], object]:
-    """A function that puts a generator's present state back."""
+    """Returns a function that restores the present state of a generator."""
     if isinstance(generator, np.random.Generator):
         return partial(setattr, generator.bit_generator, "state", copy.deepcopy(generator.bit_generator.state))
     if isinstance(generator, random.Random):
@@ -77,8 +79,8 @@ def _restoring(generator: RandomGenerator) -> Callable[[], object]:
     return partial(generator.set_state, generator.get_state())
 
 
-def _inside(value: object, most: int) -> Iterator[object]:
-    """An object and what it holds, as attributes or items, each once; modules are not entered."""
+def _nested(value: object, most: int) -> Iterator[object]:
+    """Yields an object and what it holds as attributes or items, each once; modules are not searched."""
     level: list[object] = [value]
     seen = {id(value)}
     for _ in range(DEPTH + 1):

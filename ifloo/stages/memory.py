@@ -1,4 +1,4 @@
-"""How many queries at once: by memory, and with half as many where that was too much."""
+"""Number of queries that are scored together: by memory, and halved after running out of it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Callable, Sequence
 from ifloo.errors import WorkError
 from ifloo.objective.out_of_memory import first_line, in_parts, is_out_of_memory
 
-QUERY_BYTES = 256 << 20  # bytes of the scores of a block of queries, and as many of their directions
+QUERY_BYTES = 256 << 20  # bytes of the scores of a block of queries, and the same again for their directions
 
 
 def queries_at_once(n: int, p: int, score_bytes: int, direction_bytes: int) -> int:
-    """How many queries fit: their scores `[m, n]` and their directions `[m, p]`, each within `QUERY_BYTES`."""
+    """Returns the number m of queries whose scores `[m, n]` and directions `[m, p]` take `QUERY_BYTES` each at most."""
     return max(1, min(QUERY_BYTES // (n * score_bytes), QUERY_BYTES // (p * direction_bytes)))
 
 
 def in_blocks(test_ids: Sequence[int], size: int, work: Callable[[Sequence[int]], None]) -> None:
-    """Works through test ids in blocks, halved for good whenever one does not fit into memory.
+    """Processes test ids in blocks; their size is halved for the rest whenever a block does not fit into memory.
 
     Raises:
-        WorkError: one query alone does not fit.
+        WorkError: A single query does not fit.
     """
 
     def block(now: Sequence[int]) -> tuple[()]:

@@ -1,4 +1,4 @@
-"""What a model makes of test samples, in words: the class it predicts, or the answer it gives."""
+"""Outputs of a model on test samples as text: the class that it predicts, or the answer that it generates."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from ifloo.data.protocol import AnswerTokenizer, ConversationSet, DataNotes, Que
 from ifloo.objective import OutputLosses, Speaker, scoring
 from ifloo.objective.batches import to_module, without_ids
 
-ANSWERED_AT_ONCE = 256  # test samples in one batch of the forward pass that answers them
-MOST_QUESTIONS = 20  # different ones, beyond which exact match is not told question by question
+ANSWERED_AT_ONCE = 256  # test samples in one batch while answers are generated
+MOST_QUESTIONS = 20  # number of different questions beyond which exact match is not reported
 
 
 @runtime_checkable
 class Tests(QueryBatches, Protocol):
-    """The test samples of a data module, by id and as a model reads them."""
+    """Test samples of a data module, by id and as batches."""
 
     @property
     def test_set(self) -> SampleSet: ...
 
 
 class Answer(NamedTuple):
-    """Token ids of an answer, without the one that ends it.
+    """Token ids of an answer, without the end token.
 
     Attributes:
-        said: by the model.
-        right: what it should have said.
+        generated: Answer of the model.
+        expected: Answer in the data.
     """
 
-    said: list[int]
-    right: list[int]
+    generated: list[int]
+    expected: list[int]
 
 
 def outcomes(module: nn.Module, datamodule: Tests, test_ids: Sequence[int]) -> dict[int, str]:
-    """What the model makes of each of these test samples; nothing for a model without classes and without words."""
-    if (talk := _talk(module, datamodule)) is not None:
-        answers = talk.answers(test_ids)
-        return {t: talk.tokenizer.decode(answer.said) for t, answer in zip(test_ids, answers, strict=True)}
+    """Returns the predicted class or the answer for each test sample; empty for a model that gives neither."""
+    if (task := _task(module, datamodule)) is not None:
+        answers = task.answers(test_ids)
+        return {t: task.tokenizer.decode(answer.generated) for t, answer in zip(test_ids, answers, strict=True)}
     if not isinstance(module, OutputLosses):
         return {}
     with torch.no_grad(), scoring(module):
@@ -53,26 +53,27 @@ def outcomes(module: nn.Module, datamodule: Tests, test_ids: Sequence[int]) -> d
 
 
 def exact_match(module: nn.Module, datamodule: Tests) -> dict[str, dict[str, float | int]]:
-    """By question of the test set: the share of `rows` answered right to the last token, the most frequent first.
+    """Returns, for each question of the test set, the share of its rows that are answered correctly to the last token.
 
-    Nothing for a model that does not answer, or where almost every row asks something else.
+    The most frequent question comes first. Empty for a model that generates no answers, and for more than
+    `MOST_QUESTIONS` different questions.
     """
-    talk = _talk(module, datamodule)
-    if talk is None:
+    task = _task(module, datamodule)
+    if task is None:
         return {}
     ids = [int(i) for i in datamodule.test_set.ids]
-    if (asked := _questions(talk.rows, ids)) is None:
+    if (questions := _questions(task.rows, ids)) is None:
         return {}
-    right: dict[str, list[bool]] = {question: [] for question in sorted(set(asked))}
-    for question, answer in zip(asked, talk.answers(ids), strict=True):
-        right[question].append(answer.said == answer.right)
-    often = sorted(right.items(), key=lambda item: -len(item[1]))
-    return {question: {"share": sum(each) / len(each), "rows": len(each)} for question, each in often}
+    correct: dict[str, list[bool]] = {question: [] for question in sorted(set(questions))}
+    for question, answer in zip(questions, task.answers(ids), strict=True):
+        correct[question].append(answer.generated == answer.expected)
+    by_frequency = sorted(correct.items(), key=lambda item: -len(item[1]))
+    return {question: {"share": sum(each) / len(each), "rows": len(each)} for question, each in by_frequency}
 
 
 @dataclass(frozen=True)
-class _Talk:
-    """A model that answers, and the conversations it is asked.
+class _AnswerTask:
+    """A model that generates answers, and the conversations to answer.
 
     Attributes:
         module: The model, as a module.
@@ -89,7 +90,7 @@ class _Talk:
     rows: ConversationSet
 
     def answers(self, test_ids: Sequence[int]) -> Iterator[Answer]:
-        """The answers to these test samples, some hundred at a time."""
+        """Yields the answers to these test samples, generated `ANSWERED_AT_ONCE` at a time."""
         end = self.tokenizer.eos
         for start in range(0, len(test_ids), ANSWERED_AT_ONCE):
             batch = self.data.test_batch(test_ids[start : start + ANSWERED_AT_ONCE])
@@ -101,27 +102,27 @@ class _Talk:
                 yield Answer(_until(ids[first:], end), _until(labels[first:last], end))
 
 
-def _talk(module: nn.Module, data: Tests) -> _Talk | None:
-    """None for a model that does not answer, or data that are no conversations."""
+def _task(module: nn.Module, data: Tests) -> _AnswerTask | None:
+    """Returns the task of answering; None if the model generates no answers or the data hold no conversations."""
     tokenizer, rows = DataNotes(data).tokenizer, data.test_set
     if tokenizer is None or not isinstance(module, Speaker) or not isinstance(rows, ConversationSet):
         return None
-    return _Talk(module, module, tokenizer, data, rows)
+    return _AnswerTask(module, module, tokenizer, data, rows)
 
 
 def _questions(data: ConversationSet, ids: Sequence[int]) -> list[str] | None:
-    asked: list[str] = []
+    questions: list[str] = []
     different: set[str] = set()
     for i in ids:
-        asked.append(data.question(i))
-        different.add(asked[-1])
+        questions.append(data.question(i))
+        different.add(questions[-1])
         if len(different) > MOST_QUESTIONS:
             return None
-    return asked
+    return questions
 
 
 def _last_answer(labels: Sequence[int]) -> tuple[int, int]:
-    """Where the last labelled stretch begins and ends; (0, 0) where nothing is labelled."""
+    """Returns start and end of the last run of labelled tokens; (0, 0) if no token is labelled."""
     last = max((at + 1 for at, label in enumerate(labels) if label >= 0), default=0)
     first = last
     while first and labels[first - 1] >= 0:

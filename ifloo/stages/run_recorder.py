@@ -1,4 +1,4 @@
-"""Records a fit as a fold of one optimizer step, for methods that differentiate or follow the training run."""
+"""Recorder of a fit as a sequence of optimizer steps, for methods that differentiate or replay the training run."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from ifloo.objective.layers import mixing_norms, places, random_layers, running_
 from ifloo.params import ParamSpace
 from ifloo.store import RunFolder
 
-KNOWN_RULES = (optim.SGD, optim.Adam, optim.AdamW)  # whose steps can be replayed
+KNOWN_RULES = (optim.SGD, optim.Adam, optim.AdamW)  # optimizers whose steps can be replayed
 
 
 class RunRecorder(L.Callback):
     """Writes batch ids and learning rate of every step, and a state every √T steps.
 
-    What the recorded step would not contain is refused before the first one.
+    A fit whose steps contain more than the recorded step is refused before it starts.
     """
 
-    records_steps = True  # SampleLossModule then allows decoupled decay, which is part of the recorded step
+    records_steps = True  # SampleLossModule then allows decoupled decay, since the recorded step contains it
 
     def __init__(self, folder: RunFolder) -> None:
-        """Records into `folder`, whose old run stays until this one is whole."""
+        """Records into `folder`, which keeps its old run until the new one is complete."""
         self.folder = folder
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuses what cannot be replayed; writes the state before the first step.
+        """Checks that the fit can be replayed, and writes the state before the first step.
 
         Raises:
-            InputError: something in the fit is not part of a recorded step.
+            InputError: The fit contains something that a recorded step does not.
         """
         if faults := [
             *fit_faults(FitSettings.of(trainer), trainer.train_dataloader, trainer.optimizers),
@@ -59,10 +59,10 @@ class RunRecorder(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Notes what this step sees.
+        """Records the sample ids and the learning rate of this step.
 
         Raises:
-            InputError: the batch does not say which samples it holds.
+            InputError: The batch has no sample ids.
         """
         ids = sample_ids(batch)
         if ids is None:
@@ -97,7 +97,7 @@ class RunRecorder(L.Callback):
 
 
 def update_of(optimizer: optim.Optimizer) -> Update:
-    """The pure rule of an optimizer that `faults_of_optimizer` finds no fault with."""
+    """Returns the update rule of an optimizer in which `optimizer_faults` finds no fault."""
     group = optimizer.param_groups[0]
     if isinstance(optimizer, optim.SGD):
         return SGD(float(group["momentum"]), float(group["dampening"]), bool(group["nesterov"]))
@@ -107,26 +107,26 @@ def update_of(optimizer: optim.Optimizer) -> Update:
 
 
 def state_of(module: nn.Module, optimizer: optim.Optimizer, update: Update) -> State:
-    """The present state of a fit; what an optimizer has not begun to remember is as at the start."""
+    """Returns the present state of a fit; moments that the optimizer has not set yet have their initial values."""
     space = ParamSpace.of(module)
     theta = space.values_of(module)
     start = update.start(theta)
     names = ("momentum_buffer",) if isinstance(update, SGD) else ("exp_avg", "exp_avg_sq")
     named = {n: p for n, p in module.named_parameters() if n in set(space.names)}
 
-    def remembered(name: str, before: Tensor) -> Tensor:
-        kept: Mapping[str, Tensor] = {
+    def moment(name: str, initial: Tensor) -> Tensor:
+        values: Mapping[str, Tensor] = {
             n: x if (x := optimizer.state.get(p, {}).get(name)) is not None else torch.zeros_like(p)
             for n, p in named.items()
         }
-        return space.flatten({n: x.detach() for n, x in kept.items()}).to(before)
+        return space.flatten({n: x.detach() for n, x in values.items()}).to(initial)
 
-    return State(theta, tuple(remembered(n, x) for n, x in zip(names, start.moments, strict=False)))
+    return State(theta, tuple(moment(n, x) for n, x in zip(names, start.moments, strict=False)))
 
 
 def fit_faults(settings: FitSettings, loader: Any, optimizers: Sequence[optim.Optimizer]) -> list[str]:
-    """Settings of the Trainer that a recorded step would not contain, each with its remedy."""
-    asked: dict[str, Any] = {
+    """Lists settings of the Trainer that a recorded step would not contain, each with its remedy."""
+    present: dict[str, Any] = {
         f"gradient clipping (gradient_clip_val = {settings.gradient_clip_val}): leave it out, and lower the learning "
         "rate if the fit diverges": settings.gradient_clip_val,
         f"accumulation over {settings.accumulate_grad_batches} batches: raise the batch size instead": (
@@ -138,11 +138,11 @@ def fit_faults(settings: FitSettings, loader: Any, optimizers: Sequence[optim.Op
         f"a {type(getattr(loader, 'dataset', None)).__name__}, whose samples cannot be found again: give a map-style "
         "dataset": isinstance(getattr(loader, "dataset", None), IterableDataset),
     }
-    return [what for what, found in asked.items() if found]
+    return [fault for fault, found in present.items() if found]
 
 
 def module_faults(module: L.LightningModule) -> list[str]:
-    """Layers and settings of the module that a recorded step would not contain, each with its remedy."""
+    """Lists layers and settings of the module that a recorded step would not contain, each with its remedy."""
     first = {one.draws: one for one in reversed(random_layers(module))}
     faults = [f"{draws} in {one.path}: {one.remedy}" for draws, one in reversed(first.items())]
     if statistics := places(module, [*running_norms(module), *mixing_norms(module)]):
@@ -153,12 +153,12 @@ def module_faults(module: L.LightningModule) -> list[str]:
 
 
 def optimizer_faults(optimizer: optim.Optimizer) -> list[str]:
-    """Settings of the optimizer that a recorded step would not contain, each with its remedy."""
+    """Lists settings of the optimizer that a recorded step would not contain, each with its remedy."""
     group, kind = optimizer.param_groups[0], type(optimizer)
     if kind not in KNOWN_RULES:
         return [f"optimizer {kind.__name__}: use SGD, Adam or AdamW"]
     settings = [{k: v for k, v in one.items() if k != "params"} for one in optimizer.param_groups]
-    asked = {
+    present = {
         "parameter groups of different settings: use one group": any(one != settings[0] for one in settings),
         "amsgrad: leave it out": group.get("amsgrad"),
         "maximize: minimise the negative": group.get("maximize"),
@@ -166,7 +166,7 @@ def optimizer_faults(optimizer: optim.Optimizer) -> list[str]:
             group["weight_decay"] and not decoupled(optimizer, group)
         ),
     }
-    return [what for what, found in asked.items() if found]
+    return [fault for fault, found in present.items() if found]
 
 
 def _refusal(faults: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The settings of attribution, and how objects of settings are put into manifests."""
+"""Settings of attribution, and their form in manifests."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ Curvature = Callable[[Objective, Tensor], LinearOperator]
 
 @dataclass(frozen=True)
 class AttributionSettings:
-    """What to score and how.
+    """Test samples to explain, and how training samples are scored.
 
     Attributes:
-        test_ids: test samples to explain, or `all`.
-        top_k: ids of largest |score| written for each test sample.
-        curvature: H in the score; `ifloo.curvature.Hessian`, `LinearHead` or `GaussNewton`; null: the Hessian, in the
-            form of a `LinearHead` where the parameters are one linear layer.
-        damping: δ >= 0 added to it, in nats per squared parameter.
-        solver: of (H + δI) x = ∇L_t; `Auto` picks CG or Cholesky by cost.
-        parameters: shell-style patterns of the parameters attributed.
-        dtype: precision of the scoring; null: as trained.
-        scores_dtype: precision of the products ∇ℓ_i · v alone, for a linear head; null: float32 for `all`, else
+        test_ids: Ids of the test samples to explain, or `all`.
+        top_k: Number of ids of largest |score| that are written for each test sample.
+        curvature: Curvature H in the score: `ifloo.curvature.Hessian`, `LinearHead` or `GaussNewton`; null: the
+            Hessian, in the form of a `LinearHead` where the parameters are one linear layer.
+        damping: Number δ >= 0 that is added to the diagonal of H, in nats per squared parameter.
+        solver: Solver of (H + δI) x = ∇L_t; `Auto` picks CG or Cholesky by cost.
+        parameters: Shell-style patterns of the parameters attributed.
+        dtype: Precision of the scoring; null: as trained.
+        scores_dtype: Precision of the products ∇ℓ_i · v alone, for a linear head; null: float32 for `all`, else
             `dtype`.
-        batch_size: training samples at once.
-        query_block: test samples solved and scored at once; null: as many as fit into memory.
-        matrix: scores of all tests as one matrix (`if_scores.npy`), not one file per test.
-        topk_only: of all tests keep only the `top_k` scores of each and their mean (`topk.npz`).
-        method: another way to the scores than the curvature at a minimum, such as `ifloo.attribution.Unrolled`; null:
-            by `curvature`, `damping` and `solver`.
-        further: methods to hold against the refits beside it; their scores go to `methods/<name>/`.
-        corrected: for the samples to be refitted, also predict removals with their leverage counted in (linear heads).
-        self_influence: also what each training sample does to its own loss (`self_influence.npz`): where labels are
-            wrong it tends to be large.
+        batch_size: Training samples at once.
+        query_block: Test samples solved and scored at once; null: as many as fit into memory.
+        matrix: Whether scores of all tests are one matrix (`if_scores.npy`), not one file per test.
+        topk_only: Whether only the `top_k` scores of each test and their mean are kept (`topk.npz`); for `all`.
+        method: Method that replaces the curvature at a minimum, such as `ifloo.attribution.Unrolled`; null: scores by
+            `curvature`, `damping` and `solver`.
+        compare_with: Further methods to compare with the same refits; their scores go to `methods/<name>/`.
+        corrected: Whether removals of the samples to refit are also predicted with leverage (linear heads).
+        self_influence: Whether the effect of each training sample on its own loss is also computed
+            (`self_influence.npz`): it tends to be large where labels are wrong.
     """
 
     test_ids: list[int] | Literal["all"] = field(default_factory=lambda: [0])
@@ -67,10 +67,11 @@ class AttributionSettings:
     compare_with: list[Method] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Checks what no constructor further down would.
+        """Checks the settings that no other constructor checks.
 
         Raises:
-            InputError: a count below 1, negative damping, no test id, a test id given twice, two forms of output.
+            InputError: A count is below 1, damping is negative, there is no test id or one is given twice, or two forms
+                of output are requested.
         """
         counts = {"top_k": self.top_k, "batch_size": self.batch_size, "query_block": self.query_block}
         for name, count in counts.items():
@@ -109,13 +110,13 @@ class AttributionSettings:
         names = [one.name for one in self.methods]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise InputError(
-                f"attribution.method and attribution.further hold {twice[0]} twice.\n"
+                f"attribution.method and attribution.compare_with hold {twice[0]} twice.\n"
                 "  Each needs a name of its own: leave one out, or give another label."
             )
 
     @property
     def methods(self) -> list[Method]:
-        """All that are not the curvature at a minimum."""
+        """All methods other than the curvature at a minimum."""
         return [*([self.method] if self.method else []), *self.compare_with]
 
     @property
@@ -125,12 +126,12 @@ class AttributionSettings:
 
     @property
     def curvature_name(self) -> str:
-        """The class of the curvature, also where the command line has wrapped it into a partial of its settings."""
+        """Class name of the curvature, also behind a partial of its settings from the command line."""
         return _name_of(self.curvature or Hessian)
 
     @property
     def products_dtype(self) -> Literal["float64", "float32"] | None:
-        """Precision of the products alone; None: that of the solve."""
+        """Precision of the products ∇ℓ_i · v; None for the precision of the solve."""
         return self.scores_dtype or ("float32" if self.test_ids == "all" else None)
 
     @property
@@ -139,7 +140,7 @@ class AttributionSettings:
 
 
 def settings_json(value: object) -> JSON:
-    """A settings object as JSON: class name and fields, so that manifests show and compare every number."""
+    """Converts a settings object to JSON: class name and fields, so that manifests show and compare every number."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: settings_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"class": type(value).__name__, **fields}
@@ -154,14 +155,16 @@ def settings_json(value: object) -> JSON:
     return str(value)
 
 
-def _name_of(made: Callable[..., object]) -> str:
-    """The class behind a constructor, also where the command line has wrapped it into a partial of its settings."""
-    classes = [a for a in made.args if isinstance(a, type)] if isinstance(made, functools.partial) else [made]
-    return getattr(classes[-1], "__name__", str(made)) if classes else str(made)
+def _name_of(constructor: Callable[..., object]) -> str:
+    """Returns the class name of a constructor, also behind a partial of its settings from the command line."""
+    if not isinstance(constructor, functools.partial):
+        return getattr(constructor, "__name__", str(constructor))
+    classes = [a for a in constructor.args if isinstance(a, type)]
+    return classes[-1].__name__ if classes else str(constructor)
 
 
 def method_name(operator: LinearOperator, solver: Solver, module: nn.Module | None = None) -> str:
-    """How scores came about, in one line; says so where they are those of the last layer alone."""
+    """Describes how scores are computed, in one line, and whether they are those of one layer only."""
     base = operator.base if isinstance(operator, Damped) else operator
     name = type(base).__name__
     if isinstance(operator, Damped):

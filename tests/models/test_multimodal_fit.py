@@ -13,7 +13,7 @@ from ifloo.objective import SampleWeights
 from ifloo.params import ParamSpace
 from ifloo.refit.strategies.base import RefitTask
 from tests.models.pictured import SETTINGS, batch, read, samples, tiny, without
-from tests.refit.test_stacked import check
+from tests.refit.strategies.test_stacked import check
 from tests.refit.trained import refitter
 
 # What a picture is called, asked in two ways, and sums of text alone.

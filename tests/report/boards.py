@@ -16,9 +16,8 @@ from ifloo.store import LossFile, LossRow, Manifest, StoredSelfInfluence, influe
 from ifloo.store import settings_stamp as stamp
 from ifloo.verdict import Verdict
 from ifloo.verdict.label_errors import SECTION
-from tests.report.results import ACTUAL, BASE, IDS, REMOVED, SCORES, N, T, stored
+from tests.verdict.results import ACTUAL, BASE, IDS, REMOVED, SCORES, N, T, stored
 
-CURVE = np.array([[1, 0.5], [2, 1e-3], [7, 2e-11]])
 EVIL = "</script><img src=x onerror=alert(1)> **b** [a](javascript:1) | `c`\t#1\n\n# 你\u202e_x_ &lt; \ud800 \x07end"
 SANITISED = "</script><img src=x onerror=alert(1)> **b** [a](javascript:1) | `c` #1 # 你_x_ &lt; end"
 SELF = {name: np.random.default_rng(k).random(N) for k, name in enumerate(("last_layer", "loss"))}

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from ifloo.store import CORRECTED, Layout, influences
-from tests.report.boards import CURVE
+from ifloo.store import CORRECTED
 from tests.report.browsing import DESKTOP, N, script, wait
 from tests.report.html_pages import NASTY, Data, Pictures, T, Words, comparison, written
-from tests.report.results import SCORES, Results, stored
+from tests.verdict.conftest import logs, results
 
+__all__ = ["browser", "logs", "opened", "pages", "results"]
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -70,15 +70,3 @@ def opened(browser: Any, pages: dict[str, Path]) -> Iterator[Callable[..., Any]]
     yield go
     assert browser.get_log("browser") == []
     assert script(browser, "return performance.getEntriesByType('resource').length") == 0
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> Results:
-    folder = Results(Layout(tmp_path / "out")).write()
-    influences.save(folder.layout.scores(T), stored(SCORES, folder.influence, residual=1e-11, residual_curve=CURVE))
-    return folder
-
-
-@pytest.fixture
-def logs(tmp_path: Path) -> Path:
-    return tmp_path / "logs"

@@ -8,7 +8,7 @@ import numpy as np
 from ifloo.report.html import write_html
 from ifloo.store import Layout
 from ifloo.verdict import Comparison, Verdict
-from tests.report.results import T, stored
+from tests.verdict.results import T, stored
 
 NASTY = (
     "</script><script>alert(1)</script>",

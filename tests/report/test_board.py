@@ -27,7 +27,7 @@ from tests.report.boards import (
     gradients,
     single,
 )
-from tests.report.results import BASE, IDS, REMOVED, SCORES, N, Results, T, stored
+from tests.verdict.results import BASE, IDS, REMOVED, SCORES, N, Results, T, stored
 
 # Scalars, histograms, images.
 

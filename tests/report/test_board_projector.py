@@ -16,7 +16,6 @@ from ifloo.errors import InputError
 from ifloo.report.tensorboard.gradient_projection import Sketch
 from ifloo.store import influences
 from tests.report.boards import (
-    CURVE,
     OTHER,
     SANITISED,
     SELF,
@@ -27,7 +26,7 @@ from tests.report.boards import (
     truth,
     write,
 )
-from tests.report.results import IDS, SCORES, N, T, stored
+from tests.verdict.results import CURVE, IDS, SCORES, N, T, stored
 
 
 def test_points_are_projected_gradients_with_their_scores(results, logs):

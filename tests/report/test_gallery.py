@@ -16,7 +16,7 @@ from ifloo.report.figures.style import HARMFUL, HELPFUL
 from ifloo.report.figures.text_layout import ELLIPSIS, TextStyle
 from ifloo.store import Layout
 from tests.report.drawn import check_readable, texts_of
-from tests.report.results import IDS, SCORES, Results, T
+from tests.verdict.results import IDS, SCORES, Results, T
 
 RNG = np.random.default_rng(0)
 LONG = "Describe the picture in detail, and say what a careful observer would notice at once. " * 5

@@ -21,7 +21,7 @@ from ifloo.report.html.thumbnails import SIDE, thumbnail
 from ifloo.store import Layout
 from ifloo.verdict import Verdict
 from tests.report.html_pages import NASTY, Data, Pictures, Reader, Words, comparison, written
-from tests.report.results import Results, T
+from tests.verdict.results import Results, T
 
 MOST_BYTES = 6_000_000  # of a report on 500 points with thumbnails: what can be mailed
 

@@ -11,7 +11,7 @@ from ifloo.verdict import LabelErrors
 from ifloo.verdict.group_effects import GroupEffect
 from ifloo.verdict.small_steps import SmallSteps
 from tests.report.html_pages import Data, Pictures, Reader, Words, comparison, written
-from tests.report.results import ACTUAL, IDS, REMOVED, SCORES, Results, T
+from tests.verdict.results import ACTUAL, IDS, REMOVED, SCORES, Results, T
 
 # What it says.
 

@@ -14,7 +14,7 @@ from ifloo.solvers import CG, Cholesky, LiSSA
 from ifloo.solvers.progress import recording
 from ifloo.store import influences, write_npz
 from tests.problems import Logistic
-from tests.stages.test_influence_run import run
+from tests.stages.scores.test_influence_run import run
 from tests.store.test_influences import STORED
 
 CURVE = np.array([[1, 0.5], [2, 1e-3], [5, 2e-11]])

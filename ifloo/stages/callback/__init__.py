@@ -1,1 +1,1 @@
-"""Scores of a fit in the user's own Trainer, as a callback."""
+"""Callback that scores training samples during a fit in the user's own Trainer."""

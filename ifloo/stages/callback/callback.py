@@ -1,4 +1,4 @@
-"""Influence scores of a fit in the user's own Trainer, which never notices."""
+"""Callback that scores training samples during a user's own fit without changing it."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from ifloo.stages.scores.self_influence import DAMPING
 
 log = logging.getLogger(__name__)
 FOLDER = "influence"
-NEVER = -1  # steps at which nobody has looked yet
+NEVER = -1  # value of the last scored step before any scoring
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """What does not change during a fit."""
+    """Parts of the callback that stay the same during a fit."""
 
     queries: Batch
     folders: EpochFolders
@@ -43,21 +43,22 @@ class _Fit:
 
 
 class InfluenceCallback(L.Callback):
-    """Scores all training samples against some test samples at the end of a fit, and every n epochs if asked.
+    """Scores all training samples against some test samples at the end of a fit, and optionally every n epochs.
 
-    For any LightningModule: one that states `sample_losses` and `penalty` is taken as it is, any other through
-    `sample_losses` given here, else through its own `training_step`, run on batches of one. Training samples are those
-    of the dataset behind the Trainer's training loader, in its order; the loader itself is not touched.
+    It works with any LightningModule. A module that defines `sample_losses` and `penalty` is used directly; for any
+    other the losses come from the argument `sample_losses`, else from its own `training_step`, run on batches of one.
+    Training samples are those of the dataset behind the Trainer's training loader, in the order of the dataset; the
+    loader itself is not changed.
 
-    The fit ends with the same weights, bit by bit, as without the callback: scoring works on a copy of the module, and
-    puts every random state back. A failure of scoring is a warning; arguments that make no sense are an InputError
-    before the first step.
+    The fit ends with the same weights, bit by bit, as without the callback: scoring works on a copy of the module and
+    restores every random state. A failure of scoring is a warning; invalid arguments raise an InputError before the
+    first step.
 
-    Files, in `output_dir`: `epoch_<e>/influences_test_<t>.npz` (and `self_influence.npz`) after e epochs, and
-    `manifest.json`, which names the epochs that are whole. Loggers: TensorBoard gets histograms and quantiles, others
+    Files in `output_dir` are `epoch_<e>/influences_test_<t>.npz` (and `self_influence.npz`) after e epochs, and
+    `manifest.json`, which names the completed epochs. TensorBoard receives histograms and quantiles, any other logger
     quantiles.
 
-    Under ddp the first process scores while the others wait for it in their next exchange: where that takes longer than
+    Under ddp the first process scores while the others wait for it in their next exchange. If scoring takes longer than
     the timeout of the process group (30 minutes for gloo, 10 for nccl), give `DDPStrategy(timeout=...)` a longer one.
     """
 
@@ -78,108 +79,112 @@ class InfluenceCallback(L.Callback):
         output_dir: str | Path | None = None,
         overwrite: bool = False,
     ) -> None:
-        """Takes the settings; nothing is read before the fit.
+        """Stores the settings; nothing is read before the fit.
 
         Args:
-            queries: test samples: a batch of them, or a dataset or DataLoader whose first `num_queries` they are. Ids
-                are the samples' own (key `idx` or `sample_index`, third item of a tuple), else their positions.
-            every_n_epochs: score after every so many epochs too; None: at the end only.
-            method: of attribution; None: influence through the last linear layer, −(1/n) ∇L_t·(H + δI)⁻¹∇ℓ_i with its
-                inputs fixed: convex at any weights, while the Hessian of all of a network in training is not positive
-                definite. Any `Method` that needs no recorded run, such as `GradientDot()`.
-            parameters: shell-style patterns of the parameters attributed; None: those of the last linear layer, or all
-                where a method is given.
-            sample_losses: of (module, batch): `[b]`, nats, unreduced; for a module that does not state them.
-            l2: λ >= 0 of ½λ‖θ‖², where the training adds it and `sample_losses` does not.
-            self_influence: also what each training sample does to its own loss, through the last layer.
-            damping: δ >= 0, nats per squared parameter, of the last layer's curvature.
-            dtype: of scoring; None: as trained, float32 for 16 bits, float64 where 32 are too few for the solve.
-            num_queries: test samples taken from a dataset or DataLoader.
-            batch_size: training samples scored at once; None: that of the training loader.
-            output_dir: None: `influence` in the folder of the first logger, else in the Trainer's `default_root_dir`.
-            overwrite: replace the scores of an earlier fit in `output_dir`.
+            queries: Test samples: a batch, or a dataset or DataLoader whose first `num_queries` samples are used. Their
+                ids are those in the batch (key `idx` or `sample_index`, third item of a tuple), else their positions.
+            every_n_epochs: Number of epochs between scorings during the fit; None: at the end only.
+            method: Any `Method` that needs no recorded run, such as `GradientDot()`. None: influence through the last
+                linear layer, −(1/n) ∇L_t·(H + δI)⁻¹∇ℓ_i with the inputs of the layer fixed, which is convex at any
+                weights, while the Hessian of a whole network in training is not positive definite.
+            parameters: Shell-style patterns of the parameters attributed; None: those of the last linear layer, or all
+                if a method is given.
+            sample_losses: Function of (module, batch) that returns unreduced losses, `[b]`, nats; for a module that
+                does not define them.
+            l2: Strength λ >= 0 of a penalty ½λ‖θ‖² that the training adds and `sample_losses` does not.
+            self_influence: Whether the effect of each training sample on its own loss is also computed, through the
+                last layer.
+            damping: Number δ >= 0 added to the last layer's curvature, nats per squared parameter.
+            dtype: Precision of scoring; None: as trained, float32 for 16 bits, float64 where 32 are too few for the
+                solve.
+            num_queries: Number of test samples taken from a dataset or DataLoader.
+            batch_size: Number of training samples scored at once; None: that of the training loader.
+            output_dir: Folder of the results; None: `influence` in the folder of the first logger, else in the
+                Trainer's `default_root_dir`.
+            overwrite: Whether the scores of an earlier fit in `output_dir` are replaced.
 
         Raises:
-            InputError: a setting out of range, or a method that needs a recorded run.
+            InputError: A setting is out of range, or the method needs a recorded run.
         """
         refuse_below_one(every_n_epochs=every_n_epochs, num_queries=num_queries, batch_size=batch_size)
         self.queries, self.num_queries, self.every_n_epochs = queries, num_queries, every_n_epochs
         self.output_dir, self.overwrite = output_dir, overwrite
         patterns = [parameters] if isinstance(parameters, str) else parameters
         chosen = None if patterns is None else tuple(patterns)
-        self.wanted = EpochScorer(method, chosen, damping, sample_losses, l2, self_influence, dtype, batch_size)
+        self._scorer = EpochScorer(method, chosen, damping, sample_losses, l2, self_influence, dtype, batch_size)
         self._fit: _Fit | None = None
-        self._looked_at, self._to_clear, self._table = NEVER, False, ""
+        self._scored_at, self._to_clear, self._table = NEVER, False, ""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Takes the queries and scores a few samples on a copy, in every process: what cannot work fails here.
+        """Reads the queries and scores a few samples on a copy, in every process, so that errors occur before training.
 
         Raises:
-            InputError: queries, data, module and method do not go together, or the output folder holds other scores.
+            InputError: Queries, data, module and method do not fit together, or the output folder holds other scores.
         """
-        root = self._root(trainer)  # an exchange between processes: of all of them
+        root = self._root(trainer)  # an exchange in which all processes take part
         loader = _loader(trainer)
         sequential(loader, 1)
         _warn_of_hooks(trainer, pl_module)
         with undisturbed_with(loader.dataset, loader.collate_fn, self.queries):
-            queries = _taken(self.queries, self.num_queries, loader)
+            queries = _query_batch(self.queries, self.num_queries, loader)
             ids = ids_of(queries)
             if len(set(ids)) != len(ids):
                 raise InputError(
                     f"InfluenceCallback: queries hold an id twice: {list(ids)}.\n  Each has files of its own."
                 )
-            self.wanted.try_on_few(detached(pl_module), loader, queries)
-        folders = EpochFolders(root, self.wanted.identity_settings(queries))
+            self._scorer.try_on_few(detached(pl_module), loader, queries)
+        folders = EpochFolders(root, self._scorer.identity_settings(queries))
         self._to_clear = False
         try:
             folders.refuse_others(continued=trainer.global_step > 0)
         except InputError:
             if not self.overwrite:
                 raise
-            self._to_clear = True  # once there is something to put in their place
-        self._fit, self._looked_at = _Fit(queries, folders, SnapshotLog()), NEVER
+            self._to_clear = True  # when new scores are complete
+        self._fit, self._scored_at = _Fit(queries, folders, SnapshotLog()), NEVER
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._score(trainer, pl_module, trainer.current_epoch + 1)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._looked_at != trainer.global_step:
+        if self._scored_at != trainer.global_step:
             self._score(trainer, pl_module, trainer.current_epoch)
         if self._table:
             print(self._table, flush=True)
         self._fit = None
 
     def _score(self, trainer: L.Trainer, module: L.LightningModule, epoch: int) -> None:
-        """Scores, writes and logs in the first process; never raises what a fit could die of."""
+        """Scores, writes and logs in the first process; a failure is a warning, so that the fit goes on."""
         if self._fit is None or not trainer.is_global_zero:
             return
-        self._looked_at, self._table = trainer.global_step, ""
+        self._scored_at, self._table = trainer.global_step, ""
         try:
             loader, fit = _loader(trainer), self._fit
             with undisturbed_with(loader.dataset, loader.collate_fn):
-                moment = self.wanted.score(detached(module), loader, fit.queries)
+                snapshot = self._scorer.score(detached(module), loader, fit.queries)
             if self._to_clear:
                 fit.folders.clear()
                 self._to_clear = False
-            fit.folders.write(moment, epoch, trainer.global_step)
-            fit.loggers.log(trainer.loggers, moment, trainer.global_step)
-            self._table = table(moment, epoch, str(fit.folders.of(epoch).root))
+            fit.folders.write(snapshot, epoch, trainer.global_step)
+            fit.loggers.log(trainer.loggers, snapshot, trainer.global_step)
+            self._table = table(snapshot, epoch, str(fit.folders.of(epoch).root))
         except Exception as error:
             log.warning(
                 "No influence scores after epoch %d; the fit is untouched. %s: %s", epoch, type(error).__name__, error
             )
 
     def _root(self, trainer: L.Trainer) -> Path:
-        found = trainer.log_dir or trainer.default_root_dir
-        return Path(self.output_dir) if self.output_dir is not None else Path(found) / FOLDER
+        folder = trainer.log_dir or trainer.default_root_dir
+        return Path(self.output_dir) if self.output_dir is not None else Path(folder) / FOLDER
 
 
 def _loader(trainer: L.Trainer) -> DataLoader[Batch]:
-    """The training loader.
+    """Returns the training loader.
 
     Raises:
-        InputError: there are several, or the weights are split among processes.
+        InputError: There are several loaders, or the weights are split among processes.
     """
     loader = trainer.train_dataloader
     if not isinstance(loader, DataLoader):
@@ -209,17 +214,17 @@ def _warn_of_hooks(trainer: L.Trainer, module: L.LightningModule) -> None:
         log.warning("Influence is scored on batches as the training loader makes them: without %s.", ", ".join(found))
 
 
-def _taken(queries: Batch | Dataset[Batch] | DataLoader[Batch], count: int, train: DataLoader[Batch]) -> Batch:
-    """Test samples as one batch on the host; those of a data set are put together as training samples are.
+def _query_batch(queries: Batch | Dataset[Batch] | DataLoader[Batch], count: int, train: DataLoader[Batch]) -> Batch:
+    """Returns the test samples as one batch on the host; those of a data set are collated as training samples are.
 
     Raises:
-        InputError: there is no sample.
+        InputError: There is no sample.
     """
     if not isinstance(queries, DataLoader) and isinstance(queries, (Tensor, Mapping, list, tuple)):
-        found = queries
+        batch = queries
     else:
         given: DataLoader[Batch] | None = queries if isinstance(queries, DataLoader) else None
         loader = given or DataLoader(queries, collate_fn=unwrap_loader(train)[1])  # type: ignore[arg-type]
-        found = next(iter(sequential(loader, count)))
-    batch_size(found)
-    return map_tensors(lambda x: x.detach().cpu(), found)
+        batch = next(iter(sequential(loader, count)))
+    batch_size(batch)
+    return map_tensors(lambda x: x.detach().cpu(), batch)

@@ -1,4 +1,4 @@
-"""Scores of the epochs of a fit on disk: a folder for each, and a manifest that names those that are whole."""
+"""Files of the scores of a fit: a folder for each epoch, and a manifest that names the completed ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ifloo.stages.scores.other_methods import stored_by_method
 from ifloo.stages.settings import settings_json
 from ifloo.store import JSON, Layout, Manifest, StoredSelfInfluence, influences, self_influence, settings_stamp
 
-RUN = "run"  # section of the manifest: what all epochs have in common
+RUN = "run"  # section of the manifest with the settings that all epochs share
 SELF_DEFINITIONS = (
     "loss[i]: l_i at the weights of this moment, nats. last_layer[i]: (1/n) grad l_i^T (H + damping I)^-1 grad l_i "
     "over the last linear layer, nats: the rise of the sample's own loss when it is removed. Large: only the sample "
@@ -24,11 +24,11 @@ SELF_DEFINITIONS = (
 
 @dataclass(frozen=True)
 class EpochFolders:
-    """`<root>/epoch_<e>/`, e the number of epochs done, and `<root>/manifest.json`.
+    """Folders `<root>/epoch_<e>/`, e the number of completed epochs, and `<root>/manifest.json`.
 
     Attributes:
-        root: of the fit's influence.
-        compared: settings that change a number, the same for all epochs.
+        root: Folder of the scores of one fit.
+        compared: Settings that change a number, the same for all epochs.
     """
 
     root: Path
@@ -39,24 +39,24 @@ class EpochFolders:
         return Manifest.at(Layout(self.root).manifest)
 
     def of(self, epoch: int) -> Layout:
-        """The files of one epoch."""
+        """Returns the paths of the files of one epoch."""
         return Layout(self.root / f"epoch_{epoch:03d}")
 
     def refuse_others(self, continued: bool) -> None:
-        """Scores of one fit do not get among those of another.
+        """Checks that the folder holds no scores of another fit.
 
         Args:
-            continued: whether the fit goes on from a checkpoint.
+            continued: Whether the fit continues from a checkpoint.
 
         Raises:
-            InputError: there are scores of an earlier fit, or of other settings.
+            InputError: The folder holds scores of an earlier fit, or of other settings.
         """
         if not (sections := self.manifest.sections()):
             return
         if continued:
             try:
                 self.manifest.check(RUN, self.compared)
-            except InputError as error:  # it speaks of flags; here they are arguments
+            except InputError as error:  # its text names flags, which are arguments here
                 text = str(error).replace("--output_dir", "output_dir").replace("--overwrite", "overwrite=True")
                 raise InputError(text) from error
             return
@@ -67,7 +67,7 @@ class EpochFolders:
         )
 
     def clear(self) -> None:
-        """Takes away what an earlier fit has left here; nothing else in these folders."""
+        """Deletes the files of an earlier fit, and no other files in these folders."""
         self.manifest.path.unlink(missing_ok=True)
         for folder in sorted(self.root.glob("epoch_*")):
             layout = Layout(folder)
@@ -76,35 +76,35 @@ class EpochFolders:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
-    def write(self, moment: Snapshot, epoch: int, step: int) -> None:
-        """Writes the files of an epoch, then its section of the manifest: what is named there is whole.
+    def write(self, snapshot: Snapshot, epoch: int, step: int) -> None:
+        """Writes the files of an epoch, then its section of the manifest, which marks them as complete.
 
         Raises:
-            WorkError: a number is not finite, or the disk is full.
+            WorkError: A number is not finite, or the disk is full.
         """
         layout = self.of(epoch)
         own: dict[str, JSON] = {
             **{name: value for name, value in self.compared.items() if name != "queries"},
-            "method": settings_json(moment.method),
-            "attributed": list(moment.parameters),
-            "weights": moment.weights,
-            "data": moment.data,
+            "method": settings_json(snapshot.method),
+            "attributed": list(snapshot.parameters),
+            "weights": snapshot.weights,
+            "data": snapshot.data,
         }
         stamp = settings_stamp(own)
-        for one in stored_by_method(moment.method, moment.scores, moment.test_ids, stamp):
+        for one in stored_by_method(snapshot.method, snapshot.scores, snapshot.test_ids, stamp):
             influences.save(layout.scores(one.test_id), one)
-        if moment.own is not None:
-            self_influence.save(layout.self_influence, self._self_influence(moment, stamp))
+        if snapshot.own is not None:
+            self_influence.save(layout.self_influence, self._self_influence(snapshot, stamp))
         if RUN not in self.manifest.sections():
             self.manifest.record(RUN, self.compared, {})
-        self.manifest.record(layout.root.name, own, _recorded(moment, epoch, step))
+        self.manifest.record(layout.root.name, own, _recorded(snapshot, epoch, step))
 
-    def _self_influence(self, moment: Snapshot, stamp: str) -> StoredSelfInfluence:
-        assert moment.own is not None
-        last = moment.own.last_layer
+    def _self_influence(self, snapshot: Snapshot, stamp: str) -> StoredSelfInfluence:
+        assert snapshot.own is not None
+        last = snapshot.own.last_layer
         return StoredSelfInfluence(
-            train_ids=moment.scores.train_ids.cpu().numpy().astype(np.int64),
-            loss=moment.own.loss.double().cpu().numpy(),
+            train_ids=snapshot.scores.train_ids.cpu().numpy().astype(np.int64),
+            loss=snapshot.own.loss.double().cpu().numpy(),
             last_layer=None if last is None else last.double().cpu().numpy(),
             tracin=None,
             damping=float(self.compared["damping"]),  # type: ignore[arg-type]
@@ -113,15 +113,15 @@ class EpochFolders:
         )
 
 
-def _recorded(moment: Snapshot, epoch: int, step: int) -> dict[str, JSON]:
+def _recorded(snapshot: Snapshot, epoch: int, step: int) -> dict[str, JSON]:
     return {
         "epoch": epoch,
         "global_step": step,
-        "test_ids": list(moment.test_ids),
-        "n": len(moment.scores.train_ids),
-        "precision": moment.dtype,
-        "grad_norm": moment.stationarity.grad_norm,
-        "sample_share": moment.stationarity.sample_share,
-        "worst_residual": moment.scores.worst_residual,
-        "seconds": round(moment.seconds, 3),
+        "test_ids": list(snapshot.test_ids),
+        "n": len(snapshot.scores.train_ids),
+        "precision": snapshot.dtype,
+        "grad_norm": snapshot.stationarity.grad_norm,
+        "sample_share": snapshot.stationarity.sample_share,
+        "worst_residual": snapshot.scores.worst_residual,
+        "seconds": round(snapshot.seconds, 3),
     }

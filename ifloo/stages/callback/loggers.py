@@ -1,4 +1,4 @@
-"""Scores of a moment in the run's own loggers, and in one short table."""
+"""Output of a snapshot of scores: to the loggers of the fit, and as one short table."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ SHOWN = 3  # training samples of each kind in the table
 
 
 class SnapshotLog:
-    """Tells loggers of scores; one that cannot be told is warned of once and left alone from then on."""
+    """Writer of scores to loggers; a logger that fails causes one warning and is skipped afterwards."""
 
     def __init__(self) -> None:
-        """Knows of no failure yet."""
+        """Starts without failed loggers."""
         self._failed_loggers: set[int] = set()
 
-    def log(self, loggers: Sequence[Logger], moment: Snapshot, step: int) -> None:
-        """Histograms and quantiles to TensorBoard, quantiles to any other.
+    def log(self, loggers: Sequence[Logger], snapshot: Snapshot, step: int) -> None:
+        """Writes histograms and quantiles to TensorBoard, and quantiles to any other logger.
 
         Args:
-            loggers: of the Trainer.
-            moment: the scores.
-            step: optimizer steps so far, the axis of the run's other curves.
+            loggers: Loggers of the Trainer.
+            snapshot: Scores to write.
+            step: Number of optimizer steps so far, the axis of the other curves of the fit.
         """
         for logger in loggers:
             if id(logger) in self._failed_loggers:
                 continue
             try:
-                _log_snapshot(logger, moment, step)
-            except Exception as error:  # whatever a logger of anybody's raises: training goes on
+                _log_snapshot(logger, snapshot, step)
+            except Exception as error:  # a logger may raise anything, and training goes on
                 self._failed_loggers.add(id(logger))
                 log.warning(
                     "%s takes no influence scores (%s: %s); they are in the output folder only.",
@@ -46,8 +46,8 @@ class SnapshotLog:
                 )
 
 
-def _log_snapshot(logger: Logger, moment: Snapshot, step: int) -> None:
-    columns = dict(_columns(moment))
+def _log_snapshot(logger: Logger, snapshot: Snapshot, step: int) -> None:
+    columns = dict(_columns(snapshot))
     if isinstance(logger, TensorBoardLogger):
         for name, values in columns.items():
             logger.experiment.add_histogram(name, values, step)
@@ -62,22 +62,22 @@ def _log_snapshot(logger: Logger, moment: Snapshot, step: int) -> None:
     )
 
 
-def _columns(moment: Snapshot) -> Iterator[tuple[str, NDArray[np.float64]]]:
-    """All that is shown as a distribution over the training samples, by name."""
-    for t, row in zip(moment.test_ids, moment.scores.value.double().cpu().numpy(), strict=True):
+def _columns(snapshot: Snapshot) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    """Yields name and values of each distribution over the training samples."""
+    for t, row in zip(snapshot.test_ids, snapshot.scores.value.double().cpu().numpy(), strict=True):
         yield f"influence/test_{t}", row
-    if moment.own is not None:
-        own = moment.own.loss if moment.own.last_layer is None else moment.own.last_layer
-        name = "loss" if moment.own.last_layer is None else "self_influence"
+    if snapshot.own is not None:
+        own = snapshot.own.loss if snapshot.own.last_layer is None else snapshot.own.last_layer
+        name = "loss" if snapshot.own.last_layer is None else "self_influence"
         yield f"influence/{name}", own.double().cpu().numpy()
 
 
-def table(moment: Snapshot, epoch: int, folder: str) -> str:
-    """The most helpful and most harmful training samples of each query, by id with their scores."""
-    found, far = moment.scores, moment.stationarity
+def table(snapshot: Snapshot, epoch: int, folder: str) -> str:
+    """Returns a table of the most helpful and most harmful training samples of each query: ids and scores."""
+    found, far = snapshot.scores, snapshot.stationarity
     ids, value, certificate = found.train_ids.tolist(), found.value.double().cpu().numpy(), found.certificate
     rows: list[tuple[str, ...]] = [("test", "most helpful (id score)", "most harmful (id score)", "residual")]
-    for k, t in enumerate(moment.test_ids):
+    for k, t in enumerate(snapshot.test_ids):
         order = np.argsort(value[k], kind="stable")
         helpful = [i for i in order[:SHOWN] if value[k][i] < 0]
         harmful = [i for i in order[::-1][:SHOWN] if value[k][i] > 0]
@@ -87,7 +87,8 @@ def table(moment: Snapshot, epoch: int, folder: str) -> str:
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     head = (
-        f"Influence after epoch {epoch}: {moment.method.name} ({', '.join(moment.parameters)}), {len(ids):,} training "
-        f"samples, nats per unit weight; |grad J| = {far.grad_norm:.1e}, one sample's share {far.sample_share:.1e}"
+        f"Influence after epoch {epoch}: {snapshot.method.name} ({', '.join(snapshot.parameters)}), {len(ids):,} "
+        f"training samples, nats per unit weight; |grad J| = {far.grad_norm:.1e}, one sample's share "
+        f"{far.sample_share:.1e}"
     )
     return "\n".join([head, *lines, f"Files: {folder}"])

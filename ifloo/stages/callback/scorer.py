@@ -1,4 +1,4 @@
-"""What is to be scored at moments of a fit, and how: tried on a few samples before it, then on all."""
+"""Scorer of the training samples during a fit; a trial on a few samples before the fit finds errors early."""
 
 from __future__ import annotations
 
@@ -31,13 +31,16 @@ from ifloo.stages.settings import settings_json
 from ifloo.store import JSON, content_of, sha256_of_tensors
 
 log = logging.getLogger(__name__)
-TRIED = 32  # training samples of the trial before a fit
+TRIED = 32  # training samples in the trial before a fit
 HALVES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class EpochScorer:
-    """What to score, and how; attributes as the arguments of `InfluenceCallback`."""
+    """Scorer of all training samples at the weights of one point of a fit.
+
+    The attributes have the meaning of the arguments of `InfluenceCallback`.
+    """
 
     method: Method | None
     parameters: tuple[str, ...] | None
@@ -52,7 +55,7 @@ class EpochScorer:
         """Checks the settings.
 
         Raises:
-            InputError: a negative strength, or a method that needs a recorded run.
+            InputError: A strength is negative or not finite, or the method needs a recorded run.
         """
         for name, strength in (("damping", self.damping), ("l2", self.l2)):
             if not 0 <= strength < float("inf"):
@@ -61,7 +64,7 @@ class EpochScorer:
             _refuse_method(self.method)
 
     def identity_settings(self, queries: Batch) -> dict[str, JSON]:
-        """The settings that change a number and stay the same throughout a fit."""
+        """Returns the settings that change a number; they stay the same throughout a fit."""
         return {
             "method": settings_json(self.method) or "last_layer",
             "parameters": settings_json(self.parameters),
@@ -73,15 +76,15 @@ class EpochScorer:
         }
 
     def try_on_few(self, module: L.LightningModule, loader: DataLoader[Batch], queries: Batch) -> None:
-        """Scores a few samples, so that whatever is asked for in vain is found before the training.
+        """Scores a few samples, so that errors occur before the training.
 
         Args:
-            module: a copy, which is not used again.
-            loader: of the training data.
-            queries: the test samples.
+            module: Copy of the user's module, which is not used again.
+            loader: Loader of the training data.
+            queries: Test samples.
 
         Raises:
-            InputError: the module, the data or the method do not go together.
+            InputError: Module, data and method do not fit together.
         """
         few = sequential(loader, TRIED, slice(0, TRIED))
         n = sample_count(loader)
@@ -89,7 +92,7 @@ class EpochScorer:
             self.score(module, few, queries, n)
         except InputError:
             raise
-        except WorkError as error:  # so few samples prove nothing; what happens in earnest is told then
+        except WorkError as error:  # may be due to the small number of samples; a later failure is a warning of its own
             log.info("the trial of influence scores: %s", error)
         except Exception as error:
             raise InputError(
@@ -102,30 +105,32 @@ class EpochScorer:
     def score(
         self, module: L.LightningModule, loader: DataLoader[Batch], queries: Batch, n: int | None = None
     ) -> Snapshot:
-        """Scores of all samples of a loader.
+        """Scores all samples of a loader.
 
         Args:
-            module: a copy of the user's, which may be changed.
-            loader: of the training data.
-            queries: the test samples.
-            n: how many samples there will be, where the loader has some of them only.
+            module: Copy of the user's module, which may be changed.
+            loader: Loader of the training data.
+            queries: Test samples.
+            n: Number of samples of the whole training set, if the loader holds only some of them.
 
         Raises:
-            InputError: the module, the data or the method do not go together.
-            SolveError: a solve that cannot be used.
+            InputError: Module, data and method do not fit together.
+            SolveError: A solve failed, and float64 is not available or did not help.
         """
-        begun, weights = time.perf_counter(), sha256_of_tensors(module.state_dict())
+        start, weights = time.perf_counter(), sha256_of_tensors(module.state_dict())
         module = self._adapted(module)
         try:
-            moment = self._scored(module, loader, queries, n)
+            snapshot = self._snapshot(module, loader, queries, n)
         except SolveError as error:
             if self.dtype is not None or not _may_be_double(module):
                 raise
             log.info("scores again, in float64. %s", str(error).splitlines()[0])
-            moment = self._scored(module.double(), loader, queries, n)
-        return replace(moment, weights=weights, seconds=time.perf_counter() - begun)
+            snapshot = self._snapshot(module.double(), loader, queries, n)
+        return replace(snapshot, weights=weights, seconds=time.perf_counter() - start)
 
-    def _scored(self, module: L.LightningModule, loader: DataLoader[Batch], queries: Batch, n: int | None) -> Snapshot:
+    def _snapshot(
+        self, module: L.LightningModule, loader: DataLoader[Batch], queries: Batch, n: int | None
+    ) -> Snapshot:
         method, patterns = self._method(module)
         size = self.batch_size or loader.batch_size or 1
         objective = Objective.of(module, loader, patterns, size)
@@ -148,10 +153,10 @@ class EpochScorer:
         )
 
     def _adapted(self, module: L.LightningModule) -> L.LightningModule:
-        """Under the contract, in the precision asked for; 16 bits are too few for a solve.
+        """Returns the module under the contract, in the requested precision; 16 bits are too few for a solve.
 
         Raises:
-            InputError: the module meets the contract, and something else is to be in its place.
+            InputError: The module defines its own losses, and others were given.
         """
         if not isinstance(module, SampleLosses):
             return self._in_dtype(Adapted(module, self.sample_losses, l2=self.l2))
@@ -164,8 +169,8 @@ class EpochScorer:
 
     def _in_dtype(self, module: L.LightningModule) -> L.LightningModule:
         first = next(module.parameters(), None)
-        wanted = self.dtype or ("float32" if first is not None and first.dtype in HALVES else None)
-        return module.to(DTYPES[wanted]) if wanted else module
+        dtype = self.dtype or ("float32" if first is not None and first.dtype in HALVES else None)
+        return module.to(DTYPES[dtype]) if dtype else module
 
     def _method(self, module: L.LightningModule) -> tuple[Method, tuple[str, ...]]:
         if self.method is not None:
@@ -189,10 +194,10 @@ class EpochScorer:
 
 
 def refuse_below_one(**counts: int | None) -> None:
-    """Counts that must be at least 1, where they are given.
+    """Checks that counts are at least 1 or None.
 
     Raises:
-        InputError: one is not.
+        InputError: A count is below 1.
     """
     for name, count in counts.items():
         if count is not None and count < 1:
@@ -200,15 +205,15 @@ def refuse_below_one(**counts: int | None) -> None:
 
 
 def last_layer(module: L.LightningModule) -> str:
-    """The name of the last linear layer.
+    """Returns the name of the last linear layer.
 
     Raises:
-        InputError: there is none with weights of its own that train.
+        InputError: The module has no last linear layer with trainable weights that it shares with no other layer.
     """
     if (layer := last_linear_layer(module)) is not None:
         return layer
     raise InputError(
-        "InfluenceCallback scores through the last linear layer unless told otherwise, and "
+        "InfluenceCallback scores through the last linear layer by default, and "
         f"{type(unwrap(module)).__name__} ends in none with trainable weights of its own.\n"
         "  Give another method, such as method=GradientDot() of ifloo.attribution, or parameters=['name.*'] of one "
         "nn.Linear."
@@ -216,7 +221,7 @@ def last_layer(module: L.LightningModule) -> str:
 
 
 def last_layer_curvature(objective: Objective, theta: Tensor) -> LinearOperator:
-    """H of one layer: known whole as a `LinearHead` where the layer's inputs can be seen, else the same by products."""
+    """Returns H of one layer: a `LinearHead` if the inputs of the layer are known, else the Hessian by products."""
     return head_or_hessian(objective, theta, lambda why: log.info("last layer: its Hessian by products. %s", why))
 
 
@@ -230,7 +235,7 @@ def _refuse_method(method: object) -> None:
         raise InputError(
             f"InfluenceCallback: method {method.name} needs the recorded training run, which is whole after the fit.\n"
             "  Leave method out (the last layer), give one that needs no run, such as GradientDot(), or give a "
-            "CurvatureRoute its damping."
+            "InfluenceFunction its damping."
         )
 
 

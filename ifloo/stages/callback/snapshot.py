@@ -1,4 +1,4 @@
-"""The scores of one moment of a fit."""
+"""Scores at one point of a fit."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ifloo.objective.batches import batch_size
 
 @dataclass(frozen=True)
 class OwnRankings:
-    """What each training sample does to its own loss, `[n]`, nats.
+    """Values that rank the training samples without a query, `[n]`, nats.
 
     Attributes:
-        loss: ℓ_i.
-        last_layer: self-influence through the last layer; None where the module has none.
+        loss: Losses ℓ_i.
+        last_layer: Self-influence through the last layer; None if the module has no such layer.
     """
 
     loss: Tensor
@@ -26,19 +26,19 @@ class OwnRankings:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Scores at the weights of one moment.
+    """Scores at the weights of one point of a fit.
 
     Attributes:
-        scores: of all n training samples.
-        test_ids: of the m queries.
-        method: that made them.
-        parameters: patterns of those attributed, as the module's author knows them.
-        stationarity: how far from a minimum over these parameters.
-        own: self-influence, if asked for.
+        scores: Scores of all n training samples.
+        test_ids: Ids of the m queries.
+        method: Method of the scores.
+        parameters: Patterns of the attributed parameters, in the names of the user's module.
+        stationarity: |∇J| over these parameters, and the share of one sample.
+        own: Rankings of the training samples by their own losses; None unless requested.
         data: SHA-256 of the training samples.
-        dtype: precision of the scoring.
+        dtype: Precision of the scoring.
         weights: SHA-256 of the module's state.
-        seconds: it took.
+        seconds: Duration of the scoring, seconds.
     """
 
     scores: Scores
@@ -54,6 +54,6 @@ class Snapshot:
 
 
 def ids_of(queries: Batch) -> tuple[int, ...]:
-    """The ids of test samples: their own, else their positions."""
+    """Returns the ids of test samples: those in the batch, else their positions."""
     ids = sample_ids(queries)
     return tuple(range(batch_size(queries))) if ids is None else tuple(ids.tolist())

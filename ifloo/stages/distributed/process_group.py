@@ -1,4 +1,4 @@
-"""The processes that share one pass over the training data: this one, or those of a ddp strategy."""
+"""Group of the processes that share one pass over the training data: one process, or those of a ddp strategy."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ from ifloo.errors import InputError, WorkError
 from ifloo.objective.out_of_memory import is_out_of_memory
 from ifloo.stages.distributed.watchdog import name_parent, watch_children, watch_parent
 
-if TYPE_CHECKING:  # it is not in every build of torch
+if TYPE_CHECKING:  # not in every build of torch
     from torch.distributed import ProcessGroup as TorchGroup
 
 T = TypeVar("T")
-_TRANSPORT = re.compile(r"gloo|nccl|connection (closed|reset)", re.IGNORECASE)  # what torch's own errors name
-MOVED_AT_ONCE = 16 << 20  # bytes of scores on their way between two processes
+_TRANSPORT = re.compile(
+    r"gloo|nccl|connection (closed|reset)", re.IGNORECASE
+)  # words in torch's errors of a lost connection
+MOVED_AT_ONCE = 16 << 20  # bytes of scores in one message between two processes
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """One process of `size`; the first one writes all files and says all there is to say.
+    """One process of a group of `size`; the first one writes all files and all messages.
 
     Attributes:
-        rank: of this process.
-        size: how many there are.
-        group: what they talk over; None where there is one. On the host, whatever the scores are made on: objects and
-            finished blocks end up there anyway.
+        rank: Rank of this process.
+        size: Number of processes.
+        group: Communication group of torch; None for a single process. It is always on the host, since objects and
+            finished blocks end up there, whatever device computes the scores.
     """
 
     rank: int = 0
@@ -42,7 +44,7 @@ class ProcessGroup:
 
     @classmethod
     def connect(cls, trainer: L.Trainer) -> ProcessGroup:
-        """The processes of a Trainer, started if they are not there and waited for. One alone touches no network."""
+        """Starts the processes of a Trainer unless they run already, and connects them; one process uses no network."""
         if trainer.world_size == 1:
             return cls()
         import torch.distributed as dist
@@ -56,7 +58,7 @@ class ProcessGroup:
             if trainer.local_rank > 0:
                 watch_parent()
             else:
-                watch_children(launcher.procs)  # none where another program has started the processes
+                watch_children(launcher.procs)  # empty if another program has started the processes
             meet_on_loopback(trainer)
             strategy.setup_environment()
 
@@ -66,16 +68,16 @@ class ProcessGroup:
         return cls(trainer.global_rank, trainer.world_size, dist.new_group(backend="gloo"))
 
     def close(self) -> None:
-        """Ends the talk: a process that leaves with it open may abort on its way out."""
+        """Destroys the group; a process that ends with an open group may abort."""
         if self.size > 1:
             import torch.distributed as dist
 
-            with suppress(RuntimeError):  # another process may be gone
+            with suppress(RuntimeError):  # another process may have ended
                 dist.destroy_process_group(self.group)
 
     @staticmethod
     def close_leftover() -> None:
-        """At the end of a program: whatever a Trainer still keeps open, whose threads may abort the process."""
+        """Destroys the group that a Trainer left open at the end of a program; its threads may abort the process."""
         import torch.distributed as dist
 
         if dist.is_available() and dist.is_initialized():
@@ -84,7 +86,7 @@ class ProcessGroup:
 
     @staticmethod
     def waiting(trainer: L.Trainer) -> bool:
-        """Whether the others are there already (torchrun, Slurm), and want to be told even that there is no work."""
+        """Returns whether other processes run already (torchrun, Slurm); they must be notified even without work."""
         if trainer.world_size == 1:
             return False
         environment: ClusterEnvironment = trainer.strategy.cluster_environment  # type: ignore[attr-defined]  # of ddp
@@ -95,22 +97,22 @@ class ProcessGroup:
         return self.rank == 0
 
     def share(self, count: int, unit: int = 1, of: int | None = None) -> slice:
-        """Which of `count` things in a row belong to a process (`of`; None: this one), in whole units; maybe none."""
+        """Returns the part of `count` items of process `of` (None: this one), in whole units; it may be empty."""
         rank, units = self.rank if of is None else of, -(-count // unit)
         start, stop = units * rank // self.size, units * (rank + 1) // self.size
         return slice(min(count, start * unit), min(count, stop * unit))
 
     @contextmanager
     def raise_together(self) -> Generator[None, None, None]:
-        """Work of each process by itself, after which all go on, or end with the error of the one that failed.
+        """Context for work without communication: if it fails in one process, it fails in all.
 
-        Without it the others would wait for the failed one in their next exchange.
+        Otherwise the other processes would wait for the failed one in their next exchange.
 
         Raises:
-            InputError: as in the process that failed.
-            WorkError: any other failure.
-            MemoryError: in all processes, when one had too little: they can try again with less.
-            SystemExit: in processes that are not the first; that one reports the error.
+            InputError: A process raised an InputError.
+            WorkError: A process failed in another way.
+            MemoryError: A process ran out of memory; raised in all processes, which can try again with smaller blocks.
+            SystemExit: Raised in all processes but the first, which reports the error.
         """
         failure: Exception | None = None
         try:
@@ -124,50 +126,50 @@ class ProcessGroup:
 
     @contextmanager
     def watch_peers(self) -> Generator[None, None, None]:
-        """Work in which a Trainer exchanges something by itself, where it would find that another process is gone.
+        """Context for work in which a Trainer communicates, and may find that another process has ended.
 
         Raises:
-            WorkError: in the first process, when one was lost.
-            RuntimeError: any other of the work.
-            SystemExit: in the others, when one was lost.
+            WorkError: A process was lost; raised in the first process.
+            RuntimeError: Any other RuntimeError of the work.
+            SystemExit: A process was lost; raised in all processes but the first.
         """
         try:
             yield
         except RuntimeError as error:
             if self.size > 1 and not isinstance(error, WorkError) and _TRANSPORT.search(str(error)):
-                self._end(error)
+                self._exit_after_loss(error)
             raise
 
     def broadcast(self, value: T) -> T:
-        """What the first process has, for all of them."""
+        """Returns the value of the first process, in all processes."""
         if self.size == 1:
             return value
         import torch.distributed as dist
 
         shared = [value]
-        with self._or_lost():
+        with self._detect_loss():
             dist.broadcast_object_list(shared, src=0, group=self.group)
         return shared[0]
 
     def all_gathered(self, value: T) -> list[T]:
-        """What each process has, by rank; small objects."""
+        """Returns the values of all processes, by rank; for small objects."""
         if self.size == 1:
             return [value]
         import torch.distributed as dist
 
-        found = [value] * self.size
-        with self._or_lost():
-            dist.all_gather_object(found, value, group=self.group)
-        return found
+        values = [value] * self.size
+        with self._detect_loss():
+            dist.all_gather_object(values, value, group=self.group)
+        return values
 
     def spread_rows(self, rows: Tensor, unit: int) -> Tensor:
-        """`[m, ...]` of which each process has filled the rows of its share (see `share`): filled by all."""
+        """Returns rows `[m, ...]` with the rows of all processes, each of which has filled its share (see `share`)."""
         if self.size == 1:
             return rows
         import torch.distributed as dist
 
         host = rows.cpu()
-        with self._or_lost():
+        with self._detect_loss():
             for rank in range(self.size):
                 part = host[self.share(len(rows), unit, of=rank)]
                 if len(part):
@@ -175,12 +177,12 @@ class ProcessGroup:
         return host.to(rows.device)
 
     def gather_columns(self, block: Tensor, n: int) -> None:
-        """Columns of all shares of n into the block of the first process, `[m, n]`; the others give `[m, own]`."""
+        """Copies the columns of all processes, `[m, own]`, into the block of the first process, `[m, n]`."""
         if self.size == 1:
             return
         import torch.distributed as dist
 
-        with self._or_lost():
+        with self._detect_loss():
             for rank in range(1, self.size):
                 columns = self.share(n, of=rank)
                 width = columns.stop - columns.start
@@ -197,27 +199,27 @@ class ProcessGroup:
                         dist.send(some.contiguous(), dst=0, group=self.group)
 
     def _agree(self, failure: Exception | None) -> None:
-        told = self.all_gathered(None if failure is None else _Failure.of(failure, self.rank))
-        failures = sorted((one for one in told if one is not None), key=lambda one: one.kind is MemoryError)
+        reports = self.all_gathered(None if failure is None else _Failure.of(failure, self.rank))
+        failures = sorted((one for one in reports if one is not None), key=lambda one: one.kind is MemoryError)
         if not failures:
             return
         worst = failures[0]
         if worst.kind is MemoryError:
             raise MemoryError(worst.text)
         if not self.first:
-            raise SystemExit(0)  # what matters is the exit code of the first, which reports the failure
+            raise SystemExit(0)  # the first process reports the failure, and its exit code counts
         if failure is not None and worst.rank == 0:
             raise failure
         raise worst.kind(f"process {worst.rank} of {self.size}: {worst.text}")
 
     @contextmanager
-    def _or_lost(self) -> Generator[None, None, None]:
+    def _detect_loss(self) -> Generator[None, None, None]:
         try:
             yield
         except RuntimeError as error:
-            self._end(error)
+            self._exit_after_loss(error)
 
-    def _end(self, error: RuntimeError) -> NoReturn:
+    def _exit_after_loss(self, error: RuntimeError) -> NoReturn:
         if not self.first:
             raise SystemExit(1) from error
         raise WorkError(

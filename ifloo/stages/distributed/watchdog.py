@@ -1,4 +1,4 @@
-"""No process of a group outlives the others: watches for ends that nobody announces (a kill, a crash at the start)."""
+"""Watchdog: stops this process when a peer process has died without notice (a kill, a crash at the start)."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ import time
 from collections.abc import Callable, Sequence
 
 PARENT = "IFLOO_PARENT"  # environment variable: id of the process that started this one
-PERIOD = 0.5  # seconds between two looks
-GRACE = 3.0  # seconds in which this process may find out by itself, and say it better
+PERIOD = 0.5  # seconds between two checks
+GRACE = 3.0  # seconds in which this process may detect the failure itself, with a better message
 
 
 def watch_children(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ends this process when one it started has failed: it would wait for that one forever."""
-    os.environ.pop(PARENT, None)  # they have it
+    """Ends this process when one that it started has failed, since it would wait for that one forever."""
+    os.environ.pop(PARENT, None)  # the children have it
     if children:
-        _in_background(lambda: _until_one_fails(children))
+        _in_background(lambda: _exit_after_failure(children))
 
 
 def name_parent() -> None:
-    """Lets the processes that this one is about to start know which one to end with, even if it ends before them."""
+    """Names this process to those that it starts next, so that they end with it, even if it ends before they run."""
     os.environ[PARENT] = str(os.getpid())
 
 
 def watch_parent() -> None:
-    """Ends this process with the one that started it; Ctrl-C is for that one to answer."""
+    """Ends this process when the one that started it ends; only that one handles Ctrl-C."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = int(os.environ.pop(PARENT, os.getppid()))  # torchrun and Slurm name none
+    parent = int(os.environ.pop(PARENT, os.getppid()))  # torchrun and Slurm set no such variable
 
-    def until_it_is_gone() -> None:
+    def exit_after_parent() -> None:
         while os.getppid() == parent:
             time.sleep(PERIOD)
         os._exit(1)
 
-    _in_background(until_it_is_gone)
+    _in_background(exit_after_parent)
 
 
-def _until_one_fails(children: Sequence[subprocess.Popen[bytes]]) -> None:
+def _exit_after_failure(children: Sequence[subprocess.Popen[bytes]]) -> None:
     while not (failed := [c for c in children if c.poll()]):
         if all(c.returncode == 0 for c in children):
             return
@@ -51,7 +51,7 @@ def _until_one_fails(children: Sequence[subprocess.Popen[bytes]]) -> None:
     how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
     print(
         f"ifloo: failed: process {rank} of {len(children) + 1} {how}.\n"
-        "  What it said stands above. Finished tests are kept; run the same command again.",
+        "  Its message is above. Finished tests are kept; run the same command again.",
         file=sys.stderr,
         flush=True,
     )

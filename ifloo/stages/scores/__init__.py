@@ -1,1 +1,1 @@
-"""Scores through a Trainer: the influence stage, its predict module, and what is stored of each test."""
+"""Scores through a Trainer: the influence stage, its predict module, and the records of each test."""

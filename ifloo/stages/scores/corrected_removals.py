@@ -1,4 +1,4 @@
-"""Removals predicted with the leverage of the removed sample counted in, for the samples that will be refitted."""
+"""Predictions of removals that account for the leverage of the removed sample, for the samples to refit."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ DEFINITIONS = (
 def correct_removals(
     engine: InfluenceEngine, queries: Batch, scored: Sequence[StoredInfluences], ids: Sequence[int], layout: Layout
 ) -> None:
-    """Writes, for each test scored, the corrected effects of removing these ids; ids already there are kept.
+    """Writes, for each scored test, the corrected effects of removing these ids; effects already stored are kept.
 
     Args:
-        engine: that made the scores, or one like it.
-        queries: the tests, in the order of `scored`.
-        scored: their scores.
-        ids: training samples.
-        layout: where files go.
+        engine: Engine of the scores, or one with the same settings.
+        queries: Batch of the tests, in the order of `scored`.
+        scored: Scores of the tests.
+        ids: Ids of the training samples to remove.
+        layout: Paths of the files.
 
     Raises:
-        InputError: the curvature is not that of a linear head, whose samples have a leverage.
-        SolveError: a solve that cannot be used.
+        InputError: The curvature is not that of a linear head, whose samples have a leverage.
+        SolveError: A solve failed.
     """
     head = head_of(engine.curvature)
-    there = {one.test_id: _there(layout, one) for one in scored}
-    missing = [i for i in ids if any(i not in found for found in there.values())]
+    stored = {one.test_id: _stored_effects(layout, one) for one in scored}
+    missing = [i for i in ids if any(i not in found for found in stored.values())]
     if not missing:
         return
-    engine.objective.losses.module.to(head.device)  # a Trainer takes it back to the host when it is done
+    engine.objective.losses.module.to(head.device)  # a Trainer moves the module back to the host at its end
     directions = engine.directions(to_device(queries, head.device, head.dtype))
     effects, leverages = removal_effects(head, engine.prepared, directions.value, missing)
     by_leverage = dict(zip(missing, leverages.tolist(), strict=True))
     for row, one, residual in zip(effects.tolist(), scored, directions.certificate.residual.tolist(), strict=True):
-        both = {**there[one.test_id], **{i: (e, by_leverage[i]) for i, e in zip(missing, row, strict=True)}}
-        stored = StoredRemovals(
+        both = {**stored[one.test_id], **{i: (e, by_leverage[i]) for i, e in zip(missing, row, strict=True)}}
+        record = StoredRemovals(
             one.test_id,
             np.array(list(both), dtype=np.int64),
             np.array([e for e, _ in both.values()]),
@@ -58,14 +58,14 @@ def correct_removals(
             DEFINITIONS,
             one.settings,
         )
-        removals.save(layout.removals(one.test_id), stored)
+        removals.save(layout.removals(one.test_id), record)
 
 
 def head_of(curvature: LinearOperator) -> LinearHead:
-    """The linear head behind a curvature.
+    """Returns the linear head behind a curvature.
 
     Raises:
-        InputError: it is of another kind, whose samples have no leverage of this form.
+        InputError: The curvature is of another kind, whose samples have no leverage of this form.
     """
     head = as_head(curvature)
     if head is None:
@@ -78,8 +78,8 @@ def head_of(curvature: LinearOperator) -> LinearHead:
     return head
 
 
-def _there(layout: Layout, scored: StoredInfluences) -> dict[int, tuple[float, float]]:
-    """Effects and leverages on disk, by id, if they belong to these scores."""
+def _stored_effects(layout: Layout, scored: StoredInfluences) -> dict[int, tuple[float, float]]:
+    """Reads the effects and leverages on disk, by id; empty if they belong to other scores."""
     path = layout.removals(scored.test_id)
     if not path.exists() or (found := removals.load(path)).settings != scored.settings:
         return {}

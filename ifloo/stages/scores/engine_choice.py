@@ -1,4 +1,4 @@
-"""From settings to an engine: which form the curvature takes, how products are formed, and one line that says so."""
+"""Choice of the engine from the settings: form of the curvature and of the products; both are logged."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 
 
 def curvature_at(settings: AttributionSettings, objective: Objective, theta: Tensor) -> LinearOperator:
-    """The curvature at θ, damped where damping is asked for.
+    """Returns the curvature at θ, with the damping of the settings.
 
-    Where the solver is left to `Auto` and none is named, H takes the form of a `LinearHead` if it can: the same matrix.
-    Beyond `HEAD_BYTES` it takes the general path, unless `LinearHead` is asked for.
+    If the solver is `Auto` and the settings name no curvature, H has the form of a `LinearHead` where possible: the
+    same matrix. A `LinearHead` of more than `HEAD_BYTES` is used only if the settings name it.
 
     Raises:
-        InputError: the curvature asked for does not serve this model.
+        InputError: The curvature of the settings does not support this model.
     """
     operator = _undamped(settings, objective, theta)
     return Damped(operator, settings.damping) if settings.damping else operator
@@ -46,12 +46,12 @@ def _undamped(settings: AttributionSettings, objective: Objective, theta: Tensor
 def products_of(
     settings: AttributionSettings, objective: Objective, theta: Tensor, curvature: LinearOperator
 ) -> Products:
-    """How ∇ℓ_i · v are formed."""
+    """Returns the form of the products ∇ℓ_i · v."""
     head = as_head(curvature)
     if head is None:
         return ForwardProducts(objective, theta, settings.batch_size)
-    wanted = settings.products_dtype
-    return HeadProducts(head, DTYPES[wanted] if wanted else None)
+    dtype = settings.products_dtype
+    return HeadProducts(head, DTYPES[dtype] if dtype else None)
 
 
 def engine_for(
@@ -62,10 +62,10 @@ def engine_for(
     mu: float | None,
     shown: bool = True,
 ) -> InfluenceEngine:
-    """The engine for so many right-hand sides; `mu` is a known lower bound on the eigenvalues of H.
+    """Returns the engine for a number of right-hand sides; `mu` is a known lower bound on the eigenvalues of H.
 
     Raises:
-        InputError: the curvature asked for does not serve this model, or no curvature does.
+        InputError: The curvature of the settings, or any curvature, does not support this model.
     """
     refuse_decoupled(objective.losses.module, "influence")
     curvature = curvature_at(settings, objective, theta)

@@ -1,4 +1,4 @@
-"""Scores by any method of attribution, into files: the way of those that are not the curvature at a minimum."""
+"""Scores by methods of attribution other than the curvature at a minimum, and their files."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ DEFINITIONS = (
 
 @dataclass(frozen=True)
 class MethodRun:
-    """Runs methods on one trained module.
+    """Run of methods on one trained module.
 
     Attributes:
-        module: the trained model.
-        datamodule: set up; gives `train_dataloader` and `test_batch(ids)`.
-        settings: of the attribution: parameters, precision, batch size.
-        layout: where files go.
-        device: to work on.
-        recorded: the training run, if it was recorded.
+        module: Trained model.
+        datamodule: Data module, already set up.
+        settings: Settings of the attribution: parameters, precision, batch size.
+        layout: Paths of the files.
+        device: Device of the computation.
+        recorded: Recorded training run; None if there is none.
     """
 
     module: L.LightningModule
@@ -67,11 +67,11 @@ class MethodRun:
     def score(
         self, method: Method, test_ids: Sequence[int], stamp: str, save: Callable[[StoredInfluences], None]
     ) -> None:
-        """Scores test samples in one pass and hands each over.
+        """Scores test samples in one pass, and calls `save` with the record of each.
 
         Raises:
-            InputError: the method needs what this model or run does not have.
-            WorkError: a number that cannot be trusted.
+            InputError: The method does not support this model, or needs a recorded run.
+            WorkError: A number cannot be trusted.
         """
         if not test_ids:
             return
@@ -82,10 +82,10 @@ class MethodRun:
             save(one)
 
     def further(self, test_ids: Sequence[int], compared: dict[str, JSON], overwrite: bool) -> None:
-        """Scores of the further methods, each into a folder of its own; what is there is kept.
+        """Scores by the methods in `settings.compare_with`, each into its own folder; scores already there are kept.
 
         Raises:
-            InputError: a method's folder holds scores of other settings.
+            InputError: The folder of a method holds scores of other settings.
         """
         for method in self.settings.compare_with:
             settings = {**compared, "method": settings_json(method)}
@@ -114,32 +114,33 @@ class MethodRun:
 
     @cached_property
     def trained(self) -> TrainedModel:
-        """The model where it is scored, with its run where that was recorded.
+        """The trained model on its device, with its recorded run if a method needs it.
 
         Raises:
-            InputError: a method needs the run, and there is none of this checkpoint; or a sample's loss is not its own.
+            InputError: A method needs a recorded run, and this checkpoint has none; or the loss of a sample depends on
+                other samples.
         """
-        # A copy: refits start from the module that was given, in its own precision and where it was.
+        # A copy, since refits start from the given module, in its own precision and on its device.
         module = detached(self.module).to(self.device, self.settings.torch_dtype)
         loader = self.datamodule.train_dataloader()
         objective = Objective.of(module, loader, self.settings.parameters, self.settings.batch_size)
         theta = objective.losses.theta()
-        preflight(objective, theta)  # the end of a run need be no minimum: each method says what it is a derivative of
+        preflight(objective, theta)  # the end of a run need not be a minimum: each method defines its own derivative
         return TrainedModel(objective, theta, self._run(theta))
 
     def _run(self, theta: Tensor) -> RecordedRun | None:
-        """The training run where a method needs it, and for self-influence where there is one."""
+        """Reads the recorded run if a method needs it; for self-influence, if there is one."""
         if self.recorded is None:
             return None
-        there = self.settings.self_influence and self.recorded.path.is_dir()
-        return self.recorded.read(theta) if there or self.settings.needs_run else None
+        usable = self.settings.self_influence and self.recorded.path.is_dir()
+        return self.recorded.read(theta) if usable or self.settings.needs_run else None
 
 
 def scores_there(path: Path, stamp: str, layout: Layout) -> StoredInfluences | None:
-    """The scores of these settings that are there; None: none.
+    """Reads the stored scores of these settings; None if the file does not exist.
 
     Raises:
-        InputError: scores are, and other settings made them.
+        InputError: The stored scores were computed with other settings.
     """
     if not path.exists():
         return None
@@ -152,7 +153,7 @@ def scores_there(path: Path, stamp: str, layout: Layout) -> StoredInfluences | N
 
 
 def stored_by_method(method: Method, scores: Scores, test_ids: Sequence[int], stamp: str) -> list[StoredInfluences]:
-    """The scores of a method, one record of each query; these are the tests with these ids."""
+    """Converts the scores of a method to one record for each query; `test_ids` are the ids of the queries."""
     scores = replace(scores, query_ids=torch.tensor(list(test_ids), dtype=torch.int64))
     means = torch.stack([row.double().mean() for row in scores.value])
     return stored_influences(ScoredBlock(scores, means), method.name, DEFINITIONS, stamp)

@@ -1,4 +1,4 @@
-"""From scores with a certificate to what is stored of each test."""
+"""Records that are stored of each test, from scores with a certificate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def stored_influences(block: ScoredBlock, method: str, definitions: str, settings: str) -> list[StoredInfluences]:
-    """The tests of a block, each as the record that a file holds; the scores may share the block's memory."""
+    """Converts a block to one record for each test; the scores may share the memory of the block."""
     scores, train_ids = block.scores, block.scores.train_ids.cpu().numpy().astype(np.int64)
     certificate = scores.certificate
     return [
@@ -42,7 +42,7 @@ def stored_influences(block: ScoredBlock, method: str, definitions: str, setting
 
 
 def indexed_test(stored: StoredInfluences, content: JSON) -> ScoredTest:
-    """What the index of all tests holds of a record, beside its place; `content` is the SHA-256 of the test sample."""
+    """Returns the entry of a record in the index of all tests; `content` is the SHA-256 of the test sample."""
     row: dict[str, JSON] = {
         "residual": stored.residual,
         "undamped_residual": stored.undamped_residual,
@@ -62,14 +62,14 @@ def _number(column: Tensor | None, k: int) -> float | None:
 
 
 def warn_of_fixed_steps(records: Sequence[StoredInfluences]) -> None:
-    """A warning for each test whose solver had no tolerance."""
+    """Logs a warning for each test whose solver had no tolerance."""
     for one in records:
         if one.status == Status.FIXED_STEPS.name:
             log.warning(_not_certified(f"test {one.test_id}", one))
 
 
 def warn_of_worst_fixed_steps(records: Sequence[StoredInfluences]) -> None:
-    """One warning for a block of tests whose solver had no tolerance, with the worst of them."""
+    """Logs one warning for a block of tests whose solver had no tolerance, with the worst of them."""
     fixed = [one for one in records if one.status == Status.FIXED_STEPS.name]
     if fixed:
         worst = max(fixed, key=lambda one: one.residual or 0.0)

@@ -1,4 +1,4 @@
-"""A reverse pass over a training run, kept on disk between segments, so that a killed one goes on."""
+"""File of a reverse pass over a training run, written between its segments, from which a killed pass resumes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ifloo.store.npz_record import Column, Record
 
 _PASS = Record(
     {
-        "theta": Column(None, ("test", "parameter")),  # and moment_0, moment_1, ... of the same form
+        "theta": Column(None, ("test", "parameter")),  # also moment_0, moment_1, ... of the same form
         "scores": Column(None, ("test", "training sample")),
         "stamp": Column(str),
         "step": Column(np.int64),
@@ -29,12 +29,12 @@ _PASS = Record(
 
 @dataclass(frozen=True)
 class ReverseCheckpointFile:
-    """One file that holds the last reverse pass; of other settings or tests, it is as if it were not there.
+    """File of the last state of a reverse pass; a state of other settings or tests is ignored.
 
     Attributes:
-        path: of the file.
-        stamp: of settings and tests.
-        device: where the pass goes on.
+        path: Path of the file.
+        stamp: Stamp of the settings and tests.
+        device: Device on which the pass resumes.
     """
 
     path: Path
@@ -42,7 +42,7 @@ class ReverseCheckpointFile:
     device: torch.device
 
     def load(self) -> ReverseState | None:
-        """The pass as it was last kept; None: none of these settings, or a damaged file."""
+        """Returns the last state; None if there is none of these settings, or the file is damaged."""
         try:
             found = _PASS.read(self.path)
         except InputError:
@@ -54,10 +54,10 @@ class ReverseCheckpointFile:
         return ReverseState(int(found["step"]), theta, moments, scores, float(found["distance"]))
 
     def keep(self, reverse: ReverseState) -> None:
-        """Takes the place of the last.
+        """Writes a state in place of the last one.
 
         Raises:
-            WorkError: the disk is full or not writable.
+            WorkError: The disk is full or not writable.
         """
         arrays = {f"moment_{k}": x.cpu().numpy() for k, x in enumerate(reverse.moments)}
         arrays |= {"theta": reverse.theta.cpu().numpy(), "scores": reverse.scores.cpu().numpy()}
@@ -65,7 +65,7 @@ class ReverseCheckpointFile:
         _PASS.write(self.path, arrays | numbers)
 
     def forget(self) -> None:
-        """It is done with."""
+        """Deletes the file at the end of the pass."""
         self.path.unlink(missing_ok=True)
 
     def _tensor(self, array: np.ndarray) -> Tensor:

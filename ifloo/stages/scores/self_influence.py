@@ -1,4 +1,4 @@
-"""What each training sample does to its own loss, into one file: a ranking in which wrong labels stand out."""
+"""Self-influence, the effect of each training sample on its own loss: a ranking in which wrong labels stand out."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from ifloo.stages.settings import AttributionSettings, settings_json
 from ifloo.store import JSON, Manifest, Section, StoredSelfInfluence, self_influence, settings_stamp
 
 log = logging.getLogger(__name__)
-DAMPING = 1e-3  # of the last layer's curvature, nats per squared parameter: definite under any penalty
-GRADIENTS_AT_ONCE = 100  # training samples whose gradients are formed together, p numbers each
-CHECKPOINTS = 10  # of the run, for TracIn
-FEW_PARAMETERS = 4096  # a matrix from as many products as this, if need be
+DAMPING = 1e-3  # damping of the last layer's curvature, nats per squared parameter: positive definite under any penalty
+GRADIENTS_AT_ONCE = 100  # training samples whose gradients, p numbers each, are computed together
+CHECKPOINTS = 10  # states of the run that TracIn uses
+FEW_PARAMETERS = 4096  # largest matrix that is formed from products, one for each column
 SECTION = "self_influence"
-NO_LAST_LAYER = "self-influence: no last linear layer with weights of its own, so none of it."
+NO_LAST_LAYER = "self-influence through the last layer: none, since that layer is missing or shares its weights."
 DEFINITIONS = (
     "self_influence[i]: (1/n) grad l_i^T H^-1 grad l_i with the curvature and damping of the scores, nats: the rise of "
     "the sample's own loss when it is removed, first order in its weight; residual: the worst |b - H x| / |b| of its "
@@ -51,29 +51,29 @@ DEFINITIONS = (
 
 
 def self_influences(run: MethodRun, compared: dict[str, JSON], overwrite: bool) -> None:
-    """Writes the file, if it is not there; TracIn's only where the training run was recorded.
+    """Writes the file of self-influence unless it exists; its TracIn values need a recorded training run.
 
     Args:
-        run: of the methods, on the trained model.
-        compared: settings of the model.
-        overwrite: replace a file of other settings.
+        run: Run of the methods on the trained model.
+        compared: Settings of the model.
+        overwrite: Whether a file of other settings is replaced.
 
     Raises:
-        InputError: there is a file of other settings.
-        SolveError: the curvature of the last layer is not positive definite.
+        InputError: The file exists and belongs to other settings.
+        SolveError: The curvature of the last layer is not positive definite.
     """
-    settings = {**compared, "damping": DAMPING, "checkpoints": CHECKPOINTS, **_of_the_scores(run.settings)}
+    settings = {**compared, "damping": DAMPING, "checkpoints": CHECKPOINTS, **_score_settings(run.settings)}
     path = run.layout.self_influence
     manifest = Manifest.at(run.layout.manifest)
     section = Section(manifest, SECTION, settings, {}, [path], run.layout.verdict_files)
     with section.opened(overwrite):
-        narrow = _narrow(run)
-        if not path.exists() or (narrow.trained.run is not None and self_influence.load(path).tracin is None):
-            self_influence.save(path, _stored(narrow, _at_minimum(run), settings_stamp(settings)))
+        small = _with_small_batches(run)
+        if not path.exists() or (small.trained.run is not None and self_influence.load(path).tracin is None):
+            self_influence.save(path, _stored(small, _at_minimum(run), settings_stamp(settings)))
 
 
-def _of_the_scores(settings: AttributionSettings) -> dict[str, JSON]:
-    """The settings of the scores that self-influence has too; none where the scores are not by curvature."""
+def _score_settings(settings: AttributionSettings) -> dict[str, JSON]:
+    """Returns the settings of the scores that self-influence shares; empty if the scores are not by curvature."""
     if settings.method is not None:
         return {}
     solver = {
@@ -84,20 +84,20 @@ def _of_the_scores(settings: AttributionSettings) -> dict[str, JSON]:
     return {"scores": solver}
 
 
-def _narrow(run: MethodRun) -> MethodRun:
-    """The same in batches of rows enough to be fast, and few enough for gradients of each."""
+def _with_small_batches(run: MethodRun) -> MethodRun:
+    """Returns the run with batches that are large enough to be fast and small enough for a gradient of each row."""
     return replace(run, settings=replace(run.settings, batch_size=min(run.settings.batch_size, GRADIENTS_AT_ONCE)))
 
 
 @dataclass(frozen=True)
 class _Exact:
-    """By the curvature and solver of the scores."""
+    """Self-influence by the curvature and solver of the scores, and losses of samples left out."""
 
     own: SelfInfluence
     left_out: Tensor | None
 
     def stored(self) -> dict[str, Any]:
-        """Fields of what is written."""
+        """Returns the fields of the stored record."""
         bound = self.own.error_bound
         return {
             "self_influence": _on_host(self.own.value),
@@ -109,7 +109,7 @@ class _Exact:
 
 
 def _at_minimum(run: MethodRun) -> _Exact | None:
-    """Self-influence as the scores are made, where n solves can be afforded: by a factor, or of a linear head."""
+    """Computes self-influence with the curvature of the scores, if n solves are cheap: a factor or a linear head."""
     if run.settings.method is not None:
         return None
     try:
@@ -127,7 +127,7 @@ def _at_minimum(run: MethodRun) -> _Exact | None:
 
 
 def _engine(run: MethodRun) -> InfluenceEngine | None:
-    """For n solves; None, with a line that says what they would cost, where there is no cheap way to them."""
+    """Returns the engine for n solves; None, with a logged estimate of their cost, if they would be expensive."""
     settings, objective, theta = run.settings, run.trained.objective, run.trained.theta
     curvature = curvature_at(settings, objective, theta)
     solver = _solver(settings.solver, curvature, objective.n)
@@ -144,24 +144,28 @@ def _engine(run: MethodRun) -> InfluenceEngine | None:
     return InfluenceEngine(objective, theta, curvature, solver, known, None, bar("factor"))
 
 
-def _solver(asked: Solver, curvature: LinearOperator, n: int) -> Solver:
-    """A factor where the choice is free and it can be had: it serves n solves, and the samples left out."""
-    if isinstance(asked, Auto):
+def _solver(configured: Solver, curvature: LinearOperator, n: int) -> Solver:
+    """Returns `Cholesky` if the solver is `Auto` and the factor fits: it serves n solves and the samples left out."""
+    if isinstance(configured, Auto):
         cost = curvature.structure.cost
         core = cost.size if as_head(curvature) and cost else None
         fits = (
-            curvature.size <= FEW_PARAMETERS if core is None else bytes_needed(core, curvature.dtype) <= asked.max_bytes
+            curvature.size <= FEW_PARAMETERS
+            if core is None
+            else bytes_needed(core, curvature.dtype) <= configured.max_bytes
         )
         if fits:
-            return Cholesky(asked.max_bytes, asked.rtol or default_rtol(AUTO_RTOL, curvature.dtype))
-    return asked.resolve(curvature, n)
+            return Cholesky(configured.max_bytes, configured.rtol or default_rtol(AUTO_RTOL, curvature.dtype))
+    return configured.resolve(curvature, n)
 
 
 def _left_out(engine: InfluenceEngine, own: SelfInfluence) -> Tensor | None:
-    """The losses of samples left out, of a linear head that each sample passes once, where there is a factor."""
+    """Computes the losses of samples left out; None unless a factor of a linear head with one row a sample exists."""
     head, factor = as_head(engine.curvature), engine.prepared
     if head is None or head.chunks[0].inputs.shape[1] > 1 or not isinstance(factor, PreparedCholesky):
-        log.info("self-influence: no losses of samples left out, which need a factor of a head that each passes once.")
+        log.info(
+            "self-influence: no losses of samples left out, which need a factored linear head with one row per sample."
+        )
         return None
     try:
         with ticking("losses when left out", "sample") as tick:
@@ -175,11 +179,11 @@ def _stored(run: MethodRun, exact: _Exact | None, stamp: str) -> StoredSelfInflu
     trained = run.trained
     tracin = None
     if trained.run is not None:
-        tracin = _told("tracin", lambda tick: tracin_self(trained, CHECKPOINTS, tick))
+        tracin = _with_bar("tracin", lambda tick: tracin_self(trained, CHECKPOINTS, tick))
     return StoredSelfInfluence(
         train_ids=trained.objective.data.ids.cpu().numpy().astype(np.int64),
-        loss=_told("loss", lambda tick: loss_ranking(trained.objective, trained.theta, tick)),
-        last_layer=_of_last_layer(run),
+        loss=_with_bar("loss", lambda tick: loss_ranking(trained.objective, trained.theta, tick)),
+        last_layer=_last_layer(run),
         tracin=tracin,
         damping=DAMPING,
         definitions=DEFINITIONS,
@@ -188,8 +192,8 @@ def _stored(run: MethodRun, exact: _Exact | None, stamp: str) -> StoredSelfInflu
     )
 
 
-def _of_last_layer(run: MethodRun) -> NDArray[np.float64] | None:
-    """Self-influence in the last layer, in 32 bits: a ranking needs no more, and a vocabulary has a large curvature."""
+def _last_layer(run: MethodRun) -> NDArray[np.float64] | None:
+    """Computes self-influence in the last layer, in 32 bits: enough for a ranking, and it halves a large curvature."""
     layer = last_linear_layer(run.module)
     if layer is None:
         log.info(NO_LAST_LAYER)
@@ -199,18 +203,18 @@ def _of_last_layer(run: MethodRun) -> NDArray[np.float64] | None:
     if (need := LinearHead.bytes_kept(trained.objective)) > HEAD_BYTES:
         log.warning("self-influence: none of the last layer, whose curvature would keep %.1f GiB.", need / 2**30)
         return None
-    return _told("last layer", lambda tick: last_layer_self(trained.objective, trained.theta, DAMPING, tick=tick))
+    return _with_bar("last layer", lambda tick: last_layer_self(trained.objective, trained.theta, DAMPING, tick=tick))
 
 
 def last_linear_layer(module: nn.Module) -> str | None:
-    """Gives the name of the last linear layer, None where there is none or its weights are not its own."""
-    own = {name for name, p in module.named_parameters() if p.requires_grad}  # tied weights go by another name
+    """Returns the name of the last linear layer; None if there is none, or if it shares its weights."""
+    own = {name for name, p in module.named_parameters() if p.requires_grad}  # tied weights have another name
     layers: list[str] = [name for name, layer in module.named_modules() if name and isinstance(layer, nn.Linear)]
     return layers[-1] if layers and f"{layers[-1]}.weight" in own else None
 
 
-def _told(name: str, work: Callable[[OnProgress], Tensor]) -> NDArray[np.float64]:
-    """Runs it under a bar."""
+def _with_bar(name: str, work: Callable[[OnProgress], Tensor]) -> NDArray[np.float64]:
+    """Runs `work` with a progress bar and returns its result on the host."""
     with ticking(f"self-influence, {name}", "sample") as tick:
         return _on_host(work(tick))
 

@@ -11,7 +11,7 @@ from ifloo.refit import WEIGHTS as REFITTED
 from ifloo.store import Layout, LossFile, LossRow
 from ifloo.verdict import Verdict, compare
 from ifloo.verdict.small_steps import ADVICE, WEIGHTS, SmallSteps
-from tests.report.results import ACTUAL, IDS, REMOVED, SCORES, Results, T
+from tests.verdict.results import ACTUAL, IDS, REMOVED, SCORES, Results, T
 
 TOP = REMOVED[:6].tolist()
 STEPPED = REMOVED[2:14]

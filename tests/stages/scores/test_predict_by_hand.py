@@ -21,7 +21,7 @@ from ifloo.objective import Objective
 from ifloo.solvers import CG
 from ifloo.stages import AttributionSettings, InfluencePredictor
 from tests.conftest import CHECKOUT
-from tests.stages.test_influence_run import N, digits
+from tests.stages.scores.test_influence_run import N, digits
 
 QUERIES = 3
 TIGHT = 1e-9  # of scores up to 0.01: both solves have residuals of at most 1e-10

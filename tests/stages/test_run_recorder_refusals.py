@@ -114,7 +114,7 @@ def test_layers_that_draw_nothing_are_recorded_and_replayed(folder, layer):
     theta = ParamSpace.of(module).values_of(module)
     objective = Objective.of(module.eval(), DataLoader(dataset(ids=True), batch_size=7))
     scores = Unrolled().scores(Attributed(objective, theta, folder.read(theta)), dataset(ids=True)[:2])
-    assert float(scores.residual.max()) <= 1e-9  # the replay ends where the fit did
+    assert float(scores.certificate.residual.max()) <= 1e-9  # the replay ends where the fit did
 
 
 def test_a_recurrent_layer_of_one_level_drops_nothing():

@@ -15,6 +15,7 @@ IDS = np.arange(N) * 7
 REMOVED = IDS[::2]
 CONTROLS = REMOVED[-8:].tolist()
 ACTUAL = -SCORES[::2] * 1.03 + 1e-5 * RNG.normal(size=len(REMOVED))
+CURVE = np.array([[1, 0.5], [2, 1e-3], [7, 2e-11]])
 BASE: dict[str, Any] = {"weights": "a" * 8, "data": "b" * 8, "objective": {"l2_reg": 0.01}}
 
 

@@ -8,18 +8,18 @@ import torch
 from torch import nn, optim
 
 from ifloo.doctor.finding import Finding, Severity
-from ifloo.doctor.fit_findings import of_lbfgs, of_recording, of_settings, optimizers_of
+from ifloo.doctor.fit_findings import lbfgs_findings, read_optimizers, recording_findings, settings_findings
 from ifloo.errors import InputError
-from tests.stages.patients import Stated, fit_of, loaded, trainer
+from tests.doctor.patients import Stated, fit_of, loaded, trainer
 
 
 def test_nothing_to_find():
-    assert of_settings(fit_of().settings) == []
-    assert of_settings(fit_of(precision="64-true").settings) == []
+    assert settings_findings(fit_of().settings) == []
+    assert settings_findings(fit_of(precision="64-true").settings) == []
 
 
 def test_reduced_precision():
-    assert of_settings(fit_of(precision="bf16-mixed").settings) == [
+    assert settings_findings(fit_of(precision="bf16-mixed").settings) == [
         Finding(
             "training in precision bf16-mixed",
             "trainer.precision",
@@ -32,7 +32,7 @@ def test_reduced_precision():
 
 
 def test_clipping_and_accumulation():
-    assert of_settings(
+    assert settings_findings(
         fit_of(gradient_clip_val=0.5, gradient_clip_algorithm="value", accumulate_grad_batches=2).settings
     ) == [
         Finding(
@@ -51,14 +51,14 @@ def test_clipping_and_accumulation():
             Severity.NOTE,
         ),
     ]
-    assert of_settings(fit_of(gradient_clip_val=1).settings)[0].what == "gradients clipped at norm 1"
+    assert settings_findings(fit_of(gradient_clip_val=1).settings)[0].what == "gradients clipped at norm 1"
 
 
 def test_what_a_checkpoint_was_fitted_with_comes_first():
-    assert [one.what for one in of_settings(fit_of(recorded={"precision": "16-mixed"}).settings)] == [
+    assert [one.what for one in settings_findings(fit_of(recorded={"precision": "16-mixed"}).settings)] == [
         "training in precision 16-mixed"
     ]
-    assert of_settings(fit_of(recorded={"precision": "32-true"}, precision="bf16-mixed").settings) == []
+    assert settings_findings(fit_of(recorded={"precision": "32-true"}, precision="bf16-mixed").settings) == []
 
 
 @pytest.mark.parametrize(
@@ -118,13 +118,13 @@ def raising(error):
             raise error
 
     module, fit = Raising(), fit_of()
-    return optimizers_of(module, fit)
+    return read_optimizers(module, fit)
 
 
 def test_optimizers_that_cannot_be_made():
     assert raising(RuntimeError("There is no world yet. Wait.")) == [
         Finding(
-            "optimizers that could not be looked at",
+            "optimizers that could not be examined",
             "Raising.configure_optimizers",
             "Whether they decay weights is not known: RuntimeError: There is no world yet.",
             "See to it that weight_decay is 0, or that J has the penalty that matches (½λ‖θ‖² for SGD and Adam).",
@@ -147,7 +147,7 @@ def test_optimizers_that_cannot_be_made():
 
 def test_lbfgs_on_no_fixed_function():
     module = Stated(optim.LBFGS)
-    assert of_lbfgs(fit_of(module, gradient_clip_val=1.0)) == [
+    assert lbfgs_findings(fit_of(module, gradient_clip_val=1.0)) == [
         Finding(
             "Optimizer lbfgs minimises one fixed function: it needs the full batch, no accumulation, no clipping and "
             "full precision; got 3 batches an epoch (batch_size < n); gradient_clip_val = 1.",
@@ -158,14 +158,14 @@ def test_lbfgs_on_no_fixed_function():
             Severity.FATAL,
         )
     ]
-    assert of_lbfgs(fit_of(module, loaded(batch_size=120))) == []
-    assert of_lbfgs(fit_of(Stated(), gradient_clip_val=1.0)) == []
+    assert lbfgs_findings(fit_of(module, loaded(batch_size=120))) == []
+    assert lbfgs_findings(fit_of(Stated(), gradient_clip_val=1.0)) == []
 
 
 def test_steps_that_cannot_be_recorded():
     module = Stated(functools.partial(optim.SGD, lr=0.1, weight_decay=0.1))
     module.layer = nn.Sequential(nn.Linear(4, 3, dtype=torch.float64), nn.Dropout(0.2))
-    found = of_recording(module, fit_of(module, accumulate_grad_batches=2))
+    found = recording_findings(module, fit_of(module, accumulate_grad_batches=2))
     assert found[0] == Finding(
         "accumulation over 2 batches, which no recorded step contains",
         "trainer, model",
@@ -183,4 +183,4 @@ def test_steps_that_cannot_be_recorded():
             "State it in the module's penalty, or choose methods that need no recorded run.",
         ),
     ]
-    assert of_recording(Stated(), fit_of(Stated())) == []
+    assert recording_findings(Stated(), fit_of(Stated())) == []

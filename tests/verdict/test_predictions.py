@@ -15,7 +15,7 @@ from ifloo.report.figures.methods import methods_comparison
 from ifloo.store import Layout, Manifest, influences
 from ifloo.verdict import Verdict, compare
 from tests.report.drawn import check_readable, texts_of
-from tests.report.results import ACTUAL, CONTROLS, IDS, REMOVED, SCORES, N, Results, T, stored
+from tests.verdict.results import ACTUAL, CONTROLS, IDS, REMOVED, SCORES, N, Results, T, stored
 
 NOISY = SCORES + 5e-4 * np.random.default_rng(2).normal(size=N)
 TOP = REMOVED[:6].tolist()
@@ -32,11 +32,11 @@ def test_their_files_are_found_in_the_order_of_their_names(results):
         results.add_method(name, NOISY)
     folder = results.layout.root / "methods"
     (folder / "leverage_corrected").mkdir()
-    assert list(results.layout.methods_there(T).items()) == [
+    assert list(results.layout.existing_methods(T).items()) == [
         ("gradient_dot", folder / "gradient_dot" / f"influences_test_{T}.npz"),
         ("tracin", folder / "tracin" / f"influences_test_{T}.npz"),
     ]
-    assert results.layout.methods_there(T + 1) == {}
+    assert results.layout.existing_methods(T + 1) == {}
 
 
 @pytest.mark.parametrize("removal", ["drop", "zero_weight"])

@@ -6,15 +6,15 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset, WeightedRandomSampler
 
 from ifloo.doctor.finding import Finding, Severity
-from ifloo.doctor.loader_findings import of_hooks, of_loader
+from ifloo.doctor.loader_findings import hook_findings, loader_findings
 from ifloo.objective.loaders import identified
-from tests.stages.patients import Data, Noisy, Stated, Stream, X, Y, dataset, loaded
+from tests.doctor.patients import Data, Noisy, Stated, Stream, X, Y, dataset, loaded
 
 WHERE = "Data.train_dataloader()"
 
 
 def of(loader):
-    return of_loader(loader, WHERE)
+    return loader_findings(loader, WHERE)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_few_samples():
         Finding(
             "40 training samples",
             WHERE,
-            "Each is 2.5% of J: a removal is a large step, and its derivative says less of it.",
+            "Each is 2.5% of J: a removal is a large step, which its derivative predicts less well.",
             "Take more samples, or trust the refits rather than the scores.",
             Severity.WARNING,
         )
@@ -189,7 +189,7 @@ class Normalising(Stated):
 
 
 def test_hooks_that_change_batches():
-    assert of_hooks(Normalising(), Changing()) == [
+    assert hook_findings(Normalising(), Changing()) == [
         Finding(
             "batches changed on their way from the loader to the model",
             "Normalising.on_before_batch_transfer, Normalising.transfer_batch_to_device, "
@@ -200,4 +200,4 @@ def test_hooks_that_change_batches():
             Severity.WARNING,
         )
     ]
-    assert of_hooks(Stated(), Data()) == of_hooks(L.LightningModule(), L.LightningDataModule()) == []
+    assert hook_findings(Stated(), Data()) == hook_findings(L.LightningModule(), L.LightningDataModule()) == []

@@ -6,7 +6,7 @@ from torch import nn
 
 from ifloo.doctor.finding import Finding, Severity, heaviest_first
 from ifloo.doctor.layer_findings import diagnose
-from tests.objective.peculiar import Classifier, Wrapping
+from tests.doctor.peculiar import Classifier, Wrapping
 
 
 def found(body, **how):

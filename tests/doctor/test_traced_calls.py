@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ifloo.doctor.finding import Finding, Severity
-from ifloo.doctor.forward_trace import undisturbed, watched
-from tests.objective.peculiar import BATCH, Classifier, run
+from ifloo.doctor.forward_trace import call_findings, undisturbed
+from tests.doctor.peculiar import BATCH, Classifier, run
 
 
 class Functional(nn.Module):
@@ -26,7 +26,7 @@ SDPA = "scaled_dot_product_attention"
 
 
 def seen(how):
-    return watched(Classifier(nn.Sequential(Functional(how))), BATCH, run)
+    return call_findings(Classifier(nn.Sequential(Functional(how))), BATCH, run)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_calls_that_are_no_finding(how):
 
 
 def test_layers_are_not_found_twice():
-    assert watched(Classifier(nn.Sequential(nn.Dropout(0.2), nn.BatchNorm1d(4), nn.RReLU())), BATCH, run) == []
+    assert call_findings(Classifier(nn.Sequential(nn.Dropout(0.2), nn.BatchNorm1d(4), nn.RReLU())), BATCH, run) == []
 
 
 def test_batch_norm_as_a_function():
@@ -112,7 +112,7 @@ class Logging(Classifier):
 
 def test_logging():
     module = Logging(nn.Identity())
-    assert watched(module, BATCH, run) == [
+    assert call_findings(module, BATCH, run) == [
         Finding(
             "self.log within the loss of a sample",
             "train_loss, largest, smallest",
@@ -131,10 +131,10 @@ def test_a_pass_that_cannot_be_watched():
 
     assert seen(needs_trainer) == [
         Finding(
-            "a pass in training mode that could not be watched",
+            "a pass in training mode that could not be traced",
             "Classifier",
             "Whether it draws random numbers or logs is not known: RuntimeError: Net is not attached to a `Trainer`.",
-            "If scoring runs nevertheless, none needed.",
+            "None needed if scoring runs nevertheless.",
             Severity.NOTE,
         )
     ]
@@ -148,7 +148,7 @@ def test_watching_leaves_hooks_and_random_numbers_as_they_were():
     np.random.seed(1)
     module = Classifier(nn.Sequential(nn.Dropout(0.5)))
     torch.manual_seed(1)
-    watched(module, BATCH, run)
+    call_findings(module, BATCH, run)
     with undisturbed():
         torch.rand(7), np.random.rand(7)
     assert torch.equal(torch.rand(3), expected)

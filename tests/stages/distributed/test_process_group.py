@@ -11,7 +11,7 @@ import pytest
 
 from ifloo.stages.distributed.process_group import ProcessGroup
 from tests.conftest import CHECKOUT, LONG
-from tests.stages import shared_pass
+from tests.stages.distributed import shared_pass
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])

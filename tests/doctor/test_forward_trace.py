@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from ifloo.doctor.finding import Finding, Severity
-from ifloo.doctor.forward_trace import changed_state, refused, watched
+from ifloo.doctor.forward_trace import call_findings, changed_state, derivative_findings
 from ifloo.doctor.layer_findings import diagnose
 from ifloo.errors import InputError
 from ifloo.models import LogisticRegression, MultimodalLM
 from ifloo.objective import FunctionalLosses, Objective, TrainingData, preflight
 from ifloo.params import ParamSpace
-from tests.objective.peculiar import BATCH, REFUSED_IN_PLACE, Classifier, Counting, run
+from tests.doctor.peculiar import BATCH, REFUSED_IN_PLACE, Classifier, Counting, run
 
 
 class InTraining(Counting):
@@ -34,7 +34,7 @@ class Averaging(nn.Module):
 def tried(module):
     changed = changed_state(module, BATCH, run)
     space = ParamSpace.of(module)
-    return refused(FunctionalLosses(module, space), space.values_of(module), BATCH, changed)
+    return derivative_findings(FunctionalLosses(module, space), space.values_of(module), BATCH, changed)
 
 
 @pytest.mark.parametrize(
@@ -190,10 +190,10 @@ def test_nothing_is_found_where_nothing_is_wrong(case):
     torch.manual_seed(0)
     module, batch = case()
     assert diagnose(module) == []
-    assert watched(module, batch, run) == []
+    assert call_findings(module, batch, run) == []
     assert changed_state(module, batch, run) == []
     space = ParamSpace.of(module)
-    assert refused(FunctionalLosses(module, space), space.values_of(module), batch, []) == []
+    assert derivative_findings(FunctionalLosses(module, space), space.values_of(module), batch, []) == []
 
 
 # Preflight, where torch.func fails.

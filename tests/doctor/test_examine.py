@@ -13,8 +13,8 @@ from ifloo.doctor import DoctorInput, Finding, Severity, examine
 from ifloo.doctor.examine import quick_checks
 from ifloo.errors import InputError
 from ifloo.models import Adapted
+from tests.doctor.patients import C, D, Data, N, Noisy, Plain, Stated, Stream, X, Y, dataset, loaded, losses, subject
 from tests.problems import Logistic
-from tests.stages.patients import C, D, Data, N, Noisy, Plain, Stated, Stream, X, Y, dataset, loaded, losses, subject
 
 
 def found(*arguments, **settings):

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 
 from ifloo.stages import InfluenceCallback
-from tests.stages.fits import Stated, fitted, loader, samples
+from tests.stages.callback.fits import Stated, fitted, loader, samples
 
 
 def main(devices: int, variant: str, folder: str) -> None:

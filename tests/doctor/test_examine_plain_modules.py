@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from ifloo.doctor.examine import examine
 from ifloo.doctor.finding import Finding, Severity
 from ifloo.models import Adapted
-from tests.stages.patients import Plain, X, Y, losses, subject
+from tests.doctor.patients import Plain, X, Y, losses, subject
 
 STEP_NOTE = Finding(
     "losses of samples taken from training_step, on batches of one",

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from ifloo.attribution import Unrolled
 from ifloo.doctor.examine import DoctorInput
-from ifloo.doctor.fit_findings import Fit, optimizers_of
+from ifloo.doctor.fit_findings import Fit, read_optimizers
 from ifloo.models import Adapted, SampleLossModule
 from ifloo.stages import AttributionSettings
 
@@ -119,5 +119,5 @@ def fit_of(module=None, loader=None, recorded=None, **settings):
     fit = Fit(trainer(**settings), loaded() if loader is None else loader, recorded or {})
     if module is not None:
         module.trainer = fit.stand_in
-        assert optimizers_of(module, fit) == []
+        assert read_optimizers(module, fit) == []
     return fit

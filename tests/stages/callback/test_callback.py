@@ -22,7 +22,7 @@ from ifloo.objective import Objective
 from ifloo.solvers import CG, SolveError
 from ifloo.stages import InfluenceCallback
 from ifloo.store import Manifest, influences, self_influence
-from tests.stages.fits import EPOCHS, Augmented, N, Plain, Stated, fitted, loader, losses_of, samples
+from tests.stages.callback.fits import EPOCHS, Augmented, N, Plain, Stated, fitted, loader, losses_of, samples
 
 QUERIES = samples(2, seed=1)[:]
 

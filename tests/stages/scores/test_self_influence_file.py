@@ -19,7 +19,7 @@ from ifloo.stages.scores import self_influence as stage
 from ifloo.stages.scores.self_influence import CHECKPOINTS, DAMPING
 from ifloo.stages.settings import settings_json
 from ifloo.store import Manifest, self_influence, settings_stamp
-from tests.stages.test_influence_run import N, digits, run
+from tests.stages.scores.test_influence_run import N, digits, run
 
 ASKED = {"test_ids": [0], "self_influence": True}
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.conftest import CHECKOUT, LONG
-from tests.stages import shared_listeners
+from tests.stages.distributed import shared_listeners
 
 
 def met(**environment: str) -> list[dict]:

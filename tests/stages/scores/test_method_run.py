@@ -12,7 +12,7 @@ from ifloo.errors import InputError
 from ifloo.stages import AttributionSettings
 from ifloo.stages.scores.other_methods import MethodRun
 from ifloo.store import Layout, Manifest, RunFolder, influences
-from tests.stages.test_influence_run import N, digits, run
+from tests.stages.scores.test_influence_run import N, digits, run
 
 COMPARED = {"model": "LogisticRegression", "weights": "abc"}
 
@@ -150,7 +150,7 @@ def test_one_name_twice(method, further):
     with pytest.raises(InputError) as caught:
         AttributionSettings(method=method, compare_with=further)
     assert str(caught.value) == (
-        "attribution.method and attribution.further hold random twice.\n"
+        "attribution.method and attribution.compare_with hold random twice.\n"
         "  Each needs a name of its own: leave one out, or give another label."
     )
 

@@ -7,14 +7,14 @@ import torch
 from torch import optim
 
 from ifloo.doctor.finding import Finding, Severity
-from ifloo.doctor.fit_findings import of_decay
+from ifloo.doctor.fit_findings import decay_findings
 from ifloo.models import Adapted
 from ifloo.models.decay import COUPLED, decoupled
-from tests.stages.patients import SGD, Plain, Stated, fit_of, loaded
+from tests.doctor.patients import SGD, Plain, Stated, fit_of, loaded
 
 
 def decay(module, trained=False, recorded=False):
-    return of_decay(module, fit_of(module), trained, recorded)
+    return decay_findings(module, fit_of(module), trained, recorded)
 
 
 @pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.NAdam])

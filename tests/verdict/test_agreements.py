@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,12 +18,12 @@ from ifloo.verdict import compare
 from ifloo.verdict.agreements import reason_for_none
 from tests.report.boards import OTHER, Board, Data, add_test
 from tests.report.html_pages import Reader
-from tests.report.results import ACTUAL, CONTROLS, REMOVED, SCORES, N, Results, T
+from tests.verdict.results import ACTUAL, CONTROLS, REMOVED, SCORES, N, Results, T
 
 NOISY = SCORES + 5e-4 * np.random.default_rng(2).normal(size=N)
 VERDICT = (
-    *("agreements", "base_model", "verdict", "methods", "groups", "pooled"),
-    *("smoothness", "mislabels", "extremes"),
+    *("agreements", "base_model", "comparison", "extremes", "group_effects"),
+    *("label_errors", "pooled", "predictions", "small_steps", "unverified"),
 )
 EQUAL = "all actual changes are 0.001 nats"
 
@@ -115,7 +114,7 @@ def test_the_order_in_which_refits_finished_changes_nothing(results, tmp_path):
     for turn in (1, -1):
         run(results, tmp_path, (T, OTHER))
         said.append((results.layout.verdict.read_bytes(), results.layout.report.read_bytes()))
-        for path in results.layout.losses_there():
+        for path in results.layout.existing_losses():
             path.write_text("".join(path.read_text().splitlines(keepends=True)[::-turn]))
     assert said[0] == said[1]
     assert set(json.loads(said[0][0])["tests"][str(T)]) >= {"pearson_ci", "small_steps", "seed_spread", "methods"}
@@ -214,25 +213,13 @@ def test_the_reasons():
 # Of one base model.
 
 
-def test_the_statistics_need_no_drawing(tmp_path):
+def test_the_statistics_need_no_drawing():
     """What is published as a number imports no Trainer, no picture, no page and no floor above."""
-    room = Path(ifloo.agreement.__file__).parent / "report"
-    names = [*VERDICT, "html.unverified"]
-    code = (
-        "import sys, types\n"
-        "for name, path in (('ifloo.report', sys.argv[1]), ('ifloo.report.html', sys.argv[1] + '/html')):\n"
-        "    sys.modules[name] = types.ModuleType(name)\n"
-        "    sys.modules[name].__path__ = [path]\n"
-        "import importlib\n"
-        "for name in sys.argv[2:]:\n"
-        "    importlib.import_module('ifloo.report.' + name)\n"
-        "print(*sys.modules)"
-    )
-    shown = subprocess.run([sys.executable, "-c", code, str(room), *names], capture_output=True, text=True, check=True)
+    code = "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\nprint(*sys.modules)"
+    names = [f"ifloo.verdict.{name}" for name in VERDICT]
+    shown = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=True)
     loaded = set(shown.stdout.split())
-    assert {f"ifloo.report.{name}" for name in names} <= loaded
+    assert set(names) == {name for name in loaded if name.startswith("ifloo.verdict.")}
     heavy = ("lightning", "pytorch_lightning", "matplotlib", "tensorboard", "jinja2", "PIL")
-    above = ("ifloo.stages", "ifloo.refit", "ifloo.models", "ifloo.data", "ifloo.cli")
+    above = ("ifloo.stages", "ifloo.refit", "ifloo.report", "ifloo.doctor", "ifloo.models", "ifloo.data", "ifloo.cli")
     assert not [name for name in (*heavy, *above) if name in loaded]
-    ours = {name for name in loaded if name.startswith("ifloo.report.")} - {"ifloo.report.html"}
-    assert ours == {f"ifloo.report.{name}" for name in names}

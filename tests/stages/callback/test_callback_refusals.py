@@ -22,7 +22,7 @@ from ifloo.solvers import Cholesky
 from ifloo.stages import InfluenceCallback
 from ifloo.store import Manifest, influences
 from tests.conftest import CHECKOUT
-from tests.stages.fits import N, Plain, Stated, fitted, loader, losses_of, samples
+from tests.stages.callback.fits import N, Plain, Stated, fitted, loader, losses_of, samples
 
 QUERIES = samples(2, seed=1)[:]
 
@@ -66,7 +66,7 @@ class NoLength(IterableDataset):
             {"method": TracIn()},
             "InfluenceCallback: method tracin needs the recorded training run, which is whole after the fit.\n"
             "  Leave method out (the last layer), give one that needs no run, such as GradientDot(), or give a "
-            "CurvatureRoute its damping.",
+            "InfluenceFunction its damping.",
         ),
     ],
 )
@@ -81,7 +81,7 @@ def test_a_curvature_route_with_its_damping_needs_no_run():
 
 
 def test_a_missing_last_layer_is_a_matter_of_the_scores_alone(tmp_path, caplog):
-    with caplog.at_level("INFO"), pytest.raises(InputError, match="last linear layer unless told otherwise"):
+    with caplog.at_level("INFO"), pytest.raises(InputError, match="last linear layer by default"):
         fitted(Headless(), loader(), [InfluenceCallback(QUERIES)], tmp_path, max_epochs=1)
     assert not [text for text in caplog.messages if "self-influence" in text]
 
@@ -91,7 +91,9 @@ def test_a_missing_last_layer_leaves_self_influence_out(tmp_path, caplog):
     with caplog.at_level("INFO", "ifloo"):
         fitted(Headless(), loader(), [asked], tmp_path, max_epochs=1)
     named = [text for text in caplog.messages if "self-influence" in text]
-    assert set(named) == {"self-influence: no last linear layer with weights of its own, so none of it."}
+    assert set(named) == {
+        "self-influence through the last layer: none, since that layer is missing or shares its weights."
+    }
 
 
 FITS: dict[str, tuple[Any, Any, Any, str]] = {
@@ -99,7 +101,7 @@ FITS: dict[str, tuple[Any, Any, Any, str]] = {
         Headless,
         loader,
         {},
-        "InfluenceCallback scores through the last linear layer unless told otherwise, and Headless ends in none with "
+        "InfluenceCallback scores through the last linear layer by default, and Headless ends in none with "
         "trainable weights of its own.\n  Give another method, such as method=GradientDot() of ifloo.attribution, or "
         "parameters=['name.*'] of one nn.Linear.",
     ),
@@ -169,8 +171,8 @@ FITS: dict[str, tuple[Any, Any, Any, str]] = {
         loader,
         {},
         "Locked cannot be copied (copy.deepcopy): TypeError: cannot pickle '_thread.lock' object\n"
-        "  Influence is scored on a copy, so that the fit never notices. Keep what cannot be copied (files, locks) out "
-        "of the module.",
+        "  Influence is scored on a copy, so that the fit does not change. Keep objects that cannot be copied "
+        "(files, locks) out of the module.",
     ),
 }
 

@@ -11,7 +11,7 @@ from ifloo.cli import tables
 from ifloo.report import Reporter
 from ifloo.store import Layout
 from ifloo.verdict import Verdict, compare, pooled
-from tests.report.results import ACTUAL, REMOVED, SCORES, N, Results, T
+from tests.verdict.results import ACTUAL, REMOVED, SCORES, N, Results, T
 
 TOP = REMOVED[:6].tolist()
 NOISY = SCORES + 5e-4 * np.random.default_rng(2).normal(size=N)

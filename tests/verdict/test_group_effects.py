@@ -7,7 +7,7 @@ from ifloo.cli import tables
 from ifloo.errors import InputError
 from ifloo.store import GroupFile, GroupRow, Layout, LossFile, LossRow
 from ifloo.verdict import Verdict, compare
-from tests.report.results import IDS, REMOVED, SCORES, Results, T
+from tests.verdict.results import IDS, REMOVED, SCORES, Results, T
 
 TOP = REMOVED[:6].tolist()
 GROUPS = {"top_10pct": IDS[[3, 5, 8, 30]].tolist(), "random_10pct": IDS[[1, 2, 9, 20]].tolist()}
