@@ -1,4 +1,8 @@
-"""Floor 4: from queries to scores."""
+"""Floor 4: attribution, from queries to scores.
+
+`InfluenceEngine` and `Scores` are the core. Each method (`GradientDot`, `TracIn`, `Unrolled`, ...) is one file;
+`method.py` states their interface, `recorded.py` the training run that some of them replay.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Influence functions as they are used where J has no minimum at hand: another curvature, damped, or few parameters."""
+"""Influence functions away from a minimum of J: with another curvature, damping, or a subset of the parameters."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers import CG, Solver
 
 log = logging.getLogger(__name__)
-HEAD_BYTES = 4 << 30  # of inputs and output curvatures that a linear head may keep
+HEAD_BYTES = 4 << 30  # largest memory for the inputs and output curvatures that a linear head keeps
 
 
 @dataclass(frozen=True)
 class InfluenceFunction(Method):
     """−(1/n) ∇L_tᵀ (C + δI)⁻¹ ∇ℓ_i at θ̂, nats per unit weight, C a curvature of J with its penalty.
 
-    Residuals, on the full data, are of the damped system and of the undamped one.
+    The certificate holds the residuals, on the full data, of both the damped and the undamped system.
 
     Source: Koh & Liang 2017, arXiv:1703.04730, eq. (2); Gauss-Newton in place of the Hessian: Martens 2014,
     arXiv:1412.1193. δ = 1/Σ rates: training for a time τ = Σ rates fits a direction of curvature h by 1 − exp(−τh),
     and a ridge of 1/τ by h/(h + 1/τ) (Ali, Kolter & Tibshirani 2019, arXiv:1810.10082).
 
     Attributes:
-        label: `name` of these settings, such as `gauss_newton`, `last_layer`, `lissa`.
-        curvature: C of an objective at θ: `GaussNewton`, `Hessian`, `LinearHead`.
-        damping: δ, nats per squared parameter; None: one over how far the recorded run went, Σ learning rate x gain of
-            the update (`training_time`).
-        solver: of (C + δI) x = ∇L_t.
-        parameters: shell-style patterns of the parameters θ consists of; the others stay at θ̂. `*`: those of the
-            objective.
+        label: Name of the method with these settings, such as `gauss_newton`, `last_layer`, `lissa`.
+        curvature: Class that builds C from an objective and θ: `GaussNewton`, `Hessian`, `LinearHead`.
+        damping: δ, nats per squared parameter. None takes one over the training time of the recorded run, the sum of
+            learning rate x gain of the update (`training_time`).
+        solver: Solver of (C + δI) x = ∇L_t.
+        parameters: Shell-style patterns of the parameters that θ consists of; all others stay at θ̂. `*` matches every
+            parameter of the objective.
     """
 
     label: str
@@ -71,17 +71,17 @@ class InfluenceFunction(Method):
             curvature = Damped(operator, damping) if damping else operator
             head = as_head(curvature)
             solver = self.solver.resolve(curvature, batch_size(queries))
-            by = HeadProducts(head) if head else None
-            engine = InfluenceEngine(objective, theta, curvature, solver, None, by)
+            products = HeadProducts(head) if head else None
+            engine = InfluenceEngine(objective, theta, curvature, solver, None, products)
             directions = engine.directions(queries)
             chunks = (engine.of(directions, chunk) for chunk in engine.products.chunks())
             value = concatenate_chunks(chunks, objective.n, tick)
         return Scores(value, objective.data.ids, directions.query_ids, directions.certificate)
 
     def _refuse_large_head(self, objective: Objective) -> None:
-        made = self.curvature
+        curvature = self.curvature
         # The command line wraps a class into a partial of its settings.
-        if LinearHead not in (made.args if isinstance(made, functools.partial) else (made,)):
+        if LinearHead not in (curvature.args if isinstance(curvature, functools.partial) else (curvature,)):
             return
         if (need := LinearHead.bytes_kept(objective)) > HEAD_BYTES:
             raise InputError(
@@ -99,16 +99,16 @@ class InfluenceFunction(Method):
                 f"without one.\n  Give damping, in nats per squared parameter (0 at a minimum of J). {HOW_TO_RECORD}, "
                 "and it is found."
             )
-        found = 1 / training_time(run)
-        log.info("%s: damping %.3g, one over the sum of the learning rates of %d steps.", self.label, found, run.steps)
-        return found
+        delta = 1 / training_time(run)
+        log.info("%s: damping %.3g, one over the sum of the learning rates of %d steps.", self.label, delta, run.steps)
+        return delta
 
 
 def refuse_decoupled(module: nn.Module, label: str) -> None:
-    """Curvature is that of J, which does not hold what an optimizer does beside the gradient.
+    """Checks that the optimizer decays no weights outside of J, since the curvature of J does not contain such a decay.
 
     Raises:
-        InputError: the model was trained with decoupled weight decay.
+        InputError: If the model was trained with decoupled weight decay.
     """
     decay = contract_of(module).decoupled_decay
     if decay > 0:

@@ -1,4 +1,4 @@
-"""The influence engine: queries in, certified scores out."""
+"""The influence engine: certified scores of all training samples for a batch of queries."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Directions:
     """H⁻¹∇L_t of each query, with the certificate of the solve.
 
     Attributes:
-        value: `[m, p]`.
-        query_ids: `[m]`.
-        certificate: of the solves.
+        value: H⁻¹∇L_t, `[m, p]`.
+        query_ids: Ids of the queries, `[m]`.
+        certificate: Certificate of the solves.
     """
 
     value: Float[Tensor, "m p"]
@@ -50,11 +50,10 @@ class InfluenceEngine:
         objective: J(θ; 1) over all training samples.
         theta: θ̂, `[p]`.
         curvature: H, or `Damped(H, δ)`, or another operator in its place.
-        solver: of (H + δI) x = ∇L_t.
-        strong_convexity: a known lower bound on the eigenvalues of the undamped curvature, for error bounds; None:
-            unknown.
-        by: how products with the training gradients are formed; None: by forward-mode derivatives.
-        tick: told how far the solver's preparation is.
+        solver: Solver of (H + δI) x = ∇L_t.
+        strong_convexity: Lower bound on the eigenvalues of the undamped curvature, for error bounds; None if unknown.
+        by: Products with the training gradients; None forms them by forward-mode derivatives.
+        tick: Callback that receives the progress of the solver's preparation.
     """
 
     objective: Objective
@@ -66,20 +65,20 @@ class InfluenceEngine:
     tick: OnProgress = no_progress
 
     def scores(self, queries: Batch) -> Scores:
-        """Scores of all n training samples against a batch of m queries.
+        """Computes the scores of all n training samples for a batch of m queries.
 
         Raises:
-            SolveError: a query's solve failed, missed its tolerance or diverged.
+            SolveError: If a query's solve failed, missed its tolerance or diverged.
         """
         directions = self.directions(queries)
         value = torch.cat([self.of(directions, chunk) for chunk in self.products.chunks()], dim=1)
         return Scores(value, self.products.ids, directions.query_ids, directions.certificate)
 
     def directions(self, queries: Batch) -> Directions:
-        """H⁻¹∇L_t of each query.
+        """Computes H⁻¹∇L_t of each query.
 
         Raises:
-            SolveError: a query's solve failed, missed its tolerance or diverged.
+            SolveError: If a query's solve failed, missed its tolerance or diverged.
         """
         m = batch_size(queries)
         size = max(QUERY_BLOCK, self.prepared.at_once)
@@ -95,30 +94,30 @@ class InfluenceEngine:
         )
 
     def of(self, directions: Directions, samples: Batch) -> Float[Tensor, "m b"]:
-        """s[t, i] of some samples: a chunk of `products`, or a batch of any."""
+        """Computes s[t, i] of some samples: those of a chunk of `products`, or of any batch."""
         return self.products.of(samples, directions.value) / -self.objective.n
 
     @cached_property
     def products(self) -> Products:
-        """∇ℓ_i · v of the training samples."""
+        """Products ∇ℓ_i · v of the training samples i with directions v."""
         return self.by or ForwardProducts(self.objective, self.theta)
 
     @cached_property
     def prepared(self) -> Prepared:
-        """The solver made ready for the curvature: its work is shared by all queries."""
+        """Solver prepared for the curvature; all queries share this preparation."""
         with scoring(self.objective.losses.module):
             return self.solver.prepare(self.curvature, self.tick)
 
     @cached_property
     def largest_gradient(self) -> float:
-        """max_i ‖∇ℓ_i(θ̂)‖ over the training samples."""
+        """Largest ‖∇ℓ_i(θ̂)‖ over the training samples."""
         return self.products.largest_gradient()
 
     def _solved(self, gradients: Float[Tensor, "b p"], first: int, m: int) -> tuple[Float[Tensor, "b p"], Certificate]:
-        """The directions of one block of queries and their certificate."""
-        with recording(self.prepared) as told:
+        """Solves for one block of queries; returns their directions and certificate."""
+        with recording(self.prepared) as curve:
             solution = self.prepared.solve(gradients).require(first, m)
-        return solution.value, self._certificate(solution, gradients, told.ended(solution))
+        return solution.value, self._certificate(solution, gradients, curve.ended(solution))
 
     def _certificate(self, solution: Solution, gradients: Float[Tensor, "m p"], curve: Tensor) -> Certificate:
         damping = self.curvature.damping if isinstance(self.curvature, Damped) else 0.0

@@ -1,4 +1,4 @@
-"""Cosines of gradients: alike in direction, whatever their length."""
+"""Cosine similarity of gradients: their directions compared, regardless of their lengths."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ifloo.objective.functional import scoring
 from ifloo.objective.ids import query_ids
 from ifloo.progress import OnProgress, no_progress
 
-BYTES_AT_ONCE = 64 << 20  # of training gradients
+BYTES_AT_ONCE = 64 << 20  # memory for the training gradients formed at a time
 
 
 @dataclass(frozen=True)
 class GradientCosine(Method):
     """−cos(∇L_t(θ̂), ∇ℓ_i(θ̂)), 0 where either gradient is 0.
 
-    Dimensionless, between −1 and 1: a ranking, not an effect in nats. Samples of large loss do not outweigh the others.
-    Lengths need the gradients themselves, which are formed a few at a time and not kept.
+    The score is dimensionless, between −1 and 1: a ranking, not an effect in nats. Samples of large loss do not
+    outweigh the others. Lengths require the gradients themselves, which are formed a few at a time and not kept.
 
     Source: Charpiat et al. 2019 (Input similarity from the neural network perspective), the normalised kernel of
     gradients, here of the losses.
@@ -44,6 +44,6 @@ class GradientCosine(Method):
 
 
 def _unit(gradients: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
-    """Each row divided by its length; a row of zeros stays."""
+    """Divides each row by its length; a row of zeros stays zero."""
     lengths = gradients.norm(dim=1, keepdim=True)
     return gradients / torch.where(lengths > 0, lengths, 1.0)

@@ -1,4 +1,4 @@
-"""Products of gradients: what the influence function becomes with the identity in place of the curvature."""
+"""Dot products of gradients: the influence function with the identity in place of the curvature."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ifloo.progress import OnProgress, no_progress
 class GradientDot(Method):
     """−(1/n) ∇L_t(θ̂)·∇ℓ_i(θ̂): the change of L_t along one step of gradient descent on sample i.
 
-    In nats per unit weight where every direction has a curvature of 1 nat per squared parameter; elsewhere a ranking,
-    whose size says nothing of an effect.
+    The score is in nats per unit weight if every direction has a curvature of 1 nat per squared parameter. Otherwise it
+    is a ranking, and its size does not predict the size of an effect.
 
     Source: Charpiat et al. 2019 (Input similarity from the neural network perspective), the kernel of gradients
     before normalisation, here of the losses.

@@ -1,4 +1,4 @@
-"""Products with the training gradients of a linear head: outer products, so that everything is one matrix product."""
+"""Products with the training gradients of a linear head, which are outer products: all work is matrix products."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ifloo.attribution.products import ForwardProducts, Products
 from ifloo.curvature import LinearHead
 from ifloo.objective.batches import Batch
 
-GRADIENT_BYTES = 16 << 20  # bytes of gradients, or of their factors, formed at once
+GRADIENT_BYTES = 16 << 20  # memory for the gradients, or their factors, formed at a time
 
 
 class Piece(NamedTuple):
@@ -26,25 +26,25 @@ class Piece(NamedTuple):
 
 
 class HeadProducts(Products):
-    """∇ℓ_i = Σ_t r_it ⊗ x_it in the coordinates of the head's core, 2 n q m operations for m directions.
+    """Products with ∇ℓ_i = Σ_t r_it ⊗ x_it in the coordinates of the head's core: 2 n q m operations for m directions.
 
-    For few directions x·V is contracted with r; for many the gradients of a block are formed and multiplied.
+    With few directions, x·V is contracted with r. With many, the gradients of a block are formed and multiplied.
     """
 
     name: ClassVar[str] = "matrix products (linear head)"
 
     def __init__(self, head: LinearHead, dtype: torch.dtype | None = None) -> None:
-        """Of a head.
+        """Converts what the head keeps to the dtype of the products.
 
         Args:
-            head: holds the inputs and residuals of all training samples.
-            dtype: of the products; None: that of the head.
+            head: Linear head, which holds the inputs and residuals of all training samples.
+            dtype: Precision of the products; None takes that of the head.
         """
         self.head, self.dtype = head, dtype or head.dtype
         self.inputs = [c.inputs.to(self.dtype) for c in head.chunks]
         self.residuals = [(c.residuals @ head.basis).to(self.dtype) for c in head.chunks]
         if torch.finfo(self.dtype).eps > torch.finfo(head.dtype).eps:
-            # With probability above 1 - 1e-3 for a sum of q products: Higham & Mary 2019, thm 3.1, λ = 6.
+            # Holds with probability above 1 - 1e-3 for a sum of q products: Higham & Mary 2019, thm 3.1, λ = 6.
             self.rounding = 6 * head.core_size**0.5 * torch.finfo(self.dtype).eps / 2
         self._reduced: tuple[Tensor, Tensor] | None = None
 
@@ -62,11 +62,11 @@ class HeadProducts(Products):
     def loader(self, shard: slice | None = None) -> DataLoader[Piece]:
         start, stop, _ = (shard or slice(None)).indices(len(self.ids))
         pieces = self._pieces(start, stop)
-        # A list has what torch asks of a dataset: a length and items.
+        # A list has all that torch requires of a map-style dataset: a length and items.
         return DataLoader(pieces, batch_size=None, collate_fn=_itself, generator=torch.Generator())  # type: ignore[arg-type]
 
     def of(self, samples: Piece | Batch, directions: Float[Tensor, "m p"]) -> Float[Tensor, "m b"]:
-        if not isinstance(samples, Piece):  # the inputs and residuals of training samples alone are kept
+        if not isinstance(samples, Piece):  # inputs and residuals are kept of training samples only
             return ForwardProducts(self.head.objective, self.head.theta).of(samples, directions)
         x = self.inputs[samples.chunk][samples.start : samples.stop]
         r = self.residuals[samples.chunk][samples.start : samples.stop]
@@ -98,14 +98,14 @@ class HeadProducts(Products):
         return pieces
 
     def _in_core(self, directions: Float[Tensor, "m p"]) -> Float[Tensor, "m q"]:
-        """The coordinates of the directions: the same for every chunk, so kept from one to the next."""
+        """Returns the coordinates of the directions in the core; cached, since every chunk uses the same ones."""
         if self._reduced is None or self._reduced[0] is not directions:
             self._reduced = (directions, self.head.reduce(directions).to(self.dtype))
         return self._reduced[1]
 
 
 def _by_gradients(D: Float[Tensor, "m q"], x: Float[Tensor, "b t d"], r: Float[Tensor, "b t r"]) -> Tensor:
-    gradients = r.mT * x if x.shape[1] == 1 else r.mT @ x  # [b, r, d]; a batched product of outer products is slow
+    gradients = r.mT * x if x.shape[1] == 1 else r.mT @ x  # [b, r, d]; `@` is slow at a batch of outer products
     return (gradients.flatten(1) @ D.T).T
 
 
@@ -116,7 +116,7 @@ def _by_outputs(D: Float[Tensor, "m q"], x: Float[Tensor, "b t d"], r: Float[Ten
 
 
 def _norms(r: Float[Tensor, "b t c"], x: Float[Tensor, "b t d"]) -> Float[Tensor, " b"]:
-    """‖Σ_t r_t ⊗ x_t‖ from inner products of positions, so that no gradient is formed."""
+    """Computes ‖Σ_t r_t ⊗ x_t‖ from inner products of positions, without forming a gradient."""
     return ((r @ r.mT) * (x @ x.mT)).sum((1, 2)).clamp_min(0).sqrt()
 
 

@@ -1,4 +1,4 @@
-"""The loss of every training sample under the model trained without it: leave-one-out cross-validation of a head."""
+"""Leave-one-out losses of a linear head: the loss of each training sample under the model trained without it."""
 
 from __future__ import annotations
 
@@ -21,23 +21,26 @@ REMEDY = "Raise the penalty or attribution.damping; self-influence and loss need
 def left_out_losses(
     head: LinearHead, prepared: PreparedCholesky, own: SelfInfluence, tick: OnProgress = no_progress
 ) -> Float[Tensor, " n"]:
-    """ℓ_i(θ̂_{−i}) of all n samples, nats, with θ̂_{−i} − θ̂ = (1/n) (H − ∇²ℓ_i/n)⁻¹ ∇ℓ_i: w_i = 0, n stays.
+    """Computes ℓ_i(θ̂_{−i}) of all n samples, nats, with θ̂_{−i} − θ̂ = (1/n) (H − ∇²ℓ_i/n)⁻¹ ∇ℓ_i: w_i = 0, n stays.
 
-    θ̂_{−i} is exact where J is quadratic, and one Newton step for the sample that is left out elsewhere; ℓ_i is the loss
-    itself, not its first order. It costs an inverse (2/3 q³ operations) and n q², no solve for each sample.
+    θ̂_{−i} is exact if J is quadratic, and otherwise one Newton step from θ̂. ℓ_i is the full loss, not its first order.
+    The cost is one inverse (2/3 q³ operations) and n q² operations; no sample needs a solve.
 
     Source: Cook & Weisberg 1982, Residuals and Influence in Regression, sec. 2.2 (linear), 5.2 (one step).
 
     Args:
-        head: H of one linear layer, passed at one position by each sample.
-        prepared: a factor of it.
-        own: self-influence by the same, which the result is held against.
-        tick: told how many samples are done.
+        head: H of one linear layer that each sample passes at one position.
+        prepared: Cholesky factor of `head`.
+        own: Self-influence computed with the same factor, as a check.
+        tick: Callback that receives the number of finished samples.
+
+    Returns:
+        The losses in the order of the training data, `[n]`.
 
     Raises:
-        InputError: a sample passes the layer at several positions (a sequence).
-        SolveError: without one of the samples there is no minimum.
-        WorkError: −s[i, i] is not what `own` says it is.
+        InputError: If a sample passes the layer at several positions (a sequence).
+        SolveError: If J without one of the samples has no minimum.
+        WorkError: If −s[i, i] from the inverse differs from `own`.
     """
     if (positions := head.chunks[0].inputs.shape[1]) > 1:
         raise InputError(
@@ -54,21 +57,21 @@ def left_out_losses(
 def _of_chunk(
     head: LinearHead, inverse: Float[Tensor, "q q"], chunk: int, batch: Batch, expected: Float[Tensor, " b"]
 ) -> Float[Tensor, " b"]:
-    """ℓ_i(θ̂_{−i}) of the samples of one chunk, whose self-influence must be what is expected."""
-    A = _sandwiches(head, inverse, chunk)
+    """Computes ℓ_i(θ̂_{−i}) of the samples of one chunk, after a check of their self-influence."""
+    A = _quadratic_forms(head, inverse, chunk)
     slopes = head.chunks[chunk].residuals[:, 0] @ head.basis
-    _held_against(expected, torch.einsum("br,brs,bs->b", slopes, A, slopes) / head.n)
+    _check_self_influence(expected, torch.einsum("br,brs,bs->b", slopes, A, slopes) / head.n)
     second = head.basis.T @ head.seconds[chunk][:, 0] @ head.basis
     inner = without_sample(second @ A / head.n, slopes, "one of the samples", REMEDY)
-    moved = torch.einsum("brs,bs->br", A, inner) / head.n
+    change = torch.einsum("brs,bs->br", A, inner) / head.n  # of the outputs, from θ̂ to θ̂_{−i}
     with torch.no_grad(), scoring(head.objective.losses.module):
         inputs, shape = head.layer.inputs(head.theta, batch)
-        outputs = head.layer.outputs(head.theta, inputs) + (moved @ head.basis.T).unsqueeze(1)
+        outputs = head.layer.outputs(head.theta, inputs) + (change @ head.basis.T).unsqueeze(1)
         return head.layer.losses_of(head.theta, outputs, batch, shape)
 
 
-def _sandwiches(head: LinearHead, inverse: Float[Tensor, "q q"], chunk: int) -> Float[Tensor, "b r r"]:
-    """B_i H⁻¹ B_iᵀ of one chunk: entry (a, c) is x_iᵀ (H⁻¹)_ac x_i, one matrix product for all its samples."""
+def _quadratic_forms(head: LinearHead, inverse: Float[Tensor, "q q"], chunk: int) -> Float[Tensor, "b r r"]:
+    """Computes B_i H⁻¹ B_iᵀ of one chunk; entry (a, c), x_iᵀ (H⁻¹)_ac x_i, is one matrix product for all samples."""
     x, r = head.chunks[chunk].inputs[:, 0], head.basis.shape[1]
     d = x.shape[1]
     A = x.new_empty(len(x), r, r)
@@ -79,15 +82,15 @@ def _sandwiches(head: LinearHead, inverse: Float[Tensor, "q q"], chunk: int) -> 
     return A
 
 
-def _held_against(expected: Float[Tensor, " b"], found: Float[Tensor, " b"]) -> None:
-    """Two ways to the same self-influence: half of the digits at least must agree.
+def _check_self_influence(expected: Float[Tensor, " b"], found: Float[Tensor, " b"]) -> None:
+    """Checks that self-influence from the inverse and from the solves agrees in half of the digits or more.
 
     Raises:
-        WorkError: they do not.
+        WorkError: If fewer digits agree.
     """
-    apart = float(((found - expected).abs() / expected.clamp_min(torch.finfo(expected.dtype).tiny)).max())
-    if not apart <= 10 * torch.finfo(expected.dtype).eps ** 0.5:
+    gap = float(((found - expected).abs() / expected.clamp_min(torch.finfo(expected.dtype).tiny)).max())
+    if not gap <= 10 * torch.finfo(expected.dtype).eps ** 0.5:
         raise WorkError(
-            f"The inverse of the curvature gives self-influences that differ by {apart:.1e} from those of the solves: "
+            f"The inverse of the curvature gives self-influences that differ by {gap:.1e} from those of the solves: "
             f"it is too ill-conditioned for {expected.dtype}.\n  Use attribution.dtype float64, or a larger penalty."
         )

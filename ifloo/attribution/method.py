@@ -1,4 +1,4 @@
-"""Methods of attribution under one interface: a trained model and queries in, scores in units of ∂L_t/∂w_i out."""
+"""Interface of all attribution methods: from a trained model and queries to scores in units of ∂L_t/∂w_i."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ifloo.solvers import Status
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What a method may look at.
+    """Input of a method: the objective, the trained weights and, if recorded, the training run.
 
     Attributes:
         objective: J(θ; 1) over all n training samples.
-        theta: θ̂, `[p]`, where the training ended.
-        run: How it was trained; None where that was not recorded.
+        theta: Weights θ̂ at the end of training, `[p]`.
+        run: Recorded training run; None if the training was not recorded.
     """
 
     objective: Objective
@@ -34,9 +34,9 @@ class TrainedModel:
 
 
 class MethodScores(Scores):
-    """The former result of a method: `Scores` from one residual of each query, and steps and status of all of them.
+    """Former result type of methods: `Scores` built from one residual per query and a common status and step count.
 
-    Methods return `Scores`; this constructor keeps methods working that were written before they did.
+    New methods return `Scores`. This constructor keeps methods working that were written for the former type.
     """
 
     def __init__(
@@ -50,16 +50,16 @@ class MethodScores(Scores):
         undamped_residual: Float[Tensor, " m"] | None = None,
         curves: tuple[Float[Tensor, "s 2"], ...] = (),
     ) -> None:
-        """Makes scores whose queries carry no ids: their positions stand for them.
+        """Builds scores whose query ids are the positions of the queries.
 
         Raises:
-            InputError: a status that `Status` does not have.
+            InputError: If the status is not the value of a `Status`.
         """
         m, certificate = len(value), None
         if residual is not None:
-            took = torch.full((m,), steps, dtype=torch.int64)
-            ended = (_status(status),) * m
-            certificate = Certificate(residual, undamped_residual, None, None, took, ended, curves, damping)
+            counts = torch.full((m,), steps, dtype=torch.int64)
+            statuses = (_status(status),) * m
+            certificate = Certificate(residual, undamped_residual, None, None, counts, statuses, curves, damping)
         super().__init__(value, train_ids, torch.arange(m), certificate)
 
 
@@ -74,23 +74,31 @@ def _status(text: str) -> Status:
 
 
 class Method(ABC):
-    """A way to score training samples; its settings are the fields of the class."""
+    """Attribution method, which scores training samples; its settings are the fields of the class."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """Of the folder of its results, and in verdicts; most classes give it as a class variable."""
+        """Name of the method in verdicts, and of the folder of its results; most classes set it as a class variable."""
 
     @property
     def needs_run(self) -> bool:
-        """Whether the training run must have been recorded."""
+        """Whether the method needs the recorded training run."""
         return False
 
     @abstractmethod
     def scores(self, trained: TrainedModel, queries: Batch, tick: OnProgress = no_progress) -> Scores:
-        """Scores of all n training samples against each of the m queries; `tick(done, total)` tells how far it is.
+        """Scores all n training samples for each of the m queries.
+
+        Args:
+            trained: Trained model.
+            queries: Batch of m query samples.
+            tick: Callback `tick(done, total)` that receives the progress.
+
+        Returns:
+            Scores, `[m, n]`, with their certificate if the method solves a system or replays a run.
 
         Raises:
-            InputError: the method needs something that this model or run does not have; the text says what.
-            WorkError: a number that cannot be trusted.
+            InputError: If the model or its run lacks something that the method needs; the message names it.
+            WorkError: If a result cannot be trusted.
         """

@@ -1,4 +1,4 @@
-"""One-step training: each sample takes a step of its own, and the test losses are looked at again."""
+"""One-step training: the change of the test losses after one gradient step on each single sample."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from ifloo.objective.functional import FunctionalLosses, scoring
 from ifloo.objective.ids import query_ids
 from ifloo.progress import OnProgress, no_progress
 
-MOST_AT_ONCE = 256  # weights side by side: beyond it they save nothing
-PAIRS_AT_ONCE = 4096  # of weights and queries, each a forward pass
+MOST_AT_ONCE = 256  # weight vectors evaluated together; more of them are not faster
+PAIRS_AT_ONCE = 4096  # pairs of a weight vector and a query in one forward pass
 
 
 @dataclass(frozen=True)
 class OneStep(Method):
-    """L_t(θ̂ − η ∇ℓ_i(θ̂)/n) − L_t(θ̂): what one more unit of weight on sample i does in one step of gradient descent.
+    """L_t(θ̂ − η ∇ℓ_i(θ̂)/n) − L_t(θ̂): effect of one more unit of weight on sample i in one step of gradient descent.
 
-    Nats per unit weight, for a training of that one step; to first order η times `GradientDot`, and beyond it exact.
-    A difference of losses: in float32 changes below 1e-7 L_t are rounding.
+    The unit is nats per unit weight, for a training that consists of this one step. To first order the score is η times
+    `GradientDot`; higher orders are included exactly. Since it is a difference of losses, changes below 1e-7 L_t are
+    rounding in float32.
 
     Attributes:
-        rate: η; None: how far the recorded run went (`training_time`). A sample's share in all steps of the run comes
-            to that over n, so that the one step is as long as what the run spent on it.
-        max_bytes: memory for the weights of samples side by side, and their gradients.
+        rate: η; None takes the training time of the recorded run (`training_time`). Divided by n, that is the share of
+            one sample in all steps of the run, so that the one step is as long as the run's steps on this sample.
+        max_bytes: Memory for the weight vectors evaluated together and their gradients, bytes.
     """
 
     rate: float | None = None
@@ -46,7 +47,7 @@ class OneStep(Method):
         """Checks the settings.
 
         Raises:
-            InputError: a rate that is not positive, or max_bytes below 1.
+            InputError: If the rate is not positive and finite, or max_bytes is below 1.
         """
         if self.rate is not None and not 0 < self.rate < float("inf"):
             raise InputError(f"OneStep needs a finite rate > 0 (or null), got {self.rate}.")
@@ -84,7 +85,7 @@ class OneStep(Method):
 
 
 def _losses_at(losses: FunctionalLosses, thetas: Float[Tensor, "g p"], queries: Batch) -> Float[Tensor, "g m"]:
-    """L_t at each of several weights."""
+    """Computes L_t of each query at each of g weight vectors."""
     size = max(1, PAIRS_AT_ONCE // len(thetas))
     blocks = [slice_batch(queries, slice(i, i + size)) for i in range(0, batch_size(queries), size)]
     return torch.cat([vmap(lambda theta, b=block: losses.sample_losses(theta, b))(thetas) for block in blocks], 1)

@@ -1,4 +1,4 @@
-"""Products of all training gradients with directions: by forward-mode derivatives, or by whatever knows them better."""
+"""Products of all training gradients with directions: interface, and general form by forward-mode derivatives."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from ifloo.objective.loaders import sequential
 from ifloo.objective.objective import Objective
 from ifloo.progress import OnProgress, no_progress
 
-QUERY_BLOCK = 16  # queries at once: [16, p] a handful of times
-DIRECTIONS_AT_ONCE = 16  # [16, b] tangents through the model together
+QUERY_BLOCK = 16  # queries processed together; memory holds a few arrays [16, p]
+DIRECTIONS_AT_ONCE = 16  # directions whose tangents [16, b] pass through the model together
 
 
 class Products(ABC):
-    """∇ℓ_i(θ̂) · v for all n training samples i, a chunk of them at a time, never all gradients at once.
+    """Products ∇ℓ_i(θ̂) · v of all n training samples i, computed in chunks, so that memory never holds all gradients.
 
     Attributes:
-        name: how they are formed, for the line that says what was picked.
-        ids: `[n]`, training ids in order.
-        rounding: error of a product made in less precision than the solve, relative to ‖∇ℓ_i‖ ‖v‖.
+        name: Description of how the products are formed, for the log line about the engine.
+        ids: Training ids in order, `[n]`.
+        rounding: Rounding error of a product in lower precision than the solve, relative to ‖∇ℓ_i‖ ‖v‖.
     """
 
     name: ClassVar[str]
@@ -38,33 +38,33 @@ class Products(ABC):
 
     @abstractmethod
     def query_gradients(self, queries: Batch) -> Float[Tensor, "m p"]:
-        """∇L_t(θ̂) of each query."""
+        """Computes ∇L_t(θ̂) of each query."""
 
     @abstractmethod
     def chunks(self) -> Iterator[Batch]:
-        """All training samples in order, as chunks for `of`: batches, or whatever stands for them here."""
+        """Yields all training samples in order, as chunks for `of`: batches, or what a subclass uses in their place."""
 
     @abstractmethod
     def loader(self, shard: slice | None = None) -> DataLoader[Batch]:
-        """The same chunks for a Trainer: of the samples with positions in `shard`; None: of all."""
+        """Returns a loader of the same chunks for a Trainer, limited to the positions in `shard` unless it is None."""
 
     @abstractmethod
     def of(self, samples: Batch, directions: Float[Tensor, "m p"]) -> Float[Tensor, "m b"]:
-        """`directions[t] · ∇ℓ_i(θ̂)` of some samples: one of `chunks`, or a batch of any, seen in training or not."""
+        """Computes `directions[t] · ∇ℓ_i(θ̂)` of a chunk from `chunks`, or of any batch, seen in training or not."""
 
     @abstractmethod
     def largest_gradient(self) -> float:
-        """max_i ‖∇ℓ_i(θ̂)‖ over the training samples."""
+        """Computes max_i ‖∇ℓ_i(θ̂)‖ over the training samples."""
 
 
 @dataclass(frozen=True)
 class ForwardProducts(Products):
-    """By `jvp` of the vector of sample losses: any model, no per-sample gradients.
+    """Products by `jvp` of the vector of sample losses: for any model, without per-sample gradients.
 
     Attributes:
-        objective: of the training data.
+        objective: Objective of the training data.
         theta: θ̂, `[p]`.
-        batch_size: samples at once in `loader`.
+        batch_size: Number of samples in a batch of `loader`.
     """
 
     objective: Objective
@@ -79,7 +79,7 @@ class ForwardProducts(Products):
 
     def query_gradients(self, queries: Batch) -> Float[Tensor, "m p"]:
         with scoring(self.objective.losses.module):
-            return sample_gradients(self.objective.losses, self.theta, self._moved(queries))
+            return sample_gradients(self.objective.losses, self.theta, self._to_device(queries))
 
     def chunks(self) -> Iterator[Batch]:
         return (batch for _, batch in self.objective.data.with_ids())
@@ -88,7 +88,7 @@ class ForwardProducts(Products):
         return sequential(self.objective.data.loader, self.batch_size, shard)  # type: ignore[attr-defined]
 
     def of(self, samples: Batch, directions: Float[Tensor, "m p"]) -> Float[Tensor, "m b"]:
-        batch = self._moved(samples)
+        batch = self._to_device(samples)
         with scoring(self.objective.losses.module):
             parts = [
                 gradient_products(self.objective.losses, self.theta, batch, block)
@@ -101,28 +101,28 @@ class ForwardProducts(Products):
         with scoring(losses.module):
             return max(float(gradient_norms(losses, self.theta, b).max()) for _, b in self.objective.data.with_ids())
 
-    def _moved(self, batch: Batch) -> Batch:
+    def _to_device(self, batch: Batch) -> Batch:
         return to_device(batch, self.theta.device, self.theta.dtype)
 
 
 def gradient_dots(
     objective: Objective, theta: Float[Tensor, " p"], queries: Batch, tick: OnProgress = no_progress
 ) -> Float[Tensor, "m n"]:
-    """∇L_t(θ)·∇ℓ_i(θ) of all n training samples by forward-mode derivatives: only the queries' gradients are formed."""
-    by = ForwardProducts(objective, theta)
+    """Computes ∇L_t(θ)·∇ℓ_i(θ) of all n training samples by forward-mode derivatives; forms query gradients only."""
+    products = ForwardProducts(objective, theta)
     directions = query_gradients(objective, theta, queries)
-    return concatenate_chunks((by.of(chunk, directions) for chunk in by.chunks()), objective.n, tick)
+    return concatenate_chunks((products.of(chunk, directions) for chunk in products.chunks()), objective.n, tick)
 
 
 def gradient_chunks(objective: Objective, theta: Float[Tensor, " p"], size: int) -> Iterator[Float[Tensor, "g p"]]:
-    """∇ℓ_i(θ) of all n training samples in order, at most `size` of them at a time; to be used within `scoring`."""
+    """Yields ∇ℓ_i(θ) of all n training samples in order, at most `size` at a time, within the caller's `scoring`."""
     for _, batch in objective.data.with_ids():
         for start in range(0, batch_size(batch), size):
             yield sample_gradients(objective.losses, theta, slice_batch(batch, slice(start, start + size)))
 
 
 def query_gradients(objective: Objective, theta: Float[Tensor, " p"], queries: Batch) -> Float[Tensor, "m p"]:
-    """∇L_t(θ) of each query, a block of them at a time through the model."""
-    by = ForwardProducts(objective, theta)
+    """Computes ∇L_t(θ) of each query, in blocks of queries."""
+    products = ForwardProducts(objective, theta)
     starts = range(0, batch_size(queries), QUERY_BLOCK)
-    return torch.cat([by.query_gradients(slice_batch(queries, slice(i, i + QUERY_BLOCK))) for i in starts])
+    return torch.cat([products.query_gradients(slice_batch(queries, slice(i, i + QUERY_BLOCK))) for i in starts])

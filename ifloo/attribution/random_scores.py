@@ -1,4 +1,4 @@
-"""Scores by lot: the control that every method must beat."""
+"""Random scores: the control that every method must beat."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ifloo.progress import OnProgress, no_progress
 
 @dataclass(frozen=True)
 class RandomScores(Method):
-    """Standard normal numbers, dimensionless, that belong to (seed, train id, test id) and to nothing else.
+    """Standard normal numbers, dimensionless, each a function of (seed, training id, test id) only.
 
-    Neither the order of the data nor how queries are batched shows, as long as the queries carry ids; where they do
-    not, their place in the batch is their id.
+    The order of the data and the batching of the queries do not change them if the queries have ids. Otherwise the
+    position of a query in the batch is its id.
 
     Attributes:
-        seed: another one gives another lot.
+        seed: Random seed.
     """
 
     seed: int = 0
@@ -33,17 +33,17 @@ class RandomScores(Method):
 
     def scores(self, trained: TrainedModel, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         ids, tests = trained.objective.data.ids, query_ids(queries)
-        drawn = _mixed(
+        bits = _mixed(
             _mixed(_mixed(np.array([self.seed])) ^ _mixed(tests.numpy())[:, None]) ^ ids.cpu().numpy().astype("u8")
         )
-        uniform = ((drawn >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # in (0, 1), never at an end
+        uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # in the open interval (0, 1)
         value = torch.special.ndtri(torch.from_numpy(uniform))
         tick(len(ids), len(ids))
         return Scores(value.to(trained.theta), ids, tests)
 
 
 def _mixed(numbers: NDArray[np.integer]) -> NDArray[np.uint64]:
-    """64-bit integers scattered, one to one (SplitMix64: Steele, Lea & Flood 2014)."""
+    """Maps 64-bit integers one to one to scattered ones (SplitMix64: Steele, Lea & Flood 2014)."""
     x = numbers.astype("u8") + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

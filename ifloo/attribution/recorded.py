@@ -1,4 +1,4 @@
-"""A training run as data: which samples each step saw, how far it went, and a state now and then to replay it from."""
+"""A recorded training run: the samples and learning rate of each step, and saved states from which to replay it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ HOW_TO_RECORD = (
 
 @dataclass(frozen=True)
 class State:
-    """What one step of an optimizer turns into the next.
+    """State of a training run between two optimizer steps.
 
     Attributes:
-        theta: the parameters, `[p]`.
-        moments: what the optimizer remembers, each `[p]`, in an order of its own (momentum; Adam's two moments).
+        theta: Parameters, `[p]`.
+        moments: Buffers of the optimizer, each `[p]`, in the order that its `Update` defines (momentum; Adam's two
+            moments).
     """
 
     theta: Float[Tensor, " p"]
@@ -34,38 +35,41 @@ class State:
 
 
 class Update(ABC):
-    """The rule of an optimizer: gradient in, next state out; a pure function that torch.func can differentiate."""
+    """Update rule of an optimizer, from gradient and state to the next state: a pure function for torch.func."""
 
     @abstractmethod
     def start(self, theta: Float[Tensor, " p"]) -> State:
-        """The state before the first step."""
+        """Returns the state before the first step."""
 
     @abstractmethod
     def step(
         self, state: State, gradient: Float[Tensor, " p"], rate: Float[Tensor, ""], count: Float[Tensor, ""]
     ) -> State:
-        """The state after step number `count` (from 1) with this learning rate."""
+        """Returns the state after step number `count`, counted from 1, with learning rate `rate`."""
 
     @abstractmethod
     def gain(self, state: State, count: int) -> float:
-        """How far a steady unit gradient moves a parameter a step of unit rate, mean over parameters: 1 for plain SGD.
+        """Computes the length of a step of unit rate along a constant unit gradient; 1 for plain SGD.
 
         Args:
-            state: after step `count`.
-            count: from 1.
+            state: State after step `count`.
+            count: Number of the step, counted from 1.
+
+        Returns:
+            Mean over the parameters, dimensionless.
         """
 
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """T optimizer steps on J of a batch, (1/b) Σ w_i ℓ_i + R.
+    """T optimizer steps, each on J of a batch, (1/b) Σ w_i ℓ_i + R.
 
     Attributes:
-        update: the optimizer's rule.
-        batch_ids: `[b]` sample ids of each of the T steps.
-        rates: `[T]`, learning rate of each step.
-        saved: ascending numbers of steps after which the state was kept; 0 and T are among them.
-        state: reads the state after so many steps, for a number in `saved`.
+        update: Update rule of the optimizer.
+        batch_ids: Sample ids of each of the T steps, `[b]`.
+        rates: Learning rate of each step, `[T]`.
+        saved: Numbers of steps, ascending, after which the state was saved; they include 0 and T.
+        state: Function that reads the state after a number of steps in `saved`.
     """
 
     update: Update
@@ -76,24 +80,24 @@ class RecordedRun:
 
     @property
     def steps(self) -> int:
-        """T."""
+        """Number T of steps."""
         return len(self.batch_ids)
 
     def visits(self, ids: Int[Tensor, " n"], first: int = 0, last: int | None = None) -> Float[Tensor, " n"]:
-        """Σ over steps first..last−1 of rate/b wherever sample i was in the batch, `[n]`: its share of the steps."""
+        """Sums rate/b over the steps first..last−1 whose batch held sample i: its share of the steps, `[n]`."""
         shares = torch.zeros(len(ids), dtype=torch.float64)
         order = torch.argsort(ids)
         for seen, rate in zip(self.batch_ids[first:last], self.rates[first:last].tolist(), strict=True):
-            place = order[torch.searchsorted(ids[order], seen)]
-            shares[place] += rate / len(seen)
+            positions = order[torch.searchsorted(ids[order], seen)]
+            shares[positions] += rate / len(seen)
         return shares
 
 
 def require_run(run: RecordedRun | None, method: str) -> RecordedRun:
-    """The recorded run that a method needs.
+    """Returns the recorded run that a method needs.
 
     Raises:
-        InputError: the run was not recorded.
+        InputError: If the run was not recorded.
     """
     if run is None:
         raise InputError(
@@ -104,26 +108,29 @@ def require_run(run: RecordedRun | None, method: str) -> RecordedRun:
 
 
 def segments(run: RecordedRun, most: int | None) -> list[tuple[int, int]]:
-    """The run cut into at most so many stretches of steps, each from one saved state to another, none left out.
+    """Divides the run into at most `most` consecutive ranges of steps, each from one saved state to another.
+
+    Returns:
+        First step and end (exclusive) of each range. They cover all steps. None for `most` uses every saved state.
 
     Raises:
-        InputError: into none.
+        InputError: If `most` is below 1.
     """
     refuse_no_checkpoint(most)
-    there = len(run.saved) - 1
-    count = there if most is None else min(there, most)
-    ends = [run.saved[(k * there) // count] for k in range(count + 1)] if count else []
+    available = len(run.saved) - 1
+    count = available if most is None else min(available, most)
+    ends = [run.saved[(k * available) // count] for k in range(count + 1)] if count else []
     return list(pairwise(ends))
 
 
 def training_time(run: RecordedRun) -> float:
-    """How far a run went in units of gradient descent: Σ learning rate x gain of the update, squared parameters a nat.
+    """Computes the time for which gradient descent would train as far as the run: Σ learning rate x gain of the update.
 
-    Heavy-ball momentum μ makes steps 1/(1 − μ) times as long (Polyak 1964); Adam scales each parameter, and the mean of
-    its scales, as they were at the end of each recorded stretch, stands for all.
+    The unit is squared parameters per nat. Heavy-ball momentum μ makes steps 1/(1 − μ) times as long (Polyak 1964).
+    Adam scales each parameter; the mean of these scales at the end of each saved range of steps is used for all.
 
     Raises:
-        InputError: it went nowhere.
+        InputError: If the time is not positive and finite.
     """
     total = sum(
         float(run.rates[first:last].double().sum()) * run.update.gain(run.state(last), last)
@@ -138,5 +145,10 @@ def training_time(run: RecordedRun) -> float:
 
 
 def refuse_no_checkpoint(checkpoints: int | None) -> None:
+    """Checks that TracIn uses at least one checkpoint.
+
+    Raises:
+        InputError: If the number of checkpoints is below 1.
+    """
     if checkpoints is not None and checkpoints < 1:
         raise InputError(f"TracIn needs checkpoints >= 1 (or null, for all that were saved), got {checkpoints}.")

@@ -1,4 +1,4 @@
-"""Scores with their certificate, and what they predict for a removal."""
+"""Scores, their certificate, and the change of a test loss that they predict for a removal."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ class Certificate:
     """How far the inverse-Hessian solves can be trusted, for each of m queries.
 
     Attributes:
-        residual: `[m]`, relative, of the damped system: did the solver work? Of a replay: the relative distance
-            between replayed and recorded weights.
-        undamped_residual: `[m]`, relative, of the undamped one: how far is this from the definition of the score? None
-            where nothing was solved.
-        error_bound: `[m]`, nats per unit weight: no score is further from the damped solution than this;
-            None where no lower bound μ > 0 on the curvature is known.
-        repeat_error: `[m]`, standard error between repeats of a stochastic solver relative to ‖x‖; None for the others.
-        steps: `[m]`.
-        status: one of each query.
-        curves: one of each query, shared by those solved together: step and worst relative residual of the damped
-            system among them, float64 on the host; the last point is recomputed on the full data. Empty where nothing
-            was solved.
+        residual: Relative residual of the damped system, `[m]`: did the solver work? For a replayed run, the relative
+            distance between replayed and recorded weights.
+        undamped_residual: Relative residual of the undamped system, `[m]`: how far are the scores from their
+            definition? None if no system was solved.
+        error_bound: Largest possible distance of a score from the damped solution, `[m]`, nats per unit weight; None if
+            no lower bound μ > 0 on the curvature is known.
+        repeat_error: Standard error between repeats of a stochastic solver relative to ‖x‖, `[m]`; None for other
+            solvers.
+        steps: Number of solver steps, `[m]`.
+        status: Status of the solve of each query.
+        curves: Residual curve of each query, common to queries solved together: step and worst relative residual of the
+            damped system among these queries, float64 on the CPU. The last point is recomputed on the full data. Empty
+            if no system was solved.
         damping: δ added to the curvature, nats per squared parameter.
     """
 
@@ -53,7 +54,7 @@ class Certificate:
 
     @classmethod
     def joined(cls, parts: Sequence[Certificate]) -> Certificate:
-        """One certificate of the queries of all parts, in their order; all are of the same damping."""
+        """Joins the certificates of several blocks of queries, in their order; all must have the same damping."""
         return cls(
             torch.cat([part.residual for part in parts]),
             _joined([part.undamped_residual for part in parts]),
@@ -67,7 +68,7 @@ class Certificate:
 
 
 def _joined(columns: Sequence[Tensor | None]) -> Tensor | None:
-    """The columns one after the other; None where a part has none."""
+    """Concatenates the columns; returns None if one of them is None."""
     found = [column for column in columns if column is not None]
     return torch.cat(found) if len(found) == len(columns) else None
 
@@ -77,11 +78,11 @@ class Scores:
     """Scores of every training sample for every query, by any method.
 
     Attributes:
-        value: `[m, n]`, s[t, i] = ∂L_t/∂w_i, nats per unit weight, or what a method gives in its place; negative =
-            helpful: removing i (w_i to 0) is predicted to change L_t by −value[t, i].
-        train_ids: `[n]`.
-        query_ids: `[m]`.
-        certificate: Trust in the solves, or in the replay, behind `value`; None for a method that needs neither.
+        value: s[t, i] = ∂L_t/∂w_i, `[m, n]`, nats per unit weight, or what a method gives in its place. Negative =
+            helpful: the predicted change of L_t on removal of i (w_i to 0) is −value[t, i].
+        train_ids: Ids of the training samples, `[n]`.
+        query_ids: Ids of the queries, `[m]`.
+        certificate: Accuracy of the solves, or of the replay, behind `value`; None for a method that needs neither.
     """
 
     value: Float[Tensor, "m n"]
@@ -91,29 +92,33 @@ class Scores:
 
     @property
     def mean(self) -> Float[Tensor, " m"]:
-        """mean_i s[t, i] over all n training samples, which a `drop` removal needs."""
+        """Mean of s[t, i] over all n training samples, which the prediction for a `drop` removal needs."""
         return self.value.mean(1)
 
     @property
     def worst_residual(self) -> float | None:
-        """The largest relative residual of the certificate, None without one."""
+        """Largest relative residual of the certificate; None without a certificate."""
         return None if self.certificate is None else float(self.certificate.residual.max())
 
     def group(self, ids: Sequence[int], removal: Removal = "drop") -> Float[Tensor, " m"]:
-        """Predicted ΔL_t, nats, when all samples of a group G are removed together and the model is trained again.
+        """Predicts ΔL_t, nats, for a refit without all samples of a group G.
 
-        The sum of what is predicted for each alone: `zero_weight` (their weights go to 0, n stays) −Σ_{i∈G} s[t, i],
-        `drop` (their rows are deleted: the mean runs over n − |G|) −Σ_{i∈G} (s[t, i] − mean_i s[t, i]). The error is of
-        second order in |G|/n: how samples stand in for each other is not in a sum of derivatives.
+        The prediction is the sum of those for each sample alone: −Σ_{i∈G} s[t, i] for `zero_weight` (the weights go to
+        0, n stays), −Σ_{i∈G} (s[t, i] − mean_i s[t, i]) for `drop` (the rows are deleted: J is the mean over n − |G|).
+        The error is of second order in |G|/n, since a sum of derivatives does not contain how samples replace each
+        other.
 
         Source: Koh, Ang, Teo & Liang 2019, arXiv:1905.13289, eq. (2).
 
         Args:
-            ids: of training samples, each once.
-            removal: what training again does without them.
+            ids: Ids of the training samples in the group, each once.
+            removal: Meaning of the removal in the refit.
+
+        Returns:
+            ΔL_t of each query, `[m]`.
 
         Raises:
-            InputError: no id, an id twice, or one that is no training sample's.
+            InputError: If the group is empty, names an id twice, or names an id that is not in the training data.
         """
         if not len(ids) or len(set(ids)) != len(ids):
             raise InputError(
@@ -129,10 +134,10 @@ class SelfInfluence:
     """(1/n) ∇ℓ_iᵀ (H + δI)⁻¹ ∇ℓ_i = −s[i, i] of all n samples, with the certificates of the n solves.
 
     Attributes:
-        value: `[n]`, nats.
-        residual: `[n]`, relative, of the damped system, on the full data.
-        undamped_residual: `[n]`, relative, of the undamped one; the same where δ = 0.
-        error_bound: `[n]`, nats: no value is further from the damped solution than this; None where no lower bound
+        value: Self-influence, `[n]`, nats.
+        residual: Relative residual of the damped system on the full data, `[n]`.
+        undamped_residual: Relative residual of the undamped system, `[n]`; the same as `residual` if δ = 0.
+        error_bound: Largest possible distance of a value from the damped solution, `[n]`, nats; None if no lower bound
             μ > 0 on the curvature is known.
     """
 
@@ -145,9 +150,14 @@ class SelfInfluence:
 def predicted_change(
     scores: Float[Tensor, "*k"], mean: float | Float[Tensor, "*#k"], removal: Removal
 ) -> Float[Tensor, "*k"]:
-    """Predicted ΔL_t, nats, when the samples with these scores are removed, one at a time.
+    """Predicts ΔL_t, nats, for the removal of each sample with one of these scores, one sample at a time.
 
-    `zero_weight`: −s. `drop`: −(s − mean), since at a stationary point Σ∇ℓ_i/n = −∇R, so that dividing by n − 1 and
-    not by n adds the mean to first order in 1/n.
+    The prediction is −s for `zero_weight` and −(s − mean) for `drop`: at a stationary point Σ∇ℓ_i/n = −∇R, so that the
+    division by n − 1 in place of n adds the mean to first order in 1/n.
+
+    Args:
+        scores: Scores s of one test, nats per unit weight.
+        mean: Mean of the scores of all n training samples.
+        removal: Meaning of the removal in the refit.
     """
     return -(scores - mean) if removal == "drop" else -scores

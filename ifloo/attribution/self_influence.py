@@ -1,4 +1,4 @@
-"""What each training sample does to its own loss: large where only the sample itself speaks for its label."""
+"""Self-influence: effect of each training sample on its own loss, large if no other sample supports its label."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ from ifloo.solvers import Auto
 from ifloo.solvers.base import Prepared, relative_residual
 
 log = logging.getLogger(__name__)
-BYTES_AT_ONCE = 64 << 20  # of gradients
-FEWEST = 16  # right-hand sides solved together
+BYTES_AT_ONCE = 64 << 20  # memory for the gradients formed at a time
+FEWEST = 16  # least number of right-hand sides to solve for together, if memory allows
 
 
 def certified_self(engine: InfluenceEngine, tick: OnProgress = no_progress) -> SelfInfluence:
-    """−s[i, i] by the curvature and solver of an engine: first order in its weight, how far a sample's own loss rises.
+    """Computes −s[i, i] with the curvature and solver of an engine: to first order, the rise of a sample's own loss.
 
-    n solves: of a factor about 8 n q² operations; by products n times those of one test.
+    This takes n solves: about 8 n q² operations with a factor, n times the products of one test without one.
 
     Source: Koh & Liang 2017, arXiv:1703.04730, sec. 5.4.
 
     Args:
-        engine: of the attribution, at θ̂.
-        tick: told how many samples are done.
+        engine: Influence engine at θ̂.
+        tick: Callback that receives the number of finished samples.
 
     Raises:
-        SolveError: the curvature is not positive definite, or a solve missed its tolerance; "query i" is sample i.
+        SolveError: If the curvature is not positive definite, or a solve missed its tolerance; "query i" in the message
+            is sample i.
     """
     A, objective, theta = engine.curvature, engine.objective, engine.theta
     damping = A.damping if isinstance(A, Damped) else 0.0
@@ -56,25 +57,30 @@ def certified_self(engine: InfluenceEngine, tick: OnProgress = no_progress) -> S
 
 
 def _own_solves(engine: InfluenceEngine, gradients: Iterator[Float[Tensor, "g p"]]) -> Iterator[Float[Tensor, "4 g"]]:
-    """Rows −s[i, i], residual, undamped residual and ‖∇ℓ_i‖² of each chunk of samples."""
+    """Yields rows −s[i, i], residual, undamped residual and ‖∇ℓ_i‖² of each chunk of samples."""
     A, n, first = engine.curvature, engine.objective.n, 0
     undamped = A.base if isinstance(A, Damped) and A.damping > 0 else None
     for G in gradients:
-        solved = engine.prepared.solve(G).require(first, n)
-        residual = solved.residual if undamped is None else relative_residual(undamped, solved.value, G)
-        yield torch.stack([(solved.value * G).sum(1) / n, solved.residual, residual, G.square().sum(1)])
+        solution = engine.prepared.solve(G).require(first, n)
+        residual = solution.residual if undamped is None else relative_residual(undamped, solution.value, G)
+        yield torch.stack([(solution.value * G).sum(1) / n, solution.residual, residual, G.square().sum(1)])
         first += len(G)
 
 
 def tracin_self(
     trained: TrainedModel, checkpoints: int | None = 10, tick: OnProgress = no_progress
 ) -> Float[Tensor, " n"]:
-    """Σ_c η_ci ‖∇ℓ_i(θ_c)‖² ≥ 0 of all n samples, nats per unit weight for plain SGD; `checkpoints` as in `TracIn`.
+    """Computes Σ_c η_ci ‖∇ℓ_i(θ_c)‖² ≥ 0 of all n samples, nats per unit weight for plain SGD.
 
     Source: Pruthi et al. 2020, arXiv:2002.08484, self-influence of TracInCP.
 
+    Args:
+        trained: Trained model with its recorded run.
+        checkpoints: Largest number of saved states to use, as in `TracIn`.
+        tick: Callback that receives the number of finished samples.
+
     Raises:
-        InputError: the run was not recorded.
+        InputError: If the run was not recorded.
     """
     run, objective = require_run(trained.run, "Self-influence by TracIn"), trained.objective
     losses, parts = objective.losses, segments(run, checkpoints)
@@ -95,7 +101,7 @@ def last_layer_self(
     patterns: Sequence[str] = ("*",),
     tick: OnProgress = no_progress,
 ) -> Float[Tensor, " n"]:
-    """(1/n) ∇ℓ_iᵀ (H + δI)⁻¹ ∇ℓ_i ≥ 0 of all n samples, nats: the rise of a sample's own loss when it is removed.
+    """Computes (1/n) ∇ℓ_iᵀ (H + δI)⁻¹ ∇ℓ_i ≥ 0 of all n samples, nats: the rise of a sample's own loss on its removal.
 
     Source: Koh & Liang 2017, arXiv:1703.04730, sec. 5.4.
 
@@ -103,13 +109,14 @@ def last_layer_self(
         objective: J(θ; 1).
         theta: θ̂.
         damping: δ, nats per squared parameter.
-        patterns: of the parameters attributed, best those of one linear layer (`head.*`): H is then known whole. Others
-            take the general path, a solve by products for each sample unless H fits into memory.
-        tick: told how many samples are done.
+        patterns: Shell-style patterns of the attributed parameters. For those of one linear layer (`head.*`) H has a
+            closed form; others take the general path, which solves by products for each sample unless H fits into
+            memory.
+        tick: Callback that receives the number of finished samples.
 
     Raises:
-        InputError: no parameter matches, or the damping is negative.
-        SolveError: H + δI is not positive definite.
+        InputError: If no parameter matches, or the damping is negative.
+        SolveError: If H + δI is not positive definite.
     """
     with attributed(objective, theta, patterns) as (part, own), scoring(objective.losses.module):
         operator = head_or_hessian(part, own, lambda why: log.info("self-influence: Hessian, by products. %s", why))
@@ -123,20 +130,20 @@ def last_layer_self(
 def loss_ranking(
     objective: Objective, theta: Float[Tensor, " p"], tick: OnProgress = no_progress
 ) -> Float[Tensor, " n"]:
-    """ℓ_i(θ) of all n samples, nats: the ranking for label errors that costs nothing and is hard to beat."""
+    """Computes ℓ_i(θ) of all n samples, nats: a cheap ranking for label errors that other rankings hardly beat."""
     with torch.no_grad(), scoring(objective.losses.module):
         chunks = (objective.losses.sample_losses(theta, batch) for _, batch in objective.data.with_ids())
         return concatenate_chunks(chunks, objective.n, tick)
 
 
 def _at_once(theta: Tensor, prepared: Prepared) -> int:
-    """Gradients to form and solve for together."""
+    """Returns the number of gradients to form and solve for together."""
     fits = BYTES_AT_ONCE // (theta.numel() * theta.element_size())
     return max(1, min(fits, max(FEWEST, prepared.at_once)))
 
 
 def _gradients(objective: Objective, theta: Tensor, A: LinearOperator, size: int) -> Iterator[Float[Tensor, "g p"]]:
-    """∇ℓ_i of all samples in order, `size` at a time; of a head by outer products of what it keeps."""
+    """Yields ∇ℓ_i of all samples in order, `size` at a time; for a head as outer products of inputs and residuals."""
     head = as_head(A)
     if head is None:
         yield from gradient_chunks(objective, theta, size)

@@ -1,4 +1,4 @@
-"""TracIn: products of gradients along the training run, each with the learning rate that was paid for it."""
+"""TracIn: dot products of gradients along the training run, weighted by the learning rates of its steps."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from ifloo.progress import OnProgress, no_progress, part_of
 class TracIn(Method):
     """−Σ_c η_ci ∇L_t(θ_c)·∇ℓ_i(θ_c), η_ci = learning rate over batch size, summed over the visits to i in segment c.
 
-    Nats per unit weight for plain SGD, to first order in the learning rates: what the steps that saw sample i did to
-    L_t there and then, without what later steps made of it. Momentum and Adam's scaling are not in it.
+    The unit is nats per unit weight for plain SGD, to first order in the learning rates: the immediate change of L_t in
+    the steps whose batches held sample i, without the effect of later steps on it. Momentum and Adam's scaling are not
+    included.
 
-    Source: Pruthi et al. 2020, arXiv:2002.08484, TracInCP, with the visits counted where the paper takes one for each
-    segment, and the sign turned: proponents are negative here.
+    Source: Pruthi et al. 2020, arXiv:2002.08484, TracInCP. Visits are counted here, where the paper assumes one visit
+    for each segment, and the sign is reversed: proponents are negative.
 
     Attributes:
-        checkpoints: states looked at, at most, evenly spread over those saved; None: all that were saved after a step.
-            A segment without one of its own is counted with the next.
+        checkpoints: Largest number of saved states to use, evenly spread over the run; None uses all that were saved
+            after a step. The visits between two states used are counted at the later one.
     """
 
     checkpoints: int | None = 10
@@ -39,7 +40,7 @@ class TracIn(Method):
         """Checks the settings.
 
         Raises:
-            InputError: checkpoints below 1.
+            InputError: If the number of checkpoints is below 1.
         """
         refuse_no_checkpoint(self.checkpoints)
 

@@ -1,4 +1,4 @@
-"""The exact derivative of a test loss in the weight of each training sample, through the training run itself."""
+"""Unrolled differentiation: exact derivatives of a test loss in each sample's weight, through the training run."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from ifloo.objective.objective import Objective
 from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers import Status
 
-REPLAYED = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative distance of a replayed state that is the recorded one
+REPLAYED = {torch.float64: 1e-9, torch.float32: 1e-4}  # largest relative distance of a replayed from a recorded state
 
 
 @dataclass(frozen=True)
 class ReverseState:
-    """How far back a reverse pass has come.
+    """State of a reverse pass over a training run.
 
     Attributes:
-        step: the adjoint is of the state after so many steps.
-        theta: `[m, p]`, ∂L_t/∂θ of that state.
-        moments: each `[m, p]`, ∂L_t/∂ of its moments.
-        scores: `[m, n]`, what the steps since have added to ∂L_t/∂w_i.
-        distance: the largest relative distance between a replayed state and the recorded one so far.
+        step: Number of training steps before the state whose adjoint this is.
+        theta: Derivative of L_t in the parameters of that state, `[m, p]`.
+        moments: Derivatives of L_t in its moments, each `[m, p]`.
+        scores: Sum over the later steps of their terms of ∂L_t/∂w_i, `[m, n]`.
+        distance: Largest relative distance so far between a replayed and a recorded state.
     """
 
     step: int
@@ -48,17 +48,17 @@ class ReverseState:
 
 @runtime_checkable
 class ReverseCheckpoint(Protocol):
-    """Where a reverse pass is kept between segments, so that a killed one goes on."""
+    """Checkpoint of a reverse pass, saved after each segment, so that an interrupted pass can resume."""
 
     def load(self) -> ReverseState | None:
-        """The last one kept; None: none."""
+        """Returns the last saved state; None if none was saved."""
 
     def keep(self, reverse: ReverseState) -> None:
-        """Keeps it in place of the last."""
+        """Saves a state in place of the last one."""
 
 
 class NoCheckpoint:
-    """Keeps nothing."""
+    """Null checkpoint: stores nothing."""
 
     def load(self) -> ReverseState | None:
         return None
@@ -69,20 +69,21 @@ class NoCheckpoint:
 
 @dataclass(frozen=True)
 class Unrolled(Method):
-    r"""s[t, i] = ∂L_t(θ_T)/∂w_i, θ_T the end of the recorded run z_{k+1} = step(z_k; w), z = (θ, moments).
+    r"""s[t, i] = ∂L_t(θ_T)/∂w_i, with θ_T the end of the recorded run z_{k+1} = step(z_k; w), z = (θ, moments).
 
-    With the adjoint λ_T = (∇L_t(θ_T), 0), backwards λ_k = (∂z_{k+1}/∂z_k)ᵀ λ_{k+1} and
-    s[t, i] = Σ_k (∂z_{k+1}/∂w_i)ᵀ λ_{k+1}: both by `vjp` of the step itself, whatever the optimizer. States come from
-    the recorded ones, segment by segment; each segment must end where the recording did.
+    The adjoint starts at λ_T = (∇L_t(θ_T), 0) and goes backwards, λ_k = (∂z_{k+1}/∂z_k)ᵀ λ_{k+1}; the scores are
+    s[t, i] = Σ_k (∂z_{k+1}/∂w_i)ᵀ λ_{k+1}. A `vjp` of the step computes both, for any optimizer. The states of a
+    segment are replayed from its recorded start, and the replay must end at its recorded end.
 
-    Exact for the run as it was, converged or not: momentum, Adam, decoupled decay and schedules are part of the step.
-    It predicts `zero_weight` removals, as n stays; cost about 3 gradients a step and query beside one replay.
+    The derivative is exact for the recorded run, converged or not: momentum, Adam, decoupled decay and schedules are
+    part of the step. It predicts `zero_weight` removals, since n stays. The cost is about 3 gradients for each step and
+    query, and one replay of the run.
 
     Source: Hara et al. 2019, arXiv:1906.08473 (SGD); Bae et al. 2024, arXiv:2405.12186, section 3 (unrolling).
 
     Attributes:
-        tolerance: largest relative distance between replayed and recorded states; None: 1e-9 in float64, 1e-4 in
-            float32 (order of additions).
+        tolerance: Largest relative distance allowed between replayed and recorded states; None takes 1e-9 in float64
+            and 1e-4 in float32, where the order of additions shows.
     """
 
     tolerance: float | None = None
@@ -98,18 +99,24 @@ class Unrolled(Method):
     def resumed(
         self, trained: TrainedModel, queries: Batch, progress: ReverseCheckpoint, tick: OnProgress = no_progress
     ) -> Scores:
-        """Scores, from where `progress` was kept.
+        """Computes the scores, starting from the last state saved in `progress`.
+
+        Args:
+            trained: Trained model with its recorded run.
+            queries: Batch of m query samples.
+            progress: Checkpoint of the reverse pass.
+            tick: Callback that receives the number of finished steps.
 
         Raises:
-            InputError: the run was not recorded, or parameters of it are left out.
-            WorkError: the replay does not follow the recorded run.
+            InputError: If the run was not recorded, or some of its parameters are not attributed.
+            WorkError: If the replay does not follow the recorded run.
         """
-        fold = ReplayedRun.of(trained)
+        replay = ReplayedRun.of(trained)
         with scoring(trained.objective.losses.module):
-            reverse = progress.load() or self._start(trained, queries, fold)
-            for first, last in reversed(list(pairwise(fold.run.saved))):
+            reverse = progress.load() or self._start(trained, queries, replay)
+            for first, last in reversed(list(pairwise(replay.run.saved))):
                 if last <= reverse.step:
-                    reverse = self._segment(fold, first, last, reverse, tick)
+                    reverse = self._segment(replay, first, last, reverse, tick)
                     progress.keep(reverse)
         m = len(reverse.theta)
         certificate = Certificate(
@@ -117,44 +124,44 @@ class Unrolled(Method):
             undamped_residual=None,
             error_bound=None,
             repeat_error=None,
-            steps=torch.full((m,), fold.run.steps),
+            steps=torch.full((m,), replay.run.steps),
             status=(Status.REPLAYED,) * m,
         )
         return Scores(reverse.scores, trained.objective.data.ids, query_ids(queries), certificate)
 
-    def _start(self, trained: TrainedModel, queries: Batch, fold: ReplayedRun) -> ReverseState:
-        end = fold.run.state(fold.run.steps)
+    def _start(self, trained: TrainedModel, queries: Batch, replay: ReplayedRun) -> ReverseState:
+        end = replay.run.state(replay.run.steps)
         distance = _distance(end.theta, trained.theta)
         self._check(
-            distance, fold.run.steps, "the recorded run ends elsewhere than the checkpoint", trained.theta.dtype
+            distance, replay.run.steps, "the recorded run ends elsewhere than the checkpoint", trained.theta.dtype
         )
-        here = to_device(queries, trained.theta.device, trained.theta.dtype)
-        adjoint = sample_gradients(trained.objective.losses, trained.theta, here)
+        queries = to_device(queries, trained.theta.device, trained.theta.dtype)
+        adjoint = sample_gradients(trained.objective.losses, trained.theta, queries)
         moments = tuple(torch.zeros_like(adjoint) for _ in end.moments)
         return ReverseState(
-            fold.run.steps, adjoint, moments, adjoint.new_zeros(len(adjoint), trained.objective.n), distance
+            replay.run.steps, adjoint, moments, adjoint.new_zeros(len(adjoint), trained.objective.n), distance
         )
 
     def _segment(
-        self, fold: ReplayedRun, first: int, last: int, reverse: ReverseState, tick: OnProgress
+        self, replay: ReplayedRun, first: int, last: int, reverse: ReverseState, tick: OnProgress
     ) -> ReverseState:
-        """Replays the steps first..last−1, then goes back over them."""
-        batches = [fold.batch(k) for k in range(first, last)]
-        states = [fold.run.state(first)]
+        """Replays the steps first..last−1, then goes back over them to the adjoint of the state before `first`."""
+        batches = [replay.batch(k) for k in range(first, last)]
+        states = [replay.run.state(first)]
         for k, batch in enumerate(batches, first):
-            states.append(fold.step(states[-1], fold.ones(batch), batch, k))
-        distance = _distance(states[-1].theta, fold.run.state(last).theta)
+            states.append(replay.step(states[-1], replay.ones(batch), batch, k))
+        distance = _distance(states[-1].theta, replay.run.state(last).theta)
         self._check(distance, last, "the replayed training left the recorded one", states[-1].theta.dtype)
         adjoint, scores = (reverse.theta, reverse.moments), reverse.scores.clone()
         for k in reversed(range(first, last)):
-            adjoint, added = fold.step_back(states[k - first], batches[k - first], k, adjoint)
-            scores.index_add_(1, fold.columns(k).to(scores.device), added)
-            tick(fold.run.steps - k, fold.run.steps)
+            adjoint, added = replay.step_back(states[k - first], batches[k - first], k, adjoint)
+            scores.index_add_(1, replay.columns(k).to(scores.device), added)
+            tick(replay.run.steps - k, replay.run.steps)
         return ReverseState(first, *adjoint, scores, max(distance, reverse.distance))
 
     def _check(self, distance: float, step: int, what: str, dtype: torch.dtype) -> None:
         tolerance = REPLAYED.get(dtype, 1e-4) if self.tolerance is None else self.tolerance
-        if not distance <= tolerance:  # NaN is no agreement either
+        if not distance <= tolerance:  # written so that NaN is refused too
             raise WorkError(
                 f"{what[0].upper()}{what[1:]} by step {step}: their weights are {distance:.1e} apart, relative; "
                 f"{tolerance:.0e} is allowed.\n"
@@ -165,12 +172,12 @@ class Unrolled(Method):
 
 @dataclass(frozen=True)
 class ReplayedRun:
-    """The recorded run as a fold of one pure step over its batches.
+    """The recorded run as a sequence of pure steps over its batches.
 
     Attributes:
-        objective: of the training data; its module gives ℓ and R.
-        run: what was recorded.
-        places: column of each training id.
+        objective: Objective of the training data, which gives ℓ and R.
+        run: Recorded training run.
+        places: Column of the scores for each training id.
     """
 
     objective: Objective
@@ -179,10 +186,10 @@ class ReplayedRun:
 
     @classmethod
     def of(cls, trained: TrainedModel) -> ReplayedRun:
-        """The fold of a trained model.
+        """Builds the replayed run of a trained model.
 
         Raises:
-            InputError: its run was not recorded, or was one of other parameters or samples.
+            InputError: If its run was not recorded, or has other parameters or samples than the objective.
         """
         run, objective = trained.run, trained.objective
         if run is None:
@@ -210,18 +217,20 @@ class ReplayedRun:
         return self.objective.losses
 
     def columns(self, k: int) -> Int[Tensor, " b"]:
-        """Positions in the training data of the samples of step k."""
+        """Returns the positions in the training data of the samples of step k."""
         return torch.tensor([self.places[i] for i in self.run.batch_ids[k].tolist()])
 
     def batch(self, k: int) -> Batch:
+        """Returns the batch of step k."""
         return self.objective.data.sample(self.columns(k))  # type: ignore[attr-defined]
 
     def ones(self, batch: Batch) -> Float[Tensor, " b"]:
+        """Returns the weights w_i = 1 of the samples of a batch."""
         theta = self.losses.space
         return torch.ones(batch_size(batch), dtype=theta.dtype, device=theta.device)
 
     def step(self, state: State, weights: Float[Tensor, " b"], batch: Batch, k: int) -> State:
-        """The state after step k (from 0), as a pure function of the state before it and of the samples' weights."""
+        """Computes the state after step k, counted from 0, as a pure function of state and sample weights."""
 
         def value(theta: Tensor) -> Tensor:
             losses = self.losses.sample_losses(theta, batch)
@@ -234,7 +243,7 @@ class ReplayedRun:
     def step_back(
         self, state: State, batch: Batch, k: int, adjoint: tuple[Tensor, tuple[Tensor, ...]]
     ) -> tuple[tuple[Tensor, tuple[Tensor, ...]], Float[Tensor, "m b"]]:
-        """Adjoints of the state before step k from those after it, and what the step adds to the scores."""
+        """Computes the adjoints of the state before step k from those after it, and the step's terms of the scores."""
 
         def forward(theta: Tensor, moments: tuple[Tensor, ...], weights: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
             after = self.step(State(theta, moments), weights, batch, k)
@@ -242,7 +251,7 @@ class ReplayedRun:
 
         pull: Callable[..., tuple[Tensor, tuple[Tensor, ...], Tensor]]
         pull = vjp(forward, state.theta, state.moments, self.ones(batch))[1]
-        if len(adjoint[0]) == 1:  # a vmap of one costs more than it saves
+        if len(adjoint[0]) == 1:  # vmap over a single row is slower than none
             theta, moments, weights = pull((adjoint[0][0], tuple(x[0] for x in adjoint[1])))
             return (theta[None], tuple(x[None] for x in moments)), weights[None]
         theta, moments, weights = vmap(pull)(adjoint)

@@ -1,4 +1,4 @@
-"""The rules of optimizers as pure functions of state, gradient and learning rate: what torch.optim does in place."""
+"""Update rules of optimizers as pure functions of state, gradient and learning rate, equal to those of torch.optim."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ifloo.attribution.recorded import State, Update
 
 @dataclass(frozen=True)
 class SGD(Update):
-    """θ ← θ − rate · d with d = v + damped memory of it, as `torch.optim.SGD` (Sutskever et al. 2013).
+    """θ ← θ − rate · d, with d the gradient g or a momentum buffer, as `torch.optim.SGD` (Sutskever et al. 2013).
 
     Attributes:
-        momentum: μ; the memory is m ← μ m + (1 − dampening) g, at the first step g itself.
-        dampening: of the gradient in the memory.
-        nesterov: step along g + μ m instead of m.
+        momentum: Factor μ of the buffer m ← μ m + (1 − dampening) g, which starts at the first gradient.
+        dampening: Share of the gradient that does not enter the buffer.
+        nesterov: Whether d is g + μ m in place of m.
     """
 
     momentum: float = 0.0
@@ -33,10 +33,10 @@ class SGD(Update):
     ) -> State:
         if not self.momentum:
             return State(state.theta - rate * gradient, ())
-        kept = 1 - self.dampening * (count > 1).to(gradient.dtype)
-        memory = self.momentum * state.moments[0] + kept * gradient
-        direction = gradient + self.momentum * memory if self.nesterov else memory
-        return State(state.theta - rate * direction, (memory,))
+        share = 1 - self.dampening * (count > 1).to(gradient.dtype)
+        buffer = self.momentum * state.moments[0] + share * gradient
+        direction = gradient + self.momentum * buffer if self.nesterov else buffer
+        return State(state.theta - rate * direction, (buffer,))
 
     def gain(self, state: State, count: int) -> float:
         return (1 - self.dampening) / (1 - self.momentum) if self.momentum else 1.0
@@ -48,10 +48,10 @@ class Adam(Update):
     Loshchilov & Hutter 2019, algorithm 2).
 
     Attributes:
-        beta1: of the mean of gradients.
-        beta2: of the mean of their squares.
-        epsilon: ε, outside of the root.
-        decay: decoupled from the gradient (AdamW); part of this step and of no objective.
+        beta1: Decay rate of the running mean of gradients.
+        beta2: Decay rate of the running mean of squared gradients.
+        epsilon: ε, added after the square root.
+        decay: Weight decay decoupled from the gradient (AdamW): part of this step, not of the objective.
     """
 
     beta1: float = 0.9
@@ -67,9 +67,9 @@ class Adam(Update):
     ) -> State:
         mean = self.beta1 * state.moments[0] + (1 - self.beta1) * gradient
         square = self.beta2 * state.moments[1] + (1 - self.beta2) * gradient.square()
-        # A weight that never had a gradient has √0, whose derivative is infinite; the step's own is finite there.
-        seen = square > 0
-        root = torch.where(seen, torch.where(seen, square, 1.0).sqrt(), 0.0)
+        # At a weight whose gradient was always 0 the derivative of √0 is infinite, while that of the step is finite.
+        positive = square > 0
+        root = torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
         direction = (mean / (1 - self.beta1**count)) / (root / (1 - self.beta2**count).sqrt() + self.epsilon)
         return State((1 - rate * self.decay) * state.theta - rate * direction, (mean, square))
 

@@ -153,7 +153,7 @@ def _groups(groups: Sequence[GroupEffect]) -> None:
 
 def _mislabels(found: LabelErrors) -> None:
     """Prints a line for each ranking, plain loss last."""
-    wrong, rows = found.corrupted, found.looked_at
+    wrong, rows = found.corrupted, found.rows_checked
     print(f"\n{wrong} training answers are wrong on purpose; among the {rows} rows (10 %) of largest")
     for name, count in found.found.items():
         print(f"  {NAMES[name]:<28} are {count} of them (chance: {found.chance:.3g})")

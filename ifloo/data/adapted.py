@@ -70,7 +70,7 @@ class Samples:
             if int(i) not in self._row_of:
                 known = self.ids.tolist()
                 raise InputError(
-                    f"{self.where}: id {int(i)} is not there; {len(known)} samples have ids within {min(known)}.."
+                    f"{self.where}: no sample has id {int(i)}; {len(known)} samples have ids within {min(known)}.."
                     f"{max(known)}.\n  Choose another id."
                 )
         batch = self._collated([self._row_of[int(i)] for i in ids])
@@ -199,11 +199,11 @@ class AdaptedData(L.LightningDataModule):
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
-    def _samples(self, name: str, loader: str, made: Callable[[], object], stage: str) -> Samples:
+    def _samples(self, name: str, loader: str, build: Callable[[], object], stage: str) -> Samples:
         if name not in self._sets:
             self.setup(stage)
-            given = _single(made(), loader, self.data)
-            self._sets[name] = Samples(given, f"{type(self.data).__name__}.{loader}")
+            single = _single(build(), loader, self.data)
+            self._sets[name] = Samples(single, f"{type(self.data).__name__}.{loader}")
         return self._sets[name]
 
     def _has(self, loader: str) -> bool:

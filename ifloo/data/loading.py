@@ -28,7 +28,7 @@ def loader_of(
     """Returns a loader of the batches of `data.__getitems__`, uncopied; a full batch is never shuffled."""
     n = len(data)
     return DataLoader(
-        data,  # type: ignore[arg-type]  # torch asks for a Dataset and takes whatever has a length and items
+        data,  # type: ignore[arg-type]  # the type asks for a Dataset; a length and items suffice
         batch_size=min(batch_size, n),
         shuffle=shuffle and batch_size < n,
         num_workers=num_workers,

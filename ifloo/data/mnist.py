@@ -74,8 +74,8 @@ class MNISTDataModule(LoadedDataModule[DigitSet]):
         _at_least("num_workers", num_workers, 0)
         self.save_hyperparameters()
         self._root = Path(root)
-        self._how_full = f"the files are in {self._root}"
-        self._why_not_full = f"the files are not in {self._root}"
+        self._full_reason = f"the files are in {self._root}"
+        self._embedded_reason = f"the files are not in {self._root}"
         self._test_available = 0  # before test_limit
 
     def prepare_data(self) -> None:
@@ -91,13 +91,13 @@ class MNISTDataModule(LoadedDataModule[DigitSet]):
             return
         try:
             download(absent, self._root, self.mirrors)
-            self._how_full = f"downloaded into {self._root}"
+            self._full_reason = f"downloaded into {self._root}"
         except WorkError as error:
             if self.hparams["source"] == "full":
                 raise InputError(
                     f"source full: {error}\n  Or take the digits that come with ifloo: {_EMBEDDED}."
                 ) from error
-            self._why_not_full += "; " + str(error).splitlines()[0].rstrip(".")
+            self._embedded_reason += "; " + str(error).splitlines()[0].rstrip(".")
 
     def test_batch(self, ids: Sequence[int]) -> dict[str, Tensor]:
         """Returns the test images with these ids, in this order.
@@ -152,7 +152,7 @@ class MNISTDataModule(LoadedDataModule[DigitSet]):
         setting: SourceSetting = self.hparams["source"]
         if setting == "embedded":
             return embedded("asked for")
-        source = full(self._root, self._how_full, self.files)
+        source = full(self._root, self._full_reason, self.files)
         if source is not None:
             return source
         if setting == "full":
@@ -161,7 +161,7 @@ class MNISTDataModule(LoadedDataModule[DigitSet]):
                 f"source full: not in {self._root}: {names}.\n"
                 f"  Put the files there, gzip or plain, or take the digits that come with ifloo: {_EMBEDDED}."
             )
-        return embedded(self._why_not_full)
+        return embedded(self._embedded_reason)
 
     def _corrupted(self, labels: Tensor) -> tuple[Tensor, list[int]]:
         """Returns the training labels in use, some flipped, and the ids (positions) of the flipped labels."""

@@ -25,7 +25,7 @@ from ifloo.models.module import SampleLossModule
 from ifloo.objective.batches import Batch, batch_size, tensors_of, with_items
 from ifloo.objective.functional import silenced
 
-# Functions of the user's own types.
+# Functions that the user provides, typed by the user's own classes.
 SampleLossFunction = Callable[..., Tensor]  # (the user's module, a batch) -> [b], nats
 PenaltyFunction = Callable[..., Tensor]  # the user's module -> [], nats
 
@@ -79,7 +79,8 @@ class Adapted(SampleLossModule):
         if sample_losses is None:
             _refuse_without_step(model)
         self.model = model
-        self.losses, self.own_penalty, self.l2, self.still = sample_losses, penalty, l2, skip_training
+        self.losses, self.own_penalty, self.l2 = sample_losses, penalty, l2
+        self.skip_training = skip_training
         self.one_by_one = sample_losses is None
         # Recorded here because in a functional call the tensors that replace parameters may lack requires_grad.
         self._trainable = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
@@ -107,14 +108,14 @@ class Adapted(SampleLossModule):
         own = self.own_penalty(self.model) if self.own_penalty else 0.0
         return 0.5 * self.l2 * squares + own
 
-    def configure_optimizers(self) -> Any:  # whatever form the module has: Lightning takes more than its type says
-        if self.still:
+    def configure_optimizers(self) -> Any:  # of the module's form: Lightning accepts more than its type declares
+        if self.skip_training:
             return torch.optim.SGD(self.model.parameters(), lr=0.0)
         return self.model.configure_optimizers()
 
     def again(self, model: L.LightningModule) -> Adapted:
         """Adapts another module of the same class in the same way."""
-        return type(self)(model, self.losses, self.own_penalty, self.l2, self.still)
+        return type(self)(model, self.losses, self.own_penalty, self.l2, self.skip_training)
 
     def on_train_start(self) -> None:
         """Sets a coupled weight decay equal to λ to zero, since the penalty contains it; refuses any other decay."""

@@ -22,7 +22,8 @@ class RecordsSteps(Protocol):
     """A callback that repeats or records each optimizer step.
 
     Attributes:
-        records_steps: Whether it does; decoupled weight decay is then part of the step, and allowed.
+        records_steps: Whether steps are repeated or recorded; decoupled weight decay is then part of the step, and
+            allowed.
     """
 
     records_steps: bool

@@ -13,7 +13,7 @@ from ifloo.models.adapted import Adapted
 from ifloo.objective.batches import Batch
 from ifloo.objective.functional import silenced
 
-# Functions of the user's own types.
+# Functions that the user provides, typed by the user's own classes.
 OutputsFunction = Callable[..., Tensor]  # (the user's module, a batch) -> [b, ...]
 OutputLossesFunction = Callable[..., Tensor]  # (outputs, a batch) -> [b], nats
 

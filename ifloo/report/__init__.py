@@ -1,4 +1,9 @@
-"""Floor 6: the verdict, its pictures, TensorBoard."""
+"""Floor 8: reports, which show the results of an experiment.
+
+- `reporter`: writes all reports of an experiment.
+- `figures`: pictures drawn by matplotlib; `tensorboard`: the run folder of TensorBoard; `html`: one page.
+- `safe_text`: sanitised text of samples.
+"""
 
 from typing import TYPE_CHECKING
 

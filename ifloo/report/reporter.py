@@ -1,4 +1,4 @@
-"""Everything a reader sees: verdict.json, pictures, TensorBoard."""
+"""Writer of all reports of an experiment: verdict.json, figures, the page, and the files of TensorBoard."""
 
 from __future__ import annotations
 
@@ -22,27 +22,32 @@ from ifloo.report.safe_text import drawn
 from ifloo.report.tensorboard.event_file import TensorBoardReport
 from ifloo.report.tensorboard.gradient_projection import SampleGradients
 from ifloo.store import CORRECTED, Layout, StoredInfluences, influences, top_k, write_json
-from ifloo.verdict.agreements import method_label
-from ifloo.verdict.comparison import Comparison, compare
-from ifloo.verdict.extremes import Extremes
-from ifloo.verdict.label_errors import LabelErrors, find_label_errors
-from ifloo.verdict.pooled import Verdict
-from ifloo.verdict.unverified import unverified
+from ifloo.verdict import (
+    Comparison,
+    Extremes,
+    LabelErrors,
+    Verdict,
+    compare,
+    find_label_errors,
+    method_label,
+    unverified_tests,
+)
 
-CAPTION, TITLE = 14, 40  # characters of a label, over a small picture and in a title
+CAPTION, TITLE = 14, 40  # largest length of a label above a small picture and in a title, characters
 
 
 @dataclass(frozen=True)
 class Reporter:
-    """Reads the files of an experiment and draws what they say.
+    """Writer of all reports of an experiment from its files.
 
     Attributes:
-        layout: where they are.
-        datamodule: gives `train_set` and `test_set`, with `picture(id)` and `caption(id)` or as a `ConversationSet`.
+        layout: Paths of the files.
+        datamodule: Data module with `train_set` and `test_set`, each with `picture(id)` and `caption(id)` or a
+            `ConversationSet`.
         log_dir: TensorBoard folder of the experiment.
-        outcomes: what the model made of a test sample, such as "predicted 6", shown beside its label; of a
-            `ConversationSet`, what it answered.
-        gradients: of the training samples, for the projector of TensorBoard; None: without it.
+        outcomes: Outcome of the model by test id, such as "predicted 6", shown beside the label; the model's answer for
+            a `ConversationSet`.
+        gradients: Gradients of the training samples, for the projector of TensorBoard; None leaves the projector out.
     """
 
     layout: Layout
@@ -52,38 +57,44 @@ class Reporter:
     gradients: SampleGradients | None = None
 
     def verdict(self, test_ids: list[int], k: int) -> Verdict:
-        """Writes the verdict on these tests.
+        """Writes verdict.json for these tests and returns the verdict.
 
         Args:
-            test_ids: tests with scores and refits.
-            k: how many ids of largest |score| are the top-k group.
+            test_ids: Ids of tests with scores and refits.
+            k: Number of ids of largest |score| in the top-k group.
 
         Raises:
-            InputError: scores or refits are missing or do not belong together.
+            InputError: If scores or refits are missing, or do not belong together.
         """
-        compared = {}
+        comparisons = {}
         for t in test_ids:
             stored = influences.load(self.layout.scores(t))
-            compared[t] = compare(self.layout, t, top_k(stored.scores, stored.train_ids, k).tolist())
-        verdict = Verdict(compared, self.mislabels())
+            comparisons[t] = compare(self.layout, t, top_k(stored.scores, stored.train_ids, k).tolist())
+        verdict = Verdict(comparisons, self.mislabels())
         write_json(self.layout.verdict, verdict.to_json())
         return verdict
 
     def mislabels(self) -> LabelErrors | None:
-        """What self-influence makes of training answers known to be wrong; None where none are."""
+        """Counts how many of the known wrong labels each ranking finds; None if no label is known to be wrong."""
         return find_label_errors(self.layout, DataNotes(self.datamodule).corrupted_ids)
 
     def run(self, test_ids: list[int], k: int) -> Verdict:
-        """Writes the verdict on these tests, their pictures, one page with all of it, and TensorBoard's files.
+        """Writes verdict.json, the figures, the page, and the files of TensorBoard.
 
-        Tests with scores and too few refits for a verdict are on the page alone, which says so; what is returned, and
-        verdict.json, are without them. Errors as those of `verdict`.
+        Tests with scores but too few refits for a verdict appear only in the page and in TensorBoard, as not verified.
+
+        Args:
+            test_ids: Ids of tests with scores.
+            k: Number of ids of largest |score| in the top-k group.
+
+        Returns:
+            Verdict on the tests with enough refits.
 
         Raises:
-            WorkError: a file could not be written.
+            WorkError: If a file could not be written; the errors of `verdict` are raised too.
         """
-        alone = unverified(self.layout, test_ids)
-        verified = [t for t in test_ids if t not in alone]
+        pending = unverified_tests(self.layout, test_ids)
+        verified = [t for t in test_ids if t not in pending]
         verdict = self.verdict(verified, k) if verified else Verdict({}, self.mislabels())
         figures = {t: self._figures(one, k) for t, one in verdict.items()}
         for t, named in figures.items():
@@ -91,9 +102,9 @@ class Reporter:
                 save_figure(figure, self.layout.figure(name, t))
         if verdict.mislabels:
             save_figure(label_errors(verdict.mislabels), self.layout.label_errors)
-        write_html(self.layout, self.datamodule, verdict, self.outcomes, alone)
+        write_html(self.layout, self.datamodule, verdict, self.outcomes, pending)
         try:
-            self._to_tensorboard({t: stored for t, (stored, _) in alone.items()}, verdict, figures, k)
+            self._to_tensorboard({t: stored for t, (stored, _) in pending.items()}, verdict, figures, k)
         except OSError as error:
             raise WorkError(
                 f"TensorBoard's files could not be written to {self.log_dir}: {error.strerror or error}.\n"
@@ -117,7 +128,7 @@ class Reporter:
         }
         if set(one.further) - {CORRECTED}:
             figures["methods_comparison"] = methods_comparison(
-                {method_label(name): by for name, by in one.predictions.items()},
+                {method_label(name): changes for name, changes in one.predictions.items()},
                 one.actual,
                 one.kinds,
                 {row.method_label: row.agreement for row in one.statistics.by_method},
@@ -127,7 +138,7 @@ class Reporter:
         return figures
 
     def _of_scores(self, stored: StoredInfluences, k: int) -> dict[str, Figure]:
-        """The pictures that need no refit."""
+        """Draws the figures that need no refit."""
         title, top = self._title(stored.test_id), top_k(stored.scores, stored.train_ids, k)
         return {
             "influence_distribution": influence_distribution(stored.scores, stored.train_ids, top, title=title),
@@ -135,17 +146,17 @@ class Reporter:
         }
 
     def _rows(self, stored: StoredInfluences, title: str) -> dict[str, Figure]:
-        """The test sample beside the training samples that matter most, drawn; nothing where none has a picture."""
+        """Draws the test sample beside its most influential training samples; empty if the samples have no pictures."""
         most = Extremes.of(stored)
         helpful, harmful = (
-            list(zip(stored.train_ids[at].tolist(), stored.scores[at].tolist(), strict=True))
-            for at in (most.helpful, most.harmful)
+            list(zip(stored.train_ids[positions].tolist(), stored.scores[positions].tolist(), strict=True))
+            for positions in (most.helpful, most.harmful)
         )
         train, test, t = self.datamodule.train_set, self.datamodule.test_set, stored.test_id
         if isinstance(test, ConversationSet) and isinstance(train, ConversationSet):
             low, high = ([row_of(train, i, score) for i, score in rows] for rows in (helpful, harmful))
-            asked = row_of(test, t, answered=self.outcomes.get(t, ""))
-            return {"gallery": gallery(asked, low, high, title=title)}
+            test_row = row_of(test, t, answered=self.outcomes.get(t, ""))
+            return {"gallery": gallery(test_row, low, high, title=title)}
         assert isinstance(test, CaptionedSet)
         assert isinstance(train, CaptionedSet)
         if test.picture(t) is None:
@@ -166,18 +177,18 @@ class Reporter:
 
     def _to_tensorboard(
         self,
-        alone: Mapping[int, StoredInfluences],
+        pending: Mapping[int, StoredInfluences],
         verdict: Verdict,
         figures: Mapping[int, Mapping[str, Figure]],
         k: int,
     ) -> None:
-        scored = {**{t: one.stored for t, one in verdict.items()}, **alone}
-        drawn = {**figures, **{t: self._of_scores(stored, k) for t, stored in alone.items()}}
+        scored = {**{t: one.stored for t, one in verdict.items()}, **pending}
+        all_figures = {**figures, **{t: self._of_scores(stored, k) for t, stored in pending.items()}}
         board = TensorBoardReport(self.layout, self.datamodule, self.log_dir, self.outcomes, self.gradients)
-        board.write(scored, verdict, drawn)
+        board.write(scored, verdict, all_figures)
 
 
 def _picture(data: CaptionedSet, id_: int) -> NDArray[np.uint8]:
-    """The picture of a sample; blank paper for one that has none among others that have."""
+    """Returns the picture of a sample; a blank one for a sample without picture in a set that has pictures."""
     found = data.picture(id_)
     return np.zeros((1, 1), dtype=np.uint8) if found is None else found

@@ -1,4 +1,9 @@
-"""Files on disk: atomic writes, results that refuse to mix settings, runs that resume.
+"""Floor 5: files on disk, written atomically, never with results of different settings, and resumable.
+
+- `atomic`, `jsonl`, `npz_record`: how files are written and read; `fingerprint`: hashes of tensors.
+- `layout`: names of all files; `manifest`, `section`: the settings of stored results; `former_settings`: older names.
+- `influences`, `all_tests` (with `all_tests_matrix` and `all_tests_topk`), `removals`, `self_influence`: scores.
+- `losses`, `groups`: test losses after refits; `recorded_runs`: recorded training runs; `ids`: files of training ids.
 
 `influences`, `removals`, `self_influence` and `jsonl` are used as modules: `influences.load(path)`,
 `jsonl.append(path, row)`.

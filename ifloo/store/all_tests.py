@@ -1,7 +1,7 @@
-"""Scores of all test samples in one folder, block by block, in one of three forms; resumable, however a run ended.
+"""Scores of all test samples in one folder, written in blocks, in one of three forms; resumable after any interruption.
 
-A test counts as done when `index.jsonl` has its line *and* the scores it tells of are there. The lines of a block are
-written, as one write, after its scores are on disk: a run killed at any moment loses one block at most.
+A test is done when `index.jsonl` has its line *and* its scores exist. The lines of a block are written, in one write,
+after its scores are on disk: a run killed at any moment loses at most one block.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ SETTING: Mapping[Form, str] = {"files": "neither matrix nor topk_only", "matrix"
 
 @dataclass(frozen=True)
 class ScoredTest:
-    """One test of a block: what its line in the index says beside where its scores lie.
+    """One test of a block, with the content of its line in the index.
 
     Attributes:
-        test_id: of the test.
-        score_mean: mean of its n scores, nats per unit weight, before they were rounded to float32.
-        certificate: of its solve, and the SHA-256 of the sample's content.
+        test_id: Id of the test sample.
+        score_mean: Mean of its n scores before they were rounded to float32, nats per unit weight.
+        certificate: Certificate of its solve, and the SHA-256 of the sample's content.
     """
 
     test_id: int
@@ -48,19 +48,19 @@ class AllTests(ABC):
     """The folder `all_tests` of one experiment.
 
     Attributes:
-        layout: names of the files.
-        test_ids: of all m tests, in order.
-        train_ids: `[n]`, in order.
-        form: of this folder.
+        layout: Paths of the files.
+        test_ids: Ids of all m tests, in order.
+        train_ids: Ids of the training samples, `[n]`, in order.
+        form: Form in which the folder stores scores.
     """
 
     form: ClassVar[Form]
 
     def __init__(self, layout: Layout, test_ids: Sequence[int], train_ids: NDArray[np.int64]) -> None:
-        """Reads the index; nothing is written.
+        """Reads the index of the folder and writes nothing.
 
         Raises:
-            InputError: the folder holds scores in another form, or for other tests.
+            InputError: If the folder holds scores in another form, or for other tests.
         """
         self.layout, self.test_ids, self.train_ids = layout, list(test_ids), np.asarray(train_ids, dtype=np.int64)
         self._refuse_other_form()
@@ -75,10 +75,10 @@ class AllTests(ABC):
         """Tests still to be scored, in order."""
 
     def add(self, block: Sequence[ScoredTest], scores: Float32[np.ndarray, "b n"]) -> None:
-        """Puts the scores of a block on disk, then its lines into the index.
+        """Writes the scores of a block to disk, then its lines to the index.
 
         Raises:
-            WorkError: a score is not finite, or the disk is full; the tests of earlier blocks are unharmed.
+            WorkError: If a score is not finite, or the disk is full; the tests of earlier blocks are unchanged.
         """
         for one in block:
             if not np.isfinite(one.score_mean):
@@ -98,25 +98,25 @@ class AllTests(ABC):
         jsonl.extend(self.layout.index, [line for line in lines if line["test_id"] not in self.rows])
         self.rows |= {int(line["test_id"]): dict(line) for line in lines}  # type: ignore[arg-type]
 
-    def finish(self) -> None:  # ruff: ignore[empty-method-without-abstract-decorator] -- most forms have nothing left to do
-        """Called when every test is in, also by a run that found nothing to do."""
+    def finish(self) -> None:  # ruff: ignore[empty-method-without-abstract-decorator] -- most forms need no last step
+        """Completes the folder after the last test; a run that has nothing to do calls it too."""
 
     @abstractmethod
     def _store(self, block: Sequence[ScoredTest], scores: NDArray[np.float32]) -> None:
-        """Scores on disk, so that the lines of the index may follow."""
+        """Writes scores to disk; the lines of the index follow them."""
 
     @abstractmethod
     def _place(self, test_id: int) -> dict[str, JSON]:
-        """Where the scores of a test lie: `path`, and `row` in it."""
+        """Returns the place of a test's scores: `path`, and for a matrix the `row` in it."""
 
     def _refuse_other_form(self) -> None:
         at, folder = self.layout, self.layout.all_tests
-        there: dict[Form, bool] = {
+        exists: dict[Form, bool] = {
             "files": next(folder.glob("if_scores_test_*.npy"), None) is not None,
             "matrix": at.all_scores_matrix.exists() or at.all_scores_begun.exists(),
             "topk": at.all_topk.exists(),
         }
-        for found in (form for form, is_there in there.items() if is_there and form != self.form):
+        for found in (form for form, present in exists.items() if present and form != self.form):
             raise InputError(
                 f"{folder} holds scores of all tests as {ROWS[found]} (attribution: {SETTING[found]}); asked for "
                 f"{ROWS[self.form]}.\n  The forms are not mixed in one folder. Ask for the stored form, give another "
@@ -134,7 +134,7 @@ class ScoreFiles(AllTests):
         return [t for t in self.test_ids if t not in self.rows or not self.layout.all_scores(t).exists()]
 
     def _store(self, block: Sequence[ScoredTest], scores: NDArray[np.float32]) -> None:
-        """All temporary files, then all names, then one fsync of the folder: each file appears whole or not at all."""
+        """Writes temporary files, renames them, and flushes the folder once: each file appears whole or not at all."""
         folder = self.layout.all_tests
         folder.mkdir(parents=True, exist_ok=True)
         mark = f"{os.getpid()}-{secrets.token_hex(4)}.tmp"

@@ -1,4 +1,4 @@
-"""Scores of all test samples as one matrix on disk, larger than memory if it must be."""
+"""Scores of all test samples as one matrix on disk, which may be larger than memory."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ifloo.store.npz_record import read_npy_head, write_npy_head
 
 
 class ScoreMatrix(AllTests):
-    """`if_scores.npy`, float32 `[m, n]`, for `np.load(path, mmap_mode="r")`; a line of the index gains its `row`.
+    """`if_scores.npy`, float32 `[m, n]`, for `np.load(path, mmap_mode="r")`; the lines of the index name the `row`.
 
-    Until the last row is in, the file is `if_scores.npy.part`, of full size from the first block on, with zeros where
-    rows are missing; a row counts once its line is in the index, and the next run goes on in that file. It gets its
-    name when it is whole. Rows are written by `pwrite`, not through a memory map, whose pages would count as memory of
-    the process.
+    Until the last row is written, the file is `if_scores.npy.part`. It has its full size from the first block on, with
+    zeros for missing rows. A row is valid once its line is in the index; a later run continues in the same file. The
+    complete file is renamed. Rows are written by `pwrite`, not through a memory map, whose pages would count as memory
+    of the process.
     """
 
     form = "matrix"
@@ -32,13 +32,13 @@ class ScoreMatrix(AllTests):
         """Tests still to be scored, in order.
 
         Raises:
-            InputError: the matrix that is there has other rows or columns, and some of those asked for are missing.
+            InputError: If tests are missing, and the existing matrix has other rows or columns.
         """
-        if (there := self._there) is None:
+        if (existing := self._existing) is None:
             return self.test_ids
         missing = [t for t in self.test_ids if t not in self.rows]
         if missing:
-            self._refuse_other_shape(there)
+            self._refuse_other_shape(existing)
         return missing
 
     def finish(self) -> None:
@@ -47,7 +47,7 @@ class ScoreMatrix(AllTests):
             sync_folder(self.layout.all_tests)
 
     @property
-    def _there(self) -> Path | None:
+    def _existing(self) -> Path | None:
         both = (self.layout.all_scores_begun, self.layout.all_scores_matrix)
         return next((path for path in both if path.exists()), None)
 
@@ -67,14 +67,14 @@ class ScoreMatrix(AllTests):
             os.fsync(file.fileno())
 
     def _begin(self) -> None:
-        """Makes the file, or takes back the name of one whose index has lost a line."""
+        """Creates the file, or renames a complete one whose index has lost a line."""
         begun = self.layout.all_scores_begun
         if begun.exists():
             return
         if self.layout.all_scores_matrix.exists():
             os.replace(self.layout.all_scores_matrix, begun)
             return
-        if self.rows:  # lines about a matrix that is gone
+        if self.rows:  # their matrix has been deleted
             self.rows = {}
             self.layout.index.unlink()
         with replacing(begun) as file:
@@ -88,21 +88,21 @@ class ScoreMatrix(AllTests):
     def _row_of(self) -> dict[int, int]:
         return {t: row for row, t in enumerate(self.test_ids)}
 
-    def _refuse_other_shape(self, there: Path) -> None:
-        with open(there, "rb") as file:
-            shape = read_npy_head(file, there)[0]
+    def _refuse_other_shape(self, existing: Path) -> None:
+        with open(existing, "rb") as file:
+            shape = read_npy_head(file, existing)[0]
         row_of = self._row_of
         if shape == self._shape and all(row["row"] == row_of.get(t) for t, row in self.rows.items()):
             return
         raise InputError(
-            f"{there} is a matrix of {shape[0]} tests x {shape[1]} training samples for {len(self.rows)} tests; asked "
-            f"for {self._shape[0]} x {self._shape[1]}, other tests or another order.\n"
+            f"{existing} is a matrix of {shape[0]} tests x {shape[1]} training samples for {len(self.rows)} tests; "
+            f"asked for {self._shape[0]} x {self._shape[1]}, other tests or another order.\n"
             "  A matrix does not grow. Ask for the same tests, give another --output_dir, or --overwrite to replace it."
         )
 
 
 def _consecutive(places: Sequence[int]) -> list[slice]:
-    """Runs of rows that follow each other in the file, as slices of the block."""
+    """Returns runs of consecutive rows of the file, as slices of the block."""
     runs = []
     for _, group in groupby(range(len(places)), key=lambda k: places[k] - k):
         members = list(group)
@@ -111,7 +111,7 @@ def _consecutive(places: Sequence[int]) -> list[slice]:
 
 
 def _write_at(descriptor: int, content: memoryview, offset: int) -> None:
-    """All of it: one call takes 2 GiB at most, and a full disk takes a part before it says so."""
+    """Writes the whole content in repeated calls: one writes at most 2 GiB, and a full disk accepts a part first."""
     while content:
         written = os.pwrite(descriptor, content, offset)
         content, offset = content[written:], offset + written

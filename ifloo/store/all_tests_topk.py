@@ -1,4 +1,4 @@
-"""The most influential training samples of every test, where all scores would be too many to keep."""
+"""Top-k scores of all test samples, for data where storing all scores would need too much space."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ RECORD = Record(
 class ScoreTopK(AllTests):
     """`topk.npz`: test_ids `[m]`, ids int64 `[m, k]`, scores float32 `[m, k]`, mean `[m]`; larger |score| first.
 
-    Equal ones are ordered by id. The file is replaced whole after each block, then the index gets its lines.
+    Scores of equal size are ordered by id. Each block replaces the whole file and then adds its lines to the index.
     """
 
     form = "topk"
 
     def __init__(self, layout: Layout, test_ids: Sequence[int], train_ids: NDArray[np.int64], k: int) -> None:
-        """Reads what is there.
+        """Reads the existing file and index.
 
         Raises:
-            InputError: the folder holds scores in another form, or another number of ids.
+            InputError: If the folder holds scores in another form, or another number of ids per test.
         """
         super().__init__(layout, test_ids, train_ids)
         self.k = min(k, len(self.train_ids))
@@ -77,7 +77,7 @@ class ScoreTopK(AllTests):
 
 
 def largest(scores: Float32[np.ndarray, " n"], ids: Int64[np.ndarray, " n"], k: int) -> Int64[np.ndarray, " k"]:
-    """Positions of the k largest |score|, largest first, equal ones by id, without sorting all n."""
+    """Finds the positions of the k largest |score|, largest first, equal ones by id, without sorting all n."""
     size = np.abs(scores)
     least = np.partition(size, len(size) - k)[len(size) - k]
     found = np.flatnonzero(size >= least)

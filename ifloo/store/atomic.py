@@ -1,4 +1,4 @@
-"""Files are replaced whole or not at all: temporary file in the same folder, fsync, rename, fsync of the folder."""
+"""Atomic writes: temporary file in the same folder, fsync, rename, fsync of the folder."""
 
 import errno
 import io
@@ -18,7 +18,7 @@ from ifloo.errors import InputError, WorkError
 
 JSON: TypeAlias = "Mapping[str, JSON] | Sequence[JSON] | str | int | float | bool | None"
 
-# What a folder's fsync answers on file systems that have no such thing (some network and FUSE mounts).
+# Errors of a folder's fsync on file systems that do not support it (some network and FUSE mounts).
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES}
 
 _NEXT_STEP = {
@@ -33,14 +33,14 @@ _NEXT_STEP = {
 
 @contextmanager
 def replacing(path: Path | str) -> Generator[BinaryIO, None, None]:
-    """Open a temporary file whose content takes the place of `path` when the block ends well.
+    """Opens a temporary file that replaces `path` when the block ends without an error.
 
-    Whatever goes wrong, the old file stays whole and the temporary file is removed (only a SIGKILL leaves one behind,
-    named `.<name>.<pid>-<random>.tmp`). Missing folders are made; a symbolic link is written through.
+    After an error the old file is unchanged and the temporary file is removed (only a SIGKILL leaves it behind, named
+    `.<name>.<pid>-<random>.tmp`). Missing folders are created; a symbolic link is followed to its target.
 
     Raises:
-        InputError: `path` is a folder, a device or a pipe.
-        WorkError: the disk is full, the folder is not writable, ...
+        InputError: If `path` is a folder, a device or a pipe.
+        WorkError: If the file cannot be written, as on a full disk or in a folder that is not writable.
     """
     target = Path(path).resolve()
     if target.exists() and not target.is_file():
@@ -69,21 +69,22 @@ def replacing(path: Path | str) -> Generator[BinaryIO, None, None]:
 
 
 def write_text(path: Path | str, text: str) -> None:
+    """Writes text in UTF-8; raises the same errors as `replacing`."""
     with replacing(path) as file:
         file.write(text.encode("utf-8"))
 
 
 def write_json(path: Path | str, value: JSON) -> None:
-    """Write `value` as JSON that any reader accepts: NaN and infinity are a WorkError, and the old file stays."""
+    """Writes `value` as strict JSON: NaN and infinity raise a WorkError, and the old file is unchanged."""
     with replacing(path) as file:
         file.write(encode_json(value, Path(path), indent=1) + b"\n")
 
 
 def write_npz(path: Path | str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays as an uncompressed npz; objects that would need pickle are a ValueError."""
-    # Made in memory first: a zip file that meets a full disk raises again, out of turn, when it is closed.
+    """Writes arrays as an uncompressed npz; arrays of Python objects, which need pickle, raise a ValueError."""
+    # Built in memory first: a zip file on a full disk raises a second error when it is closed.
     content = io.BytesIO()
-    # Not np.savez: its own options (file, allow_pickle since numpy 2.1) share a name space with the arrays.
+    # Not np.savez: names of arrays could clash with its own parameters (file, allow_pickle since numpy 2.1).
     with zipfile.ZipFile(content, "w", allowZip64=True) as archive:
         for name, array in arrays.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
@@ -93,25 +94,25 @@ def write_npz(path: Path | str, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def write_npy(path: Path | str, array: np.ndarray) -> None:
-    """Write one array as npy, without a second copy in memory; objects that would need pickle are a ValueError.
+    """Writes one array as npy, without a second copy in memory.
 
     Raises:
-        ValueError: the array holds Python objects.
+        ValueError: If the array holds Python objects, which need pickle.
     """
     array = np.asarray(array, order="C")
     if array.dtype.hasobject:
         raise ValueError("an array of Python objects cannot be stored without pickle")
     with replacing(path) as file:
-        # Not np.save: its fast path loses the errno, so that a full disk reads "n requested and m written".
+        # Not np.save: its fast path loses the errno, so that the error on a full disk is "n requested and m written".
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
         file.write(array.data)
 
 
 def encode_json(value: JSON, path: Path, indent: int | None = None) -> bytes:
-    """Give JSON text in UTF-8, keys in the order given.
+    """Encodes a value as JSON in UTF-8, with keys in the order given.
 
     Raises:
-        WorkError: a number in it is not finite; the message names its place and `path`, which stays as it is.
+        WorkError: If a number in it is not finite; the message names its place and `path`, the file not written.
     """
     if (place := _not_finite(value)) is not None:
         raise WorkError(
@@ -119,12 +120,13 @@ def encode_json(value: JSON, path: Path, indent: int | None = None) -> bytes:
             "  The file is as it was before. The calculation that gave this value went wrong; its log says more."
         )
     text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
-    # A lone surrogate (from a file name that is not UTF-8) becomes \udcXX, which is JSON's own way to write it.
+    # A lone surrogate (from a file name that is not UTF-8) becomes \udcXX, which is also how JSON writes it.
     return text.encode("utf-8", errors="backslashreplace")
 
 
 def not_written(path: Path, error: OSError, kept: str) -> str:
-    step = _NEXT_STEP.get(error.errno or 0, "Mend the cause")
+    """Composes the message that a file could not be written; `kept` states what is unchanged."""
+    step = _NEXT_STEP.get(error.errno or 0, "Remove the cause")
     what = error.strerror or str(error) or type(error).__name__
     return (
         f"Could not write {path}: {what}.\n"
@@ -133,14 +135,14 @@ def not_written(path: Path, error: OSError, kept: str) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a new name in `folder` survive a power cut, where the file system can promise that.
+    """Flushes a folder, so that a new name in it survives a power cut if the file system supports that.
 
     Raises:
-        OSError: the disk reports an error.
+        OSError: If the disk reports an error.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # a folder may be writable and not readable
+    except PermissionError:  # a folder can be writable without being readable
         return
     try:
         os.fsync(descriptor)
@@ -162,7 +164,7 @@ def _sync_folder_of(path: Path, target: Path) -> None:
 
 
 def _not_finite(value: Any, place: str = "") -> str | None:
-    """Find the first NaN or infinity: `tests.8.slope is nan`."""
+    """Describes the first NaN or infinity in a value: `tests.8.slope is nan`; None if there is none."""
     if isinstance(value, float):
         return None if math.isfinite(value) else f"{place or 'the value'} is {float(value)}"
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Content of tensors as one short string."""
+"""Fingerprint of named tensors."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def sha256_of_tensors(named: Mapping[str, Tensor]) -> str:
-    """Hash names, shapes, dtypes and bytes (hex); the order of the mapping, device and memory layout do not matter."""
+    """Computes the SHA-256 (hex) of names, shapes, dtypes and bytes, independent of order, device and memory layout."""
     digest = hashlib.sha256()
     for name in sorted(named):
         tensor = named[name].detach().cpu().resolve_conj().resolve_neg().contiguous()

@@ -1,4 +1,4 @@
-"""Names of classes in stored settings that an earlier release wrote: mapped before settings are compared."""
+"""Former names of classes in stored settings, replaced by the current names before settings are compared."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FORMER = {now: former for former, now in CLASSES.items()}
 
 
 def current_settings(stored: Mapping[str, JSON]) -> dict[str, JSON]:
-    """Returns settings with the names that classes have now."""
+    """Returns settings with the current names of classes."""
     return {key: _renamed(value, key, CLASSES) for key, value in stored.items()}
 
 

@@ -1,4 +1,4 @@
-"""Test losses after groups of samples were removed: one row per group, told by its name."""
+"""Test losses after removal of groups of samples: a JSONL file with one row per group, identified by its name."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class GroupRow:
     """One refit without a group.
 
     Attributes:
-        id: name of the group.
-        ids: its samples.
-        loss: of the test, nats.
+        id: Name of the group.
+        ids: Ids of its samples.
+        loss: Test loss, nats.
         grad_norm: ‖∇J‖ at the end of the refit.
-        seconds: of the refit.
+        seconds: Duration of the refit, seconds.
     """
 
     id: str
@@ -32,31 +32,32 @@ class GroupRow:
     seconds: float
 
     def to_json(self) -> dict[str, JSON]:
+        """Returns the row of the file."""
         return {**vars(self), "ids": list(self.ids)}
 
 
 @dataclass(frozen=True)
 class GroupFile:
-    """A file of groups of one test."""
+    """File of the group refits of one test."""
 
     path: Path
 
     def done(self) -> dict[str, GroupRow]:
-        """The finished rows by name; a torn last line is cut off first. Errors as those of `rows`."""
+        """Reads the finished rows by name after cutting off a torn last line; raises the same errors as `rows`."""
         jsonl.repair(self.path)
         return self.rows()
 
     def rows(self) -> dict[str, GroupRow]:
-        """The finished rows by name.
+        """Reads the finished rows by name.
 
         Raises:
-            InputError: a line is no such row, or a name stands there twice.
+            InputError: If a line is not a group refit, or a name occurs twice.
         """
         rows: dict[str, GroupRow] = {}
         for number, content in enumerate(jsonl.read(self.path), start=1):
             row = _row(content)
             if row is None or row.id in rows:
-                reason = "not a refit without a group" if row is None else f"group {row.id} stands there twice"
+                reason = "not a refit without a group" if row is None else f"group {row.id} occurs twice"
                 raise InputError(
                     f"{self.path}, line {number}: {reason}.\n  Delete this line; the next run computes it again."
                 )
@@ -67,11 +68,11 @@ class GroupFile:
         """Appends one finished refit.
 
         Raises:
-            WorkError: its loss is not finite, or the disk is full; the file is as it was.
+            WorkError: If its loss is not finite, or the disk is full; the file is then unchanged.
         """
         if not math.isfinite(row.loss):
             raise WorkError(
-                f"The refit without group {row.id} ended with test loss {row.loss}, and {self.path} did not take it.\n"
+                f"The refit without group {row.id} ended with test loss {row.loss} and was not added to {self.path}.\n"
                 "  The refit diverged. Lower the learning rate, or remove smaller groups (refit.groups)."
             )
         jsonl.append(self.path, row.to_json())

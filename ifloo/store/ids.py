@@ -14,10 +14,10 @@ _NUMBER = re.compile(r"[+-]?[0-9]+")
 
 
 def top_k(scores: ArrayLike, ids: ArrayLike, k: int) -> NDArray[np.int64]:
-    """Give the ids of the k scores of largest size, largest first, equal ones by id; all n when k > n.
+    """Returns the ids of the k scores of largest size, largest first, equal ones by id; all n if k > n.
 
     Raises:
-        InputError: k is negative, a score is not finite, or there is not one id per score.
+        InputError: If k is negative, a score is not finite, or there is not one id per score.
     """
     values, names = np.asarray(scores), np.asarray(ids, dtype=np.int64)
     if k < 0:
@@ -30,14 +30,20 @@ def top_k(scores: ArrayLike, ids: ArrayLike, k: int) -> NDArray[np.int64]:
 
 
 def save_topk(path: Path | str, ids: ArrayLike) -> None:
+    """Writes ids, one per line, in the order given."""
     write_text(path, "".join(f"{i}\n" for i in np.asarray(ids, dtype=np.int64).tolist()))
 
 
 def read_ids(path: Path | str, known_ids: Iterable[int] | NDArray[np.integer]) -> NDArray[np.int64]:
-    """Read ids in the order of the file; `known_ids` are those of the training data.
+    """Reads ids in the order of the file.
+
+    Args:
+        path: Text file with one training id per line.
+        known_ids: Ids of the training data.
 
     Raises:
-        InputError: the file is missing or empty, or a line is blank, no whole number, a duplicate, or no known id.
+        InputError: If the file is missing or empty, or a line is blank, not a whole number, a duplicate, or an unknown
+            id.
     """
     path = Path(path)
     known = {int(i) for i in known_ids}

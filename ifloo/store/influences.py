@@ -1,4 +1,4 @@
-"""Scores of one test sample on disk, together with the certificate of the solve they come from."""
+"""Scores of one test sample on disk, with the certificate of their solve."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +33,25 @@ RECORD = Record(
 class StoredInfluences:
     """Scores `s[t, i]` of all n training samples on one test loss, in nats per unit weight; negative = helpful.
 
-    `score_mean` is the mean over all n of the scores before they were rounded to float32. `residual` is the relative
-    residual of the damped system (None where the method solved nothing), `undamped_residual` that of the undamped one,
-    `error_bound` the largest possible error of a score (nats per unit weight) to the damped solution, `repeat_error`
-    the standard error between repeats of a stochastic solver relative to its solution; None where not known.
-    `residual_curve`, `[steps, 2]`, is the way of the solve: step, and worst relative residual of the damped system over
-    the tests solved together, as the solver saw it, the last recomputed on the full data; None where nothing was solved
-    or nobody kept it. `settings` is the stamp of what the scores were made with (`settings_stamp`).
+    Attributes:
+        test_id: Id of the test sample.
+        scores: Scores, `[n]`, nats per unit weight.
+        train_ids: Ids of the training samples, `[n]`.
+        score_mean: Mean of all n scores before they were rounded to float32, nats per unit weight.
+        residual: Relative residual of the damped system; None if the method solved no system.
+        undamped_residual: Relative residual of the undamped system; None if the method solved no system.
+        error_bound: Largest possible distance of a score from the damped solution, nats per unit weight; None if
+            unknown.
+        steps: Number of solver steps.
+        status: Name of the solver's status.
+        damping: δ added to the curvature, nats per squared parameter.
+        method: Name of the method.
+        definitions: Definition of the scores, as text.
+        settings: Stamp of the settings of the scores (`settings_stamp`).
+        repeat_error: Standard error between repeats of a stochastic solver, relative to its solution; None if unknown.
+        residual_curve: Step and worst relative residual of the damped system over the tests solved together,
+            `[steps, 2]`. The last residual is recomputed on the full data, the others are the solver's own. None if no
+            system was solved or the curve was not recorded.
     """
 
     test_id: int
@@ -60,10 +72,11 @@ class StoredInfluences:
 
 
 def save(path: Path | str, stored: StoredInfluences) -> None:
-    """Write the npz. Optional numbers that are None are left out of it.
+    """Writes the npz, without optional numbers that are None.
 
     Raises:
-        WorkError: a score or another number is not finite, ids repeat, or the disk is full; an old file is whole.
+        WorkError: If a score or another number is not finite, an id repeats, or the disk is full; an old file is then
+            unchanged.
     """
     if (fault := _fault(stored)) is not None:
         raise WorkError(
@@ -75,10 +88,10 @@ def save(path: Path | str, stored: StoredInfluences) -> None:
 
 
 def load(path: Path | str) -> StoredInfluences:
-    """Read what `save` wrote.
+    """Reads a file that `save` wrote.
 
     Raises:
-        InputError: the file is missing, damaged, or not of this kind, or holds a number that is not finite.
+        InputError: If the file is missing, damaged, or not of this kind, or holds a number that is not finite.
     """
     path = Path(path)
     if not path.exists():
@@ -114,7 +127,7 @@ def _fault(stored: StoredInfluences) -> str | None:
         first = int(ids[np.flatnonzero(~np.isfinite(scores))[0]])
         return f"{bad} of {scores.size} scores are not finite (the first is that of training id {first})"
     if repeated := ids.size - np.unique(ids).size:
-        return f"{repeated} of {ids.size} training ids stand there twice"
+        return f"{repeated} of {ids.size} training ids are repeated"
     for name in _NUMBERS + _OPTIONAL_NUMBERS:
         if (value := getattr(stored, name)) is not None and not np.isfinite(value):
             return f"{name} is {value}"

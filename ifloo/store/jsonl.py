@@ -1,4 +1,4 @@
-"""Files of JSON rows that only ever grow: one line per row, flushed to disk before the next is computed."""
+"""Append-only files of JSON rows: one line per row, flushed to disk before the next row is computed."""
 
 import errno
 import json
@@ -16,21 +16,21 @@ log = logging.getLogger(__name__)
 
 
 def append(path: Path | str, row: Mapping[str, JSON]) -> None:
-    """Add one row as one write of one line, on disk when this returns; a torn line before it is cut off first.
+    """Appends one row in one write and flushes it to disk; cuts off a torn line before it.
 
     Raises:
-        WorkError: the row holds NaN or infinity, or the disk is full; the file is then as it was.
+        WorkError: If the row holds NaN or infinity, or the disk is full; the file is then unchanged.
     """
     extend(path, [row])
 
 
 def extend(path: Path | str, rows: Sequence[Mapping[str, JSON]]) -> None:
-    """Add rows as one write of one line each, all on disk when this returns; none of them is there after an error.
+    """Appends rows, one line each, in one write and flushes them to disk; after an error none of them is in the file.
 
-    A kill within the write may leave the first of them, and a torn line.
+    A process killed during the write may leave the first rows and a torn line.
 
     Raises:
-        WorkError: a row holds NaN or infinity, or the disk is full; the file is then as it was.
+        WorkError: If a row holds NaN or infinity, or the disk is full; the file is then unchanged.
     """
     path = Path(path)
     lines = b"".join(encode_json(row, path) + b"\n" for row in rows)
@@ -42,9 +42,9 @@ def extend(path: Path | str, rows: Sequence[Mapping[str, JSON]]) -> None:
 
 
 def read(path: Path | str) -> list[dict[str, Any]]:
-    """Read all whole rows; a missing file has none. A torn last line is left out with a warning, and left in the file.
+    """Reads all complete rows; a missing file has none. A torn last line is ignored with a warning.
 
-    A line before the last that is not a JSON object is an InputError.
+    The file is not changed. A line before the last that is not a JSON object raises an InputError.
     """
     rows, whole, size = _parse(Path(path))
     if whole < size:
@@ -53,12 +53,12 @@ def read(path: Path | str) -> list[dict[str, Any]]:
 
 
 def repair(path: Path | str) -> bool:
-    """Cut a torn last line (no newline, or no JSON object) off the file; say whether there was one.
+    """Cuts off a torn last line (without a newline, or not a JSON object) and returns whether there was one.
 
-    A line before the last that is not a JSON object is an InputError.
+    A line before the last that is not a JSON object raises an InputError.
 
     Raises:
-        WorkError: the file cannot be changed.
+        WorkError: If the file cannot be changed.
     """
     path = Path(path)
     _, whole, size = _parse(path)
@@ -77,13 +77,13 @@ def repair(path: Path | str) -> bool:
 def _append_lines(path: Path, lines: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not _ends_with_newline(path):
-        repair(path)  # else the new row would be glued to the torn one and both be lost
+        repair(path)  # else the new row would continue the torn line, and both would be lost
     new = not path.exists()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         size = os.fstat(descriptor).st_size
         try:
-            if os.write(descriptor, lines) != len(lines):  # a disk that fills up takes the first part of a line
+            if os.write(descriptor, lines) != len(lines):  # a full disk accepts the first part of a line
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(descriptor)
         except OSError:
@@ -108,10 +108,10 @@ def _ends_with_newline(path: Path) -> bool:
 
 
 def _parse(path: Path) -> tuple[list[dict[str, Any]], int, int]:
-    """Give the rows, the number of bytes they take, and the size of the file; the two differ when the end is torn.
+    """Returns the rows, the number of bytes they take, and the size of the file, which is larger if the end is torn.
 
     Raises:
-        InputError: a line before the last is not a JSON object, or the file cannot be read.
+        InputError: If a line before the last is not a JSON object, or the file cannot be read.
     """
     try:
         content = path.read_bytes()

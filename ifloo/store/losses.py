@@ -1,4 +1,4 @@
-"""Test losses after refits: one row per removed sample, in the order in which the refits finished."""
+"""Test losses after refits: a JSONL file with one row per removed sample, in the order in which refits finished."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from ifloo.store import jsonl
 from ifloo.store.atomic import JSON
 
 NULL_ID = -1
-"""The id of a refit with nothing removed."""
+"""Id of a refit with nothing removed."""
 
 UNSURE = 0.05
 """A refit is flagged when its error exceeds this share of the change in loss that it measures."""
@@ -21,10 +21,17 @@ _OPTIONAL = ("grad_norm", "seconds", "delta_error")
 
 @dataclass(frozen=True)
 class LossRow:
-    """One refit: test loss (nats) after sample `id` was removed, and how far the refit can be trusted.
+    """One refit: the test loss after the removal of a sample, and the accuracy of the refit.
 
-    `grad_norm` is ‖∇J‖ at the end of the refit, `delta_error` bounds the error of the change in loss (nats). A file
-    made elsewhere may hold no more than id and loss; the others are None then. `extra` are further keys of the row.
+    A file from another program may hold only id and loss; the optional fields are then None.
+
+    Attributes:
+        id: Id of the removed sample; `NULL_ID` if nothing was removed.
+        loss: Test loss, nats.
+        grad_norm: ‖∇J‖ at the end of the refit.
+        seconds: Duration of the refit, seconds.
+        delta_error: Bound on the error of the change in loss, nats.
+        extra: Further keys of the row.
     """
 
     id: int
@@ -35,15 +42,16 @@ class LossRow:
     extra: Mapping[str, JSON] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, JSON]:
+        """Returns the row of the file."""
         known = {name: getattr(self, name) for name in _OPTIONAL if getattr(self, name) is not None}
         return {"id": self.id, "loss": self.loss, **known, **self.extra}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "LossRow":
-        """Read a row.
+        """Reads a row of the file.
 
         Raises:
-            ValueError: `id` is no whole number, `loss` no number; the text says which.
+            ValueError: If `id` is not a whole number or another field is not a number; the message names the field.
         """
         if not _is_whole(row.get("id")):
             raise ValueError(f"id is {row.get('id')!r}, not a whole number")
@@ -59,24 +67,29 @@ class LossRow:
 
 @dataclass(frozen=True)
 class LossFile:
-    """A file of refits, each told by its removed id; or of null refits (id -1), each told by its `draw`."""
+    """File of refits, each identified by its removed id, or of null refits (id -1), each identified by its `draw`.
+
+    Attributes:
+        path: Path of the file.
+        key: Name of the field that identifies a row.
+    """
 
     path: Path
     key: Literal["id", "draw"] = "id"
 
     def done(self) -> dict[int, LossRow]:
-        """Give the finished refits by id (or draw), in the order of the file; a torn last line is cut off first.
+        """Reads the finished refits by id (or draw), in the order of the file, after cutting off a torn last line.
 
-        Errors as those of `rows`.
+        Raises the same errors as `rows`.
         """
         jsonl.repair(self.path)
         return self.rows()
 
     def rows(self) -> dict[int, LossRow]:
-        """Give the same and leave the file as it is: for reading while another run may be adding to it.
+        """Reads the finished refits by id (or draw) without changing the file, to which another run may be appending.
 
         Raises:
-            InputError: a line is no such row, or an id (or draw) stands there twice.
+            InputError: If a line is not a refit, or an id (or draw) occurs twice.
         """
         rows: dict[int, LossRow] = {}
         lines: dict[int, int] = {}
@@ -98,18 +111,18 @@ class LossFile:
         return rows
 
     def add(self, row: LossRow) -> None:
-        """Append one finished refit; it is on disk when this returns.
+        """Appends one finished refit and flushes it to disk.
 
         Raises:
-            ValueError: a file of null refits got a row without `draw`, or `extra` holds a name that is a field.
-            WorkError: a number is not finite, or the disk is full; the file is as it was.
+            ValueError: If a row for a file of null refits has no `draw`, or `extra` holds the name of a field.
+            WorkError: If a number is not finite, or the disk is full; the file is then unchanged.
         """
         self._key(row)
         if clash := sorted(set(row.extra) & {"id", "loss", *_OPTIONAL}):
             raise ValueError(f"extra holds {', '.join(clash)}, which is a field of the row")
         if not math.isfinite(row.loss):
             raise WorkError(
-                f"The refit with id {row.id} ended with test loss {row.loss}, and {self.path} did not take it.\n"
+                f"The refit with id {row.id} ended with test loss {row.loss} and was not added to {self.path}.\n"
                 "  The refit diverged. Look at its log, lower the learning rate or raise the penalty, and run again: "
                 "finished refits are kept."
             )

@@ -1,4 +1,4 @@
-"""What results were made with: compared before anything is added to them, so that settings are never mixed."""
+"""Manifest of the settings of stored results, compared before results are added, so that settings are never mixed."""
 
 import json
 import logging
@@ -22,22 +22,30 @@ _PACKAGES = ("torch", "lightning", "numpy")
 
 @dataclass(frozen=True)
 class Manifest:
-    """The file `manifest.json` of one output folder: one section per stage and folder of results.
+    """File `manifest.json` of an output folder: one section per stage and folder of results.
 
-    Every call reads the file anew and `record` replaces it whole, so a killed run leaves either the old or the new one.
+    Every call reads the file again and `record` replaces it atomically, so that a killed run leaves the old or the new
+    file.
+
+    A section has two parts, `compared` and `recorded`. Settings in `compared` change a number; they must be equal
+    before results are added. Settings in `recorded` (paths, versions, number of controls) change none.
+
+    Attributes:
+        path: Path of the file.
     """
 
     path: Path
 
     @classmethod
     def at(cls, path: Path | str) -> "Manifest":
+        """Returns the manifest with this path; the file may not exist yet."""
         return cls(Path(path))
 
     def sections(self) -> dict[str, dict[str, Any]]:
-        """Read all sections, `{name: {"compared": {...}, "recorded": {...}}}`; a missing file has none.
+        """Reads all sections, `{name: {"compared": {...}, "recorded": {...}}}`; a missing file has none.
 
         Raises:
-            InputError: the file is not what `record` writes.
+            InputError: If the file is not a manifest.
         """
         try:
             sections = json.loads(self.path.read_text(encoding="utf-8"))
@@ -55,12 +63,17 @@ class Manifest:
         return sections
 
     def check(self, section: str, compared: Mapping[str, JSON], overwrite: bool = False) -> None:
-        """Pass when results of `section` may be added to: there are none yet, or their settings are the same.
+        """Checks that results may be added to `section`: it has none yet, or their settings are equal.
 
-        With `overwrite` everything passes: the caller replaces the results. Versions that differ are a logged warning.
+        Different versions of packages are logged as a warning.
+
+        Args:
+            section: Name of the section.
+            compared: Settings that change a number.
+            overwrite: Whether the caller replaces the results; every setting is then accepted.
 
         Raises:
-            InputError: the stored settings differ; the message shows each with both values.
+            InputError: If stored settings differ; the message shows both values of each.
         """
         if overwrite or (stored := self.sections().get(section)) is None:
             return
@@ -88,22 +101,23 @@ class Manifest:
         recorded: Mapping[str, JSON],
         overwrite: bool = False,
     ) -> dict[str, JSON]:
-        """Settings with the content of test samples in them: those that are stored must be the same, others may join.
+        """Adds the content of test samples to the settings of a section.
 
-        Results of before contents were kept go on without.
+        Stored samples must have the same content; new samples are added. Results that were stored before the content of
+        samples was recorded continue without it.
 
         Args:
-            section: of the results.
-            compared: the other settings that change a number.
-            queries: SHA-256 of each test sample now asked for, by id.
-            recorded: for `record`, where samples join.
-            overwrite: the stored ones are replaced.
+            section: Name of the section.
+            compared: All other settings that change a number.
+            queries: SHA-256 of each requested test sample, by id.
+            recorded: Settings that change no number, for `record` if samples are added.
+            overwrite: Whether the stored samples are replaced.
 
         Returns:
-            What the section compares: `compared`, and `queries` of stored and new samples.
+            Settings to compare: `compared`, and `queries` of stored and new samples.
 
         Raises:
-            InputError: a stored setting or sample is another.
+            InputError: If a stored setting or sample differs.
         """
         stored = None if overwrite else self.sections().get(section)
         if stored is None:
@@ -111,7 +125,7 @@ class Manifest:
         if "queries" not in stored["compared"]:
             return {**compared}
         before = stored["compared"]["queries"]
-        # To a manifest that lacks the new ids, only those it has are compared.
+        # New ids are not in the manifest yet, so only the stored ones are compared.
         self.check(section, {**compared, "queries": {t: queries.get(t, before[t]) for t in before}})
         together: dict[str, JSON] = {**compared, "queries": {**before, **queries}}
         if queries.keys() - before.keys():
@@ -119,7 +133,7 @@ class Manifest:
         return together
 
     def record(self, section: str, compared: Mapping[str, JSON], recorded: Mapping[str, JSON]) -> None:
-        """Set `section`, keep the others; what `environment` gives is added to `recorded`."""
+        """Writes `section` and keeps all others; adds the result of `environment` to `recorded`."""
         entry = {"compared": compared, "recorded": {**environment(), **recorded}}
         write_json(self.path, {**self.sections(), section: entry})
 
@@ -137,7 +151,7 @@ class Manifest:
 
 
 def environment() -> dict[str, JSON]:
-    """Say where results were made: versions, platform, time (UTC), git revision of ifloo's checkout or null."""
+    """Describes the environment: versions, platform, time (UTC), git revision of ifloo's checkout or None."""
     return {
         "versions": _versions(),
         "platform": platform.platform(),
@@ -162,7 +176,7 @@ def _installed(package: str) -> str | None:
 
 
 def _git_revision(checkout: Path) -> str | None:
-    """Read HEAD from git's own files: git may not be installed, and starting it takes time."""
+    """Reads HEAD from git's own files, since git may not be installed and takes time to start."""
     try:
         git = checkout / ".git"
         if git.is_file():  # a linked worktree: "gitdir: <folder>"
@@ -182,7 +196,7 @@ def _git_revision(checkout: Path) -> str | None:
 
 
 def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Give nested settings by dotted name: {"data": {"limit": 5}} -> {"data.limit": 5}."""
+    """Flattens nested settings to dotted names: {"data": {"limit": 5}} -> {"data.limit": 5}."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:

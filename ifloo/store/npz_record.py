@@ -1,4 +1,4 @@
-"""Records of arrays on disk: npz files checked key by key when read and written, and the heads of npy files."""
+"""Records of arrays: npz files that are checked key by key when read and written, and the heads of npy files."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ifloo.errors import InputError, WorkError
 from ifloo.store.atomic import write_npz
 
 Arrays = dict[str, np.ndarray]
-# What numpy and zipfile raise on a damaged file. AttributeError, or TypeError by the version of Python: an array where
-# an archive should be.
+# Errors of numpy and zipfile on a damaged file. An array in place of an archive raises AttributeError or TypeError,
+# depending on the version of Python.
 UNREADABLE = (
     OSError,
     EOFError,
@@ -36,9 +36,9 @@ class Column:
     """One array of a record, or a single value of it.
 
     Attributes:
-        dtype: Type of the array in memory and on disk; None: any floating type, kept as it is.
-        axes: What there is one entry of along each dimension, such as ("training sample",); columns that share an axis
-            have the same length along it. Empty for a single value.
+        dtype: Type of the array in memory and on disk; None accepts any floating type and keeps it.
+        axes: Name of the items along each dimension, such as ("training sample",); columns that share an axis have the
+            same length along it. Empty for a single value.
         optional: Whether a record may lack this column.
     """
 
@@ -48,7 +48,7 @@ class Column:
 
     @property
     def kinds(self) -> str:
-        """Kinds of numpy types that are read: those of the same sort, and for a single number any number."""
+        """Accepted kinds of numpy types: those of `dtype`, and for a single number all kinds of numbers."""
         kind = np.dtype(self.dtype or np.float64).kind
         if kind in "US":
             return "US"
@@ -57,22 +57,22 @@ class Column:
         return "iu" if kind in "iu" else kind
 
     def as_stored(self, value: Any) -> np.ndarray:
-        """The value in the type of the column."""
+        """Returns the value in the type of the column."""
         return np.asarray(value) if self.dtype is None else np.asarray(value, dtype=self.dtype)
 
 
 @dataclass(frozen=True)
 class Record:
-    """A kind of npz file: its columns by key, and how an error about such a file begins and ends.
+    """A kind of npz file: its columns by key, and the text of errors about such a file.
 
-    Keys that are not among the columns are read as they are.
+    Keys without a column are read unchecked.
 
     Attributes:
         columns: Columns by key.
-        keys: Key of the column that says what the entries along an axis are, by axis: the others must be as long.
-        refusal: Beginning of the error about a file that is no such record; `{path}`, `{folder}` and `{name}` stand for
-            those of the file.
-        remedy: Next step of that error.
+        keys: Key of the column that identifies the items along an axis, by axis; all others must have its length.
+        refusal: Beginning of the error about a file that is not such a record; `{path}`, `{folder}` and `{name}` are
+            replaced by those of the file.
+        remedy: Next step in that error.
     """
 
     columns: Mapping[str, Column]
@@ -81,10 +81,10 @@ class Record:
     remedy: str
 
     def read(self, path: Path) -> Arrays:
-        """All arrays of a file, those of the columns in their types; single values have no dimension.
+        """Reads all arrays of a file, those with a column in its type; single values have no dimension.
 
         Raises:
-            InputError: the file is missing or damaged, a key is missing, or an array has another type or shape.
+            InputError: If the file is missing or damaged, a key is missing, or an array has another type or shape.
         """
         try:
             arrays = _arrays(path)
@@ -96,10 +96,11 @@ class Record:
         return arrays | found
 
     def write(self, path: Path, values: Mapping[str, Any]) -> None:
-        """Writes the values in the types of their columns, in the order given, whole or not at all.
+        """Writes the values atomically in the types of their columns, in the order given.
 
         Raises:
-            WorkError: a key is missing, an array has another shape, or the disk is full; an old file is whole.
+            WorkError: If a key is missing, an array has another shape, or the disk is full; an old file is then
+                unchanged.
         """
         arrays = {n: self.columns[n].as_stored(x) if n in self.columns else np.asarray(x) for n, x in values.items()}
         if (fault := self.fault(arrays)) is not None:
@@ -107,38 +108,38 @@ class Record:
         write_npz(path, arrays)
 
     def refused(self, path: Path, reason: str) -> InputError:
-        """The error about a file that is no such record."""
+        """Returns the error about a file that is not such a record."""
         start = self.refusal.format(path=path, folder=path.parent, name=path.name)
         return InputError(f"{start}: {reason}.\n  {self.remedy}")
 
     def fault(self, arrays: Mapping[str, np.ndarray]) -> str | None:
-        """What keeps the arrays from being a record: expected and found; None: nothing."""
+        """Describes why the arrays are not such a record, with what was expected; None if they are one."""
         missing = [name for name, column in self.columns.items() if not column.optional and name not in arrays]
         if missing:
             return f"it lacks {', '.join(missing)}"
-        there = {name: column for name, column in self.columns.items() if name in arrays}
-        if any(arrays[name].dtype.kind not in column.kinds for name, column in there.items()):
-            return self._other_types(arrays, there)
-        return self._other_dimensions(arrays, there) or self._other_lengths(arrays, there)
+        present = {name: column for name, column in self.columns.items() if name in arrays}
+        if any(arrays[name].dtype.kind not in column.kinds for name, column in present.items()):
+            return self._other_types(arrays, present)
+        return self._other_dimensions(arrays, present) or self._other_lengths(arrays, present)
 
-    def _other_types(self, arrays: Mapping[str, np.ndarray], there: Mapping[str, Column]) -> str:
-        """Types found and expected, of all arrays where one of them is wrong, else of the single value that is."""
-        wrong = [name for name, column in there.items() if arrays[name].dtype.kind not in column.kinds]
-        if not there[wrong[0]].axes:
-            return f"{wrong[0]} is {arrays[wrong[0]].dtype}, not {_type_of(there[wrong[0]])}"
-        names = [name for name, column in there.items() if column.axes and (name in wrong or not column.optional)]
+    def _other_types(self, arrays: Mapping[str, np.ndarray], present: Mapping[str, Column]) -> str:
+        """Describes found and expected types: of a wrong single value, or of all arrays if one of them is wrong."""
+        wrong = [name for name, column in present.items() if arrays[name].dtype.kind not in column.kinds]
+        if not present[wrong[0]].axes:
+            return f"{wrong[0]} is {arrays[wrong[0]].dtype}, not {_type_of(present[wrong[0]])}"
+        names = [name for name, column in present.items() if column.axes and (name in wrong or not column.optional)]
         found = ", ".join(f"{name}{'' if k else ' are'} {arrays[name].dtype}" for k, name in enumerate(names))
-        return f"{found}, not {' and '.join(_type_of(there[name]) for name in names)}"
+        return f"{found}, not {' and '.join(_type_of(present[name]) for name in names)}"
 
-    def _other_dimensions(self, arrays: Mapping[str, np.ndarray], there: Mapping[str, Column]) -> str | None:
-        for name, column in there.items():
+    def _other_dimensions(self, arrays: Mapping[str, np.ndarray], present: Mapping[str, Column]) -> str | None:
+        for name, column in present.items():
             if arrays[name].ndim != len(column.axes):
                 expected = f"one entry per {' and '.join(column.axes)}" if column.axes else "a single value"
                 return f"{name} {arrays[name].shape} is not {expected}"
         return None
 
-    def _other_lengths(self, arrays: Mapping[str, np.ndarray], there: Mapping[str, Column]) -> str | None:
-        for name, column in there.items():
+    def _other_lengths(self, arrays: Mapping[str, np.ndarray], present: Mapping[str, Column]) -> str | None:
+        for name, column in present.items():
             for axis, length in zip(column.axes, arrays[name].shape, strict=True):
                 key = self.keys.get(axis, name)
                 if length != arrays[key].shape[self.columns[key].axes.index(axis)]:
@@ -154,12 +155,12 @@ def _type_of(column: Column) -> str:
 
 
 def optional_number(arrays: Mapping[str, np.ndarray], name: str) -> float | None:
-    """The single number under a key; None where the record lacks it."""
+    """Returns the single number under a key; None if the record lacks it."""
     return float(arrays[name]) if name in arrays else None
 
 
 def _arrays(path: Path) -> Arrays:
-    # Opened here: numpy leaves a file open that it cannot read.
+    # Opened here, since numpy leaves a file open that it cannot read.
     with open(path, "rb") as file:
         content = np.load(file, allow_pickle=False)
         if not isinstance(content, np.lib.npyio.NpzFile):
@@ -174,10 +175,10 @@ def write_npy_head(file: BinaryIO, shape: tuple[int, ...]) -> None:
 
 
 def read_npy_head(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], int]:
-    """Shape of a float32 npy in C order, and where its numbers begin.
+    """Reads the shape of a float32 npy in C order, and the position where its numbers begin.
 
     Raises:
-        InputError: the file is damaged or holds something else.
+        InputError: If the file is damaged or holds something else.
     """
     try:
         np.lib.format.read_magic(file)

@@ -1,4 +1,4 @@
-"""A recorded training run on disk: what each step saw, and a state now and then."""
+"""Recorded training runs on disk: samples and learning rate of each step, and saved states."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ifloo.store.npz_record import Column, Record
 
 _REMEDY = "It is damaged. Fit again (`ifloo fit --overwrite`)."
 _STATE = Record(
-    {"theta": Column(None, ("parameter",))},  # and moment_0, moment_1, ... of the same form
+    {"theta": Column(None, ("parameter",))},  # also moment_0, moment_1, ... of the same shape
     keys={"parameter": "theta"},
     refusal="The recorded state {path} cannot be read",
     remedy=_REMEDY,
@@ -43,17 +43,20 @@ UPDATES: dict[str, type[Update]] = {"SGD": SGD, "Adam": Adam}
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of one recorded run.
+    """Files of one recorded run.
 
-    While a fit goes on they lie in `<path>.part`; `finish` puts the whole run in the place of an old one. The run says
-    which weights it ended at, so that it is never taken for the run of another checkpoint.
+    During a fit the files are in `<path>.part`; `finish` replaces an older run by the complete one. The run stores a
+    hash of its final weights, so that it is never used with another checkpoint.
+
+    Attributes:
+        path: Folder of the run.
     """
 
     path: Path
 
     @classmethod
     def of(cls, checkpoint: Path) -> RunFolder:
-        """Beside the checkpoint that the run ended in."""
+        """Returns the folder of the run beside the checkpoint that it ended in."""
         return cls(checkpoint.with_suffix(".run"))
 
     @property
@@ -61,39 +64,39 @@ class RunFolder:
         return self.path.with_name(self.path.name + ".part")
 
     def begin(self) -> None:
-        """Forgets what an interrupted fit left."""
+        """Deletes the files of an interrupted fit."""
         shutil.rmtree(self.part, ignore_errors=True)
 
     def keep(self, step: int, state: State) -> None:
         """Writes one state.
 
         Raises:
-            WorkError: the disk is full or not writable.
+            WorkError: If the disk is full or not writable.
         """
         arrays = {"theta": _array(state.theta)} | {f"moment_{k}": _array(x) for k, x in enumerate(state.moments)}
         _STATE.write(_state_file(self.part, step), arrays)
 
     def finish(self, update: Update, batch_ids: Sequence[Tensor], rates: Sequence[float], saved: Sequence[int]) -> None:
-        """Writes what each step saw, and makes this the run of the checkpoint.
+        """Writes samples and learning rate of each step, and makes this the run of the checkpoint.
 
         Raises:
-            WorkError: the disk is full or not writable.
+            WorkError: If the disk is full or not writable.
         """
         flat = torch.cat(list(batch_ids)).numpy() if batch_ids else np.empty(0, np.int64)
         lengths = np.array([len(ids) for ids in batch_ids], np.int64)
         _STEPS.write(self.part / "steps.npz", {"ids": flat, "lengths": lengths, "rates": rates})
         end = _read_state(_state_file(self.part, saved[-1]))
         rule = {"class": type(update).__name__, **asdict(update)}  # type: ignore[call-overload]
-        end_of_it = sha256_of_tensors({"theta": end.theta})
-        write_json(self.part / "run.json", {"update": rule, "saved": list(saved), "end": end_of_it})
+        final_weights = sha256_of_tensors({"theta": end.theta})
+        write_json(self.part / "run.json", {"update": rule, "saved": list(saved), "end": final_weights})
         shutil.rmtree(self.path, ignore_errors=True)
         os.replace(self.part, self.path)
 
     def read(self, theta: Tensor) -> RecordedRun:
-        """The run that ended at these weights; states are read when asked for, to where the weights are.
+        """Reads the run that ended at these weights; its states are read on access, to the device of the weights.
 
         Raises:
-            InputError: there is no run, it is damaged, or it ended elsewhere.
+            InputError: If there is no run, it is damaged, or it ended at other weights.
         """
         if not (self.path / "run.json").is_file():
             raise InputError(

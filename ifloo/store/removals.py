@@ -1,4 +1,4 @@
-"""Predicted effects of single removals on disk, for methods that go beyond a score: leverage counted in, for one."""
+"""Predicted effects of single removals on disk, for methods beyond scores, such as the correction for leverage."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +29,17 @@ RECORD = Record(
 
 @dataclass(frozen=True, eq=False)
 class StoredRemovals:
-    """Predicted change of one test loss, nats, when the weight of each of some training samples goes to zero.
+    """Predicted changes of one test loss when the weight of one of k training samples goes to zero.
 
-    `effects` is that of a removal with n kept; where the row is deleted, the mean of the test's scores is added.
-    `leverages` are those of the samples (dimensionless), `residual` and `damping` those of the solve behind `effects`.
-    `settings` is the stamp of the scores they belong to (`settings_stamp`).
+    Attributes:
+        test_id: Id of the test sample.
+        ids: Ids of the removed samples, `[k]`.
+        effects: Predicted changes, `[k]`, nats, with n kept; a deletion of the row adds the mean of the test's scores.
+        leverages: Leverages of the samples, `[k]`, dimensionless.
+        residual: Relative residual of the solve of `effects`.
+        damping: δ of that solve, nats per squared parameter.
+        definitions: Definition of the effects, as text.
+        settings: Stamp of the settings of the scores that they belong to (`settings_stamp`).
     """
 
     test_id: int
@@ -47,10 +53,10 @@ class StoredRemovals:
 
 
 def save(path: Path, stored: StoredRemovals) -> None:
-    """Write the npz, whole or not at all.
+    """Writes the npz atomically.
 
     Raises:
-        WorkError: an effect is not finite, or the disk is full; an old file is whole.
+        WorkError: If an effect or a leverage is not finite, or the disk is full; an old file is then unchanged.
     """
     if not (np.isfinite(stored.effects).all() and np.isfinite(stored.leverages).all()):
         bad = stored.ids[~(np.isfinite(stored.effects) & np.isfinite(stored.leverages))]
@@ -62,10 +68,10 @@ def save(path: Path, stored: StoredRemovals) -> None:
 
 
 def load(path: Path) -> StoredRemovals:
-    """Read what `save` wrote.
+    """Reads a file that `save` wrote.
 
     Raises:
-        InputError: the file is damaged or not of this kind.
+        InputError: If the file is damaged or not of this kind.
     """
     arrays = RECORD.read(path)
     stored = StoredRemovals(

@@ -1,4 +1,4 @@
-"""Results of one stage: opened under settings that match, or replaced once something new is there."""
+"""Section of the manifest with its files: opened only under equal settings, or replaced."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from ifloo.store.manifest import Manifest
 
 try:
     import fcntl
-except ImportError:  # no such locks on Windows
+except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the manifest and the files it speaks of.
+    """Section of the manifest and the files whose settings it holds.
 
     Attributes:
-        manifest: of the folder.
-        name: of the section.
-        compared: settings that change a number.
-        recorded: the others worth knowing.
-        paths: its files; an overwriting run replaces them all, also those it does not make anew.
-        derived: what was drawn from them and is worth nothing without them; goes with them.
+        manifest: Manifest of the folder.
+        name: Name of the section.
+        compared: Settings that change a number; they must equal the stored ones before results are added.
+        recorded: Settings that change no number; they are stored and not compared.
+        paths: Files of results; a run that overwrites replaces all of them, including those that it does not write.
+        derived: Files computed from `paths`, removed together with them.
     """
 
     manifest: Manifest
@@ -45,21 +45,27 @@ class Section:
 
     @contextmanager
     def opened(self, overwrite: bool) -> Generator[None, None, None]:
-        """Records the settings and lets the caller add results; one run at a time in a folder.
+        """Records the settings and lets the caller add results; only one run at a time may write to a folder.
 
-        With `overwrite` old results are set aside first, deleted when the work ends, and put back if it fails before it
-        has written anything: a solve that diverges costs nobody the scores they had.
+        With `overwrite` the old results are moved aside first. They are deleted when the block ends, and restored if it
+        fails before it has written a file, so that a diverging solve does not destroy existing scores.
+
+        Args:
+            overwrite: Whether the block replaces existing results.
+
+        Yields:
+            Nothing; the caller writes its results inside the block.
 
         Raises:
-            InputError: there are results of other or unknown settings, and `overwrite` is not said; or another run is
+            InputError: If results of other or unknown settings exist and `overwrite` is false, or another run is
                 writing to this folder.
         """
-        with _alone(self.manifest.path.parent):
+        with _locked(self.manifest.path.parent):
             self.manifest.check(self.name, self.compared, overwrite)
             before = self.manifest.sections()
             if not overwrite:
                 self._refuse_unknown(before)
-            aside = _set_aside([*self.paths, *self.derived]) if overwrite else {}
+            aside = _moved_aside([*self.paths, *self.derived]) if overwrite else {}
             self.manifest.record(self.name, self.compared, self.recorded)
             try:
                 yield
@@ -77,44 +83,44 @@ class Section:
         found = [] if self.name in sections else [path for path in self.paths if path.exists()]
         if found:
             raise InputError(
-                f"{found[0]} is there, and {self.manifest.path} does not say what it was made with.\n"
+                f"{found[0]} exists, but {self.manifest.path} does not record its settings.\n"
                 "  Results of unknown settings are never added to. Move them away, give another --output_dir, or "
                 "--overwrite to replace them."
             )
 
 
 def settings_stamp(compared: Mapping[str, JSON]) -> str:
-    """SHA-256 of the settings behind a file, for the file itself to carry; which samples were asked for is left out."""
+    """Computes the SHA-256 of the settings of a file, stored in the file itself; the set of queries is left out."""
     settings = {name: value for name, value in stamped_settings(compared).items() if name != "queries"}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
-def _alone(folder: Path) -> Generator[None, None, None]:
-    """Holds the folder against a second run; the lock goes with the process, however it ends.
+def _locked(folder: Path) -> Generator[None, None, None]:
+    """Locks the folder against a second run; the lock ends with the process in any case.
 
     Raises:
-        InputError: another run holds it.
+        InputError: If another run holds the lock.
     """
     if fcntl is None:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    held = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        os.close(held)
+        os.close(descriptor)
         raise InputError(
             f"Another run is writing to {folder}.\n  Wait for it to end, or give this one another --output_dir."
         ) from error
     try:
         yield
     finally:
-        os.close(held)
+        os.close(descriptor)
 
 
-def _set_aside(paths: Sequence[Path]) -> dict[Path, Path]:
+def _moved_aside(paths: Sequence[Path]) -> dict[Path, Path]:
     aside = {path: path.with_name(path.name + ".replaced") for path in paths if path.exists()}
     for path, kept in aside.items():
         _remove(kept)

@@ -1,4 +1,4 @@
-"""What each training sample does to its own loss, on disk, beside that loss."""
+"""Self-influence of the training samples and other rankings for label errors, on disk."""
 
 from __future__ import annotations
 
@@ -30,13 +30,21 @@ RECORD = Record(
 
 @dataclass(frozen=True, eq=False)
 class StoredSelfInfluence:
-    """Rankings of all n training samples, each `[n]`, in nats; None where the model or its run gives none.
+    """Rankings of all n training samples, each `[n]`, in nats; None if the model or its run does not allow a ranking.
 
-    `self_influence` (as the scores are made), `tracin` and `last_layer` are self-influences; `loss` is ℓ_i, the ranking
-    they must beat, and `left_out_loss` that of the model without i. `damping` is that of `last_layer`'s curvature.
-    `settings` is the stamp of what they were made with (`settings_stamp`). The rest belongs to `self_influence`: the
-    worst relative residual of its n solves, that of the undamped system, and how far no value is from the damped
-    solution, nats.
+    Attributes:
+        train_ids: Ids of the training samples, `[n]`.
+        loss: Loss ℓ_i, the ranking that all others must beat.
+        last_layer: Self-influence in the parameters of the last layer.
+        tracin: Self-influence by TracIn.
+        damping: δ in the curvature of `last_layer`, nats per squared parameter.
+        definitions: Definitions of the rankings, as text.
+        settings: Stamp of the settings of the rankings (`settings_stamp`).
+        self_influence: Self-influence with the curvature and solver of the scores.
+        left_out_loss: Loss of each sample under the model trained without it.
+        residual: Worst relative residual of the n solves of `self_influence`.
+        undamped_residual: Worst relative residual of the undamped system.
+        error_bound: Largest possible distance of a value of `self_influence` from the damped solution, nats.
     """
 
     train_ids: NDArray[np.int64]
@@ -54,16 +62,16 @@ class StoredSelfInfluence:
 
     @property
     def rankings(self) -> dict[str, NDArray[np.float64]]:
-        """Those there are, by name."""
-        found = {name: getattr(self, name) for name in _RANKINGS}
-        return {name: value for name, value in found.items() if value is not None}
+        """Existing rankings by name."""
+        values = {name: getattr(self, name) for name in _RANKINGS}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def save(path: Path, stored: StoredSelfInfluence) -> None:
-    """Write the npz, whole or not at all; rankings that are None are left out of it.
+    """Writes the npz atomically, without rankings that are None.
 
     Raises:
-        WorkError: a number is not finite, or the disk is full; an old file is whole.
+        WorkError: If a number is not finite, or the disk is full; an old file is then unchanged.
     """
     if (fault := _fault(stored)) is not None:
         raise WorkError(
@@ -74,10 +82,10 @@ def save(path: Path, stored: StoredSelfInfluence) -> None:
 
 
 def load(path: Path) -> StoredSelfInfluence:
-    """Read what `save` wrote.
+    """Reads a file that `save` wrote.
 
     Raises:
-        InputError: the file is missing, damaged or not of this kind.
+        InputError: If the file is missing, damaged or not of this kind.
     """
     arrays = RECORD.read(path)
     stored = StoredSelfInfluence(

@@ -1,4 +1,4 @@
-"""Statistics of predicted against actual changes: for each method and selection of refits a row with its label."""
+"""Statistics of predicted against actual changes, one row for each method and selection of refits."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ifloo.agreement import Agreement, agreement
 from ifloo.store import CORRECTED, JSON
 
 FEWEST = 3
-"""Number of refits below which there are no statistics."""
+"""Smallest number of refits for which statistics are computed."""
 
 SCORES = "influence scores"
-"""Name of the method that the verdict is about, beside the names of further methods."""
+"""Name of the influence scores among the methods."""
 
 Selection = Literal["all", "top_k", "random"]
 Floats = NDArray[np.float64]
@@ -34,8 +34,8 @@ class Row:
         method: Name of the method in files; `SCORES` for the influence scores.
         selection: Name of the selection in files: all refits, those of the top-k samples or of the random controls.
         n: Number of refits in the selection that have a prediction.
-        agreement: Statistics over them; None where there are none.
-        reason: Why there are none; empty where there are some.
+        agreement: Statistics of these refits; None if they are undefined.
+        reason: Reason why the statistics are undefined; empty if they are defined.
     """
 
     method: str
@@ -46,23 +46,23 @@ class Row:
 
     @property
     def method_label(self) -> str:
-        """Name of the method in every output."""
+        """Name of the method in all outputs."""
         return method_label(self.method)
 
     @property
     def label(self) -> str:
-        """Name of the row in every output; a row of the influence scores is named by its selection alone."""
+        """Name of the row in all outputs; rows of the influence scores are named by their selection alone."""
         selection = _SELECTIONS[self.selection]
         return selection if self.method == SCORES else f"{self.method_label}, {selection}"
 
     def to_json(self) -> dict[str, JSON] | None:
-        """Give the statistics as verdict.json holds them; None where there are none."""
+        """Returns the statistics in the form of verdict.json; None if they are undefined."""
         return None if self.agreement is None else dict(self.agreement.to_json())
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """All rows of one test, or of all tests together.
+    """Statistics of one test, or of all tests together.
 
     Attributes:
         rows: Rows of the influence scores (all refits, top-k, random controls), then those of further methods.
@@ -71,10 +71,10 @@ class Statistics:
     rows: tuple[Row, ...]
 
     def row(self, selection: Selection = "all", method: str = SCORES) -> Row:
-        """Give one row.
+        """Returns the row of one selection and method.
 
         Raises:
-            KeyError: there is no such row.
+            KeyError: If no row has this selection and method.
         """
         for row in self.rows:
             if (row.selection, row.method) == (selection, method):
@@ -93,40 +93,40 @@ class Statistics:
 
     @property
     def by_method(self) -> list[Row]:
-        """Rows over all refits: the influence scores, then further methods."""
+        """Rows over all refits: that of the influence scores, then those of further methods."""
         return [self.row(), *self.further]
 
 
 def method_label(method: str) -> str:
-    """Give the name of a method in every output."""
+    """Returns the name of a method in all outputs."""
     return _METHODS.get(method, method)
 
 
 def rows_of(
     method: str, predicted: Floats, actual: Floats, selections: Mapping[Selection, Chosen], noise_floor: float
 ) -> Iterator[Row]:
-    """Calculate the rows of one method, one for each selection.
+    """Yields the rows of one method, one for each selection.
 
     Args:
         method: Name of the method.
-        predicted: `[r]` predicted changes, nats; NaN where the method predicts nothing.
-        actual: `[r]` actual changes, nats.
-        selections: `[r]` refits of each selection, by its name.
-        noise_floor: Size of an actual change below which it says nothing, nats.
+        predicted: Predicted changes, `[r]`, nats; NaN for refits without a prediction.
+        actual: Actual changes, `[r]`, nats.
+        selections: Mask of the refits in each selection, `[r]`, by its name.
+        noise_floor: Size below which an actual change carries no information, nats.
     """
     for selection, chosen in selections.items():
-        there = np.isfinite(predicted) & chosen
-        x, y = predicted[there], actual[there]
+        used = np.isfinite(predicted) & chosen
+        x, y = predicted[used], actual[used]
         yield Row(method, selection, len(x), agreed(x, y, noise_floor), reason_for_none(x, y))
 
 
 def agreed(predicted: Floats, actual: Floats, noise_floor: float = 0.0) -> Agreement | None:
-    """Give the statistics of predicted against actual changes, both `[r]`; None for the reason of `reason_for_none`."""
+    """Computes the statistics of predicted against actual changes, both `[r]`; None if `reason_for_none` applies."""
     return None if reason_for_none(predicted, actual) else agreement(predicted, actual, noise_floor=noise_floor)
 
 
 def reason_for_none(predicted: Floats, actual: Floats) -> str:
-    """Say why predicted and actual changes (nats), both `[r]`, have no statistics; empty where they have."""
+    """Returns why changes (nats), both `[r]`, have no statistics; an empty text if they have."""
     n = len(predicted)
     if n < FEWEST:
         return f"too few to compare: {n}, and a statistic needs {FEWEST}" if n else "nothing to compare"

@@ -1,4 +1,4 @@
-"""The base model that results are of, as the manifest tells it."""
+"""Checks, by the manifest, that results belong to the same base model."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from ifloo.errors import InputError
 from ifloo.store import JSON
 
-_SETTINGS = ("weights", "data", "objective")
+_SETTINGS = ("weights", "data", "objective")  # settings that identify a base model
 
 
 def difference(one: Mapping[str, JSON], other: Mapping[str, JSON]) -> tuple[str, JSON, JSON] | None:
-    """Give the first setting of the base model on which two sections of the manifest differ.
+    """Finds the first setting of the base model in which two sections of the manifest differ.
 
     Returns:
-        The name of the setting and both values; None where all settings that both sections hold are equal.
+        The name of the setting and both values; None if all settings that both sections hold are equal.
     """
     for name in _SETTINGS:
         if name in one and name in other and one[name] != other[name]:
@@ -22,18 +22,18 @@ def difference(one: Mapping[str, JSON], other: Mapping[str, JSON]) -> tuple[str,
     return None
 
 
-def refuse_another(compared: Mapping[str, JSON], base: Mapping[str, JSON], subject: str, again: str) -> None:
-    """Pass where results are of the base model that was scored.
+def check_base_model(compared: Mapping[str, JSON], base: Mapping[str, JSON], subject: str, remedy: str) -> None:
+    """Checks that results belong to the base model that was scored.
 
     Args:
-        compared: Settings that the results were made with.
+        compared: Settings of the results.
         base: Settings of the scores.
-        subject: Subject and verb of the error: "its scores are".
-        again: Next step that the error names.
+        subject: Subject and verb of the error message: "its scores are".
+        remedy: Next step in the error message.
 
     Raises:
-        InputError: they are of another base model.
+        InputError: If the results belong to another base model.
     """
     if found := difference(compared, base):
         name, value, expected = found
-        raise InputError(f"{subject} of another base model ({name}: {value}, not {expected}).\n{again}")
+        raise InputError(f"{subject} of another base model ({name}: {value}, not {expected}).\n{remedy}")

@@ -1,4 +1,4 @@
-"""The verdict: what was predicted, what happened, how well the two agree, and how far each number can be trusted."""
+"""Comparison of predicted and actual changes of one test loss, and the files that it is read from."""
 
 from __future__ import annotations
 
@@ -31,44 +31,28 @@ from ifloo.verdict.group_effects import GroupEffect, group_effects
 from ifloo.verdict.predictions import predicted, predictions
 from ifloo.verdict.small_steps import SmallSteps, small_steps
 
-DEFINITIONS: dict[str, JSON] = {
-    "predicted": "drop: -(s - mean s); zero_weight: -s; nats, s = dL_t/dw_i (see the npz files)",
-    "actual": "L_t(refit without i) - L_t(null refit), nats",
-    "slope": "least squares, actual = slope * predicted + intercept",
-    "median_rel_err": "median of |predicted - actual| / |actual| over rows with |actual| above the noise floor",
-    "methods": "the same statistics of what further methods predicted for the same refits; none where nothing varies",
-    "ci": "95 % percentile bootstrap over removals, 2000 draws, seed 0",
-    "noise_floor": "largest minus smallest L_t over the null refits, displaced ones included, nats",
-    "worst_grad_norm": "largest |grad J| at the end of a refit",
-    "worst_residual": "relative residual of the inverse-HVP on the full data",
-    "small_steps": "statistics of (L_t(w_i = 1.1) - L_t(w_i = 0.9)) / 0.2 against s; sides: Pearson correlation of the "
-    "step up with the step down; curvature: median of |actual - predicted| / |predicted| where these were removed",
-    "seed_spread": "standard deviation of L_t over the null refit and fits from other seeds, nats",
-    "groups": "predicted: the sum over the group of what is predicted for each sample; actual: one refit without all",
-    "all_tests": "the same statistics over the rows of all tests together; noise floor: the largest of theirs",
-}
-
 
 @dataclass(frozen=True)
 class Comparison:
-    """Predicted and actual changes of one test loss, row by row.
+    """Predicted and actual changes of one test loss, one row per refit.
 
     Attributes:
-        stored: the scores behind the predictions.
-        removal: what a refit left out.
-        ids: `[r]` removed samples, in increasing order.
-        predicted: `[r]`, nats.
-        actual: `[r]`, nats.
-        top: `[r]`, whether the sample is among this test's top-k.
-        control: `[r]`, whether it was drawn at random.
-        noise_floor: spread of null refits, nats; None with a single null refit.
-        worst_grad_norm: over all refits.
-        flagged: refits whose error, by its bound or where there is none by the noise floor, exceeds a twentieth of the
-            change they measured; None where neither is known.
-        further: `[r]`, nats, what further methods predicted, by name; NaN for rows without.
-        steps: refits at small weight steps; None without any.
-        groups: refits without several samples at once.
-        seed_spread: standard deviation of the loss over fits from other seeds and the null refit, nats; None without.
+        stored: Scores from which the predictions are computed.
+        removal: Meaning of a removal in the refits.
+        ids: Ids of the removed samples, `[r]`, in increasing order.
+        predicted: Predicted changes, `[r]`, nats.
+        actual: Actual changes, `[r]`, nats.
+        top: Mask of the samples among this test's top-k, `[r]`.
+        control: Mask of the samples drawn at random, `[r]`.
+        noise_floor: Spread of the loss over null refits, nats; None with a single null refit.
+        worst_grad_norm: Largest ‖∇J‖ at the end of a refit; None if no refit recorded it.
+        flagged: Number of refits whose error exceeds a twentieth of the change they measured. The error is the bound of
+            the refit, else the noise floor; None if a refit has neither.
+        further: Predicted changes by further methods, `[r]` each, nats, by method name; NaN for rows without one.
+        steps: Refits at weights near 1; None if there are none.
+        groups: Refits without several samples at once.
+        seed_spread: Standard deviation of the loss over the null refit and fits from other seeds, nats; None if there
+            are no such fits.
     """
 
     stored: StoredInfluences
@@ -88,38 +72,38 @@ class Comparison:
 
     @property
     def kinds(self) -> list[str]:
-        """Why each sample was removed: `top` of this test, `random`, or `other` (the top of another test)."""
+        """Reason of each removal: `top` of this test, `random`, or `other` (the top of another test)."""
         kinds: list[str] = np.where(self.top, "top", np.where(self.control, "random", "other")).tolist()
         return kinds
 
     @property
     def predictions(self) -> dict[str, NDArray[np.float64]]:
-        """`[r]`, nats, what each method predicted, the influence scores first."""
+        """Predicted changes by each method, `[r]`, nats; the influence scores come first."""
         return {SCORES: self.predicted, **self.further}
 
     @property
     def selections(self) -> dict[Selection, NDArray[np.bool_]]:
-        """`[r]`, the refits that statistics are given of, by name."""
+        """Masks of the refits over which statistics are computed, `[r]`, by name."""
         return {"all": np.ones(len(self.ids), dtype=bool), "top_k": self.top, "random": self.control}
 
     @cached_property
     def statistics(self) -> Statistics:
-        """Statistics of the scores and of further methods; calculated once, since each costs its bootstrap."""
+        """Statistics of the scores and of further methods; computed once, since each takes a bootstrap."""
         floor = self.noise_floor or 0.0
-        each = (rows_of(name, by, self.actual, self.selections, floor) for name, by in self.predictions.items())
-        return Statistics(tuple(chain.from_iterable(each)))
+        rows = (rows_of(name, by, self.actual, self.selections, floor) for name, by in self.predictions.items())
+        return Statistics(tuple(chain.from_iterable(rows)))
 
     def agreement(self) -> Agreement | None:
-        """Statistics of the scores over all refits; None where there are none."""
+        """Returns the statistics of the scores over all refits; None if they are undefined."""
         return self.statistics.row().agreement
 
     @cached_property
     def roughness(self) -> str | None:
-        """What small steps say of the training run where estimates and removals do not go together; else None."""
+        """Diagnosis of the training run by small steps if scores, steps and removals disagree; else None."""
         return None if self.steps is None else self.steps.roughness(self.agreement(), self.stored.method)
 
     def to_json(self) -> dict[str, JSON]:
-        """One entry of verdict.json."""
+        """Returns the entry of this test in verdict.json."""
         return {
             "method": self.stored.method,
             "removal": self.removal,
@@ -136,7 +120,7 @@ class Comparison:
         }
 
     def _of_method(self, name: str) -> dict[str, JSON]:
-        """The statistics of one method: over all refits, and over each other selection by its name."""
+        """Returns the statistics of one method: over all refits, and over each other selection by its name."""
         together, *others = (self.statistics.row(selection, name) for selection in self.selections)
         return {
             **(together.to_json() or {"n_refits": len(self.ids)}),
@@ -144,27 +128,27 @@ class Comparison:
         }
 
     def _context(self) -> dict[str, JSON]:
-        """What refits of other kinds say; nothing where there are none."""
-        found: dict[str, JSON] = {}
+        """Returns the entries for refits of other kinds; empty if there are none."""
+        entries: dict[str, JSON] = {}
         if self.steps is not None:
-            found["small_steps"] = self.steps.to_json(self.ids, self.predicted, self.actual)
-            found["roughness"] = self.roughness
+            entries["small_steps"] = self.steps.to_json(self.ids, self.predicted, self.actual)
+            entries["roughness"] = self.roughness
         if self.seed_spread is not None:
-            found["seed_spread"] = self.seed_spread
+            entries["seed_spread"] = self.seed_spread
         if self.groups:
-            found["groups"] = [group.to_json() for group in self.groups]
-        return found
+            entries["groups"] = [group.to_json() for group in self.groups]
+        return entries
 
 
 def scores_of(layout: Layout, test_id: int) -> StoredInfluences:
-    """The scores of one test.
+    """Reads the scores of one test.
 
     Raises:
-        InputError: they are missing, or were made with other settings than the manifest says.
+        InputError: If the scores are missing, or were made with other settings than those in the manifest.
     """
     stored = influences.load(layout.scores(test_id))
-    made_with = Manifest.at(layout.manifest).sections().get("influence", {}).get("compared", {})
-    if stored.settings != settings_stamp(made_with):
+    compared = Manifest.at(layout.manifest).sections().get("influence", {}).get("compared", {})
+    if stored.settings != settings_stamp(compared):
         raise InputError(
             f"{layout.scores(test_id)} was made with other settings than {layout.manifest} says.\n"
             "  Run `ifloo influence` for this test again, with --overwrite."
@@ -173,13 +157,19 @@ def scores_of(layout: Layout, test_id: int) -> StoredInfluences:
 
 
 def compare(layout: Layout, test_id: int, top_ids: Collection[int]) -> Comparison:
-    """Puts the scores and the refits of one test side by side, by id, whatever the order in which refits finished.
+    """Compares the scores of one test with its refits; the order in which refits finished has no effect.
+
+    Args:
+        layout: Paths of the files.
+        test_id: Id of the test sample.
+        top_ids: Ids of its top-k training samples.
 
     Raises:
-        InputError: a file is missing, scores and refits are of different base models, or there are too few refits.
+        InputError: If a file is missing, scores and refits belong to different base models, or there are too few
+            refits.
     """
     stored = scores_of(layout, test_id)
-    removal, random_ids = _of_one_model(layout)
+    removal, random_ids = _refit_settings(layout)
     rows = _in_order(LossFile(layout.loo_losses(test_id)))
     if NULL_ID not in rows or len(rows) - 1 < FEWEST:
         raise InputError(
@@ -211,7 +201,7 @@ def compare(layout: Layout, test_id: int, top_ids: Collection[int]) -> Compariso
 
 
 def _in_order(file: LossFile) -> dict[int, LossRow]:
-    """The refits by id (or draw), in increasing order: a bootstrap draws positions, and a sum rounds in its order."""
+    """Reads refits by increasing id (or draw), since bootstrap and rounding of sums depend on the order."""
     return dict(sorted(file.rows().items()))
 
 
@@ -235,7 +225,12 @@ def _deviation(nulls: list[LossRow]) -> float | None:
     return float(np.std([row.loss for row in nulls], ddof=1)) if len(nulls) > 1 else None
 
 
-def _of_one_model(layout: Layout) -> tuple[Removal, list[int]]:
+def _refit_settings(layout: Layout) -> tuple[Removal, list[int]]:
+    """Returns the removal and the ids of the random controls.
+
+    Raises:
+        InputError: If a section is missing, or scores and refits belong to different base models.
+    """
     sections = Manifest.at(layout.manifest).sections()
     for name in ("influence", "loo"):
         if name not in sections:

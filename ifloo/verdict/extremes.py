@@ -1,4 +1,4 @@
-"""The training samples that matter most to a test sample, as tables and pictures show them."""
+"""Most helpful and most harmful training samples of a test sample, for tables and pictures."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 
 from ifloo.store import StoredInfluences
 
-SHOWN = 8  # training samples of each kind
+SHOWN = 8  # largest number of training samples of each kind
 
 
 @dataclass(frozen=True)
 class Extremes:
-    """Places among the n scores, the largest size first.
+    """Positions of the extreme scores among all n, the largest size first.
 
     Attributes:
-        helpful: of the most negative scores; none of 0.
-        harmful: of the most positive ones; none of 0.
+        helpful: Positions of the most negative scores.
+        harmful: Positions of the most positive scores.
     """
 
     helpful: list[int]
@@ -25,7 +25,7 @@ class Extremes:
 
     @classmethod
     def of(cls, stored: StoredInfluences) -> Extremes:
-        """At most `SHOWN` of each kind."""
+        """Finds at most `SHOWN` positions of each kind; scores of 0 are of neither kind."""
         order, scores = np.argsort(stored.scores, kind="stable"), stored.scores
         low, high = order[:SHOWN].tolist(), order[::-1][:SHOWN].tolist()
-        return cls([at for at in low if scores[at] < 0], [at for at in high if scores[at] > 0])
+        return cls([k for k in low if scores[k] < 0], [k for k in high if scores[k] > 0])

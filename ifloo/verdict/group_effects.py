@@ -1,4 +1,4 @@
-"""Samples removed together: what their scores predicted for the group, and what happened."""
+"""Predicted and actual effects of removing groups of samples together."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ifloo.verdict.predictions import predicted
 
 @dataclass(frozen=True)
 class GroupEffect:
-    """One group and one test loss.
+    """Effect of removing one group on one test loss.
 
     Attributes:
-        id: name of the group.
-        n: samples in it.
-        predicted: change of the loss, nats: the sum of what is predicted for each sample alone.
-        actual: the change after a refit without all of them, nats.
+        id: Name of the group.
+        n: Number of samples in the group.
+        predicted: Predicted change of the loss, nats: the sum of the predictions for each sample alone.
+        actual: Actual change of the loss after a refit without the group, nats.
     """
 
     id: str
@@ -28,20 +28,21 @@ class GroupEffect:
     actual: float
 
     def to_json(self) -> dict[str, JSON]:
+        """Returns the entry of verdict.json."""
         return {"id": self.id, "n": self.n, "predicted": self.predicted, "actual": self.actual}
 
 
 def group_effects(layout: Layout, stored: StoredInfluences, removal: Removal, base: float) -> tuple[GroupEffect, ...]:
-    """The groups refitted for one test, the smallest first.
+    """Compares prediction and refit of each group refitted for one test, the smallest group first.
 
     Args:
-        layout: of the files.
-        stored: scores of the test.
-        removal: what a refit left out.
-        base: its loss after the null refit, nats.
+        layout: Paths of the files.
+        stored: Scores of the test.
+        removal: Meaning of a removal in the refits.
+        base: Test loss after the null refit, nats.
 
     Raises:
-        InputError: a sample has no score, or the file is damaged.
+        InputError: If a sample has no score, or the file is damaged.
     """
     rows = GroupFile(layout.group_losses(stored.test_id)).rows().values()
     ordered = sorted(rows, key=lambda row: (len(row.ids), row.id))

@@ -1,4 +1,4 @@
-"""Training answers made wrong on purpose: how many of them do self-influence and plain loss bring to light?"""
+"""Detection of known label errors: how many of them do rankings by self-influence and by plain loss find?"""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from ifloo.errors import InputError
 from ifloo.store import JSON, Layout, Manifest, StoredSelfInfluence, self_influence, settings_stamp
-from ifloo.verdict.base_model import refuse_another
+from ifloo.verdict.base_model import check_base_model
 
 log = logging.getLogger(__name__)
 SECTION = "self_influence"
-PARTS = 10  # one in so many rows is looked at
+PARTS = 10  # a tenth of the rows is checked
 NAMES = {
     "self_influence": "self-influence",
     "tracin": "self-influence by tracin",
@@ -24,50 +24,62 @@ NAMES = {
     "left_out_loss": "loss when left out",
     "loss": "loss",
 }
-"""What a reader calls each ranking; plain loss, which the others must beat, is the last."""
+"""Name of each ranking in outputs; plain loss, which the other rankings must beat, comes last."""
 
 
 @dataclass(frozen=True, eq=False)
 class LabelErrors:
-    """What somebody finds who looks at the tenth of the rows that stands first in a ranking.
+    """Number of label errors found by checking the first tenth of the rows of each ranking.
 
     Attributes:
-        corrupted: rows made wrong.
-        looked_at: rows looked at.
-        found: corrupted ones among them, by ranking.
-        chance: how many are expected in any order.
-        ranked: by ranking, whether each row is a corrupted one, `[n]`, the row that stands first first.
-        residual: the worst relative one of the solves behind `self_influence`; None without it.
+        corrupted: Number of rows whose label was made wrong on purpose.
+        rows_checked: Number of rows checked.
+        found: Number of corrupted rows among the rows checked, by ranking.
+        chance: Expected number of corrupted rows among them in a random order.
+        ranked: Mask of the corrupted rows in the order of each ranking, `[n]`, by ranking.
+        residual: Worst relative residual of the solves behind `self_influence`; None without that ranking.
     """
 
     corrupted: int
-    looked_at: int
+    rows_checked: int
     found: Mapping[str, int]
     chance: float
     ranked: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     residual: float | None = None
 
     def to_json(self) -> dict[str, JSON]:
-        """An entry of the verdict."""
+        """Returns the entry of verdict.json."""
         residual = {} if self.residual is None else {"residual": self.residual}
-        counts = {"corrupted": self.corrupted, "looked_at": self.looked_at, **self.found}
+        counts = {"corrupted": self.corrupted, "looked_at": self.rows_checked, **self.found}
         return {**counts, "chance": self.chance, **residual}
 
 
 def find_label_errors(layout: Layout, wrong: Collection[int]) -> LabelErrors | None:
-    """Counts how many of the rows `wrong`, by id, each ranking finds; None without such rows or self-influence."""
+    """Counts how many of the wrong rows each ranking finds.
+
+    Args:
+        layout: Paths of the files.
+        wrong: Ids of the rows whose label is known to be wrong.
+
+    Returns:
+        The counts; None if no label is known to be wrong, or no self-influence is stored.
+    """
     if not wrong or (stored := self_influences(layout)) is None:
         return None
     n = len(stored.train_ids)
-    looked_at = max(1, round(n / PARTS))
+    rows_checked = max(1, round(n / PARTS))
     is_wrong = np.isin(stored.train_ids, list(wrong))
     ranked = {name: is_wrong[np.argsort(-value, kind="stable")] for name, value in stored.rankings.items()}
-    found = {name: int(wrong_ones[:looked_at].sum()) for name, wrong_ones in ranked.items()}
-    return LabelErrors(len(wrong), looked_at, found, len(wrong) * looked_at / n, ranked, stored.residual)
+    found = {name: int(mask[:rows_checked].sum()) for name, mask in ranked.items()}
+    return LabelErrors(len(wrong), rows_checked, found, len(wrong) * rows_checked / n, ranked, stored.residual)
 
 
 def self_influences(layout: Layout) -> StoredSelfInfluence | None:
-    """What is stored of the base model that was scored; None where nothing is, or, with a warning, only of another."""
+    """Reads the self-influences of the base model that was scored.
+
+    Returns:
+        The stored values; None if there are none, or, with a warning, if they belong to another base model.
+    """
     if not layout.self_influence.exists():
         return None
     try:
@@ -80,13 +92,13 @@ def self_influences(layout: Layout) -> StoredSelfInfluence | None:
 
 
 def _check(stored: StoredSelfInfluence, sections: Mapping[str, Any]) -> None:
-    """Pass where it is of the base model that `influence` scored.
+    """Checks that self-influences belong to the base model that `influence` scored.
 
     Raises:
-        InputError: it is not, or nothing says what it is of.
+        InputError: If they belong to another base model, or the manifest does not record their settings.
     """
-    again = "  Run `ifloo influence` with --attribution.self_influence true again, with --overwrite."
+    remedy = "  Run `ifloo influence` with --attribution.self_influence true again, with --overwrite."
     compared = sections.get(SECTION, {}).get("compared")
     if compared is None or stored.settings != settings_stamp(compared):
-        raise InputError(f"it was made with other settings than the manifest says.\n{again}")
-    refuse_another(compared, sections.get("influence", {}).get("compared", {}), "it is", again)
+        raise InputError(f"it was made with other settings than the manifest says.\n{remedy}")
+    check_base_model(compared, sections.get("influence", {}).get("compared", {}), "it is", remedy)

@@ -1,4 +1,4 @@
-"""What further methods predicted for the removals that were refitted: the same rows, so that methods compare."""
+"""Predicted changes for the removals that were refitted: by the scores, and by further methods on the same rows."""
 
 from __future__ import annotations
 
@@ -16,17 +16,26 @@ from ifloo.errors import InputError
 from ifloo.objective import Removal
 from ifloo.objective.ids import positions_of
 from ifloo.store import CORRECTED, Layout, Manifest, StoredInfluences, influences, removals, settings_stamp
-from ifloo.verdict.base_model import refuse_another
+from ifloo.verdict.base_model import check_base_model
 
 log = logging.getLogger(__name__)
 Predictions = dict[str, NDArray[np.float64]]
 
 
 def predictions(layout: Layout, stored: StoredInfluences, ids: NDArray[np.int64], removal: Removal) -> Predictions:
-    """Predicted changes (nats) of the loss of one test on removal of each id, by method; NaN where one has none.
+    """Predicts the change of one test loss on removal of each id by every further method with stored scores.
 
-    The leverage-corrected removals come first, then the methods in the order of their names. What is not of the base
-    model of `stored` is left out with a warning.
+    A method whose scores belong to another base model than `stored` is left out with a warning.
+
+    Args:
+        layout: Paths of the files.
+        stored: Influence scores of the test.
+        ids: Ids of the removed samples, `[r]`.
+        removal: Meaning of a removal in the refits.
+
+    Returns:
+        Predicted changes, `[r]`, nats, by method name; NaN for ids without a prediction. Leverage-corrected removals
+        come first, then the methods in the order of their names.
     """
     sections = Manifest.at(layout.manifest).sections()
     found = _corrected(layout, stored, ids, removal)
@@ -41,20 +50,20 @@ def predictions(layout: Layout, stored: StoredInfluences, ids: NDArray[np.int64]
 
 
 def predicted(stored: StoredInfluences, ids: NDArray[np.int64], removal: Removal) -> NDArray[np.float64]:
-    """Predicted changes, nats, `[r]`.
+    """Predicts the change of the test loss on removal of each id, `[r]`, nats.
 
     Raises:
-        InputError: an id has no score.
+        InputError: If an id has no score.
     """
     scores = stored.scores[positions(stored, ids)].astype(np.float64)
     return np.asarray(predicted_change(scores, stored.score_mean, removal))  # type: ignore[arg-type]
 
 
 def positions(stored: StoredInfluences, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Finds where the scores of these ids are.
+    """Finds the positions of these ids among the scores.
 
     Raises:
-        InputError: an id has no score.
+        InputError: If an id has no score.
     """
     if (unknown := ids[~np.isin(ids, stored.train_ids)]).size:
         raise InputError(
@@ -65,18 +74,18 @@ def positions(stored: StoredInfluences, ids: NDArray[np.int64]) -> NDArray[np.in
 
 
 def _check(scores: StoredInfluences, test_id: int, sections: Mapping[str, Any], section: str) -> None:
-    """Pass where scores are of this test and of the base model that `influence` scored.
+    """Checks that scores belong to this test and to the base model that `influence` scored.
 
     Raises:
-        InputError: they are not, or nothing says what they are of.
+        InputError: If they do not, or the manifest does not record their settings.
     """
-    again = "  Score it again with this method, with --overwrite."
+    remedy = "  Score it again with this method, with --overwrite."
     if section not in sections:
-        raise InputError(f"the manifest has no section {section!r} to say what its scores are of.\n{again}")
+        raise InputError(f"the manifest has no section {section!r} to say what its scores are of.\n{remedy}")
     compared = sections[section]["compared"]
     if scores.test_id != test_id or scores.settings != settings_stamp(compared):
-        raise InputError(f"its scores were made with other settings than the manifest says.\n{again}")
-    refuse_another(compared, sections.get("influence", {}).get("compared", {}), "its scores are", again)
+        raise InputError(f"its scores were made with other settings than the manifest says.\n{remedy}")
+    check_base_model(compared, sections.get("influence", {}).get("compared", {}), "its scores are", remedy)
 
 
 def _corrected(layout: Layout, stored: StoredInfluences, ids: NDArray[np.int64], removal: Removal) -> Predictions:

@@ -1,4 +1,4 @@
-"""Is training smooth enough for a derivative in a weight to say anything of its removal? Small steps tell."""
+"""Refits at small weight steps: is training smooth enough for a derivative in a weight to predict a removal?"""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ifloo.store import JSON, NULL_ID, WEIGHTS, Layout, LossFile, StoredInfluenc
 from ifloo.verdict.agreements import agreed
 from ifloo.verdict.predictions import positions
 
-PEARSON, SLOPES = 0.98, (0.9, 1.1)  # small steps agree with a correlation of this or more, and a slope in between
-REMOVED_PEARSON, REMOVED_SLOPES = 0.95, (0.8, 1.25)  # and removals with these: the second order has its share in them
+PEARSON, SLOPES = 0.98, (0.9, 1.1)  # least correlation, and range of slopes, at which small steps follow the scores
+REMOVED_PEARSON, REMOVED_SLOPES = 0.95, (0.8, 1.25)  # the same for removals, which contain second-order effects
 ADVICE = (
     "What smooths it: a smaller learning rate, a larger epsilon of the optimizer, larger batches, more warm-up, a "
     "stronger penalty, a shorter training."
@@ -23,15 +23,15 @@ ADVICE = (
 
 @dataclass(frozen=True)
 class SmallSteps:
-    """One test loss after refits of some samples at weights near 1.
+    """One test loss after refits with one sample at a weight near 1.
 
     Attributes:
-        ids: `[k]` samples.
-        scores: `[k]`, nats per unit weight.
-        low: `[k]`, test loss with the sample at the first of `WEIGHTS`, nats.
-        high: `[k]`, at the second.
-        base: test loss of the null refit, nats.
-        noise_floor: spread of null refits, nats; None with a single null refit.
+        ids: Ids of the samples, `[k]`.
+        scores: Scores of the samples, `[k]`, nats per unit weight.
+        low: Test loss with the sample at the first of `WEIGHTS`, `[k]`, nats.
+        high: Test loss with the sample at the second of `WEIGHTS`, `[k]`, nats.
+        base: Test loss of the null refit, nats.
+        noise_floor: Spread of the loss over null refits, nats; None with a single null refit.
     """
 
     ids: NDArray[np.int64]
@@ -47,11 +47,11 @@ class SmallSteps:
         return (self.high - self.low) / (WEIGHTS[1] - WEIGHTS[0])
 
     def agreement(self) -> Agreement | None:
-        """Of the scores with the measured derivative; None where too few rows vary."""
+        """Returns the statistics of the scores against the measured derivative; None if too few rows vary."""
         return self._agreement
 
     def sides(self) -> float | None:
-        """Pearson correlation of the step up with the step down: 1 where the loss is smooth, whatever the scores."""
+        """Returns the Pearson correlation of the step up with the step down: 1 for a smooth loss, for any scores."""
         return None if self._both_sides is None else self._both_sides.pearson
 
     @cached_property
@@ -66,12 +66,15 @@ class SmallSteps:
     def curvature(
         self, ids: NDArray[np.int64], predicted: NDArray[np.float64], actual: NDArray[np.float64]
     ) -> tuple[float | None, int]:
-        """What the second order adds on the way to a removal: median of |actual − predicted| / |predicted|, its count.
+        """Measures the second-order part of removals: the median of |actual − predicted| / |predicted|.
 
         Args:
-            ids: `[r]` samples removed; those that are not here do not count.
-            predicted: `[r]`, nats.
-            actual: `[r]`, nats.
+            ids: Ids of the removed samples, `[r]`; only those with small steps count.
+            predicted: Predicted changes, `[r]`, nats.
+            actual: Actual changes, `[r]`, nats.
+
+        Returns:
+            The median, None if it is undefined, and the number of removals in it.
         """
         chosen = np.isin(ids, self.ids) & (predicted != 0)
         gaps = np.abs(actual[chosen] - predicted[chosen]) / np.abs(predicted[chosen])
@@ -80,7 +83,7 @@ class SmallSteps:
     def to_json(
         self, ids: NDArray[np.int64], predicted: NDArray[np.float64], actual: NDArray[np.float64]
     ) -> dict[str, JSON]:
-        """An entry of the verdict, arguments as those of `curvature`."""
+        """Returns the entry of verdict.json; the arguments are those of `curvature`."""
         found, (curvature, count) = self.agreement(), self.curvature(ids, predicted, actual)
         return {
             **(found.to_json() if found else {"n_refits": len(self.ids)}),
@@ -91,32 +94,32 @@ class SmallSteps:
         }
 
     def roughness(self, removals: Agreement | None, method: str) -> str | None:
-        """What to say where the scores, the steps and the removals do not go together; None where they do.
+        """Explains why scores, steps and removals disagree; None if they agree or one of them is undefined.
 
         Args:
-            removals: predicted against actual changes on removal.
-            method: that the scores are by.
+            removals: Statistics of predicted against actual changes on removal.
+            method: Name of the method of the scores.
         """
         steps, sides = self.agreement(), self.sides()
         if steps is None or removals is None or sides is None:
             return None
         if _agrees(steps, PEARSON, SLOPES):
-            follow = _agrees(removals, REMOVED_PEARSON, REMOVED_SLOPES)
-            return None if follow else _removals_do_not(steps, removals)
+            removals_follow = _agrees(removals, REMOVED_PEARSON, REMOVED_SLOPES)
+            return None if removals_follow else _removals_do_not(steps, removals)
         return _rough(steps, sides) if sides < PEARSON else _other_scores(steps, sides, method)
 
 
 def small_steps(layout: Layout, stored: StoredInfluences, base: float, noise_floor: float | None) -> SmallSteps | None:
-    """The refits at small steps of a test, by id; None where no sample has both.
+    """Reads the refits of a test at small weight steps; None if no sample has both steps.
 
     Args:
-        layout: of the files.
-        stored: scores of the test.
-        base: its loss after the null refit, nats.
-        noise_floor: of that loss, nats.
+        layout: Paths of the files.
+        stored: Scores of the test.
+        base: Test loss after the null refit, nats.
+        noise_floor: Noise floor of that loss, nats.
 
     Raises:
-        InputError: an id has no score, or a file is damaged.
+        InputError: If an id has no score, or a file is damaged.
     """
     low, high = (LossFile(layout.weight_losses(weight, stored.test_id)).rows() for weight in WEIGHTS)
     ids = np.array(sorted(i for i in low if i in high and i != NULL_ID), dtype=np.int64)
@@ -131,27 +134,27 @@ def _agrees(found: Agreement, pearson: float, slopes: tuple[float, float]) -> bo
     return found.pearson >= pearson and slopes[0] <= found.slope <= slopes[1]
 
 
-def _told(found: Agreement) -> str:
+def _text(found: Agreement) -> str:
     return f"Pearson {found.pearson:.3f}, slope {found.slope:.3g}, {found.n} refits"
 
 
 def _removals_do_not(steps: Agreement, removals: Agreement) -> str:
     return (
-        f"Small steps of a weight follow the scores ({_told(steps)}), removals do not ({_told(removals)}): from w = 1 "
+        f"Small steps of a weight follow the scores ({_text(steps)}), removals do not ({_text(removals)}): from w = 1 "
         f"all the way to w = 0 this training run is too rough for any influence estimate to hold. {ADVICE}"
     )
 
 
 def _rough(steps: Agreement, sides: float) -> str:
     return (
-        f"Not even small steps of a weight follow the scores ({_told(steps)}), and a step up does not undo a step down "
+        f"Not even small steps of a weight follow the scores ({_text(steps)}), and a step up does not undo a step down "
         f"(Pearson {sides:.3f}): this training run is too rough for any influence estimate to hold. {ADVICE}"
     )
 
 
 def _other_scores(steps: Agreement, sides: float, method: str) -> str:
     return (
-        f"Small steps of a weight do not follow the scores ({_told(steps)}), though a step up undoes a step down "
+        f"Small steps of a weight do not follow the scores ({_text(steps)}), though a step up undoes a step down "
         f"(Pearson {sides:.3f}): this training run is smooth, but the scores by {method} are not its derivative. "
         "Take another method (Unrolled follows the run itself), or a smaller damping."
     )

@@ -1,4 +1,4 @@
-"""Tests whose scores have too few refits for a verdict; the page shows them as not verified."""
+"""Tests with scores but too few refits for a verdict; the page shows them as not verified."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from ifloo.verdict.agreements import FEWEST
 from ifloo.verdict.comparison import scores_of
 
 
-def unverified(layout: Layout, test_ids: Sequence[int]) -> dict[int, tuple[StoredInfluences, int]]:
-    """Returns scores and number of refits of each test that has too few refits for a verdict, by test id.
+def unverified_tests(layout: Layout, test_ids: Sequence[int]) -> dict[int, tuple[StoredInfluences, int]]:
+    """Reads scores and number of refits of each test that has too few refits for a verdict, by test id.
 
     Raises:
         InputError: If the scores of such a test are missing or were computed with other settings than the manifest's,

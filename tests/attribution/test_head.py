@@ -128,19 +128,19 @@ def test_leverages_sum_to_the_effective_dimension():
     case = case_of["softmax"]
     head = LinearHead(case.objective(), case.theta)
     blocks = SampleBlocks.of(head, range(0, 3 * N, 3))
-    total = blocks.leverages(blocks.sandwiches(Cholesky().prepare(head))).sum()
+    total = blocks.leverages(blocks.quadratic_forms(Cholesky().prepare(head))).sum()
     H = case.hessian()
     loss_part = H - 0.07 * torch.eye(len(H), dtype=H.dtype)
     assert float(total) == pytest.approx(float(torch.linalg.solve(H, loss_part).trace()), rel=1e-12)
 
 
 @pytest.mark.parametrize("solver", [CG(1e-13), Cholesky()], ids=str)
-def test_sandwiches(solver):
+def test_quadratic_forms(solver):
     case = case_of["last layer"]
     head = LinearHead(case.objective(), case.theta)
     B = torch.randn(2, 3, head.size, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     truth = B @ torch.linalg.solve(case.hessian(), B.mT)
-    torch.testing.assert_close(solver.prepare(head).sandwich(B), truth, **CLOSE)
+    torch.testing.assert_close(solver.prepare(head).quadratic_forms(B), truth, **CLOSE)
 
 
 def test_an_id_that_is_none_of_the_training_data():

@@ -95,7 +95,7 @@ def test_an_id_that_is_not_there():
     with pytest.raises(InputError) as caught:
         AdaptedData(Plain()).test_batch([1, 3])
     assert str(caught.value) == (
-        "Plain.val_dataloader: id 3 is not there; 3 samples have ids within 0..2.\n  Choose another id."
+        "Plain.val_dataloader: no sample has id 3; 3 samples have ids within 0..2.\n  Choose another id."
     )
 
 

@@ -70,7 +70,7 @@ def test_one_name_twice(path):
     with pytest.raises(InputError) as caught:
         GroupFile(path).done()
     assert str(caught.value) == (
-        f"{path}, line 3: group top_10pct stands there twice.\n  Delete this line; the next run computes it again."
+        f"{path}, line 3: group top_10pct occurs twice.\n  Delete this line; the next run computes it again."
     )
 
 
@@ -81,7 +81,7 @@ def test_a_refit_that_diverged_is_not_stored(path, loss):
     with pytest.raises(WorkError) as caught:
         file.add(GroupRow("random_10pct", [1], loss, 1.0, 0.5))
     assert str(caught.value) == (
-        f"The refit without group random_10pct ended with test loss {loss}, and {path} did not take it.\n"
+        f"The refit without group random_10pct ended with test loss {loss} and was not added to {path}.\n"
         "  The refit diverged. Lower the learning rate, or remove smaller groups (refit.groups)."
     )
     assert file.done() == {"top_10pct": TOP}

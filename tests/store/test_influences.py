@@ -55,7 +55,7 @@ def test_a_method_that_solved_nothing_has_no_residual(path):
             "2 of 3 scores are not finite (the first is that of training id 2)",
         ),
         ({"scores": np.zeros(2, dtype=np.float32)}, "scores (2,) and train_ids (3,) are not one per training sample"),
-        ({"train_ids": np.array([5, 2, 5])}, "1 of 3 training ids stand there twice"),
+        ({"train_ids": np.array([5, 2, 5])}, "1 of 3 training ids are repeated"),
         ({"residual": float("nan")}, "residual is nan"),
         ({"error_bound": float("inf")}, "error_bound is inf"),
     ],

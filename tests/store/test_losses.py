@@ -85,7 +85,7 @@ def test_a_refit_that_diverged_is_not_stored(path):
     with pytest.raises(WorkError) as caught:
         file.add(LossRow(17, float("nan")))
     assert str(caught.value) == (
-        f"The refit with id 17 ended with test loss nan, and {path} did not take it.\n"
+        f"The refit with id 17 ended with test loss nan and was not added to {path}.\n"
         "  The refit diverged. Look at its log, lower the learning rate or raise the penalty, and run again: "
         "finished refits are kept."
     )

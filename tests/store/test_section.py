@@ -67,7 +67,7 @@ def test_work_that_fails_after_its_first_result_keeps_that_one_under_its_own_set
 def test_results_of_unknown_settings_are_refused(tmp_path):
     (tmp_path / "scores.npz").write_text("whose?")
     message = re.escape(
-        f"{tmp_path}/scores.npz is there, and {tmp_path}/manifest.json does not say what it was made with.\n"
+        f"{tmp_path}/scores.npz exists, but {tmp_path}/manifest.json does not record its settings.\n"
         "  Results of unknown settings are never added to. Move them away, give another --output_dir, or "
         "--overwrite to replace them."
     )

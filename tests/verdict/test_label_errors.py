@@ -98,7 +98,7 @@ def test_every_ranking_has_a_name(layout):
     found = find_label_errors(layout, WRONG)
     assert list(found.ranked) == list(NAMES)
     for name, wrong in found.ranked.items():
-        assert int(wrong[: found.looked_at].sum()) == found.found[name]
+        assert int(wrong[: found.rows_checked].sum()) == found.found[name]
         assert int(wrong.sum()) == 4
 
 

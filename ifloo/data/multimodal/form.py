@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from ifloo.data.multimodal.images import locate, read_image
 from ifloo.data.multimodal.row import Row, parse_row
-from ifloo.data.multimodal.token_layout import Laid, lay_out
+from ifloo.data.multimodal.token_layout import TokenRow, lay_out
 from ifloo.data.multimodal.tokenizer import Tokenizer
 
 Channels = Literal[1, 3]
@@ -44,14 +44,14 @@ class Form:
     num_image_tokens: int
     max_seq_len: int
 
-    def below(self, image_root: Path) -> Form:
+    def with_image_root(self, image_root: Path) -> Form:
         """Returns the same settings for images in another folder."""
         return replace(self, image_root=image_root)
 
     def row(self, line: bytes) -> Row:
         return parse_row(line, self.names)
 
-    def tokens(self, row: Row) -> Laid:
+    def tokens(self, row: Row) -> TokenRow:
         return lay_out(row, self.tokenizer, self.num_image_tokens, self.max_seq_len)
 
     def find_images(self, row: Row) -> list[Path]:

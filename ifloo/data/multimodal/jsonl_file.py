@@ -80,7 +80,7 @@ class JsonlFile:
         with self.path.open("rb") as file:
             now = os.fstat(file.fileno())
             if (now.st_size, now.st_mtime_ns) != (self.size, self.changed):
-                raise InputError(f"{self.path} has changed while it was in use.\n  Start again, with the file at rest.")
+                raise InputError(f"{self.path} has changed while it was in use.\n  Start again and leave it unchanged.")
             for offset in offsets:
                 file.seek(offset)
                 yield file.readline()

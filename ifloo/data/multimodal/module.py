@@ -130,7 +130,7 @@ class MultimodalDataModule(LoadedDataModule[MultimodalSet]):
 
     def _read(self) -> Content[MultimodalSet]:
         """Reads and checks the rows."""
-        self.prepare_data()  # the processes that did not prepare find everything written
+        self.prepare_data()  # no effect in further processes, for which all files exist
         paths, embedded = self._paths(), self._embedded
         train, test = self._set("train", paths[0]), self._set("test", paths[1])
         used = set(train.ids.tolist())
@@ -155,7 +155,7 @@ class MultimodalDataModule(LoadedDataModule[MultimodalSet]):
         image_root = self._embedded.image_root if self._embedded else Path(self.hparams["image_root"] or path.parent)
         return MultimodalSet(
             path,
-            self._any_form.below(image_root),
+            self._any_form.with_image_root(image_root),
             limit=self.hparams[f"{part}_limit"],
             on_bad_row=self.hparams["on_bad_row"],
             dtype=self.hparams["dtype"],
@@ -191,6 +191,6 @@ class MultimodalDataModule(LoadedDataModule[MultimodalSet]):
         elif limit is not None and id_ > int(known[-1]):
             steps.append(f"raise test_limit (it is {limit})")
         return (
-            f"test id {id_} is not there: the {len(known)} test rows in use have ids within "
+            f"no test row in use has id {id_}: the {len(known)} test rows in use have ids within "
             f"{int(known[0])}..{int(known[-1])}.\n  {', or '.join(steps)}."
         )

@@ -11,7 +11,7 @@ NO_LOSS = -100
 
 
 @dataclass(frozen=True)
-class Laid:
+class TokenRow:
     """One row as the model reads it.
 
     Attributes:
@@ -55,7 +55,7 @@ class _Piece:
 USER_TEXT, SYSTEM_TEXT, EARLIER_ANSWER, LAST_ANSWER = 1, 2, 3, 4
 
 
-def lay_out(row: Row, tokenizer: Tokenizer, num_image_tokens: int, max_seq_len: int) -> Laid:
+def lay_out(row: Row, tokenizer: Tokenizer, num_image_tokens: int, max_seq_len: int) -> TokenRow:
     """Lays out a row: BOS, then for each turn its role token, its text with image tokens, and EOS after an answer.
 
     Rows that are too long lose text in this order: the user's oldest turns, the system's turns, earlier answers (all
@@ -76,7 +76,7 @@ def lay_out(row: Row, tokenizer: Tokenizer, num_image_tokens: int, max_seq_len: 
     for piece in pieces:
         input_ids += piece.tokens
         labels += piece.tokens if piece.answer else [NO_LOSS] * len(piece.tokens)
-    return Laid(input_ids, labels, excess > 0)
+    return TokenRow(input_ids, labels, excess > 0)
 
 
 def _turn(row: Row, position: int, tokenizer: Tokenizer, num_image_tokens: int) -> list[_Piece]:

@@ -18,7 +18,7 @@ from ifloo.agreement import Agreement, Array, Interval
 from ifloo.errors import InputError
 from ifloo.report.figures.style import CONTROL, DPI, FAINT, FIT, HARMFUL, HELPFUL, INK, QUIET, number, styled
 from ifloo.store import replacing
-from ifloo.verdict.agreements import reason_for_none
+from ifloo.verdict import reason_for_none
 
 _BINS_PER_SIDE = 60
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from ifloo.errors import InputError
 from ifloo.report.figures.style import CONTROL, FAINT, FIT, HARMFUL, HELPFUL, INK, QUIET, styled
-from ifloo.verdict.label_errors import NAMES, LabelErrors
+from ifloo.verdict import LabelErrors
+from ifloo.verdict.label_errors import NAMES
 
 _LOOKS = {
     "self_influence": (HELPFUL, "solid"),
@@ -44,15 +45,15 @@ def label_errors(found: LabelErrors) -> Figure:
     n = len(next(iter(found.ranked.values())))
     with styled(9.6, 5.4) as figure:
         near, whole = figure.subplots(1, 2, width_ratios=[3, 2])
-        for axes, reach in ((near, min(1.0, 2 * found.looked_at / n)), (whole, 1.0)):
+        for axes, reach in ((near, min(1.0, 2 * found.rows_checked / n)), (whole, 1.0)):
             _lines(axes, found, reach)
         near.set_ylabel("wrong labels found")
-        near.axvline(found.looked_at / n, color=QUIET, linewidth=0.8)
+        near.axvline(found.rows_checked / n, color=QUIET, linewidth=0.8)
         near.set_title(f"{found.corrupted:,} of {n:,} labels are wrong: how fast are they found?")
         near.set_xlabel("training data inspected, in the order of the ranking")
         whole.set_xlabel("all training data")
         handles, texts = near.get_legend_handles_labels()
-        note = f"found in the first {100 * found.looked_at / n:.3g}% of the data"
+        note = f"found in the first {100 * found.rows_checked / n:.3g}% of the data"
         figure.legend(handles, texts, loc="outside lower center", ncols=2, title=note, title_fontsize=9.5)
     return figure
 

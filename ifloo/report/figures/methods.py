@@ -16,7 +16,7 @@ from ifloo.errors import InputError
 from ifloo.report.figures.influence import KINDS
 from ifloo.report.figures.style import FAINT, FIT, INK, QUIET, number, styled
 from ifloo.report.figures.text_layout import TextStyle
-from ifloo.verdict.agreements import reason_for_none
+from ifloo.verdict import reason_for_none
 
 _COLUMNS = 4
 _PANEL = 2.75  # inches
@@ -42,7 +42,7 @@ def methods_comparison(
     Args:
         predicted: Predicted changes by method, [n] each, nats; NaN where a method has no prediction for a removal.
         actual: Actual changes, [n], nats, from refits.
-        kinds: Reason of each removal, [n]: keys of `figures.KINDS`.
+        kinds: Reason of each removal, [n]: keys of `influence.KINDS`.
         agreements: Statistics of all n removals by method; None if they are undefined.
         title: Title of the figure.
         noise_floor: Largest change covered by the grey band, nats; None draws no band.

@@ -10,7 +10,7 @@ import numpy as np
 from ifloo.report.html.numbers import compact, counted
 from ifloo.solvers import Status, status_text
 from ifloo.store import StoredInfluences
-from ifloo.verdict.comparison import Comparison
+from ifloo.verdict import Comparison
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,7 @@ import numpy as np
 from ifloo.agreement import Agreement
 from ifloo.report.html.numbers import correlation, correlations, counted, interval, percent, ratio
 from ifloo.store import CORRECTED, UNSURE
-from ifloo.verdict.agreements import FEWEST, Row, Statistics
-from ifloo.verdict.comparison import Comparison
-from ifloo.verdict.pooled import Verdict
+from ifloo.verdict import FEWEST, Comparison, Row, Statistics, Verdict
 from ifloo.verdict.small_steps import REMOVED_PEARSON, REMOVED_SLOPES
 
 ROUGHLY = 0.5  # lowest correlation at which predictions count as roughly true
@@ -28,7 +26,7 @@ class Level(Enum):
     ORDER = "right order, wrong size"
     ROUGH = "roughly true"
     UNTRUE = "did not come true"
-    SILENT = "cannot be said"
+    UNDEFINED = "cannot be said"
 
 
 _LEVELS = {
@@ -45,7 +43,7 @@ class Judgement:
 
     Attributes:
         level: Level of the statistic itself.
-        sure: Whether both ends of its intervals have the same level and there are at least `FEW` refits.
+        sure: Whether both ends of its intervals have the same level and there are at least `FEW_REFITS` refits.
     """
 
     level: Level
@@ -72,7 +70,7 @@ class Answer:
 def judge(found: Agreement | None) -> Judgement:
     """Returns the level of Pearson correlation and slope; `TRUE` has the same bounds as the check for smoothness."""
     if found is None:
-        return Judgement(Level.SILENT, False)
+        return Judgement(Level.UNDEFINED, False)
     level = _level(found.pearson, found.slope)
     if found.n < FEW_REFITS or found.pearson_ci is None or found.slope_ci is None:
         return Judgement(level, False)
@@ -101,7 +99,7 @@ def answer(verdict: Verdict, unverified: Mapping[int, int]) -> Answer:
     else:
         tone, headline = _headline(each, [len(one.ids) for one in verdict.values()])
     if unverified:
-        headline = f"{headline} {_so_many(len(unverified))} not verified yet."
+        headline = f"{headline} {_tests_are(len(unverified))} not verified yet."
     cautions = [caution for t, one in verdict.items() for caution in _cautions(t, one)]
     return Answer(
         tone, headline, _sentences(list(verdict.values()), verdict.statistics), [*cautions, *_missing(unverified)]
@@ -122,7 +120,7 @@ def _headline(each: Sequence[Judgement], refits: Sequence[int]) -> tuple[str, st
         Level.ORDER: ("middling", f"The predictions are right in order, but not in size{hedge}."),
         Level.ROUGH: ("middling", f"The predicted changes came true only roughly{hedge}."),
         Level.UNTRUE: ("bad", f"The predicted changes did not come true{hedge}."),
-        Level.SILENT: ("none", "Whether the predictions are true cannot be said: nothing varies."),
+        Level.UNDEFINED: ("none", "Whether the predictions are true cannot be said: nothing varies."),
     }[level]
 
 
@@ -155,7 +153,7 @@ def _of_all(row: Row) -> str:
 
 
 def _because(row: Row) -> str:
-    """Returns why a row of the influence scores has no statistics, for a sentence that does not name the scores."""
+    """Returns why a row of the influence scores has no statistics, as part of a sentence that does not name them."""
     return f"the method {row.reason}" if row.reason.startswith("predicts") else row.reason
 
 
@@ -218,7 +216,7 @@ def _of_controls(statistics: Statistics) -> list[str]:
     ]
 
 
-def _so_many(count: int) -> str:
+def _tests_are(count: int) -> str:
     return "1 test is" if count == 1 else f"{count} tests are"
 
 

@@ -30,9 +30,8 @@ from ifloo.report.html.provenance import provenance
 from ifloo.report.html.samples import SampleCache
 from ifloo.report.html.views import groups_tables, methods_tables, view
 from ifloo.store import JSON, WEIGHTS, Layout, Manifest, StoredInfluences, replacing
-from ifloo.verdict.comparison import DEFINITIONS
+from ifloo.verdict import DEFINITIONS, Verdict
 from ifloo.verdict.label_errors import NAMES
-from ifloo.verdict.pooled import Verdict
 from ifloo.verdict.small_steps import REMOVED_PEARSON, REMOVED_SLOPES
 
 HERE = Path(__file__).parent

@@ -10,9 +10,7 @@ from ifloo.report.figures.influence import KINDS
 from ifloo.report.html.samples import SampleCache
 from ifloo.report.html.views import ALL, by_key
 from ifloo.store import JSON
-from ifloo.verdict.agreements import SCORES, Statistics, method_label
-from ifloo.verdict.comparison import Comparison
-from ifloo.verdict.pooled import Verdict
+from ifloo.verdict import SCORES, Comparison, Statistics, Verdict, method_label
 
 
 def points(verdict: Verdict, album: SampleCache) -> dict[str, JSON]:
@@ -20,7 +18,7 @@ def points(verdict: Verdict, album: SampleCache) -> dict[str, JSON]:
 
     A point is `[test id, training id, kind, actual, predicted by the first method, by the second, ...]`, nats, null
     if a method has no prediction. Thumbnails are given to the points of largest actual change first. Raises the same
-    errors as `Album.of_training`.
+    errors as `SampleCache.of_training`.
     """
     methods = list(dict.fromkeys([SCORES, *(name for one in verdict.values() for name in one.further)]))
     for _, id_ in sorted(_sizes(verdict), reverse=True):

@@ -1,4 +1,4 @@
-"""Views of the page: the data from which the template makes the sections of one test, or of all tests together."""
+"""Views of the page: data of the sections for one test, or for all tests together, in the form the template needs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from ifloo.report.html.headline import Judgement, judge
 from ifloo.report.html.histogram import Histogram, histogram
 from ifloo.report.html.samples import Sample, SampleCache
 from ifloo.store import StoredInfluences
-from ifloo.verdict.agreements import Row, Statistics
-from ifloo.verdict.comparison import Comparison
-from ifloo.verdict.extremes import SHOWN, Extremes
-from ifloo.verdict.pooled import Verdict
+from ifloo.verdict import Comparison, Extremes, Row, Statistics, Verdict
+from ifloo.verdict.extremes import SHOWN
 
-ALL = "all"  # key of all tests together, where there are several
+ALL = "all"  # key of all tests together, used if there are several
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ class Table:
 
 
 def view(stored: StoredInfluences, one: Comparison | None, album: SampleCache, outcome: str) -> View:
-    """Builds the view of one test; raises the same errors as `Album.of_training`."""
+    """Builds the view of one test; raises the same errors as `SampleCache.of_training`."""
     most = Extremes.of(stored)
     together = None if one is None else one.statistics.row()
     return View(

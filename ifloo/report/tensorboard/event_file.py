@@ -20,9 +20,8 @@ from ifloo.report.tensorboard import markdown, projector
 from ifloo.report.tensorboard.gradient_projection import SampleGradients
 from ifloo.report.tensorboard.hyper_parameters import hyper_parameters
 from ifloo.store import Layout, Manifest, StoredInfluences
-from ifloo.verdict.comparison import Comparison
+from ifloo.verdict import Comparison, Verdict
 from ifloo.verdict.label_errors import self_influences
-from ifloo.verdict.pooled import Verdict
 
 SUFFIX = ".report"  # suffix of the report's event file, by which a new report replaces the old one
 PERCENTILES = range(101)
@@ -123,7 +122,7 @@ class TensorBoardReport:
         settings = hyper_parameters(Manifest.at(self.layout.manifest).sections())
         # add_hparams would create another run below this one; its three summaries can be added to this run directly.
         events = writer.file_writer
-        assert events is not None  # until the writer is closed
+        assert events is not None  # None only after the writer is closed
         for summary in hparams(settings, metrics):
             events.add_summary(summary)
         for tag, value in metrics.items():

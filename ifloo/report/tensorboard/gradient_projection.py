@@ -33,7 +33,7 @@ class Sketch:
     """
 
     def __init__(self, size: int, dimensions: int, seed: int) -> None:
-        """Draws signs and places for `size` parameters; equal seeds give equal sketches."""
+        """Draws signs and an order for `size` parameters; equal seeds give equal sketches."""
         generator = torch.Generator().manual_seed(seed)
         self.dimensions = dimensions
         self.order = torch.randperm(size, generator=generator)

@@ -9,11 +9,8 @@ from ifloo.data.protocol import CaptionedSet, ConversationSet, SampleSets
 from ifloo.report.figures.style import number, slope_form
 from ifloo.report.safe_text import markdown, table
 from ifloo.store import StoredInfluences
-from ifloo.verdict.agreements import Row, Statistics
-from ifloo.verdict.comparison import Comparison
-from ifloo.verdict.extremes import Extremes
-from ifloo.verdict.label_errors import NAMES, PARTS, LabelErrors
-from ifloo.verdict.pooled import Verdict
+from ifloo.verdict import Comparison, Extremes, LabelErrors, Row, Statistics, Verdict
+from ifloo.verdict.label_errors import NAMES, PARTS
 
 LONGEST_TEXT = 300  # largest length of a question, an answer or a caption, characters
 
@@ -81,7 +78,7 @@ def mislabels(found: LabelErrors) -> str:
     """Writes a table of the number of wrong labels that each ranking finds, and of the number expected by chance."""
     counts = {**{NAMES[name]: f"{count}" for name, count in found.found.items()}, "by chance": f"{found.chance:.3g}"}
     return (
-        f"{found.corrupted} training answers are wrong on purpose. Found among the first {found.looked_at} rows of "
+        f"{found.corrupted} training answers are wrong on purpose. Found among the first {found.rows_checked} rows of "
         f"each ranking (one in {PARTS}):\n\n" + table(["ranking", "found"], [list(row) for row in counts.items()])
     )
 

@@ -28,7 +28,7 @@ TAG = "sample_gradients"
 CONFIG = "projector_config.pbtxt"
 MOST_POINTS = 2000  # more would make a browser slow to rotate, and would not fit on the sheet of images
 LEAST_POINTS = 100
-NUMBERS = 4_000_000_000  # most gradient entries computed: a large model has fewer points, so that a report is quick
+NUMBERS = 4_000_000_000  # largest number of gradient entries computed: a large model has fewer points, to save time
 _TILE = 48  # largest side of an image, pixels
 _MOST_TEXT = 80  # largest length of a caption, characters
 
@@ -71,8 +71,8 @@ def points(stored: Sequence[StoredInfluences], most: int, seed: int = 0) -> Poin
     return Points(np.sort(np.concatenate([certain, drawn])), each, n)
 
 
-def room(size: int) -> int:
-    """Returns the number of points for a model of `size` parameters."""
+def point_limit(size: int) -> int:
+    """Returns the largest number of points for a model of `size` parameters."""
     return max(LEAST_POINTS, min(MOST_POINTS, NUMBERS // size))
 
 
@@ -162,7 +162,7 @@ def write(
     Raises:
         InputError: If the training data are not those that were scored.
     """
-    chosen = points(stored, room(gradients.size))
+    chosen = points(stored, point_limit(gradients.size))
     ids = stored[0].train_ids[chosen.positions]
     vectors = gradients.projected(torch.from_numpy(chosen.positions), torch.from_numpy(ids))
     head, rows = metadata(stored, further, data, chosen)

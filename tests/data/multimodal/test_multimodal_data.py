@@ -107,7 +107,8 @@ def test_batches_of_test_ids(own: dict[str, Any], folder: Path):
         with pytest.raises(InputError) as caught:
             data.test_batch([1, id_])
         assert (
-            str(caught.value) == f"test id {id_} is not there: the 3 test rows in use have ids within 1..4.\n  {steps}"
+            str(caught.value)
+            == f"no test row in use has id {id_}: the 3 test rows in use have ids within 1..4.\n  {steps}"
         )
 
 

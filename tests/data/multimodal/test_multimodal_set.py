@@ -174,7 +174,7 @@ def test_a_file_that_changes_while_in_use(folder: Path, monkeypatch: pytest.Monk
     with pytest.raises(InputError) as caught:
         rows.__getitems__([0])
     assert str(caught.value) == (
-        f"{folder}/rows.jsonl has changed while it was in use.\n  Start again, with the file at rest."
+        f"{folder}/rows.jsonl has changed while it was in use.\n  Start again and leave it unchanged."
     )
 
 
