@@ -1,4 +1,4 @@
-"""The `ifloo` command. Help and version answer before anything heavy is imported."""
+"""The `ifloo` command. Help and version are printed before any slow import."""
 
 from __future__ import annotations
 

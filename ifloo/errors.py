@@ -1,29 +1,29 @@
-"""The two kinds of failure a user meets, which the command line turns into exit codes 2 and 1; words for messages."""
+"""The two kinds of errors, which the command line turns into exit codes 2 and 1, and helpers for their messages."""
 
 from collections.abc import Sequence
 
-NAMED = 3  # names given in a message before the rest is counted
+NAMED = 3  # number of names listed in a message; the others are only counted
 
 
 class IflooError(Exception):
-    """Root of the errors ifloo raises on purpose; its text says what was expected, what came, where, and what to do."""
+    """Base class of all errors that ifloo raises; the text tells what was expected, what came, where, and a remedy."""
 
 
 class InputError(IflooError, ValueError):
-    """What was given is wrong: a flag, a config, an input file, existing results of other settings (exit code 2)."""
+    """Wrong input: a flag, a config, an input file, or existing results of other settings (exit code 2)."""
 
 
 class WorkError(IflooError, RuntimeError):
-    """What was given is fine and the work failed: a solve that did not converge, a disk that is full (exit code 1)."""
+    """Failed work on valid input: a solve that did not converge, a disk that is full (exit code 1)."""
 
 
 def summarise(names: Sequence[str]) -> str:
-    """The first few names, and how many there are."""
+    """Lists the first few names, followed by the number of all names if some are left out."""
     rest = f", ... ({len(names)} in all)" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + rest
 
 
 def first_sentence(error: Exception) -> str:
-    """The first sentence of what torch says, which may go on for a page; the class of an error without a text."""
+    """Returns the first sentence of an error's text (torch can write a page), or its class if it has no text."""
     sentence = f"{str(error).strip()}\n".splitlines()[0].partition(". ")[0].rstrip(".")
     return sentence or type(error).__name__

@@ -1,4 +1,4 @@
-"""Former public names: each goes on working, with one warning that gives the name to use now."""
+"""Former public names, which continue to work with one warning that gives the current name."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from collections.abc import Callable, Mapping, Sequence
 
 
 class FormerNameWarning(FutureWarning):
-    """A name of an earlier release was used; shown to users by default, as a DeprecationWarning is not."""
+    """Use of a name of an earlier release; shown to users by default, unlike a DeprecationWarning."""
 
 
 def former_names(room: str, now: Mapping[str, str], names: Sequence[str]) -> Callable[[str], object]:
-    """Makes the `__getattr__` of a package that still answers to its former names (PEP 562).
+    """Returns the `__getattr__` of a package that supports its former names (PEP 562).
 
-    A former name is imported when it is asked for, so that a package may name what has moved to a floor above its own.
+    A former name is imported on first use, so that it can stand for an object of a higher floor.
 
     Args:
         room: Dotted name of the package.
-        now: Dotted path of what each former name stands for, by former name.
-        names: Public names of the package, to suggest from.
+        now: Mapping from each former name to the dotted path of the object it stands for.
+        names: Public names of the package, from which suggestions are taken.
 
     Returns:
-        A function from a name to what it stands for. It warns once for each former name, and raises an
-        `AttributeError` that lists the nearest public names for any other.
+        A function from a former name to its object. It warns once for each former name, and raises an
+        `AttributeError` that lists the nearest public names for any other name.
     """
-    found: dict[str, object] = {}
+    resolved: dict[str, object] = {}
 
     def attribute(name: str) -> object:
         if name not in now:
             raise AttributeError(unknown_name(room, name, names))
-        if name not in found:
+        if name not in resolved:
             where, _, new = now[name].rpartition(".")
             warnings.warn(f"{room}.{name} is now {now[name]}.", FormerNameWarning, stacklevel=2)
-            found[name] = getattr(importlib.import_module(where), new)
-        return found[name]
+            resolved[name] = getattr(importlib.import_module(where), new)
+        return resolved[name]
 
     return attribute
 
 
 def unknown_name(room: str, name: str, names: Sequence[str]) -> str:
-    """Describes a name that a package does not have, with the nearest ones that it has."""
+    """Returns the error message for a name that a package does not have, with the nearest names that it has."""
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     nearest = f" The nearest are: {', '.join(close)}." if close else ""
     return f"module {room!r} has no attribute {name!r}.{nearest}"

@@ -1,4 +1,8 @@
-"""Per-sample gradients by `vmap(grad)`, and their products with directions by forward-mode `jvp`."""
+"""Per-sample gradients by `vmap(grad)`, and their products with directions by forward-mode `jvp`.
+
+All functions of this file must be called within `scoring(module)`, which turns random layers off and selects kernels
+that torch.func can differentiate.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,9 @@ from ifloo.objective.functional import FunctionalLosses
 
 
 def sample_gradients(losses: FunctionalLosses, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, "b p"]:
-    """∇ℓ_i(θ) of each sample of a batch, nats per unit of each parameter: b x p numbers, so keep batches small.
+    """Returns ∇ℓ_i(θ) of each sample of a batch, nats per unit of each parameter.
 
-    To be called within `scoring(module)`, as all of this file: random layers off, kernels that have derivatives.
+    The result holds b · p numbers, so keep batches small.
     """
     gradients: Tensor = vmap(grad(losses.loss_alone), in_dims=(None, 0))(theta, batch)
     return gradients
@@ -23,16 +27,16 @@ def sample_gradients(losses: FunctionalLosses, theta: Float[Tensor, " p"], batch
 def gradient_products(
     losses: FunctionalLosses, theta: Float[Tensor, " p"], batch: Batch, directions: Float[Tensor, "m p"]
 ) -> Float[Tensor, "m b"]:
-    """`directions[t] · ∇ℓ_i(θ)` of each sample i, without forming gradients: jvp of the vector of sample losses.
+    """Returns `directions[t] · ∇ℓ_i(θ)` of each sample i as the jvp of the vector of sample losses.
 
-    Needs memory for b numbers a direction beside the activations, none for a gradient.
+    No gradient is formed: besides the activations, this needs memory for b numbers per direction only.
     """
 
     def along(direction: Tensor) -> Tensor:
         product: Tensor = jvp(lambda parameters: losses.sample_losses(parameters, batch), (theta,), (direction,))[1]
         return product
 
-    if len(directions) == 1:  # a vmap of one costs more than it saves
+    if len(directions) == 1:  # vmap over a single direction costs more than it saves
         return along(directions[0]).unsqueeze(0)
     return vmap(along)(directions)
 
@@ -40,7 +44,7 @@ def gradient_products(
 def gradient_norms(
     losses: FunctionalLosses, theta: Float[Tensor, " p"], batch: Batch, bytes_at_once: int = 64 << 20
 ) -> Float[Tensor, " b"]:
-    """‖∇ℓ_i(θ)‖ of each sample, in slices so small that their gradients fit `bytes_at_once`."""
+    """Returns ‖∇ℓ_i(θ)‖ of each sample, computed in slices whose gradients fit into `bytes_at_once`."""
     step = max(1, bytes_at_once // (theta.numel() * theta.element_size()))
     return torch.cat(
         [

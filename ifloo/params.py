@@ -1,6 +1,6 @@
-"""Parameters: their names, and the one vector format of the project, flat rows `[k, p]`.
+"""Names of parameters, and the one vector format of the project: flat vectors `[p]` and rows of them `[k, p]`.
 
-Dict and flat meet only here; every other module speaks of `[p]` and `[k, p]`.
+This is the only file that converts between dicts of named tensors and flat vectors.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ DTYPES: Mapping[str, torch.dtype] = {"float64": torch.float64, "float32": torch.
 
 @runtime_checkable
 class Wrapper(Protocol):
-    """A module around the user's own.
+    """A module that wraps a user's module.
 
     Attributes:
-        wraps: Prefix of its parameter names, such as `model.`.
+        wraps: Prefix of the wrapper's parameter names, such as `model.`.
     """
 
     wraps: str
@@ -37,10 +37,10 @@ class ParamSpace:
     """The attributed parameters of a module, in a fixed order.
 
     Attributes:
-        names: parameter names as `named_parameters` gives them (tied weights once).
-        shapes: their shapes.
-        dtype: the one dtype they share.
-        device: the one device they share.
+        names: Parameter names as in `named_parameters` (tied weights once).
+        shapes: Shape of each parameter.
+        dtype: Common dtype of the parameters.
+        device: Common device of the parameters.
     """
 
     names: tuple[str, ...]
@@ -50,10 +50,10 @@ class ParamSpace:
 
     @classmethod
     def of(cls, module: nn.Module, patterns: Sequence[str] = ("*",)) -> ParamSpace:
-        """The trainable parameters of `module` whose names match any of the shell-style `patterns`.
+        """Selects the trainable parameters of `module` whose names match any of the shell-style `patterns`.
 
         Raises:
-            InputError: nothing matches, or the parameters differ in dtype or device.
+            InputError: No trainable parameter matches, or the parameters differ in dtype or device.
         """
         trainable = {n: p for n, p in module.named_parameters() if p.requires_grad}
         chosen = {n: p for n, p in trainable.items() if any(matches(module, n, x) for x in patterns)}
@@ -70,24 +70,25 @@ class ParamSpace:
 
     @property
     def sizes(self) -> tuple[int, ...]:
+        """Number of entries of each parameter."""
         return tuple(math.prod(s) for s in self.shapes)
 
     @property
     def size(self) -> int:
-        """p, the number of attributed parameters."""
+        """p, the number of entries of all attributed parameters."""
         return sum(self.sizes)
 
     def flatten(self, named: Mapping[str, Tensor], batch_dims: int = 0) -> Float[Tensor, "*k p"]:
-        """Named tensors, each `[*k, *shape]`, to flat vectors; `batch_dims` is the number of leading dimensions k."""
+        """Converts named tensors `[*k, *shape]` to flat vectors; `batch_dims` is the number of leading dimensions k."""
         return torch.cat([named[n].reshape(*named[n].shape[:batch_dims], -1) for n in self.names], dim=-1)
 
     def unflatten(self, flat: Float[Tensor, "*k p"]) -> dict[str, Tensor]:
-        """Flat vectors to named tensors `[*k, *shape]`: views, no copies."""
+        """Converts flat vectors to named tensors `[*k, *shape]`, which are views, not copies."""
         parts = flat.split(self.sizes, dim=-1)
         return {n: x.reshape((*flat.shape[:-1], *s)) for n, x, s in zip(self.names, parts, self.shapes, strict=True)}
 
     def values_of(self, module: nn.Module) -> Float[Tensor, " p"]:
-        """A detached flat copy of the module's present values."""
+        """Returns a detached flat copy of the module's current values."""
         named = dict(module.named_parameters())
         return self.flatten({n: named[n].detach() for n in self.names}).clone()
 
@@ -100,17 +101,17 @@ class ParamSpace:
 
 
 def prefix_of(module: object) -> str:
-    """What the parameter names of a module begin with and users leave out; empty for a module that wraps no other."""
+    """Returns the prefix that wrapping adds to the names of parameters; empty for a module that wraps no other."""
     return module.wraps if isinstance(module, Wrapper) else ""
 
 
 def author_name(module: nn.Module, name: str) -> str:
-    """The name of a parameter as whoever wrote the model knows it: without the prefix of what wraps it."""
+    """Returns the name of a parameter in the author's own module, without the prefix of a wrapper."""
     return name.removeprefix(prefix_of(module))
 
 
 def matches(module: nn.Module, name: str, pattern: str) -> bool:
-    """Whether a parameter's name, in full or as its author knows it, matches a shell-style pattern."""
+    """Tells whether a parameter's full name or its `author_name` matches a shell-style pattern."""
     return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(author_name(module, name), pattern)
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-OnProgress = Callable[[int, int], None]  # (parts done, parts in all)
+OnProgress = Callable[[int, int], None]  # (parts done, total number of parts)
 
 
 def no_progress(done: int, total: int) -> None:
@@ -15,12 +15,12 @@ def no_progress(done: int, total: int) -> None:
 
 
 def part_of(on_progress: OnProgress, number: int, count: int) -> OnProgress:
-    """Reports the progress of one of `count` equal parts of the work as progress of the whole."""
+    """Returns a callback that reports the progress of one of `count` equal parts as progress of the whole."""
     return lambda done, total: on_progress(number * total + done, count * total)
 
 
 def bar(description: str, shown: bool = True) -> OnProgress:
-    """Draws a line on stderr that appears with the first part done and disappears with the last."""
+    """Returns a callback that draws a bar on stderr, from the first part done until the last."""
     line: list[tqdm] = []
 
     def tick(done: int, total: int) -> None:
@@ -35,7 +35,7 @@ def bar(description: str, shown: bool = True) -> OnProgress:
 
 @contextmanager
 def ticking(description: str, unit: str) -> Generator[OnProgress, None, None]:
-    """Draws a line on stderr for as long as the block runs, also before its first part is done."""
+    """Draws a bar on stderr while the block runs, also before its first part is done."""
     with tqdm(desc=description, unit=unit, leave=False, mininterval=0.5) as line:
 
         def tick(done: int, total: int) -> None:

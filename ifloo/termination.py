@@ -1,4 +1,4 @@
-"""SIGTERM, with which Slurm, Kubernetes, systemd and `timeout` end a job: it unwinds the work instead of cutting it."""
+"""Orderly end on SIGTERM, the signal by which Slurm, Kubernetes, systemd and `timeout` end a job."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 
-CODE = 128 + signal.SIGTERM  # exit code of a process that SIGTERM ended, as a shell reports it
-REPEATED = 8.0  # seconds in which a second signal belongs to the first: `timeout` sends two
-GRACE = 8.0  # seconds for a command to unwind; Docker kills after 10
+CODE = 128 + signal.SIGTERM  # exit code of a process ended by SIGTERM, as a shell reports it
+REPEATED = 8.0  # seconds within which a second signal counts as a repetition of the first: `timeout` sends two
+GRACE = 8.0  # seconds that a command has to unwind; Docker kills it after 10
 
 
 class Terminated(SystemExit):
-    """Raised where the process was at work when it received SIGTERM."""
+    """Exception that is raised in the main thread, wherever it is, when the process receives SIGTERM."""
 
     def __init__(self) -> None:
         super().__init__(CODE)
@@ -24,11 +24,11 @@ class Terminated(SystemExit):
 
 @contextmanager
 def sigterm_unwinds() -> Generator[bool, None, None]:
-    """SIGTERM raises `Terminated`: files are closed, worker processes ended, nothing is left half-written.
+    """Makes SIGTERM raise `Terminated`, so that files are closed, worker processes end and no file is half-written.
 
-    A handler that is there already stays, whether of a context around this one or of the program that uses ifloo.
-    Lightning, which would note the signal and go on to the end of a batch, calls the handler that it finds. Signals
-    are for the main thread only.
+    A handler that is already installed is kept, whether by an outer context or by the program that uses ifloo.
+    Lightning, which by default records the signal and continues to the end of a batch, calls the installed handler.
+    Python allows signal handlers in the main thread only; in any other thread this context has no effect.
 
     Yields:
         Whether this context handles the signal.
@@ -54,46 +54,47 @@ def sigterm_unwinds() -> Generator[bool, None, None]:
 
 @contextmanager
 def ended_by_sigterm(last: Callable[[], None]) -> Generator[threading.Event, None, None]:
-    """Around a whole command: SIGTERM unwinds it, or ends the process where that takes longer than `GRACE`.
+    """Makes SIGTERM unwind a whole command, or end the process if unwinding takes longer than `GRACE` seconds.
 
-    Python handles a signal between two steps of its own, so not within a long call of the linear algebra library nor
-    while another process is waited for; and an exception raised within a destructor is lost.
+    The limit is needed because Python runs signal handlers only between bytecode instructions: not within a long call
+    of the linear algebra library, nor while it waits for another process. Also, an exception that is raised within a
+    destructor is lost.
 
     Args:
-        last: called before the process is ended so.
+        last: Function to call before the process is ended at the limit.
 
     Yields:
-        Set as soon as the signal is there: whatever fails from then on, fails of that.
+        An event that is set as soon as the signal arrives: every later failure is a consequence of the signal.
     """
     received = threading.Event()
     with sigterm_unwinds() as ours:
         if ours and os.name == "posix":
-            with _watched(received, last):
+            with _watch_thread(received, last):
                 yield received
         else:
             yield received
 
 
 @contextmanager
-def _watched(received: threading.Event, last: Callable[[], None]) -> Generator[None, None, None]:
-    """A thread that learns of signals when they arrive, by the descriptor that Python writes their numbers to."""
+def _watch_thread(received: threading.Event, last: Callable[[], None]) -> Generator[None, None, None]:
+    """Runs a thread that reads signals as they arrive from the file descriptor to which Python writes their numbers."""
     global _watching
     reading, writing = socket.socketpair()
     writing.setblocking(False)
     before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-    if before != -1:  # the event loop of a program around this one
+    if before != -1:  # in use by the event loop of the surrounding program
         signal.set_wakeup_fd(before)
         reading.close()
         writing.close()
         yield
         return
-    over = threading.Event()
+    finished = threading.Event()
 
     def watch() -> None:
         while numbers := reading.recv(64):
             if signal.SIGTERM in numbers:
                 received.set()
-                if not over.wait(GRACE):
+                if not finished.wait(GRACE):
                     with suppress(Exception):
                         last()
                     os._exit(CODE)
@@ -106,8 +107,9 @@ def _watched(received: threading.Event, last: Callable[[], None]) -> Generator[N
     finally:
         _watching = False
         signal.set_wakeup_fd(-1)
-        over.set()
-        writing.shutdown(socket.SHUT_RDWR)  # not only closed: a process forked meanwhile may hold it too
+        finished.set()
+        # close() would not suffice: a process forked meanwhile may hold the socket too.
+        writing.shutdown(socket.SHUT_RDWR)
         thread.join()
         reading.close()
         writing.close()
@@ -116,11 +118,11 @@ def _watched(received: threading.Event, last: Callable[[], None]) -> Generator[N
 _watching = False
 
 
-def _forked() -> None:
-    """In a process forked meanwhile: its signals are not those of this one."""
+def _after_fork() -> None:
+    """Detaches a forked process from the thread: its signals are not those of its parent."""
     if _watching:
         signal.set_wakeup_fd(-1)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,4 +1,4 @@
-"""Floor 2: curvature of the whole objective as linear operators on flat vectors."""
+"""Floor 2: the curvature of the whole objective as linear operators on flat vectors."""
 
 from ifloo.curvature.choice import head_or_hessian
 from ifloo.curvature.damped import Damped, batch_sampler, can_be_sampled, stochastic

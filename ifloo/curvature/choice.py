@@ -1,4 +1,4 @@
-"""H in the form that costs least: known whole where it is that of one linear layer, else by products."""
+"""The cheapest form of the Hessian: a `LinearHead` for the parameters of one linear layer, or else `Hessian`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ifloo.objective.objective import Objective
 
 
 def head_or_hessian(objective: Objective, theta: Tensor, otherwise: Callable[[str], object]) -> LinearOperator:
-    """A `LinearHead` where the parameters of θ are one that can be seen, else the `Hessian`: the same matrix.
+    """Returns a `LinearHead` if θ is one linear layer on fixed inputs, or else the `Hessian`; both are the same matrix.
 
     Args:
-        objective: J(θ; 1).
-        theta: where.
-        otherwise: told in a line why there is no head.
+        objective: Objective J(θ; w).
+        theta: Parameters at which the Hessian is taken.
+        otherwise: Function that is called with the reason, in one line, if the result is a `Hessian`.
     """
     try:
         return LinearHead(objective, theta)

@@ -1,4 +1,4 @@
-"""Damping as an operator, A + δI, and the samplers of operators, damped or not."""
+"""Damping as an operator, A + δI, and access to the sampler of any operator."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ifloo.errors import InputError
 
 
 class Damped(LinearOperator):
-    """A + δI: it can be sampled, and has structure, where A can and has.
+    """The damped operator A + δI, which has the sampler and the structure of A, damped alike.
 
     Attributes:
-        base: A, undamped.
-        damping: δ.
+        base: Undamped operator A.
+        damping: Damping δ ≥ 0.
 
     Examples:
         >>> import torch
@@ -35,10 +35,10 @@ class Damped(LinearOperator):
     """
 
     def __init__(self, base: LinearOperator, damping: float) -> None:
-        """Wraps `base`.
+        """Adds damping to `base`; the dampings of nested operators add up.
 
         Raises:
-            InputError: δ is negative or not finite.
+            InputError: The damping is negative or not finite.
         """
         if not 0 <= damping < float("inf"):
             raise InputError(
@@ -46,7 +46,7 @@ class Damped(LinearOperator):
                 "  It is added to the curvature (H + damping·I); 0 gives the influence of the objective as it is."
             )
         inner = base if isinstance(base, Damped) else None
-        # One damping in all, so that `base` is the undamped operator.
+        # Nested damping is merged, so that `base` is always the undamped operator.
         self.base: LinearOperator = inner.base if inner else base
         self.damping: float = damping + (inner.damping if inner else 0.0)
         self.size, self.dtype, self.device = base.size, base.dtype, base.device
@@ -96,15 +96,15 @@ class _DampedDraw(LockstepDraw):
 
 
 def can_be_sampled(operator: LinearOperator) -> bool:
-    """Whether the operator is a mean over samples; a damped one is if what it damps is."""
+    """Tells whether the operator, apart from damping, is a mean over samples."""
     return operator.sampler is not None
 
 
 def stochastic(operator: LinearOperator) -> Sampler:
-    """The sampler of an operator.
+    """Returns the sampler of an operator.
 
     Raises:
-        InputError: the operator is not a mean over samples.
+        InputError: The operator is not a mean over samples.
     """
     if (sampler := operator.sampler) is None:
         raise InputError(
@@ -115,16 +115,16 @@ def stochastic(operator: LinearOperator) -> Sampler:
 
 
 def batch_sampler(operator: LinearOperator) -> BatchSampler:
-    """The sampler of an operator, if it draws single batches.
+    """Returns the sampler of an operator that can draw single batches.
 
     Raises:
-        InputError: the operator is not a mean over samples, or is known whole and draws none.
+        InputError: The operator is not a mean over samples, or its sampler cannot draw single batches.
     """
     sampler = stochastic(operator)
     if not isinstance(sampler, BatchSampler):
         raise InputError(
-            f"LiSSA draws single batches of samples, which {_name(operator)} has no use for: its curvature is known "
-            "whole.\n  Use solver Auto, Cholesky or CG; or curvature Hessian with LiSSA."
+            f"LiSSA draws single batches of samples, which {_name(operator)} does not support: its whole curvature is "
+            "known.\n  Use solver Auto, Cholesky or CG; or curvature Hessian with LiSSA."
         )
     return sampler
 

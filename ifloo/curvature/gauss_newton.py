@@ -14,10 +14,10 @@ from ifloo.objective.protocol import OutputLosses
 
 
 class GaussNewton(SampleMeanOperator):
-    """G = (1/n) Σ_i w_i J_iᵀ ∇²ℓ(z_i) J_i + ∇²R(θ), z = outputs, J_i = ∂z_i/∂θ (Schraudolph 2002).
+    """G = (1/n) Σ_i w_i J_iᵀ ∇²ℓ(z_i) J_i + ∇²R(θ) with outputs z_i and J_i = ∂z_i/∂θ (Schraudolph 2002).
 
-    Positive semi-definite for losses convex in the outputs and a convex penalty; equal to the Hessian when the outputs
-    are linear in θ.
+    G is positive semi-definite if the losses are convex in the outputs and the penalty is convex. G equals the Hessian
+    if the outputs are linear in θ.
 
     Examples:
         >>> import torch
@@ -38,10 +38,10 @@ class GaussNewton(SampleMeanOperator):
     definite = Definite.SEMI
 
     def __init__(self, objective: Objective, theta: Tensor, keep_graph: bool = False) -> None:
-        """See `SampleMeanOperator`.
+        """Builds the operator; for the arguments see `SampleMeanOperator`.
 
         Raises:
-            InputError: the model does not part its losses into outputs and a loss of outputs.
+            InputError: The model does not define `outputs` and `output_losses`.
         """
         module = objective.losses.module
         if not isinstance(module, OutputLosses):

@@ -1,4 +1,4 @@
-"""Weighted Gram matrices XᵀDX, and the blocks of a head's curvature from them."""
+"""Weighted Gram matrices XᵀDX, and the curvature of a linear head built from them."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from torch import Tensor
 
 from ifloo.progress import OnProgress
 
-ROWS = 2048  # scaled rows at once: they stay in cache between the scaling and the product
-NEGLIGIBLE = 64  # rounding errors; a weight below so many of the largest is none
+ROWS = 2048  # number of rows scaled at once: they stay in cache between the scaling and the product
+NEGLIGIBLE = 64  # in rounding errors of the largest weight: smaller weights count as zero
 
 
 class Gram:
-    """Sums of XᵀDX over blocks of rows, for one weighting D after another.
+    """Sums of XᵀDX over blocks of rows, for any number of weightings D.
 
-    On a CPU a weighting costs n d² operations, half of what XᵀDX costs as a product of two matrices; rows of negative
-    weight go into an update of their own.
+    On a CPU a weighting costs n d² operations, half of the cost of XᵀDX as a product of two matrices; rows of negative
+    weight are added in a separate update.
     """
 
     def __init__(self, blocks: Sequence[Float[Tensor, "_b d"]]) -> None:
+        """Keeps the blocks of rows X."""
         self.blocks, self.d = blocks, blocks[0].shape[1]
         first = blocks[0]
         self._on_cpu = first.device.type == "cpu" and first.dtype in (torch.float32, torch.float64)
 
     def weighted(self, weights: Sequence[Float[Tensor, " _b"]]) -> Float[Tensor, "d d"]:
-        """Σ_i w_i x_i x_iᵀ, symmetric."""
+        """Returns Σ_i w_i x_i x_iᵀ, exactly symmetric."""
         if self._on_cpu:
             return torch.from_numpy(_by_rank_k([X.numpy() for X in self.blocks], [w.numpy() for w in weights]))
         total = torch.zeros(self.d, self.d, dtype=self.blocks[0].dtype, device=self.blocks[0].device)
@@ -41,7 +42,10 @@ class Gram:
 
 
 def _by_rank_k(blocks: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> np.ndarray:
-    """By BLAS's symmetric update. All in numpy: the threads of torch and of scipy's BLAS would wait for each other."""
+    """Sums by the symmetric rank-k update of BLAS.
+
+    All steps use numpy: the threads of torch and those of scipy's BLAS would wait for each other.
+    """
     d, dtype = blocks[0].shape[1], blocks[0].dtype
     total = np.zeros((d, d), dtype)
     for X, w in zip(blocks, weights, strict=True):
@@ -56,14 +60,14 @@ def _by_rank_k(blocks: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> n
 
 
 def _update(total: np.ndarray, X: np.ndarray, scale: np.ndarray, sign: float) -> None:
-    """The lower triangle of total += sign · (DX)ᵀ(DX), D = `scale`."""
+    """Adds sign · (DX)ᵀ(DX) with D = diag(`scale`) to the lower triangle of `total`."""
     update = blas.dsyrk if total.dtype == np.float64 else blas.ssyrk
     buffer = np.empty((min(ROWS, len(X)), X.shape[1]), X.dtype)
     for start in range(0, len(X), ROWS):
         rows = slice(start, min(start + ROWS, len(X)))
         scaled = buffer[: rows.stop - start]
         np.multiply(X[rows], scale[rows, None], out=scaled)
-        # BLAS counts columns first: what it takes as upper is our lower triangle, and our rows are its columns.
+        # BLAS stores matrices by columns: its upper triangle is the lower one of numpy, and its columns are rows.
         update(sign, scaled.T, beta=1.0, c=total.T, trans=0, lower=0, overwrite_c=1)
 
 
@@ -73,10 +77,11 @@ def head_core(
     basis: Float[Tensor, "c r"],
     tick: OnProgress,
 ) -> Float[Tensor, "rd rd"]:
-    """Σ_i (QᵀS_iQ) ⊗ x_i x_iᵀ for S_i = `seconds` and Q = `basis`, from one Gram matrix for each pair of classes.
+    """Returns Σ_i (QᵀS_iQ) ⊗ x_i x_iᵀ, S_i = `seconds`, Q = `basis`, from one Gram matrix per pair of classes.
 
-    S = Σ_{a<b} (−S_ab) (e_a − e_b)(e_a − e_b)ᵀ + Σ_a (Σ_b S_ab) e_a e_aᵀ. For a softmax the second sum vanishes and
-    every −S_ab = π_a π_b > 0: C(C−1)/2 weightings of one sign instead of C(C+1)/2 of mixed signs.
+    The sum uses S = Σ_{a<b} (−S_ab) (e_a − e_b)(e_a − e_b)ᵀ + Σ_a (Σ_b S_ab) e_a e_aᵀ. For a softmax the second sum
+    vanishes and every −S_ab = π_a π_b > 0: there are C(C−1)/2 weightings of one sign instead of C(C+1)/2 of mixed
+    signs.
     """
     c, r = basis.shape
     unit = torch.eye(c, dtype=basis.dtype, device=basis.device)
@@ -99,10 +104,11 @@ def head_core(
         tick(k + 1, len(weightings))
     blocks = (shares.T @ grams).view(-1, gram.d, gram.d)
     del grams
-    return _placed(blocks, rows, cols, r, gram.d)
+    return _assemble(blocks, rows, cols, r, gram.d)
 
 
-def _placed(blocks: Float[Tensor, "q d d"], rows: Tensor, cols: Tensor, r: int, d: int) -> Float[Tensor, "rd rd"]:
+def _assemble(blocks: Float[Tensor, "q d d"], rows: Tensor, cols: Tensor, r: int, d: int) -> Float[Tensor, "rd rd"]:
+    """Builds a symmetric matrix from the blocks of its lower triangle."""
     core = torch.empty(r * d, r * d, dtype=blocks.dtype, device=blocks.device).view(r, d, r, d)
     for block, i, j in zip(blocks, rows.tolist(), cols.tolist(), strict=True):
         core[i, :, j, :] = block

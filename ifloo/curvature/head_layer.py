@@ -1,4 +1,4 @@
-"""A linear layer whose parameters are all that is attributed: found, and its losses as functions of its outputs."""
+"""The linear layer whose parameters are the attributed ones, and the losses as functions of its outputs."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ from ifloo.errors import InputError
 from ifloo.objective.batches import Batch
 from ifloo.objective.functional import FunctionalLosses, scoring
 
-ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}  # two ways to the same losses may differ by this much, relatively
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative tolerance between two ways to compute the same losses
 
 
 @dataclass(frozen=True)
 class HeadLayer:
-    """z = W x + b with θ = (W, b), or W alone, on inputs x that do not depend on θ; the rest of the module is fixed.
+    """The layer z = W x + b with θ = (W, b), or θ = W, and inputs x that do not depend on θ.
 
-    A sample may pass the layer at several positions (tokens): inputs are `[b, t, d]`, outputs `[b, t, c]`.
+    The rest of the module is fixed. A sample may pass the layer at several positions (tokens): inputs are `[b, t, d]`,
+    outputs `[b, t, c]`.
 
     Attributes:
-        losses: ℓ and R of the module; its parameter space is this layer.
-        name: of the layer within the module.
-        layer: it.
-        with_bias: whether b is attributed too.
+        losses: Losses ℓ and penalty R of the module as functions of the parameters of this layer.
+        name: Name of the layer within the module.
+        linear: The layer itself.
+        with_bias: Whether b is attributed too.
     """
 
     losses: FunctionalLosses
     name: str
-    layer: nn.Linear
+    linear: nn.Linear
     with_bias: bool
 
     @classmethod
     def of(cls, losses: FunctionalLosses) -> HeadLayer:
-        """The layer whose weight (and bias) are the attributed parameters.
+        """Finds the layer whose weight (and bias) are the attributed parameters.
 
         Raises:
-            InputError: they are not those of one linear layer, another module shares its weight, or the losses are
-                of a training step run on batches of one.
+            InputError: The parameters are not those of one linear layer, another module shares its weight, or the
+                losses come from a training step on batches of one.
         """
         if losses.contract.one_by_one:
             raise InputError(
@@ -60,66 +61,68 @@ class HeadLayer:
 
     @property
     def columns(self) -> int:
-        """Inputs, the constant 1 of the bias included."""
-        return self.layer.in_features + self.with_bias
+        """d, the number of inputs, including the constant 1 of the bias."""
+        return self.linear.in_features + self.with_bias
 
     @property
     def classes(self) -> int:
-        """c, outputs."""
-        return self.layer.out_features
+        """c, the number of outputs."""
+        return self.linear.out_features
 
     def matrices(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k c d"]:
-        """Flat vectors as matrices like W, the bias as last column."""
+        """Converts flat vectors to matrices of the shape of W, with the bias as last column."""
         named = self.losses.space.unflatten(V)
         weight = named[self._name("weight")]
         return torch.cat([weight, named[self._name("bias")].unsqueeze(-1)], -1) if self.with_bias else weight
 
     def flat(self, M: Float[Tensor, "k c d"]) -> Float[Tensor, "k p"]:
-        """The inverse of `matrices`."""
+        """Converts matrices to flat vectors; the inverse of `matrices`."""
         if not self.with_bias:
             return M.flatten(1)
         return self.losses.space.flatten({self._name("weight"): M[..., :-1], self._name("bias"): M[..., -1]}, 1)
 
     def inputs(self, theta: Float[Tensor, " p"], batch: Batch) -> tuple[Float[Tensor, "b t d"], torch.Size]:
-        """What the layer receives, with a last column of ones where b is attributed, and the shape of its positions.
+        """Returns the inputs of the layer and the shape of its positions.
+
+        The inputs have a last column of ones if b is attributed.
 
         Raises:
-            InputError: the layer is not passed exactly once.
+            InputError: The layer is not called exactly once, or not with one row (or several positions) per sample.
         """
-        seen: list[Tensor] = []
-        run = self.layer.forward
+        calls: list[Tensor] = []
+        forward = self.linear.forward
 
-        def watched(x: Tensor) -> Tensor:
-            seen.append(x.detach())
-            return run(x)
+        def recording(x: Tensor) -> Tensor:
+            calls.append(x.detach())
+            return forward(x)
 
-        with torch.no_grad(), scoring(self.losses.module), _replaced(self.layer, watched):
+        with torch.no_grad(), scoring(self.losses.module), _replaced_forward(self.linear, recording):
             b = len(self.losses.sample_losses(theta, batch))
-        if len(seen) != 1 or seen[0].ndim < 2 or seen[0].shape[0] != b:
-            raise InputError(self._not_passed_once([list(x.shape) for x in seen], b))
-        positions = seen[0].shape[1:-1]
-        x = seen[0].reshape(b, -1, self.layer.in_features).to(theta.dtype)
+        if len(calls) != 1 or calls[0].ndim < 2 or calls[0].shape[0] != b:
+            raise InputError(self._not_passed_once([list(x.shape) for x in calls], b))
+        positions = calls[0].shape[1:-1]
+        x = calls[0].reshape(b, -1, self.linear.in_features).to(theta.dtype)
         return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1) if self.with_bias else x, positions
 
     def outputs(self, theta: Float[Tensor, " p"], inputs: Float[Tensor, "b t d"]) -> Float[Tensor, "b t c"]:
-        """Z of these inputs, at θ or other weights."""
+        """Returns the outputs z for these inputs, at any weights θ."""
         z = inputs @ self.matrices(theta.unsqueeze(0))[0].T
-        fixed = self.layer.bias
-        return z if fixed is None or self.with_bias else z + fixed.detach()
+        fixed_bias = self.linear.bias
+        return z if fixed_bias is None or self.with_bias else z + fixed_bias.detach()
 
     def losses_of(
         self, theta: Float[Tensor, " p"], outputs: Float[Tensor, "b t c"], batch: Batch, positions: torch.Size
     ) -> Float[Tensor, " b"]:
-        """ℓ of each sample with the layer's output put in its place; everything else of the module at its values.
+        """Returns ℓ of each sample with these outputs in place of those of the layer.
 
         Args:
-            theta: weights the module runs with; they do not matter where the layer is all that uses them.
-            outputs: z.
-            batch: the samples.
-            positions: shape of the positions in the layer's own output, as `inputs` gave it.
+            theta: Weights of the layer; they have no effect unless the module uses them elsewhere too.
+            outputs: Outputs z to use.
+            batch: Samples.
+            positions: Shape of the positions in the layer's own output, as returned by `inputs`.
         """
         shape = (len(outputs), *positions, self.classes)
-        with _replaced(self.layer, lambda _: outputs.reshape(shape)):
+        with _replaced_forward(self.linear, lambda _: outputs.reshape(shape)):
             return self.losses.sample_losses(theta, batch)
 
     def _name(self, parameter: str) -> str:
@@ -133,15 +136,15 @@ class HeadLayer:
 
 
 @contextmanager
-def _replaced(layer: nn.Linear, forward: Callable[[Tensor], Tensor]) -> Generator[None, None, None]:
-    """Another forward pass for one layer: a hook would pay for the product that it throws away."""
+def _replaced_forward(layer: nn.Linear, forward: Callable[[Tensor], Tensor]) -> Generator[None, None, None]:
+    """Replaces the forward pass of a layer; a hook would still compute the layer's own product."""
     before = layer.forward
     layer.forward = forward  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
         del layer.forward
-        if layer.forward != before:  # it was of this one layer and not of its class
+        if layer.forward != before:  # an attribute of this layer, not of its class
             layer.forward = before  # type: ignore[method-assign]
 
 

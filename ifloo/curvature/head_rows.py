@@ -1,4 +1,4 @@
-"""What a linear head needs of its samples: inputs, and first and second derivatives of the losses in the outputs."""
+"""Inputs of a linear head, and first and second derivatives of the sample losses in its outputs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ifloo.objective.functional import scoring
 
 @dataclass(frozen=True)
 class HeadRows:
-    """Some samples as the head sees them, t positions each (1 without a sequence).
+    """Inputs and residuals of some samples, with t positions per sample (t = 1 without a sequence).
 
     Attributes:
-        ids: `[b]`.
-        inputs: `[b, t, d]`, the constant 1 of a bias included.
-        residuals: `[b, t, c]`, ∂ℓ_i/∂z at θ̂: ∇ℓ_i = Σ_t residual_t ⊗ input_t.
-        positions: shape of the positions in the layer's own output.
+        ids: Sample ids, `[b]`.
+        inputs: Inputs of the head, `[b, t, d]`, including the constant 1 of a bias.
+        residuals: Derivatives ∂ℓ_i/∂z at θ̂, `[b, t, c]`, with ∇ℓ_i = Σ_t residual_t ⊗ input_t.
+        positions: Shape of the positions in the layer's own output.
     """
 
     ids: Int[Tensor, " b"]
@@ -33,7 +33,7 @@ class HeadRows:
 
     @classmethod
     def of(cls, head: HeadLayer, theta: Float[Tensor, " p"], ids: Tensor, batch: Batch) -> HeadRows:
-        """Runs the samples through the module once."""
+        """Computes the rows by running the samples through the module once."""
         inputs, positions = head.inputs(theta, batch)
         residuals = residuals_at(head, theta, head.outputs(theta, inputs), batch, positions)
         return cls(ids, inputs, residuals, positions)
@@ -42,7 +42,7 @@ class HeadRows:
 def residuals_at(
     head: HeadLayer, theta: Float[Tensor, " p"], outputs: Float[Tensor, "b t c"], batch: Batch, positions: torch.Size
 ) -> Float[Tensor, "b t c"]:
-    """∂ℓ_i/∂z of each sample at these outputs."""
+    """Returns ∂ℓ_i/∂z of each sample at these outputs."""
     with scoring(head.losses.module):
         slopes: Tensor = grad(lambda z: head.losses_of(theta, z, batch, positions).sum())(outputs)
     return slopes
@@ -51,10 +51,10 @@ def residuals_at(
 def second_derivatives(
     head: HeadLayer, theta: Float[Tensor, " p"], outputs: Float[Tensor, "b t c"], batch: Batch, positions: torch.Size
 ) -> Float[Tensor, "b t c c"]:
-    """∂²ℓ_i/∂z∂z at each position, exactly, from one product for each output.
+    """Returns ∂²ℓ_i/∂z∂z at each position, exactly, from one product per output.
 
     Raises:
-        InputError: positions of a sample, or samples, are coupled by the loss.
+        InputError: The loss couples positions of a sample, or samples.
     """
 
     def first(z: Tensor) -> Tensor:
@@ -65,11 +65,11 @@ def second_derivatives(
         pull = vjp(first, outputs)[1]
         unit = torch.eye(head.classes, dtype=outputs.dtype, device=outputs.device)
         S: Tensor = vmap(lambda e: pull(e.expand_as(outputs))[0])(unit).movedim(0, -1)
-        # Were positions coupled, the product above would be a sum over them, which a random vector tells apart.
+        # If the loss coupled positions, S would be a sum over them; a product with a random vector reveals that.
         draw = torch.Generator().manual_seed(0)
         v = torch.randn(outputs.shape, generator=draw, dtype=torch.float64).to(outputs)
-        whole, block = pull(v)[0], (S @ v.unsqueeze(-1)).squeeze(-1)
-    if (whole - block).norm() > ROUNDING.get(outputs.dtype, 1e-4) * whole.norm():
+        exact, by_blocks = pull(v)[0], (S @ v.unsqueeze(-1)).squeeze(-1)
+    if (exact - by_blocks).norm() > ROUNDING.get(outputs.dtype, 1e-4) * exact.norm():
         raise InputError(
             f"The loss couples the positions of a sample, or samples of a batch: the second derivative in the outputs "
             f"of layer {head.name!r} is not one {head.classes} x {head.classes} block for each position.\n"
@@ -79,21 +79,24 @@ def second_derivatives(
 
 
 def refuse_other_uses(head: HeadLayer, theta: Float[Tensor, " p"], batch: Batch) -> None:
-    """Compares the losses at other weights with those of the head alone.
+    """Checks that the losses depend on θ only through the outputs of the head.
+
+    The losses at other weights are compared with those of the head alone at the same weights.
 
     Raises:
-        InputError: they differ: θ enters the losses elsewhere too, in the head's input for one.
+        InputError: They differ: θ enters the losses elsewhere too, for example in the inputs of the head.
     """
     draw = torch.Generator().manual_seed(0)
     moved = theta + theta.std().clamp_min(0.1) * torch.randn(theta.shape, generator=draw, dtype=torch.float64).to(theta)
     inputs, positions = head.inputs(theta, batch)
     with torch.no_grad(), scoring(head.losses.module):
-        whole = head.losses.sample_losses(moved, batch)
-        alone = head.losses_of(theta, head.outputs(moved, inputs), batch, positions)
-    difference = (whole - alone).abs().max()
-    if not difference <= ROUNDING.get(theta.dtype, 1e-4) * (1 + whole.abs().max()):
+        of_module = head.losses.sample_losses(moved, batch)
+        of_head = head.losses_of(theta, head.outputs(moved, inputs), batch, positions)
+    difference = (of_module - of_head).abs().max()
+    if not difference <= ROUNDING.get(theta.dtype, 1e-4) * (1 + of_module.abs().max()):
         raise InputError(
-            f"The losses depend on the parameters of layer {head.name!r} by another way than its output (they differ "
-            f"by {float(difference):.1e} nats at other weights): its input, or a term of the loss, holds them too.\n"
+            f"The losses depend on the parameters of layer {head.name!r} other than through its output (they differ "
+            f"by {float(difference):.1e} nats at other weights): its input, or a term of the loss, depends on them "
+            f"too.\n"
             "  Use curvature Hessian or GaussNewton, which take any model, or attribute other parameters."
         )

@@ -11,7 +11,7 @@ from ifloo.objective.batches import Batch
 
 
 class Hessian(SampleMeanOperator):
-    """H = ∇²J(θ; w), by `vjp(grad)` (Pearlmutter 1994): `grad(jvp)` is silently wrong with layer_norm.
+    """H = ∇²J(θ; w); products by `vjp(grad)` (Pearlmutter 1994), since `grad(jvp)` is silently wrong with layer_norm.
 
     Examples:
         >>> import torch

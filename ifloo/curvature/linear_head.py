@@ -1,4 +1,4 @@
-"""The exact Hessian of a generalised linear head: class blocks of weighted Gram matrices."""
+"""The exact Hessian of a generalised linear head, from weighted Gram matrices of its inputs."""
 
 from __future__ import annotations
 
@@ -23,23 +23,27 @@ from ifloo.objective.batches import Batch, batch_size, slice_batch, to_device
 from ifloo.objective.objective import Objective
 from ifloo.progress import OnProgress, no_progress
 
-CACHED_BYTES = 6 << 20  # bytes of inputs between the two passes of a product: they stay in the cache of a processor
+# Bytes of inputs per block of a product: they stay in the processor's cache between its two passes.
+CACHED_BYTES = 6 << 20
 
 
 class LinearHead(LinearOperator):
     """H = (1/n) Σ_i w_i Σ_t S_it ⊗ x_it x_itᵀ + ∇²R for one linear layer z = W x + b on fixed inputs.
 
-    Equal to `Hessian` (and to `GaussNewton`) of the same parameters; p products are not needed to know it
-    whole. Exact for any loss of the layer's outputs that does not couple positions, whatever lies between the two.
-    The penalty must be diagonal and the same for all classes, as ½λ‖θ‖² is, with or without the bias.
+    The operator equals the `Hessian` (and the `GaussNewton`) of the same parameters, but its matrix is known without p
+    products. It is exact for any function from outputs to losses that does not couple positions. The penalty must be
+    diagonal and the same for all classes, as ½λ‖θ‖² is, with or without the bias.
 
     Attributes:
-        head: the layer.
-        chunks: what it needs of the training samples, batch by batch.
-        live: inputs that are not zero in every sample; only these enter the core.
-        basis: `[c, r]`, orthonormal: the classes, or, where S has zero row sums (softmax), what is orthogonal
-            to (1, …, 1).
-        penalties: `[d]`, second derivative of R in the weights of each input.
+        objective: Objective J(θ; w).
+        theta: Parameters θ at which the Hessian is taken, `[p]`.
+        layer: Linear layer with its losses.
+        chunks: Inputs and residuals of the training samples, batch by batch.
+        seconds: Second derivatives S of the losses in the outputs, times the sample weights, `[b, t, c, c]` per batch.
+        live: Indices of the inputs that are not zero in all samples; only these enter the core.
+        basis: Orthonormal basis of the outputs, `[c, r]`: the classes, or, if S has zero row sums (softmax), the
+            complement of (1, …, 1).
+        penalties: Second derivative of R in the weights of each input, `[d]`.
 
     Examples:
         >>> import torch
@@ -60,30 +64,30 @@ class LinearHead(LinearOperator):
     definite = Definite.UNKNOWN
 
     def __init__(self, objective: Objective, theta: Float[Tensor, " p"]) -> None:
-        """Runs all samples through the module once and keeps the inputs of the layer: n x d numbers.
+        """Runs all samples through the module once and keeps the inputs of the layer, n · d numbers.
 
         Raises:
-            InputError: the attributed parameters are not one linear layer on fixed inputs, its loss couples positions,
+            InputError: The attributed parameters are not one linear layer on fixed inputs, its loss couples positions,
                 or the penalty is not of the form above.
-            WorkError: the loss has no finite second derivative.
+            WorkError: The loss has no finite second derivative.
         """
         self.objective, self.theta = objective, theta.detach()
         self.layer = HeadLayer.of(objective.losses)
         self.size, self.dtype, self.device = theta.numel(), theta.dtype, theta.device
         self.penalties = _penalties(self.layer, self.theta)
         self.chunks: list[HeadRows] = []
-        self.seconds: list[Tensor] = []  # [b, t, c, c], times the sample's weight
+        self.seconds: list[Tensor] = []
         for ids, batch in objective.data.with_ids():
             if not self.chunks:
                 some = slice_batch(batch, slice(0, 64))
                 refuse_other_uses(self.layer, self.theta, some)
-            made = HeadRows.of(self.layer, self.theta, ids, batch)
-            outputs = self.layer.outputs(self.theta, made.inputs)
-            S = second_derivatives(self.layer, self.theta, outputs, batch, made.positions)
+            rows = HeadRows.of(self.layer, self.theta, ids, batch)
+            outputs = self.layer.outputs(self.theta, rows.inputs)
+            S = second_derivatives(self.layer, self.theta, outputs, batch, rows.positions)
             if not bool(torch.isfinite(S).all()):
                 raise WorkError(_not_finite(ids[~torch.isfinite(S).flatten(1).all(1)]))
             self.seconds.append(objective.weights.of(ids, S.dtype)[:, None, None, None] * S)
-            self.chunks.append(made)
+            self.chunks.append(rows)
         used = torch.stack([(c.inputs != 0).flatten(0, 1).any(0) for c in self.chunks]).any(0)
         self.live = used.nonzero().squeeze(1)
         if not bool(used.all()):
@@ -93,26 +97,27 @@ class LinearHead(LinearOperator):
 
     @staticmethod
     def bytes_kept(objective: Objective) -> int:
-        """Memory for the inputs and output curvatures of all samples, as long as the first; 0 where there is no head.
+        """Returns the memory for inputs and output curvatures of all samples, bytes, if all are as long as the first.
 
-        Never raises: what is not a head says so when it is made.
+        Returns 0 without an error if the parameters are no linear head; the constructor raises that error.
         """
         try:
-            head = HeadLayer.of(objective.losses)
+            layer = HeadLayer.of(objective.losses)
             first = slice_batch(next(objective.data.with_ids())[1], slice(0, 1))
-            positions = head.inputs(objective.losses.theta(), first)[0].shape[1]
+            positions = layer.inputs(objective.losses.theta(), first)[0].shape[1]
         except InputError:
             return 0
-        return objective.n * positions * (head.columns + head.classes**2) * objective.losses.space.dtype.itemsize
+        return objective.n * positions * (layer.columns + layer.classes**2) * objective.losses.space.dtype.itemsize
 
     @property
     def n(self) -> int:
+        """Number of samples."""
         return self.objective.n
 
     def rows_of(self, batch: Batch) -> HeadRows:
-        """Other samples (queries) as the head sees them, with all inputs."""
-        here = to_device(batch, self.device, self.dtype)
-        return HeadRows.of(self.layer, self.theta, torch.arange(batch_size(batch)), here)
+        """Computes the rows of other samples (queries), with all inputs."""
+        on_device = to_device(batch, self.device, self.dtype)
+        return HeadRows.of(self.layer, self.theta, torch.arange(batch_size(batch)), on_device)
 
     def matmat(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         if self._core is not None:
@@ -120,7 +125,7 @@ class LinearHead(LinearOperator):
         return self.streamed(V)
 
     def streamed(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
-        """H v of each row in one pass over the samples, a block of rows for both halves of the product."""
+        """Returns H v of each row from one pass over the samples, block by block so that inputs stay in the cache."""
         M = self.layer.matrices(V)
         k, c = M.shape[:2]
         live = M.index_select(-1, self.live).flatten(0, 1)  # [kc, d]
@@ -132,10 +137,10 @@ class LinearHead(LinearOperator):
         return self.layer.flat(out.index_add_(-1, self.live, total.view(k, c, -1) / self.n))
 
     def core(self, tick: OnProgress = no_progress) -> Core:
-        """The dense core over live inputs and `basis`, made once and held against a product over the samples.
+        """Returns the dense core over live inputs and `basis`, built once and checked by a product over the samples.
 
         Raises:
-            WorkError: it is not the matrix of those products.
+            WorkError: The core differs from the matrix of those products.
         """
         if self._core is None:
             inputs = [c.inputs.flatten(0, 1) for c in self.chunks]
@@ -144,9 +149,9 @@ class LinearHead(LinearOperator):
             inside = self.penalties[self.live].repeat(self.basis.shape[1])
             matrix.diagonal().add_(inside)
             rest = self.layer.flat(self.penalties.expand(1, self.layer.classes, -1))[0].clone()
-            made = Core(matrix, rest, inside, self.reduce, self.expand)
-            self._refuse_other_matrix(made)
-            self._core = made
+            core = Core(matrix, rest, inside, self.reduce, self.expand)
+            self._check_matrix(core)
+            self._core = core
         return self._core
 
     @property
@@ -159,31 +164,31 @@ class LinearHead(LinearOperator):
         return Structure(self.cost, dense, self.kronecker)
 
     def reduce(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k q"]:
-        """Coordinates of each row in the core."""
+        """Returns the coordinates of each row in the core."""
         M = self.layer.matrices(V).index_select(-1, self.live)
         return (self.basis.T @ M).flatten(1)
 
     def expand(self, U: Float[Tensor, "k q"]) -> Float[Tensor, "k p"]:
-        """The vectors with these coordinates."""
+        """Returns the vectors with these coordinates."""
         M = self.basis @ U.view(len(U), self.basis.shape[1], len(self.live))
         full = M.new_zeros(len(U), self.layer.classes, self.layer.columns)
         return self.layer.flat(full.index_copy_(-1, self.live, M))
 
     @cached_property
     def core_size(self) -> int:
-        """Q."""
+        """q, the number of rows of the core."""
         return self.basis.shape[1] * len(self.live)
 
     @property
     def cost(self) -> Cost:
-        """Operations of a product over the samples and of the core; the core has `core_size` rows."""
+        """Floating-point operations of a product over the samples and of the core, which has `core_size` rows."""
         c, d, r = self.layer.classes, len(self.live), self.basis.shape[1]
         samples = sum(x.inputs.shape[0] * x.inputs.shape[1] for x in self.chunks)
         grams = c * (c - 1) / 2 + (c if r == c else 0)
         return Cost(product=4.0 * samples * d * c, core=samples * d**2 * grams, size=self.core_size)
 
     def kronecker(self) -> KroneckerFactors:
-        """The second moment of the inputs and the mean curvature of the outputs: K-FAC with the exact curvature."""
+        """Returns second moment of the inputs and mean curvature of the outputs: K-FAC with the exact curvature."""
         samples = sum(c.inputs.shape[0] * c.inputs.shape[1] for c in self.chunks)
         columns = self.layer.columns
         moment = torch.zeros(columns, columns, dtype=self.dtype, device=self.device)
@@ -200,15 +205,21 @@ class LinearHead(LinearOperator):
             step = max(1, CACHED_BYTES // (x.shape[1] * x.element_size())) if x.device.type == "cpu" else len(x)
             yield from zip(x.split(step), s.split(step), strict=True)
 
-    def _refuse_other_matrix(self, core: Core) -> None:
+    def _check_matrix(self, core: Core) -> None:
+        """Compares a product of the core with one over the samples.
+
+        Raises:
+            WorkError: They differ by more than rounding.
+        """
         draw = torch.Generator().manual_seed(0)
         v = torch.randn(1, self.size, generator=draw, dtype=torch.float64).to(self.device, self.dtype)
-        whole, dense = self.streamed(v), core.product(v)
-        apart = float((whole - dense).norm() / whole.norm())
-        if not apart <= ROUNDING.get(self.dtype, 1e-4):
+        streamed, dense = self.streamed(v), core.product(v)
+        difference = float((streamed - dense).norm() / streamed.norm())
+        if not difference <= ROUNDING.get(self.dtype, 1e-4):
             raise WorkError(
                 f"The dense curvature of layer {self.layer.name!r} differs from its products over the samples by "
-                f"{apart:.1e} of them: a fault of memory, or of the code.\n  Use curvature Hessian, and report this."
+                f"{difference:.1e} of them: a fault of memory, or of the code.\n"
+                "  Use curvature Hessian, and report this."
             )
 
 
@@ -219,32 +230,37 @@ def _not_finite(ids: Tensor) -> str:
     )
 
 
-def _penalties(head: HeadLayer, theta: Tensor) -> Float[Tensor, " d"]:
-    pull = vjp(grad(head.losses.penalty), theta)[1]
-    diagonal = head.matrices(pull(torch.ones_like(theta))[0].unsqueeze(0))[0]
+def _penalties(layer: HeadLayer, theta: Tensor) -> Float[Tensor, " d"]:
+    """Returns the second derivative of R in the weights of each input.
+
+    Raises:
+        InputError: It is not diagonal, or not the same for all classes.
+    """
+    pull = vjp(grad(layer.losses.penalty), theta)[1]
+    diagonal = layer.matrices(pull(torch.ones_like(theta))[0].unsqueeze(0))[0]
     draw = torch.Generator().manual_seed(0)
     v = torch.randn(theta.shape, generator=draw, dtype=torch.float64).to(theta)
-    expected = diagonal[0] * head.matrices(v.unsqueeze(0))
-    found = head.matrices(pull(v)[0].unsqueeze(0))
-    scale = torch.maximum(found.norm(), expected.norm())
-    if not (found - expected).norm() <= ROUNDING.get(theta.dtype, 1e-4) * scale:
+    if_diagonal = diagonal[0] * layer.matrices(v.unsqueeze(0))
+    exact = layer.matrices(pull(v)[0].unsqueeze(0))
+    scale = torch.maximum(exact.norm(), if_diagonal.norm())
+    if not (exact - if_diagonal).norm() <= ROUNDING.get(theta.dtype, 1e-4) * scale:
         raise InputError(
-            f"The penalty on layer {head.name!r} is not diagonal with one strength for each input, the same for all "
+            f"The penalty on layer {layer.name!r} is not diagonal with one strength for each input, the same for all "
             "classes, as ½λ‖θ‖² is.\n  Use curvature Hessian or GaussNewton, which take any penalty."
         )
     return diagonal[0]
 
 
 def _basis(seconds: list[Tensor], residuals: list[Tensor]) -> Float[Tensor, "c r"]:
-    """Orthonormal: without (1, …, 1) where no S and no residual has a part along it, the identity elsewhere."""
+    """Returns a basis of the complement of (1, …, 1) if no S and no residual has a part along it, else the identity."""
     c, like = seconds[0].shape[-1], seconds[0]
-    largest = max(float(S.abs().max()) for S in seconds)
-    sums = max(float(S.sum(-1).abs().max()) for S in seconds)
+    largest_entry = max(float(S.abs().max()) for S in seconds)
+    largest_row_sum = max(float(S.sum(-1).abs().max()) for S in seconds)
     unit = torch.eye(c, dtype=torch.float64)
-    slopes = max(float(r.sum(-1).abs().max()) for r in residuals)
-    steepest = max(float(r.abs().max()) for r in residuals)
+    largest_residual_sum = max(float(r.sum(-1).abs().max()) for r in residuals)
+    largest_residual = max(float(r.abs().max()) for r in residuals)
     eps = 64 * torch.finfo(like.dtype).eps
-    if c > 1 and sums <= eps * largest and slopes <= eps * steepest:
+    if c > 1 and largest_row_sum <= eps * largest_entry and largest_residual_sum <= eps * largest_residual:
         Q: Tensor = torch.linalg.qr(torch.cat([torch.ones(c, 1, dtype=torch.float64), unit[:, 1:]], 1)).Q
         return Q[:, 1:].to(like)
     return unit.to(like)
@@ -260,6 +276,6 @@ class _HeadSampler(Sampler):
 
 
 def as_head(operator: LinearOperator) -> LinearHead | None:
-    """The linear head behind an operator, damped or not."""
+    """Returns the linear head behind an operator with or without damping; None for any other operator."""
     base = operator.base if isinstance(operator, Damped) else operator
     return base if isinstance(base, LinearHead) else None

@@ -1,4 +1,4 @@
-"""The operator: a symmetric linear map of flat parameter vectors, and samples of it where it is a mean over samples."""
+"""Symmetric linear operators on flat parameter vectors, and sampling of those that are means over samples."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ifloo.curvature.structure import Structure
 from ifloo.errors import InputError
 from ifloo.progress import OnProgress, no_progress
 
-Tick = OnProgress  # its name before it moved to ifloo.progress
+Tick = OnProgress  # former name
 
 
 class Definite(Enum):
-    """What is known of an operator's eigenvalues before any work."""
+    """Sign of an operator's eigenvalues, as far as it is known without computing them."""
 
     POSITIVE = "positive definite"
     SEMI = "positive semi-definite"
@@ -25,15 +25,17 @@ class Definite(Enum):
 
 
 class LinearOperator(ABC):
-    """A symmetric map A on `[p]`; its one primitive is `matmat`, row by row, and `A @ v` takes one vector or rows.
+    """A symmetric linear map A on vectors `[p]`.
 
-    Curvatures of J are in nats per squared parameter.
+    Subclasses define `matmat`, which multiplies each row of `[k, p]`; `A @ v` takes one vector or rows.
+
+    The curvature of J is in nats per squared unit of the parameters.
 
     Attributes:
-        size: p.
-        dtype: Type of the vectors it takes and gives.
-        device: Device of those vectors.
-        definite: What is known of the eigenvalues before any work; solvers judge a failure by it.
+        size: Number of parameters p.
+        dtype: Dtype of the vectors.
+        device: Device of the vectors.
+        definite: Known sign of the eigenvalues; solvers explain failures by it.
 
     Examples:
         >>> import torch
@@ -59,13 +61,13 @@ class LinearOperator(ABC):
 
     @abstractmethod
     def matmat(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
-        """Each row of V multiplied by A."""
+        """Multiplies each row of V by A."""
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
-        """A v for a vector `[p]`, or for each row of `[k, p]`.
+        """Returns A v for a vector `[p]`, or for each row of `[k, p]`.
 
         Raises:
-            InputError: another shape.
+            InputError: The vectors have another shape.
         """
         if vectors.ndim not in (1, 2) or vectors.shape[-1] != self.size:
             raise InputError(
@@ -78,41 +80,41 @@ class LinearOperator(ABC):
 
     @property
     def sampler(self) -> Sampler | None:
-        """Samples of an operator that is a mean over samples; None: it cannot be sampled."""
+        """Sampler of an operator that is a mean over samples; None for any other."""
         return None
 
     @property
     def structure(self) -> Structure:
-        """What solvers may use besides products; nothing unless the operator says so."""
+        """Properties that solvers can use besides products; none by default."""
         return Structure()
 
 
 class LockstepDraw(ABC):
-    """Independent estimates A_1 … A_r of an operator, drawn together so that one call advances all of them."""
+    """Independent estimates A_1 … A_r of an operator, drawn together so that one call multiplies by all of them."""
 
     @abstractmethod
     def matmat(self, V: Float[Tensor, "r k p"]) -> Float[Tensor, "r k p"]:
-        """V[j] multiplied, row by row, by A_j."""
+        """Multiplies each row of V[j] by A_j."""
 
 
 class Sampler(ABC):
-    """Estimates of an operator that is a mean over samples: a few of them give an unbiased one."""
+    """Source of unbiased estimates of an operator that is a mean over samples."""
 
     @abstractmethod
     def subsampled(self, rows: int, generator: torch.Generator) -> LinearOperator:
-        """One estimate from `rows` samples, to be used many times."""
+        """Draws one estimate from `rows` samples, for many products."""
 
 
 class BatchSampler(Sampler):
-    """A sampler that also draws single batches of samples, many of them side by side."""
+    """A sampler that also draws many independent batches of samples at once."""
 
     @abstractmethod
     def draw(self, repeats: int, batch: int, generator: torch.Generator) -> LockstepDraw:
-        """`repeats` independent estimates from `batch` samples each, to be used once."""
+        """Draws `repeats` independent estimates from `batch` samples each, for one product."""
 
 
 class StochasticOperator(LinearOperator, BatchSampler):
-    """An operator that is its own sampler: the form operators of one's own had before `LinearOperator.sampler`.
+    """An operator that is its own sampler, kept for user-defined operators without a separate `Sampler`.
 
     Examples:
         >>> import torch
@@ -143,7 +145,7 @@ class StochasticOperator(LinearOperator, BatchSampler):
 
 
 def dense(operator: LinearOperator, block: int = 64, tick: OnProgress = no_progress) -> Float[Tensor, "p p"]:
-    """The matrix of an operator, from products with blocks of unit vectors, made exactly symmetric."""
+    """Returns the matrix of an operator from products with blocks of unit vectors, made exactly symmetric."""
     p = operator.size
     matrix = torch.empty(p, p, dtype=operator.dtype, device=operator.device)
     for start in range(0, p, block):

@@ -1,4 +1,4 @@
-"""What the Hessian and Gauss-Newton share: both are (1/n) Σ_i w_i A_i(θ) + ∇²R(θ)."""
+"""Operators of the form (1/n) Σ_i w_i A_i(θ) + ∇²R(θ), such as the Hessian and Gauss-Newton."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Product = Callable[[Tensor], Tensor]  # [p] -> [p]
 
 
 class SampleMeanOperator(LinearOperator):
-    """(1/n) Σ_i w_i A_i(θ) + ∇²R(θ) at a fixed θ. Subclasses give the product of one batch's share.
+    """(1/n) Σ_i w_i A_i(θ) + ∇²R(θ) at a fixed θ; subclasses define `product`, the share of one batch.
 
     Examples:
         >>> import torch
@@ -48,13 +48,13 @@ class SampleMeanOperator(LinearOperator):
     """
 
     def __init__(self, objective: Objective, theta: Float[Tensor, " p"], keep_graph: bool = False) -> None:
-        """The operator of an objective at θ.
+        """Builds the operator of an objective at θ.
 
         Args:
-            objective: J(θ; w), over all the data.
-            theta: where the curvature is taken.
-            keep_graph: keep what the first pass computed for all later products: about twice as fast, and memory for
-                the activations of all n samples.
+            objective: Objective J(θ; w) over all data.
+            theta: Parameters at which the curvature is taken.
+            keep_graph: Whether to keep the linearisation of the first pass for all later products, which are about
+                twice as fast but need memory for the activations of all n samples.
         """
         self.objective, self.theta, self.keep_graph = objective, theta.detach(), keep_graph
         self.size, self.dtype, self.device = theta.numel(), theta.dtype, theta.device
@@ -62,7 +62,7 @@ class SampleMeanOperator(LinearOperator):
 
     @abstractmethod
     def product(self, ids: Tensor, batch: Batch) -> Product:
-        """V -> (1/n) Σ_{i in batch} w_i A_i(θ) v, linearised once."""
+        """Returns the function v -> (1/n) Σ_{i in batch} w_i A_i(θ) v, linearised once."""
 
     def matmat(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         total = _row_by_row(_hvp_of(self.objective.losses.penalty, self.theta), V)
@@ -89,7 +89,7 @@ class SampleMeanOperator(LinearOperator):
 
     @property
     def structure(self) -> Structure:
-        """Counts each parameter once for each sample: a lower bound where weights are shared along a sequence."""
+        """Cost that counts each parameter once per sample: a lower bound if weights are shared along a sequence."""
         product = 8.0 * self.objective.n * self.size
         return Structure(Cost(product, core=self.size * product, size=self.size))
 
@@ -110,10 +110,10 @@ class _SampleMeanSampler(BatchSampler):
 
 
 def whole_data(objective: Objective) -> TrainingData:
-    """The training data of an objective, to draw samples from.
+    """Returns the training data of an objective, from which samples can be drawn.
 
     Raises:
-        InputError: the objective is that of a sample of the data.
+        InputError: The objective is restricted to a subsample of the data.
     """
     if not isinstance(objective.data, TrainingData):
         raise InputError("Samples can be drawn from the whole training data only, not from a sample of them.")
@@ -123,18 +123,18 @@ def whole_data(objective: Objective) -> TrainingData:
 class _SampleMeanDraw(LockstepDraw):
     def __init__(self, operator: SampleMeanOperator, ids: Tensor, batches: Batch) -> None:
         objective = operator.objective
-        # The share of b samples divides by n; an estimate of the whole from them divides by b.
+        # The share of b samples is divided by n; an estimate of the mean over all samples is divided by b.
         self._rescale = objective.n / ids.shape[1]
         self._operator, self._ids, self._batches = operator, ids, batches
 
     def matmat(self, V: Float[Tensor, "r k p"]) -> Float[Tensor, "r k p"]:
         operator = self._operator
 
-        def one(ids: Tensor, batch: Batch, rows: Tensor) -> Tensor:
+        def product_of_repeat(ids: Tensor, batch: Batch, rows: Tensor) -> Tensor:
             return _row_by_row(operator.product(ids, batch), rows)
 
         in_dims = (0, map_tensors(lambda x: 0 if x.ndim else None, self._batches), 0)
-        shares = vmap(one, in_dims=in_dims)(self._ids, self._batches, V)
+        shares = vmap(product_of_repeat, in_dims=in_dims)(self._ids, self._batches, V)
         penalty = _row_by_row(_hvp_of(operator.objective.losses.penalty, operator.theta), V.flatten(0, 1))
         return self._rescale * shares + penalty.reshape(V.shape)
 

@@ -1,4 +1,4 @@
-"""What an operator knows of itself beyond its products: their cost, a dense core, a Kronecker product close to it."""
+"""Known structure of an operator: cost of products, a dense core, a Kronecker approximation."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from ifloo.progress import OnProgress
 
 @dataclass(frozen=True)
 class Core:
-    """A = E M Eᵀ + (I − E Eᵀ) D: dense on a subspace, diagonal on the rest of it, E an isometry with E d = D E.
+    """A = E M Eᵀ + (I − E Eᵀ) D: dense on a subspace, diagonal on its complement.
+
+    E is an isometry with D E = E diag(d).
 
     Attributes:
-        matrix: M, `[q, q]`.
-        rest: D, `[p]`.
-        inside: d, `[q]`, what D is within the subspace.
-        reduce: V -> Vᵀ E, `[k, p]` to `[k, q]`.
-        expand: its transpose, `[k, q]` to `[k, p]`.
+        matrix: Dense matrix M on the subspace, `[q, q]`.
+        rest: Diagonal D, `[p]`.
+        inside: Diagonal d, the restriction of D to the subspace, `[q]`.
+        reduce: Map V -> V E from `[k, p]` to `[k, q]`.
+        expand: Map U -> U Eᵀ from `[k, q]` to `[k, p]`.
     """
 
     matrix: Float[Tensor, "q q"]
@@ -30,12 +32,12 @@ class Core:
     expand: Callable[[Tensor], Tensor]
 
     def product(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
-        """A v of each row."""
+        """Multiplies each row of V by A."""
         inner = self.reduce(V)
         return self.expand(inner @ self.matrix - self.inside * inner).addcmul_(self.rest, V)
 
     def damped(self, damping: float) -> Core:
-        """The core of A + δI."""
+        """Returns the core of A + δI."""
         matrix = self.matrix.clone()
         matrix.diagonal().add_(damping)
         return replace(self, matrix=matrix, rest=self.rest + damping, inside=self.inside + damping)
@@ -43,14 +45,14 @@ class Core:
 
 @dataclass(frozen=True)
 class KroneckerFactors:
-    """S̄ ⊗ Ā + diagonal, close to an operator on matrices `[c, d]`.
+    """Approximation S̄ ⊗ Ā + diagonal of an operator on matrices `[c, d]`.
 
     Attributes:
-        inputs: Ā, `[d, d]`.
-        outputs: S̄, `[c, c]`.
+        inputs: Second moment Ā of the inputs, `[d, d]`.
+        outputs: Mean curvature S̄ of the outputs, `[c, c]`.
         diagonal: Scalar that is added to the diagonal, a mean over the inputs.
-        matrices: Map from `[k, p]` to `[k, c, d]`.
-        flat: Its inverse.
+        matrices: Map from flat vectors `[k, p]` to matrices `[k, c, d]`.
+        flat: Inverse of `matrices`.
     """
 
     inputs: Float[Tensor, "d d"]
@@ -60,18 +62,18 @@ class KroneckerFactors:
     flat: Callable[[Tensor], Tensor]
 
     def damped(self, damping: float) -> KroneckerFactors:
-        """The factors of A + δI."""
+        """Returns the factors of A + δI."""
         return replace(self, diagonal=self.diagonal + damping)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What an operator asks of a machine, for a solver that chooses by cost.
+    """Cost of an operator, for solvers that choose by cost.
 
     Attributes:
         product: Floating-point operations of one product.
         core: Floating-point operations to build the core.
-        size: q, the size of the core.
+        size: Number of rows q of the core.
     """
 
     product: float
@@ -81,12 +83,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class DenseForm:
-    """A dense core that is built when a solver asks for it, cheaper than by p products.
+    """A dense core that is built on demand, at less cost than p products.
 
     Attributes:
-        build: Function that gives the core; it is built at the first call.
-        is_built: Function that tells whether it is, so that products come from it and no longer from the data.
-        streamed: Product from the data themselves, whatever is built.
+        build: Function that returns the core and builds it at the first call.
+        is_built: Function that tells whether the core is built; products then use it and no longer the data.
+        streamed: Product that always uses the data, even if the core is built.
     """
 
     build: Callable[[OnProgress], Core]
@@ -94,7 +96,7 @@ class DenseForm:
     streamed: Callable[[Tensor], Tensor]
 
     def damped(self, damping: float) -> DenseForm:
-        """The dense form of A + δI."""
+        """Returns the dense form of A + δI."""
         return DenseForm(
             lambda on_progress: self.build(on_progress).damped(damping),
             self.is_built,
@@ -104,12 +106,12 @@ class DenseForm:
 
 @dataclass(frozen=True)
 class Structure:
-    """What a solver may use of an operator besides products; each part is None where it is not known.
+    """Properties of an operator that solvers can use besides products; unknown ones are None.
 
     Attributes:
         cost: Floating-point operations of products and of the dense core.
-        dense: The dense core.
-        kronecker: Function that gives a Kronecker product close to the operator.
+        dense: Dense core, built on demand.
+        kronecker: Function that returns a Kronecker approximation of the operator.
     """
 
     cost: Cost | None = None
@@ -117,7 +119,7 @@ class Structure:
     kronecker: Callable[[], KroneckerFactors] | None = None
 
     def damped(self, damping: float) -> Structure:
-        """The structure of A + δI."""
+        """Returns the structure of A + δI."""
         dense, kronecker = self.dense, self.kronecker
         return Structure(
             self.cost,

@@ -1,4 +1,4 @@
-"""Newton-CG on J(θ; w): the last steps of a convex fit, to a gradient norm no quasi-Newton line search reaches."""
+"""Newton-CG on J(θ; w), for the last steps of a convex fit to gradient norms below those of quasi-Newton methods."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ifloo.objective import Objective, TrainingData
 from ifloo.solvers import CG, PreparedPreconditioner, Solution, SolveError, Status
 from ifloo.solvers.cg import PreparedCG
 
-HALVINGS = 12  # of a Newton step that does not lower ‖∇J‖
-# Smallest relative residual of the inner solve: one Newton step wins four digits at most, then the quadratic model is
-# made again.
+HALVINGS = 12  # maximum number of step lengths 1, 1/2, 1/4, … that are tried for one Newton step
+# Smallest relative residual of the inner solve: one Newton step gains four digits at most before the quadratic model is
+# updated.
 FINEST_RTOL = 1e-4
 
 Evaluation: TypeAlias = tuple[Float[Tensor, ""], Float[Tensor, " p"]]
@@ -26,14 +26,14 @@ Evaluation: TypeAlias = tuple[Float[Tensor, ""], Float[Tensor, " p"]]
 
 @dataclass(frozen=True)
 class FitEnd:
-    """Where a minimisation ended.
+    """Result of a minimisation.
 
     Attributes:
-        theta: `[p]`.
-        value: J(θ; w), nats.
-        grad_norm: ‖∇J(θ; w)‖.
-        steps: Newton steps.
-        products: Hessian-vector products.
+        theta: Parameters θ at the end, `[p]`.
+        value: Objective J(θ; w), nats.
+        grad_norm: Gradient norm ‖∇J(θ; w)‖.
+        steps: Number of Newton steps.
+        products: Number of Hessian-vector products.
     """
 
     theta: Float[Tensor, " p"]
@@ -45,12 +45,12 @@ class FitEnd:
 
 @dataclass(frozen=True)
 class NewtonSystem:
-    """How each Newton equation is solved: inexactly, since only ‖∇J‖ decides.
+    """Settings of the inner solve of each Newton equation, which may be inexact: convergence is judged by ‖∇J‖.
 
     Attributes:
-        preconditioner: of the CG, in the precision of `data`.
-        keep_graph: keep the linearisation for the whole solve.
-        data: the same samples in a lower precision, for cheaper products; None: those of the objective.
+        preconditioner: Preconditioner of the inner CG, in the precision of `data`.
+        keep_graph: Whether to keep the linearisation for the whole solve.
+        data: The same samples in a lower precision, for cheaper products; None for the data of the objective.
     """
 
     preconditioner: PreparedPreconditioner | None = None
@@ -58,13 +58,13 @@ class NewtonSystem:
     data: TrainingData | None = None
 
     def hessian(self, objective: Objective, theta: Float[Tensor, " p"]) -> Hessian:
-        """∇²J in the precision of the inner solve."""
+        """Returns ∇²J in the precision of the inner solve."""
         if self.data is None:
             return Hessian(objective, theta, self.keep_graph)
         return Hessian(replace(objective, data=self.data), theta.to(self.data.dtype), self.keep_graph)
 
     def solve(self, objective: Objective, theta: Float[Tensor, " p"], B: Float[Tensor, "k p"], rtol: float) -> Solution:
-        """H x = b for each row, in the precision of the inner solve."""
+        """Solves H x = b for each row of B, in the precision of the inner solve."""
         operator = self.hessian(objective, theta)
         return PreparedCG(CG(rtol), operator, self.preconditioner).solve(B.to(operator.dtype))
 
@@ -79,18 +79,18 @@ def newton_cg(
 ) -> FitEnd:
     """Minimises J(θ; w) from `theta` to ‖∇J‖ <= tolerance (Nocedal & Wright 2006, section 7.1, on ‖∇J‖).
 
-    The gradient, and with it the tolerance, is always in the precision of θ; only the direction may be found in less.
+    The gradient, and thus the tolerance, has the precision of θ; only the direction may be computed in a lower one.
 
     Args:
-        objective: J(θ; w), with the weights of the refit.
-        theta: `[p]`, where to start.
-        tolerance: ‖∇J‖ to reach, nats per unit of the parameters.
-        max_steps: Newton steps at most.
-        inner: how each Newton equation is solved; None: by plain CG in the precision of θ.
-        start: J and ∇J at `theta`; None: they are computed here.
+        objective: Objective J(θ; w) with the weights of the refit.
+        theta: Starting point, `[p]`.
+        tolerance: Gradient norm ‖∇J‖ to reach, nats per unit of the parameters.
+        max_steps: Maximum number of Newton steps.
+        inner: Settings of the inner solve; None for plain CG in the precision of θ.
+        start: J and ∇J at `theta`; None if they have yet to be computed.
 
     Raises:
-        WorkError: the tolerance was not reached; the message says how far it came and why.
+        WorkError: The tolerance was not reached; the message states the gradient norm reached and the likely cause.
     """
     value, gradient = start or objective.value_and_gradient(theta)
     products = 0
@@ -100,10 +100,10 @@ def newton_cg(
             return FitEnd(theta, float(value), norm, step, products)
         if step == max_steps or not norm < float("inf"):
             break
-        direction, used = _direction(objective, theta, gradient, tolerance, inner or NewtonSystem())
-        products += used
-        theta, value, gradient, won = _search(objective, theta, value, gradient, direction)
-        if not won:
+        direction, step_products = _direction(objective, theta, gradient, tolerance, inner or NewtonSystem())
+        products += step_products
+        theta, value, gradient, reduced = _search(objective, theta, value, gradient, direction)
+        if not reduced:
             break
     raise WorkError(_not_reached(float(gradient.norm()), tolerance, step, theta.dtype))
 
@@ -111,24 +111,27 @@ def newton_cg(
 def _direction(
     objective: Objective, theta: Tensor, gradient: Tensor, tolerance: float, inner: NewtonSystem
 ) -> tuple[Float[Tensor, " p"], int]:
-    """−H⁻¹∇J, to as many digits as this step can use, and the products it took.
+    """Returns −H⁻¹∇J, to as many digits as this step can use, and the number of products.
 
     Raises:
-        SolveError: the Hessian is not positive definite here, or not finite.
+        SolveError: The Hessian is not positive definite here, or not finite.
     """
     norm = gradient.norm()
     rtol = min(max(0.3 * tolerance / float(norm), FINEST_RTOL), 0.1)
     solution = inner.solve(objective, theta, (gradient / norm)[None], rtol)
     if solution.status[0] in (Status.INDEFINITE, Status.NOT_FINITE):
         raise SolveError(f"A Newton step has no direction: {solution.advice[0]}")
-    # A residual short of rtol (32 bits may not reach it) only makes the step less good, and the search sees to that.
+    # A residual above rtol (float32 may not reach it) only makes the direction worse, which the search compensates.
     return -norm * solution.value[0].to(theta.dtype), int(solution.steps[0]) + 1
 
 
 def _search(
     objective: Objective, theta: Tensor, value: Tensor, gradient: Tensor, direction: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, bool]:
-    """The longest of 1, 1/2, 1/4, … steps that lowers ‖∇J‖; J itself changes below rounding near the minimum."""
+    """Takes the longest of 1, 1/2, 1/4, … steps that reduces ‖∇J‖, and tells whether there is one.
+
+    The search uses ‖∇J‖ because J itself changes by less than its rounding near the minimum.
+    """
     norm = gradient.norm()
     for halving in range(HALVINGS):
         length = 0.5**halving
@@ -145,4 +148,7 @@ def _not_reached(norm: float, tolerance: float, steps: int, dtype: torch.dtype) 
         if dtype is torch.float32
         else "is J convex, and is its Hessian positive definite here (l2_reg > 0)?"
     )
-    return f"Newton-CG ended at |grad J| = {norm:.2e} after {steps} steps, {tolerance:.1e} was asked for: {cause}."
+    return (
+        f"Newton-CG ended at |grad J| = {norm:.2e} after {steps} steps, above the tolerance of {tolerance:.1e}: "
+        f"{cause}."
+    )

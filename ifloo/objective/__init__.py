@@ -1,4 +1,4 @@
-"""Floor 1: the objective J(θ; w) in functional form, and what it asks of a model and of data."""
+"""Floor 1: the objective J(θ; w) in functional form, and the contract of models and data that it needs."""
 
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,7 @@ __all__ = [
     "to_device",
 ]
 
-if not TYPE_CHECKING:  # else every misspelt name would pass mypy
+if not TYPE_CHECKING:  # with __getattr__ in sight, mypy would accept every misspelt name
     __getattr__ = former_names(
         __name__,
         {

@@ -1,7 +1,7 @@
-"""Batches, whatever their form: which samples they hold, how many, moved, cut and put together.
+"""Batches of any form: their size and sample ids, and how to move, slice, concatenate and cache them.
 
-Understood: dicts, `(x, y)`, `(x, y, idx)`, and nestings of these. A sample's id is key `idx` or `sample_index` of a
-dict, the third item of a tuple, else its position in the dataset.
+Supported are dicts, `(x, y)`, `(x, y, idx)`, and nestings of these. The ids of the samples are key `idx` or
+`sample_index` of a dict, the third item of a tuple, or else the positions in the dataset.
 """
 
 from __future__ import annotations
@@ -17,20 +17,25 @@ from torch import Tensor, nn
 from ifloo.errors import InputError
 from ifloo.progress import OnProgress, no_progress
 
-# A dict, tuple or list of tensors, nested as the model likes: only the functions of this file look inside.
+# A dict, tuple or list of tensors, nested in any way. Only the functions of this file depend on its form.
 Batch: TypeAlias = object
 ID_KEYS = ("idx", "sample_index")
 
 
 class Identified(NamedTuple):
-    """A batch as the loader made it, and the ids of its samples: their positions in the dataset."""
+    """A batch from a loader together with the ids of its samples, which are their positions in the dataset.
+
+    Attributes:
+        batch: Batch as the loader yields it.
+        positions: Position of each sample in the dataset, [b].
+    """
 
     batch: Batch
     positions: Int[Tensor, " b"]
 
 
-def without_ids(batch: Batch) -> Any:  # of the model's own type, which its methods name
-    """The batch as its loader made it, and a model expects it."""
+def without_ids(batch: Batch) -> Any:  # the type that the methods of the model declare
+    """Returns the batch as its loader yields it and the model expects it."""
     return batch.batch if isinstance(batch, Identified) else batch
 
 
@@ -40,12 +45,12 @@ class _NamedTuple(Protocol):
 
 
 def with_items(like: Sequence[object], items: Iterable[object]) -> Sequence[object]:
-    """A list, tuple or named tuple of the type of `like`, of other items."""
+    """Returns a list, tuple or named tuple of the type of `like` with these items."""
     return like._make(items) if isinstance(like, _NamedTuple) else type(like)(items)  # type: ignore[call-arg]
 
 
 def map_tensors(function: Callable[[Tensor], object], batch: Batch) -> Batch:
-    """The batch with `function` applied to each tensor; everything else is passed on."""
+    """Applies `function` to each tensor of a batch and keeps everything else."""
     if isinstance(batch, Tensor):
         return function(batch)
     if isinstance(batch, Mapping):
@@ -56,7 +61,7 @@ def map_tensors(function: Callable[[Tensor], object], batch: Batch) -> Batch:
 
 
 def to_device(batch: Batch, device: torch.device, dtype: torch.dtype, non_blocking: bool = False) -> Batch:
-    """The batch on a device, its floating tensors in a dtype; ids and labels keep theirs."""
+    """Moves a batch to a device and casts its floating-point tensors; ids and labels keep their dtype."""
     return map_tensors(
         lambda x: x.to(device, dtype if x.is_floating_point() else None, non_blocking=non_blocking), batch
     )
@@ -69,6 +74,7 @@ def to_module(batch: Batch, module: nn.Module) -> Batch:
 
 
 def tensors_of(batch: Batch) -> Iterator[Tensor]:
+    """Yields all tensors of a batch."""
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, Mapping):
@@ -80,10 +86,10 @@ def tensors_of(batch: Batch) -> Iterator[Tensor]:
 
 
 def batch_size(batch: Batch) -> int:
-    """b: the length of the first tensor with dimensions.
+    """Returns b, the number of samples: the length of the first tensor that has dimensions.
 
     Raises:
-        InputError: the batch holds no such tensor.
+        InputError: The batch holds no such tensor.
     """
     for tensor in tensors_of(batch):
         if tensor.ndim:
@@ -92,7 +98,7 @@ def batch_size(batch: Batch) -> int:
 
 
 def sample_ids(batch: Batch) -> Int[Tensor, " b"] | None:
-    """The ids a batch carries, or None where it carries none (then the position in the dataset is the id)."""
+    """Returns the sample ids that a batch carries, or None if ids are the positions in the dataset."""
     if isinstance(batch, Identified):
         return batch.positions
     if isinstance(batch, Mapping):
@@ -104,12 +110,12 @@ def sample_ids(batch: Batch) -> Int[Tensor, " b"] | None:
 
 
 def slice_batch(batch: Batch, index: slice | Int[Tensor, " b"]) -> Batch:
-    """Some samples of a batch; a slice gives views."""
+    """Returns some samples of a batch; with a slice, its tensors are views."""
     return map_tensors(lambda x: x[index] if x.ndim else x, batch)
 
 
 def concatenate(batches: Sequence[Any]) -> Batch:
-    """One batch of several alike."""
+    """Concatenates batches of the same form."""
     first = batches[0]
     if isinstance(first, Tensor):
         return torch.cat(list(batches)) if first.ndim else first
@@ -121,7 +127,7 @@ def concatenate(batches: Sequence[Any]) -> Batch:
 
 
 def concatenate_chunks(chunks: Iterable[Tensor], n: int, tick: OnProgress = no_progress) -> Tensor:
-    """Joins chunks of samples along their last dimension; `tick` gets how many of the n are done."""
+    """Joins chunks of samples along their last dimension; `tick` receives the number of samples done and n."""
     parts, done = [], 0
     for chunk in chunks:
         parts.append(chunk)
@@ -132,7 +138,7 @@ def concatenate_chunks(chunks: Iterable[Tensor], n: int, tick: OnProgress = no_p
 
 @runtime_checkable
 class MapDataset(Protocol):
-    """What torch calls a map-style dataset: a length, and samples by their positions."""
+    """A map-style dataset in the sense of torch: it has a length, and samples by position."""
 
     def __len__(self) -> int: ...
 
@@ -141,13 +147,13 @@ class MapDataset(Protocol):
 
 @runtime_checkable
 class BatchedDataset(Protocol):
-    """A dataset that gives many samples at once, in the form its collate function takes."""
+    """A dataset that returns many samples in one call, in the form that its collate function takes."""
 
     def __getitems__(self, positions: Sequence[int], /) -> object: ...
 
 
 def fetch_samples(dataset: MapDataset, positions: Sequence[int]) -> object:
-    """The samples at these positions as a collate function takes them; at once where the dataset can."""
+    """Returns the samples at these positions for a collate function, in one call if the dataset supports it."""
     if isinstance(dataset, BatchedDataset):
         return dataset.__getitems__(positions)
     return [dataset[i] for i in positions]
@@ -155,20 +161,31 @@ def fetch_samples(dataset: MapDataset, positions: Sequence[int]) -> object:
 
 @runtime_checkable
 class SampleSource(Protocol):
-    """n samples to sum over, with their ids."""
+    """The samples that a sum runs over, with their ids."""
 
     @property
-    def n(self) -> int: ...
+    def n(self) -> int:
+        """Number of samples."""
+        ...
 
     @property
-    def ids(self) -> Int[Tensor, " n"]: ...
+    def ids(self) -> Int[Tensor, " n"]:
+        """Ids of the samples, in order."""
+        ...
 
-    def with_ids(self) -> Iterator[tuple[Int[Tensor, " b"], Batch]]: ...
+    def with_ids(self) -> Iterator[tuple[Int[Tensor, " b"], Batch]]:
+        """Yields the ids of each batch and the batch."""
+        ...
 
 
 @dataclass(frozen=True)
 class Subsample:
-    """One batch of samples standing for the whole: a sum over it, divided by its own n, estimates the full mean."""
+    """One batch of drawn samples: a sum over it, divided by its own n, estimates the mean over all data.
+
+    Attributes:
+        ids: Ids of the samples.
+        batch: The drawn samples.
+    """
 
     ids: Int[Tensor, " b"]
     batch: Batch
@@ -182,16 +199,16 @@ class Subsample:
 
 
 class TrainingData:
-    """All n training samples as a fixed sequence of batches, gone over again and again.
+    """All n training samples as a fixed sequence of batches, for repeated passes.
 
-    Batches are kept in memory, on the device and in the dtype of the parameters, while they fit `cache_bytes`;
-    beyond it the loader is read anew on each pass.
+    Batches are cached on the device, in the dtype of the parameters, if all of them fit into `cache_bytes`. Otherwise
+    each pass reads the loader again.
 
     Attributes:
-        n: number of samples.
-        ids: `[n]` int64, in order.
-        device: where the batches come.
-        dtype: of their floating tensors.
+        n: Number of samples.
+        ids: Ids of the samples in order, `[n]` int64.
+        device: Device of the batches.
+        dtype: Dtype of the floating-point tensors in the batches.
     """
 
     def __init__(
@@ -204,22 +221,22 @@ class TrainingData:
         """Reads the data once.
 
         Args:
-            loader: re-iterable, in a fixed order (see `sequential`).
-            device: where the batches are wanted.
-            dtype: what floating tensors are cast to.
-            cache_bytes: memory for batches kept.
+            loader: Re-iterable loader with a fixed order (see `sequential`).
+            device: Device that the batches are moved to.
+            dtype: Dtype that floating-point tensors are cast to.
+            cache_bytes: Maximum size of the cached batches, bytes.
 
         Raises:
-            InputError: no sample, NaN or infinity in the data, an id that occurs twice.
+            InputError: The data hold no sample, NaN or infinity, or an id that occurs twice.
         """
         self.loader, self.device, self.dtype = loader, device, dtype
         self._cache: list[Batch] | None = []
         ids, used, start = [], 0, 0
         for position, raw in enumerate(loader):
-            batch = self._moved(raw)
+            batch = self._prepare(raw)
             b = batch_size(batch)
-            own = sample_ids(batch)
-            ids.append(torch.arange(start, start + b) if own is None else own.cpu())
+            carried = sample_ids(batch)
+            ids.append(torch.arange(start, start + b) if carried is None else carried.cpu())
             start += b
             _refuse_non_finite(batch, position)
             used += sum(x.numel() * x.element_size() for x in tensors_of(batch))
@@ -233,10 +250,10 @@ class TrainingData:
             raise InputError(_repeated_ids(self.ids))
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self._cache) if self._cache is not None else map(self._moved, self.loader)
+        return iter(self._cache) if self._cache is not None else map(self._prepare, self.loader)
 
     def with_ids(self) -> Iterator[tuple[Int[Tensor, " b"], Batch]]:
-        """Each batch with the ids of its samples."""
+        """Yields the ids of each batch and the batch."""
         start = 0
         for batch in self:
             b = batch_size(batch)
@@ -247,24 +264,27 @@ class TrainingData:
             start += b
 
     def draw(self, size: int, generator: torch.Generator) -> Subsample:
-        """`size` samples drawn uniformly, with replacement."""
+        """Draws `size` samples uniformly, with replacement."""
         positions = torch.randint(self.n, (size,), generator=generator)
         return Subsample(self.ids[positions].to(self.device), self.sample(positions))
 
     def sample(self, positions: Int[Tensor, " b"]) -> Batch:
-        """The samples at these positions, in this order, as one batch (positions may repeat)."""
+        """Returns the samples at these positions, in this order, as one batch (positions may repeat)."""
         if self._cache is None:
             dataset, collate = self.loader.dataset, self.loader.collate_fn  # type: ignore[attr-defined]
-            return self._moved(collate(fetch_samples(dataset, positions.tolist())))
+            return self._prepare(collate(fetch_samples(dataset, positions.tolist())))
         lengths = torch.tensor([batch_size(b) for b in self._cache])
         ends = lengths.cumsum(0)
-        which = torch.searchsorted(ends, positions.cpu(), right=True)
-        offset = positions.cpu() - (ends - lengths)[which]
-        order = torch.argsort(which, stable=True)
-        parts = [slice_batch(self._cache[int(w)], offset[which == w].to(self.device)) for w in torch.unique(which)]
+        batch_index = torch.searchsorted(ends, positions.cpu(), right=True)
+        offset = positions.cpu() - (ends - lengths)[batch_index]
+        order = torch.argsort(batch_index, stable=True)
+        parts = [
+            slice_batch(self._cache[int(i)], offset[batch_index == i].to(self.device))
+            for i in torch.unique(batch_index)
+        ]
         return slice_batch(concatenate(parts), torch.argsort(order).to(self.device))
 
-    def _moved(self, batch: Batch) -> Batch:
+    def _prepare(self, batch: Batch) -> Batch:
         return to_device(batch, self.device, self.dtype, non_blocking=True)
 
 
@@ -281,8 +301,9 @@ def _refuse_non_finite(batch: Batch, position: int) -> None:
 def _refuse_other_order(found: Tensor | None, expected: Tensor) -> None:
     if found is not None and not torch.equal(found.cpu(), expected):
         raise InputError(
-            f"The training data came in another order than at the first pass: ids {found.tolist()[:5]} where "
-            f"{expected.tolist()[:5]} stood.\n  Turn shuffling off; `sequential(loader, size)` gives a fixed order."
+            f"The training data came in another order than at the first pass: ids {found.tolist()[:5]} "
+            f"instead of {expected.tolist()[:5]}.\n  Turn shuffling off; `sequential(loader, size)` gives a fixed "
+            f"order."
         )
 
 

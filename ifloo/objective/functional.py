@@ -1,4 +1,4 @@
-"""A module's losses as functions of a flat parameter vector, fit for torch.func transforms."""
+"""The losses of a module as functions of a flat parameter vector, for use in torch.func transforms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ifloo.params import ParamSpace
 
 @contextmanager
 def differentiable_kernels() -> Generator[None, None, None]:
-    """Kernels that torch.func can differentiate twice and forward: fused attention can neither. Restores the state."""
+    """Selects kernels that allow second and forward-mode derivatives, which fused attention does not, until exit."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -31,7 +31,7 @@ def differentiable_kernels() -> Generator[None, None, None]:
 
 @contextmanager
 def scoring(module: nn.Module) -> Generator[None, None, None]:
-    """Evaluation mode, no logging from inside a transform, differentiable kernels; all restored on leaving."""
+    """Sets evaluation mode, turns logging off and selects differentiable kernels; restores all three on exit."""
     was_training = {m: m.training for m in module.modules()}
     module.eval()
     try:
@@ -44,8 +44,8 @@ def scoring(module: nn.Module) -> Generator[None, None, None]:
 
 @contextmanager
 def silenced(module: nn.Module) -> Generator[None, None, None]:
-    """No logging by the module or by those in it: `self.log` fails inside a transform. Restored on leaving."""
-    if isinstance(module, Logs) and module.log is _no_log:  # it is within one that is silenced, and so are its parts
+    """Turns off logging by the module and its submodules until exit: `self.log` fails inside a transform."""
+    if isinstance(module, Logs) and module.log is _no_log:  # an outer context has silenced it and its submodules
         yield
         return
     with logging_to(module, _no_log, _no_log):
@@ -56,32 +56,34 @@ def silenced(module: nn.Module) -> Generator[None, None, None]:
 def logging_to(
     module: nn.Module, log: Callable[..., None], log_dict: Callable[..., None]
 ) -> Generator[None, None, None]:
-    """Other functions for `self.log` and `self.log_dict` of the module and of those in it, restored on leaving."""
-    single: list[tuple[Logs, Callable[..., None]]] = [(m, m.log) for m in module.modules() if isinstance(m, Logs)]
-    many: list[tuple[LogsMany, Callable[..., None]]] = [(m, m.log_dict) for m, _ in single if isinstance(m, LogsMany)]
-    for one, _ in single:
-        one.log = log
-    for some, _ in many:
-        some.log_dict = log_dict
+    """Replaces `self.log` and `self.log_dict` of the module and its submodules until exit."""
+    with_log: list[tuple[Logs, Callable[..., None]]] = [(m, m.log) for m in module.modules() if isinstance(m, Logs)]
+    with_log_dict: list[tuple[LogsMany, Callable[..., None]]] = [
+        (m, m.log_dict) for m, _ in with_log if isinstance(m, LogsMany)
+    ]
+    for logger, _ in with_log:
+        logger.log = log
+    for dict_logger, _ in with_log_dict:
+        dict_logger.log_dict = log_dict
     try:
         yield
     finally:
-        for one, own in single:
-            del one.log
-            if not isinstance(one, Logs) or one.log != own:  # it was of this instance and not of its class
-                one.log = own
-        for some, own in many:
-            del some.log_dict
-            if not isinstance(some, LogsMany) or some.log_dict != own:
-                some.log_dict = own
+        for logger, before in with_log:
+            del logger.log
+            if not isinstance(logger, Logs) or logger.log != before:  # an attribute of the instance, not of its class
+                logger.log = before
+        for dict_logger, before in with_log_dict:
+            del dict_logger.log_dict
+            if not isinstance(dict_logger, LogsMany) or dict_logger.log_dict != before:
+                dict_logger.log_dict = before
 
 
 def _no_log(*_: object, **__: object) -> None:
-    """Stands in for `self.log`, which fails inside a transform on a module attached to a Trainer."""
+    """Replaces `self.log`, which fails inside a transform if the module is attached to a Trainer."""
 
 
 class _Caller(nn.Module):
-    """Makes any function of `module` the forward pass, which is all that functional_call can run."""
+    """A module whose forward pass calls any function: functional_call can run nothing but a forward pass."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -92,48 +94,49 @@ class _Caller(nn.Module):
 
 
 class FunctionalLosses:
-    """ℓ and R of a module as functions of θ `[p]`; parameters outside `space` stay at the module's values.
+    """ℓ and R of a module as functions of θ `[p]`; parameters outside `space` keep the module's values.
 
     Attributes:
-        module: The module.
-        contract: Its members, with the defaults of those that it does not state.
-        space: The parameters that θ consists of.
+        module: Model that states the losses.
+        contract: Contract of the model, with defaults for the members that it does not define.
+        space: Parameters that θ consists of.
     """
 
     def __init__(self, module: nn.Module, space: ParamSpace) -> None:
-        """Binds a module; its parameters are not touched, neither here nor by a call.
+        """Binds a module; its parameters are never changed, neither here nor by a call.
 
         Raises:
-            InputError: the module has no `sample_losses` or no `penalty`.
+            InputError: The module has no `sample_losses` or no `penalty`.
         """
         self.module, self.space, self.contract = module, space, contract_of(module)
         self._caller = _Caller(module)
 
     def theta(self) -> Float[Tensor, " p"]:
-        """The module's present values, a detached copy."""
+        """Returns the module's current values as a detached copy."""
         return self.space.values_of(self.module)
 
     def sample_losses(self, theta: Float[Tensor, " p"], batch: Batch) -> Tensor:
-        """ℓ of each sample, `[b]`; whether the model keeps to that shape is for `preflight` to say."""
+        """Returns ℓ of each sample, `[b]`; the shape is that of the model's own result, which `preflight` checks."""
         return self._call(theta, self.contract.sample_losses, without_ids(batch))
 
     def loss_alone(self, theta: Float[Tensor, " p"], sample: Batch) -> Float[Tensor, ""]:
-        """ℓ of one sample, its tensors without their first dimension, as vmap deals them out."""
+        """Returns ℓ of one sample, whose tensors lack the first dimension, as within vmap."""
         return self.sample_losses(theta, map_tensors(lambda x: x.unsqueeze(0), sample)).squeeze(0)
 
     def step_loss(self, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, ""]:
-        """What the training step of an adapted module makes of a whole batch."""
+        """Returns the loss of a training step on a whole batch; see `ModelContract.step_loss`."""
         return self._call(theta, self.contract.step_loss, without_ids(batch))
 
     def penalty(self, theta: Float[Tensor, " p"]) -> Float[Tensor, ""]:
+        """Returns R(θ), nats."""
         return self._call(theta, self.contract.penalty)
 
     @property
     def of_outputs(self) -> OutputLosses:
-        """The module as one that states its outputs.
+        """The module, typed as one that separates its outputs from their losses.
 
         Raises:
-            InputError: it does not.
+            InputError: The module does not define `outputs` and `output_losses`.
         """
         if isinstance(self.module, OutputLosses):
             return self.module
@@ -143,15 +146,15 @@ class FunctionalLosses:
         )
 
     def outputs(self, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, "b ..."]:
-        """The outputs z; errors as those of `of_outputs`."""
+        """Returns the outputs z; raises the errors of `of_outputs`."""
         return self._call(theta, self.of_outputs.outputs, without_ids(batch))
 
     def output_losses(self, outputs: Float[Tensor, "b ..."], batch: Batch) -> Float[Tensor, " b"]:
-        """ℓ of each sample from its outputs; errors as those of `of_outputs`."""
+        """Returns ℓ of each sample from its outputs; raises the errors of `of_outputs`."""
         return self.of_outputs.output_losses(outputs, without_ids(batch))
 
     def _call(self, theta: Tensor, function: Callable[..., Tensor], *args: object) -> Tensor:
-        # The others are constants: attached, each result would drag a graph through them.
+        # Parameters outside θ are constants: unless detached, they would add a graph to each result.
         values = {n: p.detach() for n, p in self.module.named_parameters()} | self.space.unflatten(theta)
         result: Tensor = functional_call(self._caller, {f"module.{n}": v for n, v in values.items()}, (function, *args))
         return result

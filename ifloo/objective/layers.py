@@ -1,8 +1,8 @@
 """Facts about the layers and hooks of a module that attribution depends on, each stated once.
 
-Layers are recognised by their torch class, hooks by the name of the method. A layer counts in the mode it is in: one
-put into evaluation mode before a fit is trained like that, and draws nothing. Not visible here is what a forward pass
-calls as a function (`F.dropout`); `ifloo.doctor.forward_trace` runs the module once to see it.
+Layers are recognised by their torch class, hooks by the name of the method. A layer is judged in its current mode: a
+layer that is in evaluation mode before a fit is trained in that mode, and draws no random numbers. Functions that a
+forward pass calls (`F.dropout`) are not visible here; `ifloo.doctor.forward_trace` runs the module once to see them.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _RANDOM_POOLING = (nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
 
 @dataclass(frozen=True)
 class RandomLayer:
-    """A layer that draws random numbers in the mode it is in.
+    """A layer that draws random numbers in its current mode.
 
     Attributes:
-        path: Path of the layer, as the author of the module knows it.
-        draws: What is random, as a noun.
-        remedy: What to do about it, as a clause.
+        path: Path of the layer in the author's own module.
+        draws: Noun for the random quantity.
+        remedy: Clause that tells how to remove the randomness.
         share: Share p of the entries that are dropped; 0 for layers that draw something else.
-        in_every_mode: Whether evaluation mode draws as well.
+        in_every_mode: Whether the layer is random in evaluation mode too.
     """
 
     path: str
@@ -41,54 +41,54 @@ class RandomLayer:
 
 
 def random_layers(module: nn.Module) -> list[RandomLayer]:
-    """The layers whose output is random: dropout, also inside attention and recurrent layers, RReLU, random pooling."""
+    """Returns the layers with random output: dropout (also within attention and recurrence), RReLU, random pooling."""
     return [
         found for path, layer in module.named_modules() if (found := _random_layer(layer, layer_path(module, path)))
     ]
 
 
 def is_random(layer: nn.Module) -> bool:
-    """Whether this layer by itself, without the layers inside it, is one of `random_layers`."""
+    """Tells whether this layer itself, regardless of its children, is one of `random_layers`."""
     return _random_layer(layer, "") is not None
 
 
 def running_norms(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Path and layer where training takes statistics of the batch or sample, and evaluation the running ones."""
+    """Returns path and layer of each normalisation in training mode that keeps running statistics for evaluation."""
     return [(n, m) for n, m in _layers(module, nn.modules.batchnorm._NormBase) if m.training and has_statistics(m)]
 
 
 def mixing_norms(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Path and layer of each BatchNorm without running statistics: it mixes the samples of a batch in every mode."""
+    """Returns path and layer of each BatchNorm without running statistics, which mixes samples in every mode."""
     return [(n, m) for n, m in _layers(module, nn.modules.batchnorm._BatchNorm) if not has_statistics(m)]
 
 
 def has_statistics(norm: Any) -> bool:
-    """Whether a normalising layer keeps running statistics."""
+    """Tells whether a normalising layer keeps running statistics."""
     return norm.running_mean is not None
 
 
 def attention_layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Path and layer of each attention with fused kernels, which have no second derivative."""
+    """Returns path and layer of each attention with fused kernels, which have no second derivative."""
     return list(_layers(module, nn.MultiheadAttention))
 
 
 def recurrent_layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Path and layer of each recurrent layer, for which `torch.func.vmap` has no rule."""
+    """Returns path and layer of each recurrent layer, for which `torch.func.vmap` has no rule."""
     return list(_layers(module, (nn.RNNBase, nn.RNNCellBase)))
 
 
 def kinds(found: Sequence[tuple[str, nn.Module]]) -> str:
-    """The classes of these layers, each once."""
+    """Lists the classes of these layers, each once."""
     return ", ".join(dict.fromkeys(type(m).__name__ for _, m in found))
 
 
 def places(module: nn.Module, found: Sequence[tuple[str, nn.Module]]) -> list[str]:
-    """Where these layers are, as the author of the module knows them."""
+    """Returns the `layer_path` of each of these layers."""
     return [layer_path(module, path) for path, _ in found]
 
 
 def layer_path(module: nn.Module, path: str) -> str:
-    """Path of a layer as the author of the model knows it; the name of the class where it is the model itself."""
+    """Returns the path of a layer in the author's own module; the class name if the layer is that module itself."""
     prefix = prefix_of(module)
     within = f"{path}.".removeprefix(prefix).rstrip(".")
     return within or type(module.get_submodule(prefix.rstrip("."))).__name__
@@ -105,12 +105,12 @@ def _random_layer(layer: nn.Module, path: str) -> RandomLayer | None:
 
 
 def _dropped(layer: nn.Module) -> float:
-    """The share p of what a layer drops by itself while it trains; dropout layers inside it are layers of their own."""
+    """Returns the share p that a layer itself drops in training mode; its child layers are counted separately."""
     if isinstance(layer, nn.modules.dropout._DropoutNd):
         return float(layer.p)
     if isinstance(layer, nn.MultiheadAttention):
         return float(layer.dropout)
-    if isinstance(layer, nn.RNNBase) and layer.num_layers > 1:  # it drops between its layers
+    if isinstance(layer, nn.RNNBase) and layer.num_layers > 1:  # dropout acts between its layers
         return float(layer.dropout)
     return 0.0
 

@@ -1,4 +1,4 @@
-"""Loaders of the training data: in order for the sums of J, and with an id for every sample."""
+"""Loaders of the training data: in a fixed order for the sums of J, and with an id for every sample."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from torch.utils.data import (
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, MapDataset, fetch_samples, sample_ids
 
-Collate: TypeAlias = Callable[..., object]  # (samples as `fetched` gives them) -> batch
+Collate: TypeAlias = Callable[..., object]  # (result of `fetch_samples`) -> batch
 
 
 class _Positioned(Dataset[object]):
+    """A dataset that returns samples together with their positions."""
+
     def __init__(self, dataset: MapDataset) -> None:
         self.dataset = dataset
 
@@ -34,6 +36,8 @@ class _Positioned(Dataset[object]):
 
 
 class _Collate:
+    """The collate function for `_Positioned`: it keeps the positions beside the batch."""
+
     def __init__(self, collate: Collate) -> None:
         self.collate = collate
 
@@ -43,21 +47,21 @@ class _Collate:
 
 
 def identified(loader: DataLoader[Batch]) -> DataLoader[Batch]:
-    """The loader itself if its batches carry ids, else one of the same batches as `Identified`."""
+    """Returns the loader itself if its batches carry ids, or else one that yields them as `Identified`."""
     dataset = samples_behind(loader)
-    first = loader.collate_fn(fetch_samples(dataset, [0]))  # type: ignore[arg-type]  # lists, or what the set gives at once
+    first = loader.collate_fn(fetch_samples(dataset, [0]))  # type: ignore[arg-type]  # a list of samples or the result of __getitems__
     if sample_ids(first) is not None or loader.batch_sampler is None:
         return loader
     return DataLoader(
         _Positioned(dataset),
         batch_sampler=loader.batch_sampler,
-        collate_fn=_Collate(loader.collate_fn),  # type: ignore[arg-type]  # of what `_Positioned` gives at once
+        collate_fn=_Collate(loader.collate_fn),  # type: ignore[arg-type]  # takes the result of `_Positioned.__getitems__`
         num_workers=loader.num_workers,
     )
 
 
 def unwrap_loader(loader: DataLoader[Batch]) -> tuple[MapDataset, Collate]:
-    """Dataset and collate function of a loader as its user gave them, without what `identified` wrapped around them."""
+    """Returns the user's own dataset and collate function of a loader, without the wrappers of `identified`."""
     dataset = samples_behind(loader)
     if isinstance(dataset, _Positioned) and isinstance(loader.collate_fn, _Collate):
         return dataset.dataset, loader.collate_fn.collate
@@ -65,25 +69,25 @@ def unwrap_loader(loader: DataLoader[Batch]) -> tuple[MapDataset, Collate]:
 
 
 def sample_count(loader: DataLoader[Batch]) -> int:
-    """Gives n, the number of samples in the dataset of a loader.
+    """Returns n, the number of samples in the dataset of a loader.
 
     Raises:
-        InputError: the dataset has no length or no samples by position.
+        InputError: The dataset has no length or no samples by position.
     """
     return len(samples_behind(loader))
 
 
 def samples_behind(loader: DataLoader[Batch]) -> MapDataset:
-    """The dataset of a loader.
+    """Returns the dataset of a loader.
 
     Raises:
-        InputError: it has no length or no samples by position.
+        InputError: The dataset has no length or no samples by position.
     """
     dataset: object = loader.dataset
     if not isinstance(dataset, IterableDataset) and isinstance(dataset, MapDataset):
         return dataset
     if isinstance(dataset, IterableDataset):
-        what, remedy = "an IterableDataset", "Give each sample a position to be found by."
+        what, remedy = "an IterableDataset", "Give a dataset whose __getitem__ returns the sample at a position."
     elif isinstance(dataset, Sized):
         what, remedy = "which has no __getitem__", "Let __getitem__ give the sample at a position."
     else:
@@ -107,19 +111,22 @@ def _refuse_partial(loader: DataLoader[Batch]) -> None:
 
 
 def sequential(loader: DataLoader[Batch], size: int, shard: slice | None = None) -> DataLoader[Batch]:
-    """The loader's dataset in its own order, each sample once, `size` at a time: what scoring and J run over.
+    """Returns a loader of the same dataset in its own order, each sample once, for scoring and the sums of J.
 
-    With `shard` only the samples at these positions: the share of one process among several.
+    Args:
+        loader: Training loader.
+        size: Number of samples per batch.
+        shard: Positions of the samples to load, such as the share of one process; None for all.
 
     Raises:
-        InputError: an iterable dataset has no order and no length to rely on; a sampler that trains on part of the
-            data, or some of it twice, has another objective; there is no sample.
+        InputError: The dataset is iterable, so that its order and length are unknown; the sampler draws only part of
+            the data or some of it twice, so that the fit has another objective; or the dataset is empty.
     """
     _refuse_partial(loader)
     dataset, collate = unwrap_loader(loader)
     chosen = dataset if shard is None else Subset(dataset, range(*shard.indices(len(dataset))))  # type: ignore[arg-type]
     return DataLoader(
-        chosen,  # type: ignore[arg-type]  # torch asks for a Dataset and takes whatever has a length and items
+        chosen,  # type: ignore[arg-type]  # typed as Dataset; anything with a length and items works
         batch_size=max(1, min(size, len(chosen))),
         shuffle=False,
         collate_fn=collate,

@@ -21,12 +21,12 @@ from ifloo.params import ParamSpace
 
 @dataclass(frozen=True)
 class Objective:
-    """The function whose minimiser is attributed. Batches are an implementation detail: every sum runs over all n.
+    """The function whose minimiser is attributed; every sum runs over all n samples, whatever the batches.
 
     Attributes:
-        losses: ℓ and R as functions of θ.
-        data: the n training samples (`TrainingData`), or some of them (`Subsample`).
-        weights: w; 1 for every sample unless a refit says otherwise.
+        losses: Sample losses ℓ_i and penalty R as functions of θ.
+        data: All n training samples (`TrainingData`), or a subsample of them (`Subsample`).
+        weights: Sample weights w; 1 for every sample except in refits.
     """
 
     losses: FunctionalLosses
@@ -37,16 +37,16 @@ class Objective:
     def of(
         cls, module: nn.Module, loader: DataLoader[Batch], parameters: Sequence[str] = ("*",), batch_size: int = 5000
     ) -> Objective:
-        """J of a module that meets the contract (`SampleLosses`), over the dataset of a training loader.
+        """Builds J of a module that meets the contract (`SampleLosses`), over the dataset of a training loader.
 
         Args:
-            module: its parameters stay as they are.
-            loader: of the training data; its order and batch size do not matter.
-            parameters: shell-style patterns of the parameters θ consists of.
-            batch_size: samples at once.
+            module: Model; its parameters are not changed.
+            loader: Training loader; its order and batch size do not matter.
+            parameters: Shell-style patterns for the names of the parameters that θ consists of.
+            batch_size: Number of samples per batch in sums over the data.
 
         Raises:
-            InputError: no parameter matches, or the data have no order, hold NaN or repeat an id.
+            InputError: No parameter matches, or the data have no fixed order, contain NaN or repeat an id.
         """
         space = ParamSpace.of(module, parameters)
         data = TrainingData(sequential(loader, batch_size), space.device, space.dtype)
@@ -54,6 +54,7 @@ class Objective:
 
     @property
     def n(self) -> int:
+        """Number of samples."""
         return self.data.n
 
     @property
@@ -62,26 +63,26 @@ class Objective:
         return self.losses.space.size
 
     def reweighted(self, weights: SampleWeights) -> Objective:
-        """The same losses and data under other weights w: what a refit minimises."""
+        """Returns the objective of a refit: the same losses and data with other weights w."""
         return replace(self, weights=weights)
 
     def part(self, theta: Float[Tensor, " p"], ids: Tensor, batch: Batch) -> Float[Tensor, ""]:
-        """The share of one batch in (1/n) Σ w_i ℓ_i, in nats."""
+        """Returns the share of one batch in (1/n) Σ_i w_i ℓ_i, in nats."""
         losses = self.losses.sample_losses(theta, batch)
         return (self.weights.of(ids, losses.dtype) * losses).sum() / self.n
 
     def value(self, theta: Float[Tensor, " p"]) -> Float[Tensor, ""]:
-        """J(θ; w), nats."""
+        """Returns J(θ; w), nats."""
         with torch.no_grad():
             parts = [self.part(theta, ids, batch) for ids, batch in self.data.with_ids()]
             return torch.stack(parts).sum() + self.losses.penalty(theta)
 
     def gradient(self, theta: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
-        """∇J(θ; w)."""
+        """Returns ∇J(θ; w), nats per unit of each parameter."""
         return self.value_and_gradient(theta)[1]
 
     def value_and_gradient(self, theta: Float[Tensor, " p"]) -> tuple[Float[Tensor, ""], Float[Tensor, " p"]]:
-        """J(θ; w), nats, and ∇J(θ; w), nats per unit of each parameter, in one pass over the data."""
+        """Returns J(θ; w), nats, and ∇J(θ; w), nats per unit of each parameter, from one pass over the data."""
         gradient, value = grad_and_value(self.losses.penalty)(theta)
         for ids, batch in self.data.with_ids():
             g, v = grad_and_value(self.part)(theta, ids, batch)
@@ -89,7 +90,7 @@ class Objective:
         return value, gradient
 
     def part_gradient(self, theta: Float[Tensor, " p"], ids: Tensor, batch: Batch) -> Float[Tensor, " p"]:
-        """∇ of `part`: the function that Hessian-vector products differentiate once more."""
+        """Returns the gradient of `part`, which Hessian-vector products differentiate once more."""
         gradient: Tensor = grad(self.part)(theta, ids, batch)
         return gradient
 
@@ -98,12 +99,13 @@ class Objective:
 def attributed(
     objective: Objective, theta: Float[Tensor, " p"], patterns: Sequence[str]
 ) -> Generator[tuple[Objective, Float[Tensor, " q"]], None, None]:
-    """J and θ̂ with only the parameters that match as θ, those of the objective for `*`.
+    """Restricts J and θ̂ to the parameters that match the patterns; for `*`, keeps those of the objective.
 
-    The module holds θ̂ meanwhile, so that the parameters left out stay there; its own values come back on leaving.
+    Within the context the module holds θ̂, so that the other parameters are fixed at θ̂; on exit its previous values are
+    restored.
 
     Raises:
-        InputError: no parameter matches.
+        InputError: No parameter matches.
     """
     if tuple(patterns) == ("*",):
         yield objective, theta

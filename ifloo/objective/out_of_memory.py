@@ -1,4 +1,4 @@
-"""Work in parts as large as memory holds: what a failed allocation looks like, and half as many at once after one."""
+"""Work in parts that fit into memory: failed allocations are recognised, and the part size is halved after each."""
 
 from __future__ import annotations
 
@@ -15,43 +15,44 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# What a RuntimeError says where there is no class for it: torch's allocators for a processor ("can't allocate memory",
-# "not enough memory"), Apple GPUs ("MPS backend out of memory") and others; cuBLAS and cuDNN for their workspaces.
+# Texts of a RuntimeError for which torch has no exception class: failures of its allocators for a processor ("can't
+# allocate memory", "not enough memory"), for Apple GPUs ("MPS backend out of memory") and others, and of cuBLAS and
+# cuDNN to allocate their workspaces.
 _TEXTS = (
     "out of memory",
     "DefaultCPUAllocator",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_NOT_SUPPORTED",  # cuDNN's answer to a convolution that leaves it no workspace
+    "CUDNN_STATUS_NOT_SUPPORTED",  # raised by cuDNN for a convolution if no memory is left for its workspace
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tells whether an allocation failed, on a device or on the host."""
+    """Tells whether the cause of an error is a failed allocation, on a device or on the host."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
-    if not isinstance(error, RuntimeError) or isinstance(error, WorkError):  # a WorkError comes after all attempts
+    if not isinstance(error, RuntimeError) or isinstance(error, WorkError):  # a WorkError follows all attempts
         return False
     text = str(error).lower()
-    return any(one.lower() in text for one in _TEXTS)
+    return any(known.lower() in text for known in _TEXTS)
 
 
 def in_parts(
     items: Sequence[Item], at_once: int, work: Callable[[Sequence[Item]], Sequence[Result]], name: str
 ) -> tuple[list[Result], int]:
-    """Works through items in parts, halved for good whenever one does not fit into memory.
+    """Processes items in parts; whenever a part does not fit into memory, the part size is halved for all that follow.
 
     Args:
-        items: What to work on.
-        at_once: Size of the first parts.
-        work: Gives the results of one part.
-        name: What the items are, in the plural, for the log.
+        items: Items to process.
+        at_once: Initial number of items per part.
+        work: Function that returns the results of one part.
+        name: Plural noun for the items, used in the log.
 
     Returns:
-        The results of all parts, and the size of the last ones.
+        The results of all items, and the final number of items per part.
 
     Raises:
-        Exception: Whatever `work` raises, lack of memory for a single item included.
+        Exception: Any error of `work` other than lack of memory, and lack of memory for a single item.
     """
     done: list[Result] = []
     start = 0
@@ -66,19 +67,19 @@ def in_parts(
         else:
             start += len(part)
             continue
-        # After the handler: the exception holds on to the tensors of the part that failed.
+        # Not within the handler: until it ends, the exception keeps the tensors of the failed part alive.
         log.warning("out of memory with %d %s at once (%s): going on with %d.", len(part), name, reason, at_once)
         _release()
     return done, at_once
 
 
 def first_line(error: BaseException) -> str:
-    """Gives the first line of a message, or the class of an error without one."""
+    """Returns the first line of an error's message, or its class if it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _release() -> None:
-    """Gives what torch keeps for later allocations back to the device."""
+    """Returns the memory that torch caches for later allocations to the device."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""What must hold before any score means something, checked once at the door."""
+"""Checks that must pass before any score is meaningful, run once before scoring."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ifloo.objective.functional import scoring
 from ifloo.objective.layers import kinds, places, recurrent_layers
 from ifloo.objective.objective import Objective
 
-ROWS = 16  # samples looked at one by one
-NOTICEABLE = 0.1  # ‖∇J‖ in units of what one sample contributes to it
+ROWS = 16  # number of samples that are checked one by one
+NOTICEABLE = 0.1  # ratio of ‖∇J‖ to the contribution of one sample above which there is a warning
 
 
 @dataclass(frozen=True)
 class Stationarity:
-    """How close θ is to a minimum, on the scale that matters: what one sample adds to the gradient.
+    """Distance of θ from a minimum, on the scale of what one sample contributes to the gradient.
 
     Attributes:
-        grad_norm: ‖∇J(θ)‖.
-        sample_share: mean ‖∇ℓ_i(θ)‖ / n over a few samples.
+        grad_norm: Gradient norm ‖∇J(θ)‖.
+        sample_share: Mean of ‖∇ℓ_i(θ)‖ / n over the checked samples.
     """
 
     grad_norm: float
@@ -33,7 +33,7 @@ class Stationarity:
 
     @property
     def warning(self) -> str | None:
-        """None where ‖∇J‖ is small beside one sample's share."""
+        """Warning text if ‖∇J‖ is not small relative to the share of one sample, or else None."""
         if self.grad_norm <= NOTICEABLE * self.sample_share:
             return None
         return (
@@ -47,32 +47,36 @@ def preflight(objective: Objective, theta: Float[Tensor, " p"]) -> Stationarity:
     """Checks that ℓ_i belongs to sample i alone and is the same at each call; measures how close θ is to a minimum.
 
     Raises:
-        InputError: a sample's loss depends on its batch, is not reproducible, is not finite or not one number a sample,
-            or torch.func can compute it or its gradient not at all.
+        InputError: The loss of a sample depends on its batch, is not reproducible, not finite or not a single number,
+            or torch.func cannot compute it or its gradient.
     """
     _, batch = next(iter(objective.data.with_ids()))
     few = slice_batch(batch, slice(0, ROWS))
     b = batch_size(few)
     with scoring(objective.losses.module):
-        together = _together(objective, theta, few)
-        _check_losses(together, b)
+        in_batch = _losses_in_batch(objective, theta, few)
+        _check_losses(in_batch, b)
         again = objective.losses.sample_losses(theta, few)
-        _check_same(together, again, "at two calls on the same batch", "a random layer (dropout) is on while scoring")
-        alone = _one_by_one(objective, theta, few)
         _check_same(
-            together, alone, "alone and in a batch", "BatchNorm in train mode, or a loss taken across the batch"
+            in_batch, again, "at two calls on the same batch", "a random layer (dropout) that is on while scoring"
         )
-        _check_whole(objective, theta, few, together)
+        alone = _losses_alone(objective, theta, few)
+        _check_same(
+            in_batch, alone, "alone and in a batch", "BatchNorm in train mode, or a loss taken across the batch"
+        )
+        _check_step_loss(objective, theta, few, in_batch)
         gradients = _gradients(objective, theta, few)
         share = float(gradients.norm(dim=1).mean()) / objective.n
         return Stationarity(float(objective.gradient(theta).norm()), share)
 
 
-def _check_whole(objective: Objective, theta: Tensor, few: Batch, losses: Tensor) -> None:
-    """A training step run on batches of one must be, on a batch, the mean of these: else ℓ_i is of another function.
+def _check_step_loss(objective: Objective, theta: Tensor, few: Batch, losses: Tensor) -> None:
+    """Checks that a training step on a batch gives the mean of the training steps on batches of one.
+
+    Otherwise ℓ_i would belong to another objective than the one that was trained.
 
     Raises:
-        InputError: it is not.
+        InputError: The two differ.
     """
     if not objective.losses.contract.one_by_one:
         return
@@ -80,13 +84,13 @@ def _check_whole(objective: Objective, theta: Tensor, few: Batch, losses: Tensor
     if (whole - mean).abs() > rounding(mean):
         raise InputError(
             f"training_step on a batch of {len(losses)} gives {float(whole):.9g}, the mean over its samples as batches "
-            f"of one is {float(mean):.9g}: its loss is no mean of losses that each belong to one sample.\n"
+            f"of one is {float(mean):.9g}: its loss is not a mean of losses of single samples.\n"
             "  Its cause is a loss across the batch (contrastive, class-weighted, BatchNorm) or a sum in place of the "
             "mean. Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
         )
 
 
-def _together(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
+def _losses_in_batch(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
     try:
         return objective.losses.sample_losses(theta, few)
     except (RuntimeError, ValueError) as error:
@@ -96,7 +100,7 @@ def _together(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
             f"The losses of the first {batch_size(few)} samples cannot be computed: {error}\n"
             "  A loss taken from training_step runs it on batches of one under torch.func.vmap: no BatchNorm by batch "
             "statistics, no `.item()`, no metric that is updated there. Or give the losses as a function of your own."
-            + _suspects(objective)
+            + _unsupported_layers(objective)
         ) from error
 
 
@@ -108,26 +112,26 @@ def _gradients(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
         raise InputError(
             f"The gradient of one sample's loss cannot be computed (torch.func.vmap of grad): {error}\n"
             "  Its cause is most often a buffer or metric that the forward pass changes in place, or an operation "
-            "without a rule for torch.func." + _suspects(objective)
+            "without a rule for torch.func." + _unsupported_layers(objective)
         ) from error
 
 
-def _suspects(objective: Objective) -> str:
-    """A line more where the module has layers that cannot work."""
+def _unsupported_layers(objective: Objective) -> str:
+    """Returns another line for the message if the module has layers that torch.func does not support."""
     module = objective.losses.module
     layers = recurrent_layers(module)
     return f"\n  torch.func has no rule for {kinds(layers)} ({summarise(places(module, layers))})." if layers else ""
 
 
-def _one_by_one(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
+def _losses_alone(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
     try:
         return vmap(lambda sample: objective.losses.loss_alone(theta, sample))(few)
-    except (RuntimeError, ValueError) as error:  # what torch.func.vmap and layers such as BatchNorm raise
+    except (RuntimeError, ValueError) as error:  # raised by torch.func.vmap and by layers such as BatchNorm
         raise InputError(
             f"The loss of one sample cannot be computed alone (torch.func.vmap over batches of one): {error}\n"
             "  Its cause is most often BatchNorm in train mode, or a forward pass that depends on values (`.item()`, "
             "`if` on a tensor). Per-sample influence needs a loss that belongs to the sample alone."
-            + _suspects(objective)
+            + _unsupported_layers(objective)
         ) from error
 
 
@@ -146,14 +150,14 @@ def _check_losses(losses: Tensor, b: int) -> None:
 
 
 def rounding(value: Tensor) -> Tensor:
-    """By how much two ways to the same losses may part, as the order of additions only: 1e3 roundings of the dtype."""
+    """Returns the tolerance for losses that differ only in the order of additions: 1e3 roundings of the dtype."""
     return 1e3 * torch.finfo(value.dtype).eps * (1 + value.abs())
 
 
 def _check_same(a: Tensor, b: Tensor, when: str, cause: str) -> None:
-    tolerance, apart = rounding(a), (a - b).abs()
-    if (apart > tolerance).any():
-        worst = int((apart / tolerance).argmax())
+    tolerance, difference = rounding(a), (a - b).abs()
+    if (difference > tolerance).any():
+        worst = int((difference / tolerance).argmax())
         raise InputError(
             f"The loss of a sample differs {when}: {float(a[worst]):.9g} and {float(b[worst]):.9g} (row {worst}).\n"
             f"  Its cause is most often {cause}. Per-sample influence needs a loss that belongs to the sample alone."

@@ -1,7 +1,7 @@
-"""The contract of a model: what the mathematics needs of it, and what it may state besides, with defaults.
+"""The contract of a model: the members that the mathematics needs, and optional members with their defaults.
 
-A model meets the contract by inheriting `ModelContract` (every `SampleLossModule` does), or by merely having
-`sample_losses` and `penalty`. Code that is given any module calls `contract_of` once and asks the result.
+A model meets the contract by inheriting `ModelContract` (every `SampleLossModule` does), or by defining
+`sample_losses` and `penalty`. Code that takes an arbitrary module calls `contract_of` once and uses the result.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ifloo.errors import InputError
 from ifloo.objective.batches import Batch
 from ifloo.params import prefix_of
 
-# Form of the batches that a model understands; Any where the class that inherits does not say it.
+# Type of the batches that a model takes; Any unless the inheriting class states it.
 BatchT_contra = TypeVar("BatchT_contra", contravariant=True, default=Any)
 
 
@@ -28,36 +28,36 @@ class SampleLosses(Protocol[BatchT_contra]):
     """The two members a model must have: ℓ_i and R of J(θ; w) = (1/n) Σ_i w_i ℓ_i(θ) + R(θ)."""
 
     def sample_losses(self, batch: BatchT_contra) -> Float[Tensor, " b"]:
-        """ℓ of each sample of the batch, in nats, unreduced, without the penalty."""
+        """Returns ℓ of each sample of the batch, in nats, unreduced, without the penalty."""
         ...
 
     def penalty(self) -> Float[Tensor, ""]:
-        """Penalty R(θ), a scalar tensor; return zeros(()) if there is none."""
+        """Returns the penalty R(θ), a scalar tensor; zeros(()) if the model has no penalty."""
         ...
 
 
 @runtime_checkable
 class OutputLosses(SampleLosses[BatchT_contra], Protocol[BatchT_contra]):
-    """Optional: a model whose sample losses are a convex loss of its outputs, which Gauss-Newton needs.
+    """Optional members: a model whose sample losses are a convex loss of its outputs, as Gauss-Newton requires.
 
     `sample_losses(batch)` equals `output_losses(outputs(batch), batch)`.
     """
 
     def outputs(self, batch: BatchT_contra) -> Float[Tensor, "b ..."]:
-        """The model's outputs, e.g. logits."""
+        """Returns the model's outputs, e.g. logits."""
         ...
 
     def output_losses(self, outputs: Float[Tensor, "b ..."], batch: BatchT_contra) -> Float[Tensor, " b"]:
-        """ℓ of each sample from its outputs, in nats."""
+        """Returns ℓ of each sample from its outputs, in nats."""
         ...
 
 
 @runtime_checkable
 class Speaker(Protocol):
-    """Optional: a language model that writes answers."""
+    """Optional member: a language model that generates answers."""
 
     def generated(self, batch: Batch, end: int) -> Tensor:
-        """Rows of token ids, the last answer of each replaced by the model's, `end` after it."""
+        """Returns rows of token ids whose last answer is replaced by the model's own, followed by token `end`."""
         ...
 
 
@@ -76,13 +76,14 @@ class LogsMany(Protocol):
 
 
 class ModelContract(ABC, Generic[BatchT_contra]):
-    """The whole contract, with a default for every member that a model need not state.
+    """The whole contract, with a default for every optional member.
 
     Attributes:
         wraps: Prefix of the parameter names of a module around the user's own; patterns and messages leave it out.
-        one_by_one: True where `sample_losses` runs a training step on batches of one, which preflight then compares
+        one_by_one: True if `sample_losses` runs a training step on batches of one; preflight then compares its mean
             with `step_loss`.
-        decoupled_decay: Weight decay that the optimizer applies beside the gradient (AdamW), which J does not contain.
+        decoupled_decay: Weight decay that the optimizer applies separately from the gradient (AdamW); J does not
+            contain it.
     """
 
     wraps: str = ""
@@ -91,40 +92,40 @@ class ModelContract(ABC, Generic[BatchT_contra]):
 
     @abstractmethod
     def sample_losses(self, batch: BatchT_contra) -> Float[Tensor, " b"]:
-        """ℓ of each sample of the batch, nats, unreduced, without the penalty."""
+        """Returns ℓ of each sample of the batch, nats, unreduced, without the penalty."""
 
     @abstractmethod
     def penalty(self) -> Float[Tensor, ""]:
-        """Penalty R(θ), a scalar tensor, e.g. ½λ‖θ‖²; return zeros(()) if there is none."""
+        """Returns the penalty R(θ), a scalar tensor, e.g. ½λ‖θ‖²; zeros(()) if the model has no penalty."""
 
     def step_loss(self, batch: BatchT_contra) -> Float[Tensor, ""]:
-        """Loss of a training step on a whole batch, nats, without this contract's penalty and without weights."""
+        """Returns the loss of a training step on a whole batch, nats, without penalty and without sample weights."""
         return self.sample_losses(batch).mean()
 
     def strong_convexity(self) -> float | None:
-        """A known μ > 0 with ∇²J ⪰ μI everywhere, for error bounds; None where none is known."""
+        """Returns a known μ > 0 with ∇²J ⪰ μI everywhere, used in error bounds; None if no such μ is known."""
         return None
 
 
 def contract_of(module: object) -> ModelContract:
-    """The contract of any module that has `sample_losses` and `penalty`: itself, or its members with the defaults.
+    """Returns the contract of a module that has `sample_losses` and `penalty`, with defaults for what it lacks.
 
     Raises:
-        InputError: the module lacks one of the two.
+        InputError: The module lacks one of the two.
     """
     if isinstance(module, ModelContract):
         return module
     if isinstance(module, SampleLosses):
-        return _Stated(module)
+        return _DefaultedContract(module)
     raise InputError(
         f"{type(module).__name__} does not state its losses: it has no sample_losses(batch) or no penalty().\n"
         "  Add both methods, inherit from ifloo.models.SampleLossModule, or wrap it: ifloo.models.Adapted(module)."
     )
 
 
-# The optional members, each asked for by itself. `typing_extensions.Protocol` looks a member up without evaluating
-# it: with that of Python 3.10 and 3.11 a property that raises AttributeError would count as absent, and its default
-# would be taken in silence.
+# One protocol for each optional member. `typing_extensions.Protocol` checks for a member without evaluating it. With
+# `typing.Protocol` of Python 3.10 and 3.11, a property that raises AttributeError would count as absent, and its
+# default would be used without any notice.
 
 
 @typing_extensions.runtime_checkable
@@ -149,11 +150,11 @@ class _StrongConvexity(typing_extensions.Protocol):
     def strong_convexity(self) -> float | None: ...
 
 
-class _Stated(ModelContract):
-    """The contract of a module that has its members without inheriting them."""
+class _DefaultedContract(ModelContract):
+    """The contract of a module that defines members of it without inheriting `ModelContract`."""
 
     def __init__(self, module: SampleLosses) -> None:
-        """Looks the values up once; methods are asked at each call."""
+        """Reads the values once; methods are called on the module each time."""
         self._module = module
         self.wraps = prefix_of(module)
         if isinstance(module, _OneByOne):

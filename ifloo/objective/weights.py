@@ -1,4 +1,4 @@
-"""Sample weights w_i, looked up by sample id: one default and few exceptions, so that a refit costs no vector of n."""
+"""Sample weights w_i by sample id: one default and a few exceptions, so that a refit needs no vector of length n."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ Removal = Literal["drop", "zero_weight"]
 
 @dataclass(frozen=True)
 class SampleWeights:
-    """w: id -> weight. Every id has weight `default` but the `ids` listed, which have `values`."""
+    """Map w from sample id to weight: `values` for the listed `ids`, `default` for all others.
+
+    Attributes:
+        default: Weight of every id that is not listed.
+        ids: Listed ids, sorted.
+        values: Weight of each listed id.
+    """
 
     default: float = 1.0
     ids: Int[Tensor, " g"] = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
@@ -25,13 +31,13 @@ class SampleWeights:
 
     @classmethod
     def removing(cls, ids: Sequence[int], removal: Removal, n: int) -> SampleWeights:
-        """The weights of a refit without `ids`.
+        """Returns the weights of a refit without `ids`.
 
-        `zero_weight`: w_i = 0, n stays. `drop`: the mean runs over the n − g that remain, that is, w_i = 0 and every
-        other weight n / (n − g) under the same 1/n.
+        With `zero_weight`, w_i = 0 and the mean still divides by n. With `drop`, the mean runs over the n − g remaining
+        samples; that is, w_i = 0 and every other weight is n / (n − g) with the same factor 1/n.
 
         Raises:
-            InputError: a repeated id, or nothing would remain.
+            InputError: An id is repeated, or no sample would remain.
         """
         if len(set(ids)) != len(ids):
             raise InputError(f"Each id can be removed once, got {sorted(ids)}.")
@@ -42,14 +48,14 @@ class SampleWeights:
 
     @classmethod
     def stepped(cls, id: int, weight: float) -> SampleWeights:
-        """One sample with another weight, all others 1."""
+        """Returns weights in which one sample has this weight and all others have weight 1."""
         return cls(1.0, torch.tensor([id], dtype=torch.int64), torch.tensor([weight], dtype=torch.float64))
 
     def of(self, ids: Int[Tensor, " b"], dtype: torch.dtype) -> Float[Tensor, " b"]:
-        """The weights of a batch with these sample ids, dimensionless, on the device of the ids."""
+        """Returns the weights of the samples with these ids, dimensionless, on the device of the ids."""
         weights = torch.full(ids.shape, self.default, dtype=dtype, device=ids.device)
         if len(self.ids) == 0:
             return weights
         keys = self.ids.to(ids.device)
-        place = torch.searchsorted(keys, ids).clamp(max=len(keys) - 1)
-        return torch.where(keys[place] == ids, self.values.to(ids.device, dtype)[place], weights)
+        nearest = torch.searchsorted(keys, ids).clamp(max=len(keys) - 1)
+        return torch.where(keys[nearest] == ids, self.values.to(ids.device, dtype)[nearest], weights)

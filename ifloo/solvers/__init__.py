@@ -1,4 +1,4 @@
-"""Floor 3: solvers of A x = b for symmetric operators. They know an operator, never a model."""
+"""Floor 3: solvers of A x = b for symmetric operators. They depend on operators only, not on models."""
 
 from ifloo.progress import bar
 from ifloo.solvers.auto import Auto

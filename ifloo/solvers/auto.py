@@ -1,4 +1,4 @@
-"""The solver chosen by its cost: conjugate gradients for few right-hand sides, a factor for many."""
+"""Choice of the solver by cost: conjugate gradients for few right-hand sides, Cholesky for many."""
 
 from __future__ import annotations
 
@@ -18,21 +18,18 @@ from ifloo.solvers.nystrom import Nystrom
 from ifloo.solvers.tolerances import AUTO_RTOL, default_rtol
 
 log = logging.getLogger(__name__)
-STEPS = {torch.float64: 55, torch.float32: 30}  # of preconditioned CG to its default tolerance, as measured on MNIST
-LONE_RATE, BLOCK_RATE, BLOCK = (
-    0.25,
-    0.9,
-    16,
-)  # share of peak speed: one vector waits for memory, a block of them does not
+STEPS = {torch.float64: 55, torch.float32: 30}  # steps of preconditioned CG to its default tolerance, measured on MNIST
+# Shares of the peak speed that products reach: with one vector they wait for memory, with BLOCK vectors they do not.
+LONE_RATE, BLOCK_RATE, BLOCK = 0.25, 0.9, 16
 
 
 @dataclass(frozen=True)
 class Auto(Solver):
-    """CG or Cholesky, whichever asks for fewer operations for the right-hand sides at hand and fits the memory.
+    """CG or Cholesky, whichever needs fewer operations for the given right-hand sides and fits into memory.
 
     Attributes:
-        rtol: relative residual asked for, whichever is picked; None: 1e-10 in float64, 1e-5 in float32.
-        max_bytes: memory a matrix and its factor may take.
+        rtol: Relative residual that the chosen solver must reach; None for 1e-10 in float64, 1e-5 in float32.
+        max_bytes: Memory allowed for the matrix and its factor together, bytes.
 
     Examples:
         >>> import torch
@@ -59,7 +56,7 @@ class Auto(Solver):
         """Checks the settings.
 
         Raises:
-            InputError: rtol outside (0, 1).
+            InputError: `rtol` is outside (0, 1).
         """
         if self.rtol is not None and not 0 < self.rtol < 1:
             raise InputError(f"Auto needs a tolerance 0 < rtol < 1 (or null), got {self.rtol}.")
@@ -68,7 +65,7 @@ class Auto(Solver):
         return self.resolve(A, 1).prepare(A, tick)
 
     def resolve(self, A: LinearOperator, right_hand_sides: int) -> Solver:
-        """The solver for so many right-hand sides; says which and why in one line of the log."""
+        """Returns the solver for this number of right-hand sides, and logs the choice and its reason in one line."""
         rtol = self.rtol or default_rtol(AUTO_RTOL, A.dtype)
         iterative = CG(rtol, preconditioner=Kronecker() if A.structure.kronecker else Nystrom())
         direct = Cholesky(self.max_bytes, rtol)
@@ -87,7 +84,7 @@ class Auto(Solver):
         by_factor = cost.core + cost.size**3 / 3 + 8.0 * cost.size**2 * k
         rate = LONE_RATE + (BLOCK_RATE - LONE_RATE) * (min(k, BLOCK) - 1) / (BLOCK - 1)
         by_steps = STEPS.get(A.dtype, 30) * cost.product * k / rate
-        name, picked = ("CG", iterative) if by_steps < by_factor else (f"Cholesky of q = {cost.size:,}", direct)
+        name, chosen = ("CG", iterative) if by_steps < by_factor else (f"Cholesky of q = {cost.size:,}", direct)
         log.info(
             "solver: %s for %d right-hand sides (about %.1e operations by CG, %.1e by Cholesky).",
             name,
@@ -95,4 +92,4 @@ class Auto(Solver):
             by_steps,
             by_factor,
         )
-        return picked
+        return chosen

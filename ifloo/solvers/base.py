@@ -1,4 +1,7 @@
-"""Solver (how) and solution (what happened): failure is data first, an exception second."""
+"""Base classes of solvers and preconditioners, and the solution with its status.
+
+A failed solve is recorded in the solution; it raises an exception only on `Solution.require`.
+"""
 
 from __future__ import annotations
 
@@ -17,28 +20,28 @@ from ifloo.progress import OnProgress, no_progress
 
 
 class Status(Enum):
-    """How the solve of one right-hand side ended, or what stands in place of a solve.
+    """Outcome of the solve for one right-hand side, or the reason why scores need no solve.
 
     Files store the name of a status, such as `FIXED_STEPS`; `status_text` gives the text to display.
     """
 
     CONVERGED = "converged"
-    FIXED_STEPS = "fixed steps"  # all steps taken, by design without a tolerance; judge by the residual
+    FIXED_STEPS = "fixed steps"  # a solver without a tolerance took all its steps; the residual tells the accuracy
     NOT_CONVERGED = "not converged"
     INDEFINITE = "indefinite"
     DIVERGED = "diverged"
     NOT_FINITE = "not finite"
-    REPLAYED = "replayed"  # no solve: scores that follow the recorded run
-    NO_SOLVE = "no solve"  # scores that need neither a solve nor a replay
+    REPLAYED = "replayed"  # no solve: the scores follow the recorded run
+    NO_SOLVE = "no solve"  # the scores need neither a solve nor a replay
 
 
 def status_text(stored: str) -> str:
-    """The text to display for a status as it is stored: `Status[stored].value`; a name of no status reads likewise."""
+    """Returns the text to display for the stored name of a status, `Status[stored].value`; accepts any other name."""
     return stored.lower().replace("_", " ")
 
 
 class SolveError(WorkError):
-    """A solve that must not be used; says what, where, how much and what to do next."""
+    """A solve whose result must not be used; the message tells what failed, where, by how much, and a remedy."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,12 @@ class Solution:
     """x with A x ≈ b for k right-hand sides, with its certificate.
 
     Attributes:
-        value: `[k, p]`.
-        residual: `[k]`, ‖b − A x‖ / ‖b‖, recomputed from A on the full data (0 for b = 0).
-        steps: `[k]`, steps used.
-        status: one of each right-hand side.
-        advice: what went wrong and what to do, one of each right-hand side, empty where all is well.
-        standard_error: `[k, p]` between repeats, of stochastic solvers only.
+        value: Solutions x, `[k, p]`.
+        residual: Relative residuals ‖b − A x‖ / ‖b‖, recomputed from A on the full data (0 for b = 0), `[k]`.
+        steps: Number of steps, `[k]`.
+        status: Status of each right-hand side.
+        advice: Description of the failure and its remedy for each right-hand side; empty for a successful solve.
+        standard_error: Standard error of x between repeats, `[k, p]`; None for deterministic solvers.
     """
 
     value: Float[Tensor, "k p"]
@@ -62,17 +65,17 @@ class Solution:
     standard_error: Float[Tensor, "k p"] | None = None
 
     def require(self, first: int = 0, total: int | None = None) -> Solution:
-        """The solution, for callers that cannot use a poor one.
+        """Returns the solution if every right-hand side is solved.
 
         Args:
-            first: number of the first right-hand side among all queries, where these are one block of more.
-            total: number of all queries; None: these are all.
+            first: Index of the first right-hand side among all queries, for messages about one block of them.
+            total: Number of all queries; None if this solution holds all of them.
 
         Raises:
-            SolveError: any right-hand side neither converged nor took its fixed number of steps.
+            SolveError: A right-hand side neither converged nor took its fixed number of steps.
         """
-        fine = (Status.CONVERGED, Status.FIXED_STEPS)
-        failed = [i for i, s in enumerate(self.status) if s not in fine]
+        usable = (Status.CONVERGED, Status.FIXED_STEPS)
+        failed = [i for i, s in enumerate(self.status) if s not in usable]
         if failed:
             lines = [f"query {first + i + 1} of {total or len(self.status)}: {self.advice[i]}" for i in failed[:3]]
             more = f"\n  ... and {len(failed) - 3} more" if len(failed) > 3 else ""
@@ -82,18 +85,18 @@ class Solution:
 
 NOT_FINITE_ADVICE = "the right-hand side holds NaN or infinity; the test loss has no finite gradient here."
 
-Progress = Callable[[int, float], None]  # (steps so far, worst relative residual as the recurrence sees it)
+Progress = Callable[[int, float], None]  # (steps so far, worst relative residual by the recurrence)
 
 
-silent = no_progress  # its name before it moved to ifloo.progress
+silent = no_progress  # former name
 
 
 class Prepared(ABC):
-    """A solver made ready for one operator (factors held, if it has any).
+    """A solver prepared for one operator; it keeps the factors, if there are any.
 
     Attributes:
-        progress: called after every step of an iterative solve, if set.
-        at_once: right-hand sides to solve for together, at least; a factor that is read from memory serves many.
+        progress: Callback after every step of an iterative solve, or None.
+        at_once: Smallest efficient number of right-hand sides per call: all of them share each read of a factor.
     """
 
     progress: Progress | None = None
@@ -103,58 +106,58 @@ class Prepared(ABC):
     def solve(self, B: Float[Tensor, "k p"]) -> Solution:
         """Solves A x = b for each row of B.
 
-        A solve that failed is no exception here: it is in `status` and `advice` (`Solution.require` raises).
+        A failed solve raises no exception here: `status` and `advice` describe it, and `Solution.require` raises it.
         """
 
     def quadratic_forms(self, B: Float[Tensor, "g r p"]) -> Float[Tensor, "g r r"]:
-        """B_i A⁻¹ B_iᵀ for each of g small blocks of rows.
+        """Returns B_i A⁻¹ B_iᵀ for each of g small blocks of rows.
 
         Raises:
-            SolveError: a row's solve cannot be used.
+            SolveError: The solve of a row failed.
         """
         X = self.solve(B.flatten(0, 1)).require().value.view_as(B)
         return B @ X.mT
 
 
 class Solver(ABC):
-    """How to solve; knows operators, never a model."""
+    """Settings of a solver, which depends on operators only, not on models."""
 
     @abstractmethod
     def prepare(self, A: LinearOperator, tick: OnProgress = no_progress) -> Prepared:
-        """Does the work that all right-hand sides share; `tick` is told how far it is, where there is much of it.
+        """Does the work that all right-hand sides share, and reports its progress to `tick` if the work is long.
 
         Raises:
-            InputError: A lacks what the solver needs, or would not fit the memory allowed.
+            InputError: A lacks a property that the solver needs, or the work exceeds the memory allowed.
             SolveError: A cannot be factorised or sketched.
         """
 
     def resolve(self, A: LinearOperator, right_hand_sides: int) -> Solver:
-        """The solver that does the work for so many right-hand sides: this one, unless it is one that chooses."""
+        """Returns the solver for this number of right-hand sides: itself, unless it chooses among others."""
         return self
 
 
 class Preconditioner(ABC):
-    """An approximate inverse of an operator, made once."""
+    """Settings of a preconditioner, an approximate inverse of an operator."""
 
     @abstractmethod
     def prepare(self, A: LinearOperator) -> PreparedPreconditioner:
-        """Does the work that all uses share."""
+        """Builds the approximate inverse once for all uses."""
 
 
 class PreparedPreconditioner(ABC):
-    """P ≈ A⁻¹, symmetric positive definite."""
+    """An approximate inverse P ≈ A⁻¹, symmetric positive definite."""
 
     @abstractmethod
     def apply(self, R: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
-        """P r for each row."""
+        """Multiplies each row by P."""
 
 
 def relative_residual(A: LinearOperator, X: Float[Tensor, "k p"], B: Float[Tensor, "k p"]) -> Float[Tensor, " k"]:
-    """‖b − A x‖ / ‖b‖ of each row; 0 where b = 0.
+    """Returns ‖b − A x‖ / ‖b‖ of each row; 0 where b = 0.
 
-    Where products come from a dense form of A, what that form misses of the data is added to every row: the length of
-    Σ_k z_k (A − dense) x_k / ‖b_k‖ with random signs z, one pass over the data for all rows. Its mean square is the sum
-    of the squares of what each row misses.
+    If products come from a dense form of A, the error of that form against the data is added to every row: the norm of
+    Σ_k z_k (A − dense) x_k / ‖b_k‖ with random signs z, from one pass over the data for all rows. Its mean square is
+    the sum of the squared errors of all rows.
     """
     norms = B.norm(dim=1)
     residual: Tensor = (B - A.matmat(X)).norm(dim=1)
@@ -165,5 +168,5 @@ def relative_residual(A: LinearOperator, X: Float[Tensor, "k p"], B: Float[Tenso
     usable = torch.isfinite(norms) & (norms > 0) & torch.isfinite(residual)
     signs = torch.randint(2, (len(B),), generator=torch.Generator().manual_seed(0)).to(B) * 2 - 1
     mixed = (torch.where(usable, signs / norms, 0.0)[usable] @ X[usable]).unsqueeze(0)
-    missed: Tensor = (dense.streamed(mixed) - A.matmat(mixed)).norm()
-    return residual + missed
+    error_of_dense: Tensor = (dense.streamed(mixed) - A.matmat(mixed)).norm()
+    return residual + error_of_dense

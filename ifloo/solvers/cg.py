@@ -1,4 +1,4 @@
-"""Conjugate gradients on many right-hand sides (Hestenes & Stiefel 1952; preconditioned: Saad 2003, alg. 9.1)."""
+"""Conjugate gradients for many right-hand sides (Hestenes & Stiefel 1952; preconditioned: Saad 2003, alg. 9.1)."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ from ifloo.solvers.base import (
 )
 from ifloo.solvers.tolerances import CG_RTOL, default_rtol
 
+RESTARTS = 2  # maximum number of restarts after a recurrence that underestimated the residual
+
 
 @dataclass(frozen=True)
 class CG(Solver):
-    """Conjugate gradients until each right-hand side's own residual is below `rtol`.
+    """Conjugate gradients until the relative residual of each right-hand side is below `rtol`.
 
-    The residual is recomputed from the operator at the end; where the recurrence was too optimistic the solve restarts
-    from what it has (twice at most) before it gives up.
+    At the end the residual is recomputed from the operator. If the recurrence underestimated it, the solve restarts
+    from the current solution, at most twice, before it ends as not converged.
 
     Attributes:
-        rtol: relative residual asked for; a miss is an error. None: 1e-10 in float64, 1e-6 in float32.
-        max_steps: products with the operator at most, restarts included.
-        preconditioner: approximate inverse; None for plain CG.
+        rtol: Relative residual to reach; None for 1e-10 in float64, 1e-6 in float32.
+        max_steps: Maximum number of products with the operator, including those after restarts.
+        preconditioner: Approximate inverse; None for plain CG.
 
     Examples:
         >>> import torch
@@ -62,7 +64,7 @@ class CG(Solver):
         """Checks the settings.
 
         Raises:
-            InputError: rtol outside (0, 1) or max_steps below 1.
+            InputError: `rtol` is outside (0, 1), or `max_steps` is below 1.
         """
         if self.rtol is not None and not 0 < self.rtol < 1:
             raise InputError(f"CG needs a tolerance 0 < rtol < 1, got {self.rtol}.")
@@ -74,17 +76,16 @@ class CG(Solver):
 
 
 class PreparedCG(Prepared):
-    """CG on one operator."""
+    """CG prepared for one operator."""
 
     def __init__(self, settings: CG, A: LinearOperator, preconditioner: PreparedPreconditioner | None) -> None:
         self.settings, self.A, self.preconditioner = settings, A, preconditioner
         self.rtol = settings.rtol or default_rtol(CG_RTOL, A.dtype)
 
     def solve(self, B: Float[Tensor, "k p"]) -> Solution:
-        run = _Run(torch.zeros_like(B), torch.zeros(len(B), dtype=torch.int64), B.norm(dim=1), [""] * len(B))
-        run.status = [Status.NOT_CONVERGED if torch.isfinite(x) else Status.NOT_FINITE for x in run.norms]
-        residual = torch.where(run.norms > 0, run.norms / run.norms, run.norms)  # 1, 0 for b = 0, NaN stays NaN
-        for _ in range(3):
+        run = _Run.start(B)
+        residual = _initial_residual(run.norms)
+        for _ in range(1 + RESTARTS):
             unfinished = [i for i, s in enumerate(run.status) if s is Status.NOT_CONVERGED and residual[i] > self.rtol]
             if not unfinished or int(run.steps.max()) >= self.settings.max_steps:
                 break
@@ -93,10 +94,10 @@ class PreparedCG(Prepared):
         return self._certified(run, residual)
 
     def _descend(self, run: _Run, B: Float[Tensor, "k p"], rows: list[int]) -> None:
-        """One CG run on the given rows from where they stand; rows that finish leave the block."""
+        """Runs CG on the given rows from their current solutions; a row leaves the block when it finishes."""
         live = torch.tensor(rows, device=B.device)
         X = run.X[live]
-        R = B[live] - self.A.matmat(X) if run.started else B[live]
+        R = B[live] - self.A.matmat(X) if run.started else B[live]  # X = 0 at first: that product can be saved
         run.started = True
         Z = self._precondition(R)
         P, rho = Z, (R * Z).sum(1)
@@ -104,27 +105,28 @@ class PreparedCG(Prepared):
             AP = self.A.matmat(P)
             run.steps[live.cpu()] += 1
             curvature = (P * AP).sum(1)
-            bad = ~(curvature > 0)  # NaN counts as bad
-            run.refuse(live[bad], curvature[bad], P[bad], self.A.definite)
-            alpha = torch.where(bad, 0.0, rho / curvature)
+            non_positive = ~(curvature > 0)  # including NaN
+            run.fail(live[non_positive], curvature[non_positive], P[non_positive], self.A.definite)
+            alpha = torch.where(non_positive, 0.0, rho / curvature)
             X = X + alpha[:, None] * P
             R = R - alpha[:, None] * AP
-            small = R.norm(dim=1) <= self.rtol * run.norms[live]
-            spent = (run.steps[live.cpu()] >= self.settings.max_steps).to(bad.device)
+            converged = R.norm(dim=1) <= self.rtol * run.norms[live]
+            out_of_steps = (run.steps[live.cpu()] >= self.settings.max_steps).to(converged.device)
             run.X[live] = X
             if self.progress:
                 self.progress(int(run.steps.max()), float((R.norm(dim=1) / run.norms[live]).max()))
-            keep = ~(bad | small | spent)
+            keep = ~(non_positive | converged | out_of_steps)
             live, X, R, P, rho = live[keep], X[keep], R[keep], P[keep], rho[keep]
             if len(live):
                 Z = self._precondition(R)
-                rho, before = (R * Z).sum(1), rho
-                P = Z + (rho / before)[:, None] * P
+                rho, previous_rho = (R * Z).sum(1), rho
+                P = Z + (rho / previous_rho)[:, None] * P
 
     def _precondition(self, R: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         return self.preconditioner.apply(R) if self.preconditioner else R
 
     def _certified(self, run: _Run, residual: Float[Tensor, " k"]) -> Solution:
+        """Decides the status of each row by its recomputed residual."""
         rtol = self.rtol
         for i, status in enumerate(run.status):
             if status is Status.NOT_FINITE:
@@ -138,19 +140,40 @@ class PreparedCG(Prepared):
         return Solution(run.X, residual, run.steps, tuple(run.status), tuple(run.advice))
 
 
+def _initial_residual(norms: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """Returns the relative residual of x = 0: 1, but 0 for b = 0 and NaN for a right-hand side that is not finite."""
+    return torch.where(norms > 0, norms / norms, norms)
+
+
 @dataclass
 class _Run:
+    """State of a solve, row by row of the right-hand sides.
+
+    Attributes:
+        X: Current solutions, `[k, p]`.
+        steps: Number of products so far, `[k]`.
+        norms: Norm ‖b‖ of each right-hand side, `[k]`.
+        status: Status of each row; NOT_CONVERGED until the solve ends.
+        advice: Description of the failure and its remedy for each row; empty without a failure.
+        started: Whether any step was taken, so that X may differ from 0.
+    """
+
     X: Float[Tensor, "k p"]
     steps: Int[Tensor, " k"]
     norms: Float[Tensor, " k"]
+    status: list[Status]
     advice: list[str]
     started: bool = False
 
-    def __post_init__(self) -> None:
-        self.status: list[Status] = []
+    @classmethod
+    def start(cls, B: Float[Tensor, "k p"]) -> _Run:
+        """Starts from x = 0."""
+        norms = B.norm(dim=1)
+        status = [Status.NOT_CONVERGED if torch.isfinite(norm) else Status.NOT_FINITE for norm in norms]
+        return cls(torch.zeros_like(B), torch.zeros(len(B), dtype=torch.int64), norms, status, [""] * len(B))
 
-    def refuse(self, rows: Tensor, curvature: Tensor, directions: Tensor, declared: Definite) -> None:
-        """Marks rows that met pᵀAp <= 0 (or NaN)."""
+    def fail(self, rows: Tensor, curvature: Tensor, directions: Tensor, declared: Definite) -> None:
+        """Ends rows with non-positive or NaN curvature pᵀAp along their direction p."""
         for row, value, p in zip(rows.tolist(), curvature.tolist(), directions, strict=True):
             if value != value:
                 self.status[row] = Status.NOT_FINITE
@@ -161,7 +184,7 @@ class _Run:
 
 
 def _indefinite(rayleigh: float, step: int, declared: Definite) -> str:
-    if declared is not Definite.UNKNOWN:  # a Gauss-Newton matrix: to advise one would not help
+    if declared is not Definite.UNKNOWN:  # a Gauss-Newton matrix already, so this is no remedy
         return (
             f"CG met non-positive curvature ({rayleigh:.1e}) at step {step}.\n"
             f"  It is declared {declared.value}, as it is where loss and penalty are convex: this is rounding along a "
@@ -183,4 +206,7 @@ def _missed(residual: float, rtol: float, steps: int, max_steps: int, dtype: tor
         if steps >= max_steps
         else f"{dtype} cannot reach it here: use float64, a larger rtol, or damping"
     )
-    return f"CG reached a relative residual of {residual:.1e} in {steps} steps, {rtol:.1e} was asked for; {remedy}."
+    return (
+        f"CG reached a relative residual of {residual:.1e} in {steps} steps, above the tolerance of {rtol:.1e}; "
+        f"{remedy}."
+    )

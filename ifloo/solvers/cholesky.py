@@ -1,4 +1,4 @@
-"""Dense Cholesky factorisation: exact, for parameter counts (or cores) whose square fits in memory."""
+"""Dense Cholesky factorisation: an exact solver for operators whose matrix (or dense core) fits into memory."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from ifloo.solvers.base import (
 )
 from ifloo.solvers.tolerances import CHOLESKY_RTOL, default_rtol
 
-SHARP = 1e-2  # of the tolerance: a residual below it gains nothing by refinement
+SHARP = 1e-2  # share of the tolerance; a residual below it needs no refinement
 
 
 @dataclass(frozen=True)
 class Cholesky(Solver):
-    """A = L Lᵀ once, two triangular solves for each right-hand side, a step of refinement where it is not sharp.
+    """One factorisation A = L Lᵀ, two triangular solves per right-hand side, and a step of refinement if needed.
 
-    Of an operator that knows its dense core (`LinearHead`) only the core is factorised; of any other the matrix is
-    built from p products.
+    If the operator has a dense core (`LinearHead`), only the core is factorised. Otherwise the matrix is built from p
+    products.
 
     Attributes:
-        max_bytes: memory allowed for the matrix and its factor together.
-        rtol: relative residual that must be reached; None: 1e-10 in float64, 1e-4 in float32.
-        block: unit vectors multiplied at once while the matrix is built.
+        max_bytes: Memory allowed for the matrix and its factor together, bytes.
+        rtol: Relative residual to reach; None for 1e-10 in float64, 1e-4 in float32.
+        block: Number of unit vectors per product while the matrix is built.
 
     Examples:
         >>> import torch
@@ -63,7 +63,7 @@ class Cholesky(Solver):
         """Checks the settings.
 
         Raises:
-            InputError: rtol outside (0, 1), or max_bytes or block below 1.
+            InputError: `rtol` is outside (0, 1), or `max_bytes` or `block` is below 1.
         """
         if self.rtol is not None and not 0 < self.rtol < 1:
             raise InputError(f"Cholesky needs a tolerance 0 < rtol < 1 (or null), got {self.rtol}.")
@@ -74,7 +74,7 @@ class Cholesky(Solver):
         """Builds and factorises the matrix.
 
         Raises:
-            InputError: the matrix and its factor would not fit `max_bytes`.
+            InputError: The matrix and its factor exceed `max_bytes`.
             SolveError: A is not positive definite.
         """
         structure = A.structure
@@ -84,9 +84,9 @@ class Cholesky(Solver):
             raise InputError(
                 f"Cholesky of p = {size:,} parameters needs {need / 2**30:.1f} GiB (matrix and factor, {A.dtype}); "
                 f"max_bytes allows {self.max_bytes / 2**30:.1f} GiB.\n"
-                "  Use solver CG, which needs products only, or raise max_bytes if the memory is there."
+                "  Use solver CG, which needs products only, or raise max_bytes if enough memory is available."
             )
-        core = structure.dense.build(tick) if structure.dense else _whole(A, self.block, tick)
+        core = structure.dense.build(tick) if structure.dense else _whole_matrix(A, self.block, tick)
         factor, failed_at = torch.linalg.cholesky_ex(core.matrix)
         if int(failed_at) or not torch.isfinite(factor.diagonal()).all():
             raise SolveError(_not_definite(core.matrix, A.definite))
@@ -95,7 +95,7 @@ class Cholesky(Solver):
 
 
 class PreparedCholesky(Prepared):
-    """A factor, ready for right-hand sides."""
+    """The Cholesky factor of one operator."""
 
     at_once = 1024
 
@@ -105,16 +105,16 @@ class PreparedCholesky(Prepared):
     def solve(self, B: Float[Tensor, "k p"]) -> Solution:
         X = self.apply_inverse(B)
         residual = relative_residual(self.A, X, B)
-        blunt = residual > SHARP * self.rtol
-        if bool(blunt.any()):
-            X[blunt] += self.apply_inverse(B[blunt] - self.A.matmat(X[blunt]))
-            residual[blunt] = relative_residual(self.A, X[blunt], B[blunt])
+        refined = residual > SHARP * self.rtol
+        if bool(refined.any()):
+            X[refined] += self.apply_inverse(B[refined] - self.A.matmat(X[refined]))
+            residual[refined] = relative_residual(self.A, X[refined], B[refined])
         judged = [self._judged(r, bool(torch.isfinite(b).all())) for r, b in zip(residual.tolist(), B, strict=True)]
-        steps = 1 + blunt.cpu().long()
+        steps = 1 + refined.cpu().long()
         return Solution(X, residual, steps, tuple(s for s, _ in judged), tuple(a for _, a in judged))
 
     def quadratic_forms(self, B: Float[Tensor, "g r p"]) -> Float[Tensor, "g r r"]:
-        """B_i A⁻¹ B_iᵀ by half a solve each; without refinement, so to the accuracy of the factor."""
+        """Returns B_i A⁻¹ B_iᵀ by one triangular solve each, to the accuracy of the factor, without refinement."""
         flat = B.flatten(0, 1)
         inner = self.core.reduce(flat)
         half: Tensor = torch.linalg.solve_triangular(self.factor, inner.T, upper=False).T.reshape(*B.shape[:2], -1)
@@ -122,7 +122,7 @@ class PreparedCholesky(Prepared):
         return half @ half.mT + (outside * _inverse(self.core.rest)) @ outside.mT
 
     def apply_inverse(self, B: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
-        """A⁻¹b of each row by the factor alone: no refinement, no certificate."""
+        """Returns A⁻¹b of each row by the factor alone, without refinement and without a residual."""
         inner = self.core.reduce(B)
         # cholesky_solve would copy the factor, hundreds of megabytes, at each call.
         half: Tensor = torch.linalg.solve_triangular(self.factor, inner.T, upper=False)
@@ -138,27 +138,28 @@ class PreparedCholesky(Prepared):
 
 
 def bytes_needed(size: int, dtype: torch.dtype) -> int:
-    """Memory of a matrix of this size and its factor."""
+    """Returns the memory of a matrix with this number of rows and its factor, bytes."""
     return 2 * size**2 * torch.finfo(dtype).bits // 8
 
 
-def _whole(A: LinearOperator, block: int, tick: OnProgress) -> Core:
-    none = torch.zeros(A.size, dtype=A.dtype, device=A.device)
-    return Core(dense(A, block, tick), none, none, _same, _same)
+def _whole_matrix(A: LinearOperator, block: int, tick: OnProgress) -> Core:
+    """Builds the matrix of A as a core whose subspace is the whole space."""
+    no_rest = torch.zeros(A.size, dtype=A.dtype, device=A.device)
+    return Core(dense(A, block, tick), no_rest, no_rest, _identity, _identity)
 
 
 def _inverse(diagonal: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
-    """1/D; 0 where D is 0: a right-hand side that reaches there has no solution, and its residual says so."""
+    """Returns 1/D, and 0 where D = 0: a right-hand side with a part there has no solution, as its residual shows."""
     return torch.where(diagonal > 0, 1 / diagonal, 0.0)
 
 
-def _same(V: Tensor) -> Tensor:
+def _identity(V: Tensor) -> Tensor:
     return V
 
 
 def _missed(residual: float, rtol: float, dtype: torch.dtype) -> str:
     return (
-        f"Cholesky left a relative residual of {residual:.1e}, {rtol:.1e} was asked for: the matrix is too "
+        f"Cholesky left a relative residual of {residual:.1e}, above the tolerance of {rtol:.1e}: the matrix is too "
         f"ill-conditioned for {dtype}, or the test gradient reaches weights that no training sample and no penalty "
         "touch; use float64, a penalty or damping."
     )
@@ -168,13 +169,13 @@ def _not_definite(matrix: Float[Tensor, "p p"], declared: Definite) -> str:
     if not torch.isfinite(matrix).all():
         return "The curvature holds NaN or infinity: the loss has no finite second derivative at this checkpoint."
     lowest = _smallest_eigenvalue(matrix)
-    cure = "train to a minimum, or use curvature GaussNewton with damping"
+    remedy = "train to a minimum, or use curvature GaussNewton with damping"
     if declared is not Definite.UNKNOWN:  # it is a Gauss-Newton matrix already
-        cure = f"or use float64: it is declared {declared.value}, as it is where loss and penalty are convex"
+        remedy = f"or use float64: it is declared {declared.value}, as it is where loss and penalty are convex"
     rounding = torch.finfo(matrix.dtype).eps * float(matrix.diagonal().max()) * len(matrix)
     return (
         f"The curvature is not positive definite: its smallest eigenvalue is {lowest:.1e}.\n"
-        f"  Raise damping by more than {max(-lowest, rounding):.1e}, {cure}."
+        f"  Raise damping by more than {max(-lowest, rounding):.1e}, {remedy}."
     )
 
 
@@ -185,5 +186,5 @@ def _smallest_eigenvalue(matrix: Float[Tensor, "p p"]) -> float:
 
     try:
         return float(eigsh(matrix.cpu().numpy(), k=1, which="SA", tol=1e-2, return_eigenvectors=False)[0])
-    except ArpackNoConvergence:  # it hangs on to many small ones; the slow way then
+    except ArpackNoConvergence:  # ARPACK can fail if many eigenvalues are small; use the slow method
         return float(torch.linalg.eigvalsh(matrix)[0])

@@ -1,4 +1,4 @@
-"""Kronecker preconditioner of a linear head: one second moment of the inputs, one mean curvature of the outputs."""
+"""Kronecker preconditioner of a linear head, from the second moment of its inputs and its mean output curvature."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ifloo.solvers.base import Preconditioner, PreparedPreconditioner, SolveErro
 class Kronecker(Preconditioner):
     """P = (S̄ ⊗ Ā + λI)⁻¹ with Ā = mean of x xᵀ and S̄ = mean output curvature, by two small eigendecompositions.
 
-    Cheap to make (one product of the inputs with themselves) and to apply; for a linear head only.
+    P is cheap to build (one product of the inputs with themselves) and to apply. It exists for a linear head only.
 
     Source: Martens & Grosse 2015, arXiv:1503.05671, section 3, with the exact output curvature.
 
@@ -40,11 +40,11 @@ class Kronecker(Preconditioner):
     """
 
     def prepare(self, A: LinearOperator) -> PreparedKronecker:
-        """Makes the factors.
+        """Computes the eigendecompositions of the two factors.
 
         Raises:
-            InputError: the operator is not a linear head.
-            SolveError: it is not positive semi-definite.
+            InputError: The operator is not a linear head.
+            SolveError: The curvature is not finite.
         """
         kronecker = A.structure.kronecker
         if kronecker is None:
@@ -56,11 +56,11 @@ class Kronecker(Preconditioner):
 
 
 class PreparedKronecker(PreparedPreconditioner):
-    """The two eigenbases."""
+    """The eigenbases of the two factors and the inverted eigenvalues of their product."""
 
     def __init__(self, factors: KroneckerFactors) -> None:
         self.factors = factors
-        # In 64 bits: LAPACK may not converge on 32-bit moments of few samples, whose rank is low.
+        # In float64: LAPACK may not converge on float32 moments of few samples, whose rank is low.
         a, self.U = (x.to(factors.inputs.dtype) for x in torch.linalg.eigh(factors.inputs.double()))
         s, self.V = (x.to(factors.outputs.dtype) for x in torch.linalg.eigh(factors.outputs.double()))
         products = torch.outer(s, a).clamp_min(0)

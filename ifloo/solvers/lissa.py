@@ -13,28 +13,28 @@ from ifloo.errors import InputError
 from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers.base import NOT_FINITE_ADVICE, Prepared, Solution, Solver, Status, relative_residual
 
-GROWTH = 10  # while every batch contracts, the t-th iterate is at most t + 1 times b; ten times that has diverged
-CHECK_STEPS = 50  # steps between checks of the size of the iterates, each of which waits for the device
-SCALE_MARGIN = 1.25  # scale over the largest eigenvalue seen in sampled batches, which others may exceed
-BATCHES_FOR_SCALE = 256
-POWER_STEPS = 15
+GROWTH = 10  # if every batch contracts, the t-th iterate is at most t + 1 times b; ten times that counts as divergence
+CHECK_STEPS = 50  # number of steps between checks of the norm of the iterates, each of which synchronises the device
+SCALE_MARGIN = 1.25  # ratio of the scale to the largest eigenvalue of sampled batches, which others may exceed
+BATCHES_FOR_SCALE = 256  # number of samples, in batches, from which the scale is estimated
+POWER_STEPS = 15  # number of steps of the power iteration
 
 
 @dataclass(frozen=True)
 class LiSSA(Solver):
-    """`h <- v + h − A_batch h / scale`, `depth` times, result / scale, averaged over `repeats`.
+    """The recursion `h <- v + h − A_batch h / scale`, `depth` times; the result is h / scale, averaged over `repeats`.
 
-    Stochastic, of a fixed number of steps: the true residual on the full data and the standard error between repeats
-    are its certificate.
+    The solver is stochastic and takes a fixed number of steps: its certificate is the true residual on the full data
+    and the standard error between repeats.
 
     Attributes:
-        depth: steps of the recursion.
-        repeats: independent recursions, advanced together.
-        batch: samples drawn at each step.
-        scale: must exceed half the largest eigenvalue of every batch's curvature (better: the whole of it); None: from
-            sampled batches, with a margin of 25 %.
-        seed: of the draws.
-        max_residual: raise when the true residual is larger; None: report it.
+        depth: Number of steps of the recursion.
+        repeats: Number of independent recursions, advanced together.
+        batch: Number of samples drawn at each step.
+        scale: Divisor of the curvature, which must exceed half the largest eigenvalue of every batch's curvature
+            (better: the whole of it); None for an estimate from sampled batches, with a margin of 25 %.
+        seed: Random seed of the draws.
+        max_residual: Largest true residual that counts as solved; None for any.
 
     Examples:
         >>> import torch
@@ -50,7 +50,7 @@ class LiSSA(Solver):
         >>> theta = objective.losses.theta()
         >>> A = Damped(Hessian(objective, theta), 0.1)
         >>> solution = LiSSA(depth=400, repeats=4, batch=20).prepare(A).solve(v[None]).require()
-        >>> bool(solution.residual < 0.2)  # of its fixed steps: the true residual is reported, not promised
+        >>> bool(solution.residual < 0.2)  # after its fixed steps: the true residual is reported, not guaranteed
         True
     """
 
@@ -65,7 +65,7 @@ class LiSSA(Solver):
         """Checks the settings.
 
         Raises:
-            InputError: a count below 1 or a scale that is not positive.
+            InputError: A count is below 1, or the scale is not positive and finite.
         """
         if min(self.depth, self.repeats, self.batch) < 1:
             raise InputError(
@@ -81,7 +81,7 @@ class LiSSA(Solver):
 
 
 class PreparedLiSSA(Prepared):
-    """LiSSA on one operator, its scale settled."""
+    """LiSSA prepared for one operator, with a known scale."""
 
     def __init__(self, settings: LiSSA, A: LinearOperator, sampler: BatchSampler, scale: float) -> None:
         self.settings, self.A, self.sampler, self.scale = settings, A, sampler, scale
@@ -92,15 +92,15 @@ class PreparedLiSSA(Prepared):
         X = repeats.mean(0)
         error = repeats.std(0) / settings.repeats**0.5 if settings.repeats > 1 else None
         residual = relative_residual(self.A, X, B)
-        explained = self._diverged(reached) if diverged else ""
-        judged = [self._judged(r, f, explained) for r, f in zip(residual.tolist(), finite.tolist(), strict=True)]
+        explanation = self._explain_divergence(reached) if diverged else ""
+        judged = [self._judged(r, f, explanation) for r, f in zip(residual.tolist(), finite.tolist(), strict=True)]
         steps = torch.full((len(B),), reached, dtype=torch.int64)
         return Solution(X, residual, steps, tuple(s for s, _ in judged), tuple(a for _, a in judged), error)
 
     def _judged(self, residual: float, finite: bool, diverged: str) -> tuple[Status, str]:
         if not finite:
             return Status.NOT_FINITE, NOT_FINITE_ADVICE
-        if diverged:  # all rows go through the same batches and stop together
+        if diverged:  # all rows use the same batches and stop together
             return Status.DIVERGED, diverged
         limit = self.settings.max_residual
         if limit is not None and residual > limit:
@@ -108,7 +108,7 @@ class PreparedLiSSA(Prepared):
         return Status.FIXED_STEPS, ""
 
     def _recurse(self, B: Float[Tensor, "k p"]) -> tuple[Float[Tensor, "r k p"], int, bool]:
-        """The repeats, the steps taken, and whether they diverged."""
+        """Returns the result of each repeat, the number of steps, and whether the recursion diverged."""
         settings, norms = self.settings, B.norm(dim=1)
         generator = torch.Generator().manual_seed(settings.seed)
         V = B.expand(settings.repeats, *B.shape)
@@ -119,11 +119,12 @@ class PreparedLiSSA(Prepared):
             if step % CHECK_STEPS == 0 or step == settings.depth:
                 if self.progress:
                     self.progress(step, float("nan"))  # the recursion has no residual of its own
-                if not (H.norm(dim=2) <= GROWTH * (step + 1) * norms).all():  # NaN has diverged too
+                if not (H.norm(dim=2) <= GROWTH * (step + 1) * norms).all():  # including NaN
                     return H / self.scale, step, True
         return H / self.scale, settings.depth, False
 
-    def _diverged(self, step: int) -> str:
+    def _explain_divergence(self, step: int) -> str:
+        """Returns the message about a divergence, with its cause by the eigenvalues of sampled batches."""
         settings = self.settings
         worst = largest_eigenvalue(self.A, settings.batch, settings.seed)
         lowest = worst - largest_eigenvalue(self.A, settings.batch, settings.seed, mirrored_at=worst)
@@ -143,7 +144,7 @@ class PreparedLiSSA(Prepared):
             )
         return (
             f"{start}up to {worst:.4g}, and the recursion needs scale > {worst / 2:.4g}.\n"
-            f"  Use scale {worst * SCALE_MARGIN:.4g} (or leave scale out: it is then found), or larger batches."
+            f"  Use scale {worst * SCALE_MARGIN:.4g} (or leave scale out: it is then estimated), or larger batches."
         )
 
     def _missed(self, residual: float) -> str:
@@ -154,14 +155,15 @@ class PreparedLiSSA(Prepared):
 
 
 def largest_eigenvalue(A: LinearOperator, batch: int, seed: int = 0, mirrored_at: float | None = None) -> float:
-    """The largest |λ| over sampled batches of one size, by power iteration on all of them at once.
+    """Returns the largest |λ| over sampled batches of one size, by power iteration on all of them at once.
 
-    With `mirrored_at` = c that of cI − A: c less the smallest eigenvalue, when c is at least the largest |λ|.
+    With `mirrored_at` = c, the operator is cI − A instead: the result is c minus the smallest eigenvalue of A if c
+    is at least the largest |λ| of A.
     """
     generator = torch.Generator().manual_seed(seed)
-    together = max(8, BATCHES_FOR_SCALE // batch)
-    draw = batch_sampler(A).draw(together, batch, generator)
-    V = torch.randn(together, 1, A.size, generator=generator, dtype=torch.float64).to(A.device, A.dtype)
+    batches = max(8, BATCHES_FOR_SCALE // batch)
+    draw = batch_sampler(A).draw(batches, batch, generator)
+    V = torch.randn(batches, 1, A.size, generator=generator, dtype=torch.float64).to(A.device, A.dtype)
     norms = V.norm(dim=2, keepdim=True)
     for _ in range(POWER_STEPS):
         V = V / norms

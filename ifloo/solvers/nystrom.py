@@ -1,4 +1,4 @@
-"""Randomised Nyström preconditioner: the largest eigenvalues of the operator, taken out."""
+"""Randomised Nyström preconditioner, which reduces the largest eigenvalues of the operator."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ifloo.solvers.base import Preconditioner, PreparedPreconditioner, SolveErro
 
 @dataclass(frozen=True)
 class Nystrom(Preconditioner):
-    """A ≈ U diag(σ) Uᵀ of low rank from one block of random products, and P = σ_r U diag(1/σ) Uᵀ + (I − U Uᵀ).
+    """P = σ_r U diag(1/σ) Uᵀ + (I − U Uᵀ) with the low-rank A ≈ U diag(σ) Uᵀ from one block of random products.
 
-    After it, the eigenvalues lie between the smallest of A and about σ_r. The sketch may be taken from a subsample of
-    the data: a preconditioner changes the number of steps, never the answer.
+    The eigenvalues of P A lie between the smallest of A and about σ_r. The sketch may use a subsample of the data: a
+    preconditioner changes the number of steps, never the solution.
 
     Source: Frangella, Tropp & Udell 2023, SIAM J. Matrix Anal. Appl. 44(2), alg. 2.1 and eq. (5.3).
 
     Attributes:
-        rank: r, number of eigenvalues taken out (at most p).
-        rows: samples in the sketch; None, or an operator that cannot be sampled: all.
-        seed: of the random vectors and the subsample.
-        block: products at once.
+        rank: Number r of eigenvalues that are reduced, at most p.
+        rows: Number of samples in the sketch; None for all, as for an operator that cannot be sampled.
+        seed: Random seed of the random vectors and the subsample.
+        block: Number of vectors per product.
 
     Examples:
         >>> import torch
@@ -55,16 +55,16 @@ class Nystrom(Preconditioner):
         """Checks the settings.
 
         Raises:
-            InputError: rank or rows below 1.
+            InputError: `rank` or `rows` is below 1.
         """
         if self.rank < 1 or (self.rows is not None and self.rows < 1):
             raise InputError(f"Nystrom needs rank >= 1 and rows >= 1 (or null), got {self.rank} and {self.rows}.")
 
     def prepare(self, A: LinearOperator) -> PreparedNystrom:
-        """Sketches A.
+        """Computes the low-rank approximation of A.
 
         Raises:
-            SolveError: the sketch is not finite, or A is not positive enough to be sketched.
+            SolveError: The sketch is not finite, or A is not positive definite.
         """
         generator = torch.Generator().manual_seed(self.seed)
         sketched = A
@@ -82,18 +82,19 @@ class Nystrom(Preconditioner):
         if int(failed):
             raise SolveError(
                 "The curvature is not positive definite, so it has no Nyström preconditioner.\n"
-                "  Raise damping, use curvature GaussNewton, or CG without a preconditioner (it says how negative)."
+                "  Raise damping, use curvature GaussNewton, or CG without a preconditioner (its error tells by how "
+                "much)."
             )
         factor = torch.linalg.solve_triangular(core, Y.T, upper=False).T
         U, sigma, _ = torch.linalg.svd(factor, full_matrices=False)
         eigenvalues = sigma.square() - shift
-        # Near the shift an eigenvalue is rounding; as σ_r it would make P all but singular.
+        # An eigenvalue near the shift is rounding error; as σ_r it would make P almost singular.
         rank = max(1, int((eigenvalues > 10 * shift).sum()))
         return PreparedNystrom(U[:, :rank], eigenvalues[:rank])
 
 
 class PreparedNystrom(PreparedPreconditioner):
-    """The low-rank factors."""
+    """The low-rank factors of P."""
 
     def __init__(self, U: Float[Tensor, "p r"], eigenvalues: Float[Tensor, " r"]) -> None:
         self.U = U

@@ -1,4 +1,4 @@
-"""The progress of a solve as data: its residual, step by step."""
+"""Recording of the residual of a solve, step by step."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ifloo.solvers.base import Prepared, Solution
 
 @contextmanager
 def recording(prepared: Prepared) -> Generator[ResidualCurve, None, None]:
-    """Keeps what a solver tells of its progress; whoever was told before is told as well."""
-    curve, told = ResidualCurve(), prepared.progress
+    """Records the progress of a solver until exit; a callback that is already set is called too."""
+    curve, before = ResidualCurve(), prepared.progress
 
     def both(step: int, residual: float) -> None:
         curve.add(step, residual)
-        if told is not None:
-            told(step, residual)
+        if before is not None:
+            before(step, residual)
 
     prepared.progress = both
     try:
         yield curve
     finally:
-        prepared.progress = told
+        prepared.progress = before
 
 
 class ResidualCurve:
@@ -37,17 +37,17 @@ class ResidualCurve:
         self._residuals: dict[int, float] = {}
 
     def add(self, step: int, residual: float) -> None:
-        """Keeps a point; of one step the last word counts. A recursion without a residual of its own says NaN."""
+        """Adds a point or replaces that of the same step; ignores NaN, which a recursion without residual reports."""
         if math.isfinite(residual):
             self._residuals[step] = residual
 
     def ended(self, solution: Solution) -> Float[Tensor, "s 2"]:
-        """Steps, increasing, and worst residuals, float64.
+        """Returns steps, increasing, and worst residuals, float64.
 
-        All but the last are as the recurrence sees them, over the rows that still descend. The last is the certificate:
-        the worst residual of all rows, recomputed on the full data; of a direct solver it is the only one.
+        All residuals but the last are those of the recurrence, over the unfinished rows. The last one is the
+        certificate: the worst residual of all rows, recomputed on the full data. A direct solver has only this one.
         """
         last = int(solution.steps.max())
-        seen = {step: residual for step, residual in sorted(self._residuals.items()) if step < last}
-        points = [*seen.items(), (last, float(solution.residual.max()))]
+        by_recurrence = {step: residual for step, residual in sorted(self._residuals.items()) if step < last}
+        points = [*by_recurrence.items(), (last, float(solution.residual.max()))]
         return torch.tensor(points, dtype=torch.float64)

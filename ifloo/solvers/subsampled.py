@@ -1,4 +1,4 @@
-"""Preconditioner from the exact factor of the same curvature on fewer samples."""
+"""Preconditioner from the Cholesky factor of the curvature of a subsample."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ifloo.solvers.cholesky import Cholesky, PreparedCholesky
 
 @dataclass(frozen=True)
 class Subsampled(Preconditioner):
-    """P = A_S⁻¹, A_S the operator over a sample S of the data, by Cholesky: few steps, for operators with a small core.
+    """P = A_S⁻¹ by Cholesky, for operators with a small core; A_S is the operator over a subsample S of the data.
 
-    With m samples and an effective dimension well below m the eigenvalues of P A lie close to 1 (Tropp 2015,
-    arXiv:1501.01571, thm 1.6.2), whatever the condition of A.
+    With m samples and an effective dimension well below m, the eigenvalues of P A lie close to 1 (Tropp 2015,
+    arXiv:1501.01571, thm 1.6.2), whatever the condition number of A, so that CG needs few steps.
 
     Attributes:
-        rows: samples in S, drawn with replacement.
-        seed: of the draw.
+        rows: Number of samples in S, drawn with replacement.
+        seed: Random seed of the draw.
 
     Examples:
         >>> import torch
@@ -50,24 +50,24 @@ class Subsampled(Preconditioner):
         """Checks the settings.
 
         Raises:
-            InputError: rows below 1.
+            InputError: `rows` is below 1.
         """
         if self.rows < 1:
             raise InputError(f"Subsampled needs rows >= 1, got {self.rows}.")
 
     def prepare(self, A: LinearOperator) -> PreparedSubsampled:
-        """Draws and factorises.
+        """Draws the subsample and factorises its operator.
 
         Raises:
-            InputError: the operator cannot be sampled.
-            SolveError: its sample is not positive definite.
+            InputError: The operator cannot be sampled.
+            SolveError: The operator over the subsample is not positive definite.
         """
         generator = torch.Generator().manual_seed(self.seed)
         return PreparedSubsampled(Cholesky().prepare(stochastic(A).subsampled(self.rows, generator)))
 
 
 class PreparedSubsampled(PreparedPreconditioner):
-    """The factor."""
+    """The Cholesky factor of the operator over the subsample."""
 
     def __init__(self, factor: PreparedCholesky) -> None:
         self.factor = factor

@@ -1,9 +1,9 @@
-"""Relative residuals that solvers ask for by default, for each precision.
+"""Default tolerances of the relative residual of each solver, for each precision.
 
 A residual |b - A x| / |b| is itself computed with an error of up to eps · κ(A), where κ is the condition number and
-eps 1e-16 in 64 bits, 6e-8 in 32. A tolerance τ is therefore certain to be met only where κ is below τ / eps; it may be
-met far beyond. In 64 bits all solvers ask for 1e-10, which serves κ up to 1e6 and is far below the error of first
-order in any score. In 32 bits they differ, since they lose their digits at different places.
+eps is 1e-16 in float64 and 6e-8 in float32. Reaching a tolerance τ is therefore certain only if κ is below τ / eps,
+although it often succeeds far beyond. In float64 all solvers have 1e-10, which suits κ up to 1e6 and is far below the
+first-order error of any score. In float32 the tolerances differ, since the solvers lose digits in different operations.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from collections.abc import Mapping
 
 import torch
 
-# CG restarts from the residual as recomputed, which brings it to within 16 roundings of b on operators that a
-# preconditioner has made well conditioned. For worse ones the error names the residual that was reached.
+# CG restarts from the recomputed residual, which reduces it to 16 roundings of b if a preconditioner has made the
+# operator well conditioned. For worse operators the error states the residual that was reached.
 CG_RTOL = {torch.float64: 1e-10, torch.float32: 1e-6}
 
-# One step of refinement, with a residual of 32 bits, does not undo the κ · eps of the factor: κ up to 1,700.
+# One step of refinement with a float32 residual does not remove the error κ · eps of the factor: κ up to 1,700.
 CHOLESKY_RTOL = {torch.float64: 1e-10, torch.float32: 1e-4}
 
-# Between the two, since a solver picked by its cost must give scores of one accuracy, whichever it is.
+# Between the two, since scores must have the same accuracy whichever solver is chosen by cost.
 AUTO_RTOL = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
 def default_rtol(rtol: Mapping[torch.dtype, float], dtype: torch.dtype) -> float:
-    """Gives the tolerance for a precision; those below 32 bits are asked for no more than 32 bits are."""
+    """Returns the tolerance for a precision; lower precisions than float32 have the tolerance of float32."""
     return rtol.get(dtype, rtol[torch.float32])

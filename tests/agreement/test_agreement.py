@@ -147,7 +147,7 @@ def test_json_has_the_form_of_the_verdict():
             [1.0, 2.0],
             [1.0, 2.0],
             {},
-            "Agreement needs at least 3 removals, and there are 2.\n  Refit without more samples.",
+            "Agreement needs at least 3 removals, got 2.\n  Refit without more samples.",
         ),
         (
             [1.0, np.nan, np.inf],
@@ -179,7 +179,7 @@ def test_json_has_the_form_of_the_verdict():
             [1, 2, 3],
             [1, 2, 4],
             {"draws": 0},
-            "The bootstrap was asked for 0 draws; it needs at least 1 (2000 by default).",
+            "The number of bootstrap draws is 0; it must be at least 1 (2000 by default).",
         ),
     ],
 )

@@ -57,7 +57,7 @@ def test_half_the_share_of_a_group_quarters_the_error(kind, removal):
             "A group is one or more training ids, each once; got 3 ids, 2 of them different.\n"
             "  Give each id of the group once.",
         ),
-        ([3, 40], "Ids [40] are none of the 40 training ids.\n  Give ids of training samples."),
+        ([3, 40], "Ids [40] are not among the 40 training ids.\n  Give ids of training samples."),
     ],
 )
 def test_what_is_no_group_is_refused(ids, message):

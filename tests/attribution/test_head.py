@@ -146,7 +146,7 @@ def test_quadratic_forms(solver):
 def test_an_id_that_is_none_of_the_training_data():
     with pytest.raises(InputError) as caught:
         positions_of(torch.arange(0, 69, 3), [3, 4])
-    assert str(caught.value) == "Ids [4] are none of the 23 training ids.\n  Give ids of training samples."
+    assert str(caught.value) == "Ids [4] are not among the 23 training ids.\n  Give ids of training samples."
 
 
 def test_the_kronecker_preconditioner_is_exact_for_one_curvature_for_all():

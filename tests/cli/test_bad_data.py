@@ -105,7 +105,7 @@ def test_lissa_that_diverges_fails_and_says_which_scale_would_do(copied):
     assert said.err.split("ifloo: ", 1)[1] == (
         "failed: query 1 of 1: LiSSA diverged by step 50 with scale 0.5: batches of 1 have eigenvalues up to 14.53, "
         "and the recursion needs scale > 7.265.\n"
-        "  Use scale 18.16 (or leave scale out: it is then found), or larger batches.\n"
+        "  Use scale 18.16 (or leave scale out: it is then estimated), or larger batches.\n"
     )
     assert [p.name for p in (copied / "new").iterdir()] == ["manifest.json"]
 

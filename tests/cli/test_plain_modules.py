@@ -132,7 +132,7 @@ def test_a_step_that_cannot_run_on_one_sample(project):
     whole = float(torch.nn.functional.cross_entropy(z @ z.T, torch.arange(16)))
     assert said.err.endswith(
         f"ifloo: error: training_step on a batch of 16 gives {whole:.9g}, the mean over its samples as batches of one "
-        "is 0: its loss is no mean of losses that each belong to one sample.\n"
+        "is 0: its loss is not a mean of losses of single samples.\n"
         "  Its cause is a loss across the batch (contrastive, class-weighted, BatchNorm) or a sum in place of the "
         "mean. Give the losses as a function of your own: sample_losses(model, batch) -> [b].\n"
     ), said.err

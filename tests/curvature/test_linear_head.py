@@ -118,8 +118,8 @@ REFUSED = {
     ),
     "another way": (
         lambda: _with(Own),
-        r"The losses depend on the parameters of layer 'head' by another way than its output \(they differ by \S+ nats "
-        rf"at other weights\): its input, or a term of the loss, holds them too\.{GENERAL}, or attribute other "
+        r"The losses depend on the parameters of layer 'head' other than through its output \(they differ by \S+ nats "
+        rf"at other weights\): its input, or a term of the loss, depends on them too\.{GENERAL}, or attribute other "
         r"parameters\.",
     ),
     "tied": (
@@ -167,6 +167,6 @@ def test_lissa_is_told_to_use_something_better():
     with pytest.raises(InputError) as caught:
         LiSSA().prepare(Damped(LinearHead(case.objective(), case.theta), 0.1))
     assert str(caught.value) == (
-        "LiSSA draws single batches of samples, which LinearHead has no use for: its curvature is known whole.\n"
+        "LiSSA draws single batches of samples, which LinearHead does not support: its whole curvature is known.\n"
         "  Use solver Auto, Cholesky or CG; or curvature Hessian with LiSSA."
     )

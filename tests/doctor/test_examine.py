@@ -96,7 +96,7 @@ def test_ids_that_repeat():
 STREAM = error(
     "Attribution needs a map-style dataset (with __len__ and __getitem__); got Stream, an IterableDataset.",
     "Data.train_dataloader()",
-    "Give each sample a position to be found by.",
+    "Give a dataset whose __getitem__ returns the sample at a position.",
 )
 SAMPLER = error(
     "The training loader draws with WeightedRandomSampler; J is the mean over every sample once.",

@@ -50,7 +50,8 @@ def test_out_of_steps():
     with pytest.raises(WorkError) as caught:
         newton_cg(problem.objective(), torch.zeros_like(problem.theta), 1e-12, max_steps=1)
     assert re.fullmatch(
-        r"Newton-CG ended at \|grad J\| = \d\.\d\de-0\d after 1 steps, 1\.0e-12 was asked for: is J convex, and is its "
+        r"Newton-CG ended at \|grad J\| = \d\.\d\de-0\d after 1 steps, above the tolerance of 1\.0e-12: is J convex, "
+        r"and is its "
         r"Hessian positive definite here \(l2_reg > 0\)\?\.",
         str(caught.value),
     )
@@ -65,7 +66,8 @@ def test_below_the_rounding_of_32_bits():
     with pytest.raises(WorkError) as caught:
         newton_cg(objective, torch.zeros(12), 1e-11)
     assert re.fullmatch(
-        r"Newton-CG ended at \|grad J\| = \d\.\d\de-\d\d after \d+ steps, 1\.0e-11 was asked for: 32-bit rounding of "
+        r"Newton-CG ended at \|grad J\| = \d\.\d\de-\d\d after \d+ steps, above the tolerance of 1\.0e-11: 32-bit "
+        r"rounding of "
         r"the gradient sets this limit; raise the tolerance or train in float64\.",
         str(caught.value),
     )

@@ -179,9 +179,9 @@ def test_out_of_steps_in_negative_curvature():
     with differentiable_kernels(), pytest.raises(WorkError) as caught:
         trust_region(problem.objective(), problem.theta, 1e-10, max_steps=1)
     assert re.fullmatch(
-        r"Newton steps in a trust region ended at \|grad J\| = \d\.\d\de[+-]\d\d after 1 steps, 1\.0e-10 was asked "
-        r"for: the last one met negative curvature, so this is not yet near a minimum; train longer before the finish, "
-        r"raise finish\.max_steps or the penalty\.",
+        r"Newton steps in a trust region ended at \|grad J\| = \d\.\d\de[+-]\d\d after 1 steps, above the "
+        r"tolerance of 1\.0e-10: the last one met negative curvature, so this is not yet near a minimum; train longer "
+        r"before the finish, raise finish\.max_steps or the penalty\.",
         str(caught.value),
     )
 
@@ -191,7 +191,8 @@ def test_out_of_steps():
     with pytest.raises(WorkError) as caught:
         trust_region(problem.objective(), torch.zeros_like(problem.theta), 1e-12, max_steps=1)
     assert re.fullmatch(
-        r"Newton steps in a trust region ended at \|grad J\| = \d\.\d\de-\d\d after 1 steps, 1\.0e-12 was asked for: "
+        r"Newton steps in a trust region ended at \|grad J\| = \d\.\d\de-\d\d after 1 steps, above the tolerance of "
+        r"1\.0e-12: "
         r"raise finish\.max_steps, or the penalty if the Hessian is close to singular here\.",
         str(caught.value),
     )
@@ -204,7 +205,8 @@ def test_below_the_rounding_of_32_bits():
     with pytest.raises(WorkError) as caught:
         trust_region(objective, torch.zeros(12), 1e-11)
     assert re.fullmatch(
-        r"Newton steps in a trust region ended at \|grad J\| = \d\.\d\de-\d\d after \d+ steps, 1\.0e-11 was asked for: "
+        r"Newton steps in a trust region ended at \|grad J\| = \d\.\d\de-\d\d after \d+ steps, above the tolerance "
+        r"of 1\.0e-11: "
         r"32-bit rounding of the gradient sets this limit; raise the tolerance or train in float64\.",
         str(caught.value),
     )

@@ -40,7 +40,8 @@ def test_dropout_left_on():
     torch.manual_seed(0)
     assert re.fullmatch(
         r"The loss of a sample differs at two calls on the same batch: \S+ and \S+ \(row \d+\)\.\n"
-        r"  Its cause is most often a random layer \(dropout\) is on while scoring\. Per-sample influence needs a loss "
+        r"  Its cause is most often a random layer \(dropout\) that is on while scoring\. Per-sample influence needs "
+        r"a loss "
         r"that belongs to the sample alone\.",
         _refusal(lambda h: F.dropout(h, 0.5, training=True).square().sum(1)),
     )

@@ -72,7 +72,7 @@ def test_iterable_dataset():
         sequential(DataLoader(Stream()), 10)
     assert str(caught.value) == (
         "Attribution needs a map-style dataset (with __len__ and __getitem__); got Stream, an IterableDataset.\n"
-        "  Give each sample a position to be found by."
+        "  Give a dataset whose __getitem__ returns the sample at a position."
     )
 
 

@@ -102,8 +102,8 @@ class ChordModule(L.LightningModule):
         b, t, d = x.shape
         flat = x.reshape(b * t, d)
         z = (flat @ self._live.T).view(b, t, k, -1)
-        if layer.layer.bias is not None and not layer.with_bias:
-            z = z + layer.layer.bias.detach()
+        if layer.linear.bias is not None and not layer.with_bias:
+            z = z + layer.linear.bias.detach()
 
         def losses(outputs: Tensor) -> tuple[Tensor, Tensor]:
             each = layer.losses_of(theta, outputs, batch, positions)

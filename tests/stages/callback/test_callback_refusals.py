@@ -157,7 +157,7 @@ FITS: dict[str, tuple[Any, Any, Any, str]] = {
         lambda: DataLoader(NoLength(), batch_size=8),
         {},
         "Attribution needs a map-style dataset (with __len__ and __getitem__); got NoLength, an IterableDataset.\n"
-        "  Give each sample a position to be found by.",
+        "  Give a dataset whose __getitem__ returns the sample at a position.",
     ),
     "a part of the data": (
         Stated,
