@@ -44,7 +44,7 @@ class Adaptation:
         """Returns the module under the contract.
 
         Raises:
-            InputError: A function does not exist, or the module states its losses itself.
+            InputError: If a function does not exist, or the module states its losses itself.
         """
         if isinstance(module, SampleLossModule):
             if self != Adaptation():
@@ -82,7 +82,7 @@ def dotted(path: str, setting: str) -> Callable[..., Tensor]:
         setting: Name of the setting, for messages.
 
     Raises:
-        InputError: No such function exists; the message tells which part of the name is missing.
+        InputError: If no such function exists; the message tells which part of the name is missing.
     """
     module, _, name = path.rpartition(".")
     if not module:

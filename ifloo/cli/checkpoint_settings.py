@@ -25,7 +25,7 @@ def inherit(config: Namespace, given: Namespace, base: BaseCheckpoint) -> None:
         base: Checkpoint of the base model.
 
     Raises:
-        InputError: The checkpoint is of another model, or was fitted with other values of given settings.
+        InputError: If the checkpoint is of another model, or was fitted with other values of given settings.
     """
     model = _class(config.model)
     fitted_as = base.record.get("model_class")  # None: the Trainer that wrote it does not record the class

@@ -74,7 +74,7 @@ def _refuse_other_data(exp: Experiment) -> None:
     """Checks that a checkpoint to be kept was fitted on the present data: other data are another result.
 
     Raises:
-        InputError: The checkpoint was fitted on other data.
+        InputError: If the checkpoint was fitted on other data.
     """
     if exp.base is None or exp.base.record["fingerprint"] == exp.datamodule.fingerprint():
         return
@@ -167,7 +167,7 @@ def pipeline(session: Session) -> None:
     """Runs all stages in turn; a base model and results that exist and match are kept.
 
     Raises:
-        InputError: The settings name tests or devices that refits cannot serve; checked before any work.
+        InputError: If the settings name tests or devices that refits cannot serve; checked before any work.
     """
     exp = session.experiment
     test_ids = exp.test_ids

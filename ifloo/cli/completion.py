@@ -1,8 +1,8 @@
-"""What a shell offers on TAB: the commands, the settings of each, the values that some of them take.
+"""Completion scripts for shells: the commands, the settings of each, and values of some settings.
 
-shtab writes the script from a plain argparse parser, which is made here from those of the command line. The script of
-jsonargparse itself follows each class that a setting may name into the classes of its arguments, and with those of
-Lightning it comes to no end.
+shtab writes the script from a plain argparse parser, which is copied here from the parsers of the command line. The
+script of jsonargparse itself follows each class that a setting may name into the classes of its arguments, and does
+not end with those of Lightning.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from ifloo.cli.lightning_cli import IflooCLI
 from ifloo.errors import InputError
 
 _ROOMS = (models, data, curvature, solvers, attribution)
-_WRAPPERS = (models.Adapted, data.AdaptedData)  # put around the class that is named, never named themselves
-_ADDS = "+"  # `--key+ VALUE` adds to the list `--key`; zsh reads a plus at the end of an option otherwise
+# Classes that ifloo wraps around a class in the config; a config does not name them.
+_WRAPPERS = (models.Adapted, data.AdaptedData)
+_ADDS = "+"  # `--key+ VALUE` adds to the list `--key`; in zsh a plus at the end of an option has another meaning
 
 # A config is a file, or the name of one that comes with ifloo.
 _CONFIGS = {
@@ -43,7 +44,7 @@ _COMPLETE = {
 
 
 def completion(words: Sequence[str]) -> int:
-    """Prints the script that `words` ask for; returns the exit code (2: none was to be had)."""
+    """Prints the script for the shell in `words`; returns the exit code (2: wrong input)."""
     try:
         print(script(words), end="")
     except InputError as error:
@@ -53,13 +54,13 @@ def completion(words: Sequence[str]) -> int:
 
 
 def script(words: Sequence[str]) -> str:
-    """The completion script of this version for a shell.
+    """Returns the completion script of this version for a shell.
 
     Args:
-        words: what follows `--completion`: the name of the shell, alone.
+        words: Words after `--completion`: the name of one shell.
 
     Raises:
-        InputError: shtab is not installed, or it knows no such shell.
+        InputError: If shtab is not installed or does not support the shell.
     """
     if find_spec("shtab") is None:
         raise InputError(
@@ -75,12 +76,12 @@ def script(words: Sequence[str]) -> str:
         )
     (shell,) = words
     names = " ".join(sorted(path.stem for path in (Path(ifloo.__file__).parent / "configs").glob("*.yaml")))
-    made = _Listing().plain(names, shtab.SUPPORTED_SHELLS)
-    return shtab.complete(made, shell, preamble=_CONFIGS.get(shell, "").format(names=names)) + "\n"
+    parser = _Listing().plain(names, shtab.SUPPORTED_SHELLS)
+    return shtab.complete(parser, shell, preamble=_CONFIGS.get(shell, "").format(names=names)) + "\n"
 
 
 class _Listing(IflooCLI):
-    """The command line up to its parsers: nothing is parsed, made or run."""
+    """Command line that only builds its parsers; it parses, instantiates and runs nothing."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         self.config = Namespace(subcommand=None, seed_everything=False)
@@ -90,45 +91,46 @@ class _Listing(IflooCLI):
     def instantiate_classes(self) -> None: ...
 
     def plain(self, configs: str, shells: Sequence[str]) -> argparse.ArgumentParser:
-        """All commands and settings as plain argparse has them, with what may follow each."""
-        made = argparse.ArgumentParser("ifloo")
-        made.add_argument("--version", action="store_true", help="the version")
-        made.add_argument("--completion", choices=shells, help="a script that completes commands and settings on TAB")
-        commands = made.add_subparsers()
+        """Returns a plain argparse parser of all commands and settings, with the values that may follow each."""
+        parser = argparse.ArgumentParser("ifloo")
+        parser.add_argument("--version", action="store_true", help="the version")
+        parser.add_argument("--completion", choices=shells, help="a script that completes commands and settings on TAB")
+        commands = parser.add_subparsers()
         for name, text in COMMANDS.items():
-            _copied(self._parser(name), commands.add_parser(name, help=text, description=text), configs)
-        return made
+            _copy(self._parser(name), commands.add_parser(name, help=text, description=text), configs)
+        return parser
 
 
-def _copied(parser: ArgumentParser, to: argparse.ArgumentParser, configs: str) -> None:
+def _copy(parser: ArgumentParser, to: argparse.ArgumentParser, configs: str) -> None:
+    """Copies the options of a parser of the command line, and the settings of the classes that they may name."""
     for action in parser._actions:
         options = [option for option in action.option_strings if not option.endswith(_ADDS)]
-        if not options or "--help" in options:  # a plain parser has its own
+        if not options or "--help" in options:  # a plain parser adds --help itself
             continue
         text = str(action.help or "").split("\n")[0].replace("%", "%%")
-        if action.nargs == 0 or "--print_config" in options:  # what that may be given stands behind a `=`
+        if action.nargs == 0 or "--print_config" in options:  # its optional value follows a `=`
             to.add_argument(*options, action="store_true", help=text)
             continue
-        hint, explains = getattr(action, "_typehint", None), options[0].endswith(".help")
-        added = to.add_argument(*options, nargs="?" if explains else None, help=text)
+        hint, is_help = getattr(action, "_typehint", None), options[0].endswith(".help")
+        added = to.add_argument(*options, nargs="?" if is_help else None, help=text)
         _complete(added, hint, configs if "--config" in options else None)
-        if not explains:
-            _copied_settings(options[0], _classes(hint), to)
+        if not is_help:
+            _copy_settings(options[0], _classes(hint), to)
 
 
-def _copied_settings(option: str, classes: Mapping[str, Mapping[str, object]], to: argparse.ArgumentParser) -> None:
-    """The settings of the classes that an option may name, those of one name in several classes once."""
+def _copy_settings(option: str, classes: Mapping[str, Mapping[str, object]], to: argparse.ArgumentParser) -> None:
+    """Adds the settings of the classes that an option may name; a setting of several classes is added once."""
     kinds: dict[str, Any] = {}
     for settings in classes.values():
         for name, kind in settings.items():
             kinds[name] = kinds[name] | kind if name in kinds else kind
     for name, kind in kinds.items():
-        taking = [one.rpartition(".")[2] for one, settings in classes.items() if name in settings]
-        _complete(to.add_argument(f"{option}.{name}", help=f"of {', '.join(taking)}"), kind)
+        owners = [one.rpartition(".")[2] for one, settings in classes.items() if name in settings]
+        _complete(to.add_argument(f"{option}.{name}", help=f"of {', '.join(owners)}"), kind)
 
 
 def _complete(action: argparse.Action, hint: object, configs: str | None = None) -> None:
-    """What may follow an option: values where its type says which, else files where a text may name one."""
+    """Sets the values that may follow an option: those of its type, else files where a text may name one."""
     import shtab
 
     if configs is not None:
@@ -140,7 +142,7 @@ def _complete(action: argparse.Action, hint: object, configs: str | None = None)
 
 
 def _alternatives(hint: object) -> Iterator[object]:
-    """The members of a union, or the type itself. What a list holds is no value of the option: `[...]` is."""
+    """Yields the members of a union, or the type itself; items of a list are no value of the option, `[...]` is."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         for one in typing.get_args(hint):
             yield from _alternatives(one)
@@ -149,6 +151,7 @@ def _alternatives(hint: object) -> Iterator[object]:
 
 
 def _values(hint: object) -> list[str]:
+    """Lists the words that a type accepts: those of booleans and literals."""
     found: list[str] = []
     for one in _alternatives(hint):
         if one is bool:
@@ -159,31 +162,32 @@ def _values(hint: object) -> list[str]:
 
 
 def _classes(hint: object) -> dict[str, dict[str, object]]:
-    """Ours that can be named where this type is asked for, each with its settings and their types."""
+    """Lists classes of ifloo that a setting of this type may name, each with its settings and their types."""
     found: dict[str, dict[str, object]] = {}
     for one in _alternatives(hint):
         given, base = typing.get_args(one) if typing.get_origin(one) is Callable else ([], one)
         if inspect.isclass(base) and base.__module__ != "builtins":
             found |= {
                 name: settings
-                for name, made in _ours()
-                if issubclass(made, base) and (settings := _settings(made, given)) is not None
+                for name, class_ in _public_classes()
+                if issubclass(class_, base) and (settings := _settings(class_, given)) is not None
             }
     return found
 
 
-def _settings(made: type, given: Sequence[type]) -> dict[str, object] | None:
-    """The arguments of a constructor after those that it is given by ifloo; None: it takes others than those."""
-    kinds = typing.get_type_hints(made.__init__)  # type: ignore[misc]
-    names = list(inspect.signature(made).parameters)
+def _settings(class_: type, given: Sequence[type]) -> dict[str, object] | None:
+    """Returns the arguments of a constructor after those that ifloo gives it; None if it takes others than these."""
+    kinds = typing.get_type_hints(class_.__init__)  # type: ignore[misc]
+    names = list(inspect.signature(class_).parameters)
     if given and (not names or kinds[names[0]] is not given[0]):
         return None
     return {name: kinds[name] for name in names[len(given) :]}
 
 
-def _ours() -> Iterator[tuple[str, type]]:
+def _public_classes() -> Iterator[tuple[str, type]]:
+    """Yields name and class of each public class that a config may name."""
     for room in _ROOMS:
         for name in room.__all__:
-            made = getattr(room, name)
-            if inspect.isclass(made) and not inspect.isabstract(made) and made not in _WRAPPERS:
-                yield f"{room.__name__}.{name}", made
+            class_ = getattr(room, name)
+            if inspect.isclass(class_) and not inspect.isabstract(class_) and class_ not in _WRAPPERS:
+                yield f"{room.__name__}.{name}", class_

@@ -27,7 +27,7 @@ def warn_once(session: Session, trained: bool) -> None:
         trained: Whether the module has the weights of the checkpoint.
 
     Raises:
-        InputError: The loader gives other samples than J is made of.
+        InputError: If the loader gives other samples than J is made of.
     """
     if trained in session.checked_modes:
         return
@@ -42,7 +42,7 @@ def doctor(session: Session) -> None:
     """Prints every finding about model, data and settings that stands between them and valid scores.
 
     Raises:
-        InputError: A finding would stop a run; it is printed before.
+        InputError: If a finding would stop a run; it is printed before.
     """
     exp = session.experiment
     where, load = ("data", exp.load_data) if exp.base is None else (str(exp.checkpoint), exp.restore)

@@ -68,7 +68,7 @@ class Experiment:
         """The test ids in the settings.
 
         Raises:
-            InputError: The settings name `all` tests.
+            InputError: If the settings name `all` tests.
         """
         if self.attribution.test_ids == "all":
             raise InputError(
@@ -100,7 +100,7 @@ class Experiment:
         """Returns the arguments of the model, as it saved them.
 
         Raises:
-            InputError: The model does not save all of them, so that it could be neither compared nor made again.
+            InputError: If the model does not save all of them, so that it could be neither compared nor made again.
         """
         saved = {k: v for k, v in dict(self.module.hparams).items() if not k.startswith("_")}
         arguments = set(inspect.signature(type(self.author_module).__init__).parameters) - {"self", "args", "kwargs"}
@@ -134,7 +134,7 @@ class Experiment:
         """Loads data and weights.
 
         Raises:
-            InputError: The training data differ from those the checkpoint was fitted on.
+            InputError: If the training data differ from those the checkpoint was fitted on.
         """
         assert self.base is not None
         self.load_data()

@@ -27,7 +27,7 @@ def given_recipe(
         overwrite: Whether the scores, and with them the recorded settings, are replaced.
 
     Raises:
-        InputError: A setting differs from the one given when the model was scored, or trains on part of the data.
+        InputError: If a setting differs from the one given when the model was scored, or trains on part of the data.
     """
     trainer = given.get("trainer") or Namespace()
     refuse_partial_data(trainer.get("limit_train_batches"), trainer.get("overfit_batches"))

@@ -1,4 +1,4 @@
-"""What `ifloo --help` prints; kept apart from everything heavy so that it answers at once."""
+"""Text of `ifloo --help`, apart from every heavy import so that it appears at once."""
 
 COMMANDS = {
     "fit": "Train the base model to a certified minimum and write its checkpoint.",
@@ -6,14 +6,14 @@ COMMANDS = {
     "loo": "Refit without the top-k and random samples and record the test losses.",
     "report": "Compare predicted with actual changes: verdict, pictures, TensorBoard.",
     "pipeline": "All of it: fit, influence, loo, report; what is already there is kept.",
-    "doctor": "Say what stands between this model, its data and scores that hold.",
+    "doctor": "List everything that stands between this model, its data and valid scores.",
 }
 
 _LINES = "\n".join(f"  {name:<11}{text}" for name, text in COMMANDS.items())
 
 HELP = f"""usage: ifloo COMMAND [--config FILE] [--KEY VALUE ...]
 
-Which training samples made a model predict what it did, proved by leave-one-out refits.
+Finds the training samples that made a model predict what it did, and proves it by leave-one-out refits.
 
 commands:
 {_LINES}

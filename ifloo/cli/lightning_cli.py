@@ -134,7 +134,7 @@ class IflooCLI(LightningCLI):
         A fit has all its settings in its config: it replaces a checkpoint of other settings only with `--overwrite`.
 
         Raises:
-            InputError: A given setting contradicts the checkpoint.
+            InputError: If a given setting contradicts the checkpoint.
         """
         config = self.config[self.subcommand]
         _name_run(config, self.given)
@@ -157,7 +157,7 @@ class IflooCLI(LightningCLI):
         """Checkpoint that the user's own Trainer wrote; None where the base model is a checkpoint of `ifloo fit`.
 
         Raises:
-            InputError: The settings name both kinds of checkpoint.
+            InputError: If the settings name both kinds of checkpoint.
         """
         config = self.config[self.subcommand]
         if self.subcommand == "fit" or config.get("ckpt_path") is None:
@@ -237,7 +237,7 @@ def _refuse_finish(finish: NewtonFinish) -> None:
     """Checks that no Newton steps follow the last optimizer step of a recorded run, which would not hold them.
 
     Raises:
-        InputError: Newton steps follow every optimizer (with L-BFGS nothing is recorded at all).
+        InputError: If Newton steps follow every optimizer (with L-BFGS nothing is recorded at all).
     """
     if finish.after == "always":
         raise InputError(

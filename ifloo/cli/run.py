@@ -91,7 +91,7 @@ def named_configs(arguments: Sequence[str]) -> list[str]:
     """Replaces the name of a config that comes with ifloo (`--config NAME`) by the path of its file.
 
     Raises:
-        InputError: The name is neither a file nor one of these configs.
+        InputError: If the name is neither a file nor one of these configs.
     """
     words = list(arguments)
     for k, word in enumerate(arguments):

@@ -37,7 +37,7 @@ class Processes:
         """Returns arguments of a Trainer.
 
         Raises:
-            InputError: A process of this strategy has not the whole model, or is not started by the command line.
+            InputError: If a process of this strategy has not the whole model, or is not started by the command line.
         """
         if self.strategy not in ("auto", "ddp"):
             raise InputError(
@@ -80,7 +80,7 @@ class Session:
         """Checks that the run has one process.
 
         Raises:
-            InputError: The settings name more than one device.
+            InputError: If the settings name more than one device.
         """
         if self.trainer.world_size > 1:
             raise InputError(
@@ -130,7 +130,7 @@ class Session:
             recipe: Trainer settings of each refit.
 
         Raises:
-            InputError: Refits from scratch need arguments that the model does not save.
+            InputError: If refits from scratch need arguments that the model does not save.
         """
         exp = self.experiment
         return RefitStage(

@@ -1,15 +1,15 @@
-"""What the commands print at their end."""
+"""Tables that the commands print, in columns of a terminal: a Chinese character takes two."""
 
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ifloo.agreement import Agreement
-from ifloo.cli.columns import cut, padded, width
 from ifloo.data.protocol import AttributionData, ConversationSet
 from ifloo.minimize import FitEnd
 from ifloo.report.figures.style import slope_form
@@ -21,14 +21,15 @@ from ifloo.verdict.group_effects import GroupEffect
 from ifloo.verdict.label_errors import NAMES
 from ifloo.verdict.small_steps import WEIGHTS, SmallSteps
 
+ELLIPSIS = "…"
 ROWS = 8
 _CAPTION = 27  # columns of a caption: two captions and their scores fit into a hundred
 _LINE = 118  # columns of a paragraph
-_NAMES = 16  # width of the column of names, unless a longer one is in it
+_NAMES = 16  # smallest width of the column of names
 
 
 def fitted(minimum: FitEnd, metrics: Sequence[Mapping[str, float]], checkpoint: Path | None) -> None:
-    """J, ‖∇J‖ and what was measured on test data."""
+    """Prints J, ‖∇J‖ and the metrics of the test data."""
     measured = "  ".join(f"{name} = {value:.4f}" for one in metrics for name, value in one.items())
     print(f"fit: J = {minimum.value:.14f} nats  |grad J| = {minimum.grad_norm:.1e}  {measured}")
     if checkpoint:
@@ -36,7 +37,7 @@ def fitted(minimum: FitEnd, metrics: Sequence[Mapping[str, float]], checkpoint: 
 
 
 def exact_match(right: Mapping[str, Mapping[str, float | int]]) -> None:
-    """How many test answers are right to the last token, by question."""
+    """Prints the share of test answers that are right to the last token, by question."""
     if right:
         print("exact match of the test answers, by question")
     for question, found in right.items():
@@ -44,7 +45,7 @@ def exact_match(right: Mapping[str, Mapping[str, float | int]]) -> None:
 
 
 def influence(stored: StoredInfluences, data: AttributionData) -> None:
-    """The most helpful and harmful training samples of one test, and the certificate of the scores."""
+    """Prints the most helpful and harmful training samples of one test, and the certificate of the scores."""
     t, train, test = stored.test_id, data.train_set, data.test_set
     label = "row" if isinstance(test, ConversationSet) else "label"
     order = np.argsort(stored.scores, kind="stable")
@@ -63,14 +64,14 @@ def influence(stored: StoredInfluences, data: AttributionData) -> None:
 
 
 def _solved(stored: StoredInfluences) -> str:
-    """How the scores came about and how far they can be trusted."""
+    """Describes the solve behind the scores and its error."""
     if stored.status == Status.REPLAYED.name:
         return f"{_residual(stored)} ({stored.steps} steps)"
     return f"{status_text(stored.status)} after {stored.steps} steps, {_residual(stored)}"
 
 
 def _residual(stored: StoredInfluences) -> str:
-    """How far the solve can be trusted, in words that keep the damped and the undamped system apart."""
+    """Describes the error of the solve, of the damped and of the undamped system."""
     if stored.residual is None:
         return "no solve, no residual"
     if stored.status == Status.REPLAYED.name:
@@ -85,7 +86,7 @@ def _residual(stored: StoredInfluences) -> str:
 
 
 def verdict(found: Verdict) -> None:
-    """Predicted against actual change of each test loss, and of all; what self-influence found of wrong answers."""
+    """Prints predicted against actual changes of each test loss and of all together, and the wrong labels found."""
     for t, one in found.items():
         print(f"\ntest {t}: predicted against actual change of its loss, removal {one.removal}")
         _one_test(one)
@@ -97,7 +98,7 @@ def verdict(found: Verdict) -> None:
 
 
 def _one_test(one: Comparison) -> None:
-    """The table of one test: of the scores, of each further method, of small steps and of groups."""
+    """Prints the table of one test: scores, further methods, small steps and groups."""
     columns = _statistics(one.statistics)
     if one.steps is not None:
         _small_steps(one, one.steps, columns)
@@ -109,9 +110,9 @@ def _one_test(one: Comparison) -> None:
 
 
 def _statistics(statistics: Statistics) -> int:
-    """A line for each row whose selection is not empty; gives the width of the column of names."""
-    there = [row for row in statistics.rows if row.n or row.selection == "all"]
-    own = {row.label: row for row in there if row.method in (SCORES, CORRECTED)}
+    """Prints a line for each row whose selection is not empty; returns the width of the column of names."""
+    shown = [row for row in statistics.rows if row.n or row.selection == "all"]
+    own = {row.label: row for row in shown if row.method in (SCORES, CORRECTED)}
     further = {row.method_label: row for row in statistics.further if row.method != CORRECTED}
     columns = max(_NAMES, *map(len, (*own, *further)))
     print(f"  {'refits':<{columns}}{'n':>4}  {'Pearson':<29}{'Spearman':<29}{'slope':<29}median rel. error")
@@ -129,7 +130,7 @@ def _cells(row: Row) -> str:
 
 
 def _small_steps(one: Comparison, steps: SmallSteps, columns: int) -> None:
-    """Scores against the measured derivative, and what is added on the way to a removal."""
+    """Prints scores against the measured derivative, and how far a whole removal departs from it."""
     low, high = WEIGHTS
     print(f"  refits of one sample at weight {low} and {high}: measured derivative against the scores")
     if (found := steps.agreement()) is None:
@@ -151,7 +152,7 @@ def _groups(groups: Sequence[GroupEffect]) -> None:
 
 
 def _mislabels(found: LabelErrors) -> None:
-    """A line for each ranking, plain loss last."""
+    """Prints a line for each ranking, plain loss last."""
     wrong, rows = found.corrupted, found.rows_checked
     print(f"\n{wrong} training answers are wrong on purpose; among the {rows} rows (10 %) of largest")
     for name, count in found.found.items():
@@ -186,3 +187,39 @@ def _with_interval(value: float | None, interval: tuple[float, float] | None, fo
     if interval is None:
         return f"{value:{form}}"
     return f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"
+
+
+def width(text: str) -> int:
+    """Counts the columns that a text takes."""
+    return sum(_width(character) for character in text)
+
+
+def padded(text: str, columns: int) -> str:
+    """Fills a text with spaces up to a number of columns."""
+    return text + " " * (columns - width(text))
+
+
+def cut(text: str, columns: int) -> str:
+    """Cuts the middle out of a text that is too wide: its end, such as an answer, matters as much as its beginning."""
+    if width(text) <= columns:
+        return text
+    room = columns - 1
+    head = _fitting(text, room - room // 2)
+    tail = _fitting(text[::-1], room - width(head))[::-1]
+    return f"{head.rstrip()}{ELLIPSIS}{tail.lstrip()}"
+
+
+def _fitting(text: str, columns: int) -> str:
+    """Returns the longest beginning of a text that fits."""
+    taken = 0
+    for at, character in enumerate(text):
+        taken += _width(character)
+        if taken > columns:
+            return text[:at]
+    return text
+
+
+def _width(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1

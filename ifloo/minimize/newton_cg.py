@@ -87,7 +87,7 @@ def newton_cg(
         tolerance: Gradient norm ‖∇J‖ to reach, nats per unit of the parameters.
         max_steps: Maximum number of Newton steps.
         inner: Settings of the inner solve; None for plain CG in the precision of θ.
-        start: J and ∇J at `theta`; None to compute them.
+        start: J and ∇J at `theta`; None if they have yet to be computed.
 
     Raises:
         WorkError: The tolerance was not reached; the message states the gradient norm reached and the likely cause.

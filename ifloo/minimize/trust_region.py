@@ -64,7 +64,7 @@ def trust_region(
         tolerance: Gradient norm ‖∇J‖ to reach, nats per unit of the parameters.
         max_steps: Maximum number of Newton steps, including rejected ones.
         inner: Settings of the inner solve; None for no preconditioner and the precision of θ.
-        start: J and ∇J at `theta`; None to compute them.
+        start: J and ∇J at `theta`; None if they have yet to be computed.
 
     Raises:
         WorkError: The tolerance was not reached; the message states the gradient norm reached and the likely cause.

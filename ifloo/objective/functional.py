@@ -45,7 +45,7 @@ def scoring(module: nn.Module) -> Generator[None, None, None]:
 @contextmanager
 def silenced(module: nn.Module) -> Generator[None, None, None]:
     """Turns off logging by the module and its submodules until exit: `self.log` fails inside a transform."""
-    if isinstance(module, Logs) and module.log is _no_log:  # the module is silenced already, and so are its parts
+    if isinstance(module, Logs) and module.log is _no_log:  # an outer context has silenced it and its submodules
         yield
         return
     with logging_to(module, _no_log, _no_log):

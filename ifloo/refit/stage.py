@@ -87,8 +87,8 @@ class RefitStage:
             test_ids: Ids of tests with scores in the folder.
 
         Raises:
-            InputError: Scores are missing, or the folder holds results of other settings or other test samples.
-            WorkError: A refit did not converge.
+            InputError: If scores are missing, or the folder holds results of other settings or other test samples.
+            WorkError: If a refit did not converge.
         """
         contents = contents_of(self.datamodule.test_batch, test_ids)
         sections = ("influence",) if self.overwrite else ("influence", SECTION)
@@ -108,8 +108,8 @@ class RefitStage:
             section: Name of their section in the manifest.
 
         Raises:
-            InputError: The files hold refits of other settings or other test samples.
-            WorkError: A refit did not converge.
+            InputError: If the files hold refits of other settings or other test samples.
+            WorkError: If a refit did not converge.
         """
         contents = contents_of(self.datamodule.test_batch, list(files))
         self._run(self._leave_one_out(files), section, files, ids, contents)

@@ -27,7 +27,7 @@ def contents_of(test_batch: Callable[[Sequence[int]], Batch], test_ids: Sequence
         test_ids: Ids of the samples.
 
     Raises:
-        InputError: An id is out of range.
+        InputError: If an id is out of range.
     """
     return {str(t): content_of(test_batch([t])) for t in test_ids}
 
@@ -43,7 +43,7 @@ def refuse_other_samples(manifest: Manifest, contents: Mapping[str, JSON], secti
         sections: Names of sections: `influence`, `loo`.
 
     Raises:
-        InputError: A test id stood for another sample when the results were made.
+        InputError: If a test id stood for another sample when the results were made.
     """
     stored = manifest.sections()
     for name in sections:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ifloo.cli import tables
-from ifloo.cli.columns import width
+from ifloo.cli.tables import width
 from ifloo.data.multimodal.tokenizer import ByteTokenizer
 from ifloo.stages import model_answers
 from ifloo.store import StoredInfluences

@@ -1,6 +1,6 @@
 import pytest
 
-from ifloo.cli.columns import cut, padded, width
+from ifloo.cli.tables import cut, padded, width
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,6 @@ from tests.report.html_pages import Reader
 from tests.verdict.results import ACTUAL, CONTROLS, REMOVED, SCORES, N, Results, T
 
 NOISY = SCORES + 5e-4 * np.random.default_rng(2).normal(size=N)
-<<<<<<< HEAD:tests/report/test_statistics.py
-=======
-VERDICT = (
-    *("agreements", "base_model", "comparison", "extremes", "group_effects"),
-    *("label_errors", "pooled", "predictions", "small_steps", "unverified"),
-)
->>>>>>> w-engD:tests/verdict/test_agreements.py
 EQUAL = "all actual changes are 0.001 nats"
 
 
@@ -217,7 +210,6 @@ def test_the_reasons():
 
 def test_the_statistics_need_no_drawing():
     """What is published as a number imports no Trainer, no picture, no page and no floor above."""
-<<<<<<< HEAD:tests/report/test_statistics.py
     room = Path(ifloo.verdict.__file__).parent
     files = {f"ifloo.verdict.{path.stem}" for path in room.glob("*.py")} - {"ifloo.verdict.__init__"}
     code = "import sys, importlib\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\nprint(*sys.modules)"
@@ -227,13 +219,4 @@ def test_the_statistics_need_no_drawing():
     assert files <= loaded
     heavy = ("lightning", "pytorch_lightning", "matplotlib", "tensorboard", "jinja2", "PIL")
     above = ("ifloo.report", "ifloo.stages", "ifloo.refit", "ifloo.models", "ifloo.data", "ifloo.cli", "ifloo.doctor")
-=======
-    code = "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\nprint(*sys.modules)"
-    names = [f"ifloo.verdict.{name}" for name in VERDICT]
-    shown = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=True)
-    loaded = set(shown.stdout.split())
-    assert set(names) == {name for name in loaded if name.startswith("ifloo.verdict.")}
-    heavy = ("lightning", "pytorch_lightning", "matplotlib", "tensorboard", "jinja2", "PIL")
-    above = ("ifloo.stages", "ifloo.refit", "ifloo.report", "ifloo.doctor", "ifloo.models", "ifloo.data", "ifloo.cli")
->>>>>>> w-engD:tests/verdict/test_agreements.py
     assert not [name for name in (*heavy, *above) if name in loaded]

@@ -95,11 +95,7 @@ def test_exact_rankings_are_told_with_their_certificate(layout, tmp_path, capsys
 def test_every_ranking_has_a_name(layout):
     own = {name: rankings()["tracin"] for name in ("self_influence", "left_out_loss")}
     write(layout, **own)
-<<<<<<< HEAD:tests/report/test_mislabels.py
-    found = find_label_errors(layout, DataNotes(Data()).corrupted_ids)
-=======
     found = find_label_errors(layout, WRONG)
->>>>>>> w-engD:tests/verdict/test_label_errors.py
     assert list(found.ranked) == list(NAMES)
     for name, wrong in found.ranked.items():
         assert int(wrong[: found.rows_checked].sum()) == found.found[name]
@@ -108,11 +104,7 @@ def test_every_ranking_has_a_name(layout):
 
 def test_a_ranking_that_is_not_there_is_not_told(layout):
     write(layout, tracin=False)
-<<<<<<< HEAD:tests/report/test_mislabels.py
-    assert find_label_errors(layout, DataNotes(Data()).corrupted_ids).to_json().keys() == {
-=======
     assert find_label_errors(layout, WRONG).to_json().keys() == {
->>>>>>> w-engD:tests/verdict/test_label_errors.py
         "corrupted",
         "looked_at",
         "last_layer",
@@ -122,11 +114,7 @@ def test_a_ranking_that_is_not_there_is_not_told(layout):
 
 
 def test_where_no_answer_is_known_to_be_wrong_nothing_is_said(layout):
-<<<<<<< HEAD:tests/report/test_mislabels.py
-    assert find_label_errors(layout, DataNotes(Data()).corrupted_ids) is None  # no file
-=======
     assert find_label_errors(layout, WRONG) is None  # no file
->>>>>>> w-engD:tests/verdict/test_label_errors.py
     write(layout)
     assert find_label_errors(layout, DataNotes(object()).corrupted_ids) is None
 
@@ -149,9 +137,5 @@ def test_where_no_answer_is_known_to_be_wrong_nothing_is_said(layout):
 def test_that_of_another_model_is_left_out(layout, caplog, changes, reason):
     write(layout, **changes)
     with caplog.at_level(logging.WARNING):
-<<<<<<< HEAD:tests/report/test_mislabels.py
-        assert find_label_errors(layout, DataNotes(Data()).corrupted_ids) is None
-=======
         assert find_label_errors(layout, WRONG) is None
->>>>>>> w-engD:tests/verdict/test_label_errors.py
     assert caplog.messages == [f"Self-influence is left out of the verdict: {reason}"]
