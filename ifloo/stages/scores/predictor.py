@@ -27,9 +27,7 @@ from ifloo.stages.scores.engine_choice import engine_for
 from ifloo.stages.settings import AttributionSettings
 
 log = logging.getLogger(__name__)
-SOLVED_TOGETHER = (
-    16  # queries of each block are solved by one process, which forms the same products as a single process would
-)
+SOLVED_TOGETHER = 16  # queries that one process solves for together: the same products as in a single process
 
 
 @dataclass(frozen=True)
@@ -95,9 +93,7 @@ class InfluencePredictor(L.LightningModule):
         self.directions: Directions | None = None
         self.stationarity: Stationarity | None = None
         self.world = ProcessGroup()
-        self._failure: Exception | None = (
-            None  # error of this process in the present run; raised at the end of the pass
-        )
+        self._failure: Exception | None = None  # error of this process in a run, raised at the end of the pass
         self._engine: InfluenceEngine | None = None
 
     @property
