@@ -139,7 +139,7 @@ def test_no_room_for_odds_and_ends():
 
 # Each file here is a method, or a ranking, of its own: a leaf that is read alone.
 METHODS = (
-    "curvature_route",
+    "influence_function",
     "gradient_cosine",
     "gradient_dot",
     "left_out",

@@ -6,11 +6,11 @@
 
 from typing import TYPE_CHECKING
 
-from ifloo.attribution.curvature_route import InfluenceFunction
 from ifloo.attribution.engine import Directions, InfluenceEngine
 from ifloo.attribution.gradient_cosine import GradientCosine
 from ifloo.attribution.gradient_dot import GradientDot
 from ifloo.attribution.head import HeadProducts
+from ifloo.attribution.influence_function import InfluenceFunction
 from ifloo.attribution.left_out import left_out_losses
 from ifloo.attribution.method import Method, MethodScores, TrainedModel
 from ifloo.attribution.one_step import OneStep

@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from ifloo.cli.checkpoint_settings import RECIPE
 from ifloo.errors import InputError
 from ifloo.refit import TrainerSettings
-from ifloo.refit.recipe import refuse_partial_data
+from ifloo.refit.trainer_settings import refuse_partial_data
 from ifloo.store import Layout, Manifest
 
 

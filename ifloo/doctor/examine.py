@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ifloo.attribution.curvature_route import refuse_decoupled
+from ifloo.attribution.influence_function import refuse_decoupled
 from ifloo.data import AdaptedData, unwrap_data
 from ifloo.doctor.finding import Finding, Severity, heaviest_first
 from ifloo.doctor.fit_findings import (

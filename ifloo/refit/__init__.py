@@ -8,10 +8,11 @@ from ifloo.refit.execution.job import RefitWork, TrainingLoader
 from ifloo.refit.extra_refits import WEIGHTS, ExtraRefits, Groups, WeightSteps
 from ifloo.refit.loo import LeaveOneOut
 from ifloo.refit.newton_finish import NewtonFinish
-from ifloo.refit.recipe import Refit, Refitter, TrainerSettings, quiet_lightning
+from ifloo.refit.refitter import Refit, Refitter
 from ifloo.refit.seeded_order import SeededOrder
 from ifloo.refit.selection import RefitSettings, controls, groups, removals, stepped
 from ifloo.refit.stage import RefitStage
+from ifloo.refit.trainer_settings import TrainerSettings, quiet_lightning
 
 __all__ = [
     "WEIGHTS",

@@ -17,7 +17,7 @@ from ifloo.minimize.newton_cg import FitEnd
 from ifloo.models import unwrap
 from ifloo.models.module import callbacks_of
 from ifloo.refit.newton_finish import NewtonFinish
-from ifloo.refit.recipe import TrainerSettings
+from ifloo.refit.trainer_settings import TrainerSettings
 from ifloo.store import JSON, replacing, sha256_of_tensors
 from ifloo.termination import sigterm_unwinds
 

@@ -18,7 +18,7 @@ from ifloo.params import ParamSpace
 from ifloo.refit.execution.job import RefitRequest, RefitResult, RefitWork, test_losses
 from ifloo.refit.execution.runner import GivenUp, InProcess, Runner
 from ifloo.refit.extra_refits import ExtraRefits
-from ifloo.refit.recipe import Refitter
+from ifloo.refit.refitter import Refitter
 from ifloo.refit.selection import RefitSettings
 from ifloo.store import JSON, NULL_ID, UNSURE, LossFile, LossRow
 

@@ -17,8 +17,9 @@ from ifloo.refit.execution.job import TrainingLoader
 from ifloo.refit.extra_refits import ExtraRefits, Groups, WeightSteps
 from ifloo.refit.loo import LeaveOneOut
 from ifloo.refit.newton_finish import NewtonFinish
-from ifloo.refit.recipe import Refitter, TrainerSettings
+from ifloo.refit.refitter import Refitter
 from ifloo.refit.selection import RefitSettings, controls, groups, removals, stepped
+from ifloo.refit.trainer_settings import TrainerSettings
 from ifloo.store import (
     JSON,
     WEIGHTS,

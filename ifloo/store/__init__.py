@@ -23,8 +23,8 @@ from ifloo.store.losses import NULL_ID, UNSURE, LossFile, LossRow
 from ifloo.store.manifest import Manifest, environment
 from ifloo.store.recorded_runs import RunFolder
 from ifloo.store.removals import StoredRemovals
+from ifloo.store.resumable import Section, settings_stamp
 from ifloo.store.sample_contents import content_of, contents_of, refuse_other_samples
-from ifloo.store.section import Section, settings_stamp
 from ifloo.store.self_influence import StoredSelfInfluence
 
 __all__ = [

@@ -19,7 +19,8 @@ from ifloo.models import LogisticRegression
 from ifloo.objective import FunctionalLosses, Objective, SampleWeights, TrainingData, sequential
 from ifloo.params import ParamSpace
 from ifloo.refit.newton_finish import NewtonFinish
-from ifloo.refit.recipe import Refitter, TrainerSettings
+from ifloo.refit.refitter import Refitter
+from ifloo.refit.trainer_settings import TrainerSettings
 from ifloo.solvers import CG, Nystrom
 
 pytestmark = pytest.mark.full

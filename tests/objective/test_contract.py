@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from ifloo.attribution.curvature_route import refuse_decoupled
+from ifloo.attribution.influence_function import refuse_decoupled
 from ifloo.errors import InputError
 from ifloo.models import Adapted, LogisticRegression, MultimodalLM, SampleLossModule
 from ifloo.objective import ModelContract, Objective, OutputLosses, Speaker, contract_of

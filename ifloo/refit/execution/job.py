@@ -20,7 +20,7 @@ from ifloo.models import SampleLossModule
 from ifloo.objective import Batch, SampleWeights, scoring
 from ifloo.objective.batches import to_module, without_ids
 from ifloo.params import ParamSpace
-from ifloo.refit.recipe import Refitter
+from ifloo.refit.refitter import Refitter
 from ifloo.refit.selection import RefitSettings
 from ifloo.refit.strategies.base import RefitStrategy, RefitTask
 from ifloo.refit.strategies.strategy_choice import choose_strategy

@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ifloo.errors import InputError
 from ifloo.gradients import sample_gradients
 from ifloo.models import SampleLossModule
 from ifloo.objective import SampleWeights, scoring
 from ifloo.params import ParamSpace
-from ifloo.refit.recipe import Refit, Refitter
+from ifloo.refit.refitter import Refit, Refitter
 from ifloo.solvers import SolveError
 
 
@@ -31,6 +32,10 @@ class RefitTask:
 
     weights: SampleWeights = field(default_factory=SampleWeights)
     displacement: Float[Tensor, " p"] | None = None
+
+
+class StrategyError(InputError):
+    """A refit strategy does not suit this model, its training or its data; the text gives the reason as one clause."""
 
 
 class RefitStrategy(ABC):

@@ -25,11 +25,11 @@ from ifloo.objective.out_of_memory import in_parts
 from ifloo.params import ParamSpace
 from ifloo.progress import bar
 from ifloo.refit.newton_finish import reachable
-from ifloo.refit.recipe import Refit, Refitter, quiet_lightning
-from ifloo.refit.strategies.base import OneByOne, RefitStrategy, RefitTask
+from ifloo.refit.refitter import Refit, Refitter
+from ifloo.refit.strategies.base import OneByOne, RefitStrategy, RefitTask, StrategyError
 from ifloo.refit.strategies.chord_module import ChordModule
 from ifloo.refit.strategies.replica_weights import ReplicaWeights
-from ifloo.refit.strategies.unsuitable import StrategyError
+from ifloo.refit.trainer_settings import quiet_lightning
 from ifloo.solvers import Cholesky
 from ifloo.solvers.cholesky import PreparedCholesky, bytes_needed
 from ifloo.termination import sigterm_unwinds

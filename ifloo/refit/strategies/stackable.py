@@ -16,9 +16,10 @@ from ifloo.models.hooks import overridden
 from ifloo.objective import Batch, SampleWeights, sample_ids
 from ifloo.objective.layers import BATCH_HOOKS
 from ifloo.params import ParamSpace
-from ifloo.refit.recipe import Refitter, TrainerSettings
+from ifloo.refit.refitter import Refitter
+from ifloo.refit.strategies.base import StrategyError
 from ifloo.refit.strategies.stacked_module import StackedModule
-from ifloo.refit.strategies.unsuitable import StrategyError
+from ifloo.refit.trainer_settings import TrainerSettings
 
 # Optimizers whose step of each entry of a parameter depends on the gradients of this entry only.
 ELEMENTWISE = (

@@ -20,7 +20,7 @@ from ifloo.objective import Batch, Objective, scoring
 from ifloo.objective.out_of_memory import in_parts
 from ifloo.params import ParamSpace
 from ifloo.refit.newton_finish import NewtonFinish, training_loader
-from ifloo.refit.recipe import Refit, Refitter
+from ifloo.refit.refitter import Refit, Refitter
 from ifloo.refit.strategies.base import RefitStrategy, RefitTask
 from ifloo.refit.strategies.replica_weights import ReplicaWeights
 from ifloo.refit.strategies.stackable import MemoryPerReplica, check_stackable

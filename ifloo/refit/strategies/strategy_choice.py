@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from ifloo.refit.recipe import Refitter
+from ifloo.refit.refitter import Refitter
 from ifloo.refit.strategies import ChordReplicas, StackedReplicas, StrategyError
 from ifloo.refit.strategies.base import OneByOne, RefitStrategy
 

@@ -7,7 +7,7 @@ import logging
 from torch import Tensor
 
 from ifloo.attribution import ForwardProducts, HeadProducts, InfluenceEngine, Products
-from ifloo.attribution.curvature_route import HEAD_BYTES, refuse_decoupled
+from ifloo.attribution.influence_function import HEAD_BYTES, refuse_decoupled
 from ifloo.curvature import Damped, Hessian, LinearHead, LinearOperator, as_head, head_or_hessian
 from ifloo.objective import Objective
 from ifloo.params import DTYPES

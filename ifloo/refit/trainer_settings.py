@@ -1,31 +1,21 @@
-"""Refits that repeat the Trainer fit of a base model under other sample weights, without output files or logs."""
+"""Settings of a Trainer that change the weights it trains, and Trainers made from them without output or logs."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning as L
-from torch.utils.data import DataLoader
 
-from ifloo.errors import InputError, WorkError
-from ifloo.minimize.newton_cg import FitEnd
-from ifloo.models import SampleLossModule
-from ifloo.models.module import callbacks_of
-from ifloo.objective import Batch, SampleWeights
-from ifloo.objective.loaders import identified
-from ifloo.refit.newton_finish import NewtonFinish
+from ifloo.errors import InputError
 from ifloo.refit.seeded_order import SeededOrder
-from ifloo.termination import sigterm_unwinds
 
-ModuleT = TypeVar("ModuleT", bound=L.LightningModule)
 _FULL_NAMES = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # precisions in Lightning
 
 
@@ -134,118 +124,6 @@ def refuse_partial_data(limit_train_batches: object, overfit_batches: object) ->
 def _algorithm_name(algorithm: object) -> str | None:
     """Converts the clipping algorithm to a string: Lightning's enum would be code to execute in a checkpoint."""
     return None if algorithm is None else str(algorithm.value if isinstance(algorithm, Enum) else algorithm).lower()
-
-
-class _AllowDecoupledDecay(L.Callback):
-    """Allows decoupled weight decay in a refit, because the recorded base fit took the same steps with it."""
-
-    records_steps = True
-
-
-class _Ending(L.Callback):
-    """Ends a single fit by a `NewtonFinish` that many fits share, and keeps the end of this fit."""
-
-    def __init__(self, finish: NewtonFinish) -> None:
-        self.finish = finish
-        self._end: FitEnd | None = None
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._end = self.finish.end_fit(trainer, pl_module)
-
-    def require(self) -> FitEnd:
-        """Returns the end of the fit.
-
-        Raises:
-            WorkError: If the fit was interrupted.
-        """
-        if self._end is None:
-            raise WorkError("A refit was interrupted before its end.\n  The same command goes on from here.")
-        return self._end
-
-
-@dataclass(frozen=True)
-class Refit:
-    """A refitted module and the end of its fit.
-
-    Attributes:
-        module: Trained module, with the sample weights of its fit.
-        minimum: J, ‖∇J‖ and number of steps at the end of the fit.
-        seconds: Wall time, seconds; for refits trained together, an equal share of it.
-    """
-
-    module: SampleLossModule
-    minimum: FitEnd
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Refitter:
-    """Fits the same model again under other sample weights, with the loader, seed and Trainer settings of the base fit.
-
-    Attributes:
-        start: Function that makes the module a refit starts from (a copy of the base model, or a new one).
-        loader: Function that makes a new training loader for each fit.
-        recipe: Settings of the Trainer.
-        finish: Callback that ends every fit; all refits share its data and its preconditioner.
-        seed: Random seed, set before each fit.
-        decays: Whether decoupled weight decay may be part of a step, as in the steps of a recorded base fit; if False,
-            it is refused.
-    """
-
-    start: Callable[[], SampleLossModule]
-    loader: Callable[[], DataLoader[Batch]]
-    recipe: TrainerSettings
-    finish: NewtonFinish
-    seed: int
-    decays: bool = False
-
-    def fit(
-        self, weights: SampleWeights | None = None, prepare: Callable[[SampleLossModule], None] | None = None
-    ) -> Refit:
-        """Trains one refit with a Trainer.
-
-        Args:
-            weights: Sample weights w; None removes no sample.
-            prepare: Function that changes the module before the fit, to displace its start.
-
-        Raises:
-            WorkError: If the fit does not reach the tolerance of `finish`.
-            Terminated: If the process receives SIGTERM.
-        """
-        begun = time.perf_counter()
-
-        def make() -> SampleLossModule:
-            module = self.start()
-            module.sample_weights = weights or SampleWeights()
-            if prepare:
-                prepare(module)
-            return module
-
-        ending = _Ending(self.finish)
-        module = self.train(make, ending)
-        return Refit(module, ending.require(), time.perf_counter() - begun)
-
-    def train(self, made: Callable[[], ModuleT], ending: L.Callback) -> ModuleT:
-        """Fits a module with a Trainer, after setting the seed.
-
-        Args:
-            made: Function that makes the module; called after the seed is set.
-            ending: Callback that acts when training ends.
-
-        Returns:
-            The trained module.
-
-        Raises:
-            Terminated: If the process receives SIGTERM.
-        """
-        with sigterm_unwinds(), quiet_lightning():
-            L.seed_everything(self.seed, workers=True, verbose=False)
-            module = made()
-            trainer = self.recipe.trainer(ending)
-            if self.decays:
-                callbacks_of(trainer).append(_AllowDecoupledDecay())
-            trainer.fit(module, identified(self.loader()))
-        return module
 
 
 @contextmanager

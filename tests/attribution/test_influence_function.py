@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ifloo.attribution import InfluenceFunction, TrainedModel, curvature_route
+from ifloo.attribution import InfluenceFunction, TrainedModel, influence_function
 from ifloo.attribution.recorded import State, training_time
 from ifloo.attribution.updates import Adam
 from ifloo.curvature import GaussNewton, Hessian, LinearHead
@@ -25,7 +25,7 @@ def test_damping_from_the_run(momentum, caplog):
     """1 / Σ rates = 0.833; momentum makes the run 1/(1 − momentum) times as long."""
     given, queries = trained(Logistic, momentum=momentum), made(Logistic).queries
     damping = (1 - momentum) / float(RATES.sum())
-    with caplog.at_level(logging.INFO, "ifloo.attribution.curvature_route"):
+    with caplog.at_level(logging.INFO, "ifloo.attribution.influence_function"):
         found = InfluenceFunction("gauss_newton", solver=Cholesky()).scores(given, queries)
     expected = InfluenceFunction("gauss_newton", damping=damping, solver=Cholesky()).scores(given, queries)
     # One damping by two ways to sum: a score is a sum of products up to 0.02 that may cancel, each to 2e-16 of it.
@@ -133,9 +133,9 @@ def test_a_linear_head_up_to_the_limit(monkeypatch):
     need = 50 * (4 + 3**2) * 8
     assert LinearHead.bytes_kept(problem.objective()) == need
     head, products = (InfluenceFunction("h", c, 0.1, Cholesky()) for c in (LinearHead, GaussNewton))
-    monkeypatch.setattr(curvature_route, "HEAD_BYTES", need)
+    monkeypatch.setattr(influence_function, "HEAD_BYTES", need)
     expected = products.scores(given, problem.queries).value
     torch.testing.assert_close(head.scores(given, problem.queries).value, expected, **CLOSE)
-    monkeypatch.setattr(curvature_route, "HEAD_BYTES", need - 1)
+    monkeypatch.setattr(influence_function, "HEAD_BYTES", need - 1)
     with pytest.raises(InputError, match=r"^h: a LinearHead of 50 training samples would keep 0\.0 GiB"):
         head.scores(given, problem.queries)

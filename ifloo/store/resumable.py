@@ -1,4 +1,4 @@
-"""Section of the manifest with its files: opened only under equal settings, or replaced."""
+"""Results that resume: a section of the manifest with its files, opened only under equal settings, or replaced."""
 
 from __future__ import annotations
 
