@@ -23,6 +23,7 @@ MEMBERS: dict[str, dict[str, str]] = {  # members of public classes, which do no
     "ifloo.models.AdaptedOutputs": {"still": "skip_training"},
     "ifloo.refit.ExtraRefits": {"takes": "record"},
     "ifloo.refit.LeaveOneOut": {"shelves": "extra_refits"},
+    "ifloo.refit.RefitWork": {"path": "strategy"},
     "ifloo.refit.TrainerSettings": {"compared": "identity_settings", "said": "from_flags"},
     "ifloo.solvers.Prepared": {"sandwich": "quadratic_forms"},
     "ifloo.solvers.Solver": {"chosen": "resolve"},
