@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,17 +21,17 @@ from ifloo.report.html import write_html
 from ifloo.report.safe_text import drawn
 from ifloo.report.tensorboard.event_file import TensorBoardReport
 from ifloo.report.tensorboard.gradient_projection import SampleGradients
-from ifloo.store import CORRECTED, Layout, StoredInfluences, influences, top_k, write_json
+from ifloo.store import CORRECTED, Layout, StoredInfluences, StoredSelfInfluence, influences, top_k, write_json
 from ifloo.verdict import (
     Comparison,
     Extremes,
-    LabelErrors,
     Verdict,
     compare,
     find_label_errors,
     method_label,
     unverified_tests,
 )
+from ifloo.verdict.label_errors import self_influences
 
 CAPTION, TITLE = 14, 40  # largest length of a label above a small picture and in a title, characters
 
@@ -66,17 +66,21 @@ class Reporter:
         Raises:
             InputError: If scores or refits are missing, or do not belong together.
         """
+        return self._verdict(test_ids, k, self_influences(self.layout) if self._wrong_ids else None)
+
+    def _verdict(self, test_ids: list[int], k: int, own: StoredSelfInfluence | None) -> Verdict:
         comparisons = {}
         for t in test_ids:
             stored = influences.load(self.layout.scores(t))
             comparisons[t] = compare(self.layout, t, top_k(stored.scores, stored.train_ids, k).tolist())
-        verdict = Verdict(comparisons, self.mislabels())
+        verdict = Verdict(comparisons, find_label_errors(own, self._wrong_ids))
         write_json(self.layout.verdict, verdict.to_json())
         return verdict
 
-    def mislabels(self) -> LabelErrors | None:
-        """Counts how many of the known wrong labels each ranking finds; None if no label is known to be wrong."""
-        return find_label_errors(self.layout, DataNotes(self.datamodule).corrupted_ids)
+    @property
+    def _wrong_ids(self) -> Collection[int]:
+        """Ids of the training samples whose label is known to be wrong."""
+        return DataNotes(self.datamodule).corrupted_ids
 
     def run(self, test_ids: list[int], k: int) -> Verdict:
         """Writes verdict.json, the figures, the page, and the files of TensorBoard.
@@ -93,9 +97,9 @@ class Reporter:
         Raises:
             WorkError: If a file could not be written; the errors of `verdict` are raised too.
         """
-        pending = unverified_tests(self.layout, test_ids)
+        pending, own = unverified_tests(self.layout, test_ids), self_influences(self.layout)
         verified = [t for t in test_ids if t not in pending]
-        verdict = self.verdict(verified, k) if verified else Verdict({}, self.mislabels())
+        verdict = self._verdict(verified, k, own) if verified else Verdict({}, find_label_errors(own, self._wrong_ids))
         figures = {t: self._figures(one, k) for t, one in verdict.items()}
         for t, named in figures.items():
             for name, figure in named.items():
@@ -104,7 +108,7 @@ class Reporter:
             save_figure(label_errors(verdict.mislabels), self.layout.label_errors)
         write_html(self.layout, self.datamodule, verdict, self.outcomes, pending)
         try:
-            self._to_tensorboard({t: stored for t, (stored, _) in pending.items()}, verdict, figures, k)
+            self._to_tensorboard({t: stored for t, (stored, _) in pending.items()}, verdict, figures, k, own)
         except OSError as error:
             raise WorkError(
                 f"TensorBoard's files could not be written to {self.log_dir}: {error.strerror or error}.\n"
@@ -181,10 +185,11 @@ class Reporter:
         verdict: Verdict,
         figures: Mapping[int, Mapping[str, Figure]],
         k: int,
+        own: StoredSelfInfluence | None,
     ) -> None:
         scored = {**{t: one.stored for t, one in verdict.items()}, **pending}
         all_figures = {**figures, **{t: self._of_scores(stored, k) for t, stored in pending.items()}}
-        board = TensorBoardReport(self.layout, self.datamodule, self.log_dir, self.outcomes, self.gradients)
+        board = TensorBoardReport(self.layout, self.datamodule, self.log_dir, self.outcomes, self.gradients, own)
         board.write(scored, verdict, all_figures)
 
 

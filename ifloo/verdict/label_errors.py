@@ -54,17 +54,17 @@ class LabelErrors:
         return {**counts, "chance": self.chance, **residual}
 
 
-def find_label_errors(layout: Layout, wrong: Collection[int]) -> LabelErrors | None:
+def find_label_errors(stored: StoredSelfInfluence | None, wrong: Collection[int]) -> LabelErrors | None:
     """Counts how many of the wrong rows each ranking finds.
 
     Args:
-        layout: Paths of the files.
+        stored: Self-influences of the base model that was scored; None if none are stored.
         wrong: Ids of the rows whose label is known to be wrong.
 
     Returns:
         The counts; None if no label is known to be wrong, or no self-influence is stored.
     """
-    if not wrong or (stored := self_influences(layout)) is None:
+    if not wrong or stored is None:
         return None
     n = len(stored.train_ids)
     rows_checked = max(1, round(n / PARTS))

@@ -15,7 +15,7 @@ from ifloo.report.tensorboard.gradient_projection import Sketch
 from ifloo.store import LossFile, LossRow, Manifest, StoredSelfInfluence, influences, self_influence
 from ifloo.store import settings_stamp as stamp
 from ifloo.verdict import Verdict
-from ifloo.verdict.label_errors import SECTION
+from ifloo.verdict.label_errors import SECTION, self_influences
 from tests.verdict.results import ACTUAL, BASE, IDS, REMOVED, SCORES, N, T, stored
 
 EVIL = "</script><img src=x onerror=alert(1)> **b** [a](javascript:1) | `c`\t#1\n\n# 你\u202e_x_ &lt; \ud800 \x07end"
@@ -121,7 +121,9 @@ def write(results, folder, tests=(T,), outcomes=None, data=None, gradients=None)
     refitted = [t for t in tests if results.layout.loo_losses(t).exists()]
     verdict = Reporter(results.layout, data, folder).verdict(refitted, 6) if refitted else Verdict({})
     scored = {t: influences.load(results.layout.scores(t)) for t in tests}
-    event_file.TensorBoardReport(results.layout, data, folder, outcomes or {}, gradients).write(scored, verdict, {})
+    own = self_influences(results.layout)
+    board = event_file.TensorBoardReport(results.layout, data, folder, outcomes or {}, gradients, own)
+    board.write(scored, verdict, {})
 
 
 class Board:

@@ -11,7 +11,8 @@ from ifloo.data.protocol import DataNotes
 from ifloo.report import Reporter
 from ifloo.stages.scores.self_influence import SECTION as WRITTEN
 from ifloo.store import Layout, Manifest, StoredSelfInfluence, self_influence, settings_stamp
-from ifloo.verdict.label_errors import NAMES, SECTION, find_label_errors
+from ifloo.verdict.label_errors import NAMES, SECTION, find_label_errors, self_influences
+from tests.report import boards
 from tests.verdict.results import BASE, IDS, N, Results, T
 
 COMPARED = {**BASE, "damping": 1e-3}
@@ -22,6 +23,10 @@ WRONG = tuple(IDS[[4, 7, 20, 33]].tolist())
 
 
 class Data:
+    corrupted_ids = WRONG
+
+
+class Shown(boards.Data):
     corrupted_ids = WRONG
 
 
@@ -95,7 +100,7 @@ def test_exact_rankings_are_told_with_their_certificate(layout, tmp_path, capsys
 def test_every_ranking_has_a_name(layout):
     own = {name: rankings()["tracin"] for name in ("self_influence", "left_out_loss")}
     write(layout, **own)
-    found = find_label_errors(layout, WRONG)
+    found = find_label_errors(self_influences(layout), WRONG)
     assert list(found.ranked) == list(NAMES)
     for name, wrong in found.ranked.items():
         assert int(wrong[: found.rows_checked].sum()) == found.found[name]
@@ -104,7 +109,7 @@ def test_every_ranking_has_a_name(layout):
 
 def test_a_ranking_that_is_not_there_is_not_told(layout):
     write(layout, tracin=False)
-    assert find_label_errors(layout, WRONG).to_json().keys() == {
+    assert find_label_errors(self_influences(layout), WRONG).to_json().keys() == {
         "corrupted",
         "looked_at",
         "last_layer",
@@ -114,14 +119,14 @@ def test_a_ranking_that_is_not_there_is_not_told(layout):
 
 
 def test_where_no_answer_is_known_to_be_wrong_nothing_is_said(layout):
-    assert find_label_errors(layout, WRONG) is None  # no file
+    assert find_label_errors(self_influences(layout), WRONG) is None  # no file
     write(layout)
-    assert find_label_errors(layout, DataNotes(object()).corrupted_ids) is None
+    assert find_label_errors(self_influences(layout), DataNotes(object()).corrupted_ids) is None
 
     class Clean:
         corrupted_ids = ()
 
-    assert find_label_errors(layout, DataNotes(Clean()).corrupted_ids) is None
+    assert find_label_errors(self_influences(layout), DataNotes(Clean()).corrupted_ids) is None
 
 
 @pytest.mark.parametrize(
@@ -137,5 +142,11 @@ def test_where_no_answer_is_known_to_be_wrong_nothing_is_said(layout):
 def test_that_of_another_model_is_left_out(layout, caplog, changes, reason):
     write(layout, **changes)
     with caplog.at_level(logging.WARNING):
-        assert find_label_errors(layout, WRONG) is None
-    assert caplog.messages == [f"Self-influence is left out of the verdict: {reason}"]
+        assert find_label_errors(self_influences(layout), WRONG) is None
+    warning = f"Self-influence is left out of the verdict: {reason}"
+    assert caplog.messages == [warning]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        verdict = Reporter(layout, Shown(), layout.root / "logs").run([T], 6)  # reads the file once
+    assert verdict.mislabels is None
+    assert caplog.messages == [warning]

@@ -19,9 +19,8 @@ from ifloo.report.figures.label_errors import label_errors
 from ifloo.report.tensorboard import markdown, projector
 from ifloo.report.tensorboard.gradient_projection import SampleGradients
 from ifloo.report.tensorboard.hyper_parameters import hyper_parameters
-from ifloo.store import Layout, Manifest, StoredInfluences
+from ifloo.store import Layout, Manifest, StoredInfluences, StoredSelfInfluence
 from ifloo.verdict import Comparison, Verdict
-from ifloo.verdict.label_errors import self_influences
 
 SUFFIX = ".report"  # suffix of the report's event file, by which a new report replaces the old one
 PERCENTILES = range(101)
@@ -61,6 +60,7 @@ class TensorBoardReport:
         log_dir: Run folder.
         outcomes: Outcome of the model by test id, such as "taken for a 6".
         gradients: Gradients of the training samples, for the projector; None leaves the projector out.
+        own: Self-influences of the training samples; None leaves them out.
     """
 
     layout: Layout
@@ -68,6 +68,7 @@ class TensorBoardReport:
     log_dir: Path
     outcomes: Mapping[int, str]
     gradients: SampleGradients | None = None
+    own: StoredSelfInfluence | None = None
 
     def write(
         self,
@@ -134,12 +135,12 @@ class TensorBoardReport:
 
     def _further(self, scored: Mapping[int, StoredInfluences]) -> dict[str, NDArray[np.float64]]:
         """Returns self-influences and losses of the training samples by name, `[n]`, in the order of the scores."""
-        if (found := self_influences(self.layout)) is None:
+        if self.own is None:
             return {}
         order = next(iter(scored.values())).train_ids
-        place = {i: k for k, i in enumerate(found.train_ids.tolist())}
+        place = {i: k for k, i in enumerate(self.own.train_ids.tolist())}
         at = [place[i] for i in order.tolist()]
-        return {name: values[at] for name, values in found.rankings.items()}
+        return {name: values[at] for name, values in self.own.rankings.items()}
 
     def _points(
         self, writer: SummaryWriter, stored: Sequence[StoredInfluences], further: Mapping[str, NDArray[np.float64]]
