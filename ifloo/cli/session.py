@@ -120,7 +120,7 @@ class Session:
             self.predict_trainer,
             overwrite=self.overwrite,
             recorded=RunFolder.of(exp.checkpoint),
-            refit_recipe=exp.base.record.get("said", {}) if exp.base else {},
+            refit_recipe=exp.base.record.get("given", {}) if exp.base else {},
         )
 
     def refit_stage(self, recipe: TrainerSettings) -> RefitStage:

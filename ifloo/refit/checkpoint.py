@@ -142,7 +142,7 @@ def load_foreign(path: Path, seed: int, settings: Mapping[str, Any]) -> BaseChec
     if any(v.dtype is torch.float64 for v in base.state.values()):
         defaults["precision"] = "64-true"
     identity = TrainerSettings(**{**defaults, **settings}).identity_settings()
-    record = {"model_class": None, "seed": seed, "fingerprint": None, "recipe": identity, "said": dict(settings)}
+    record = {"model_class": None, "seed": seed, "fingerprint": None, "recipe": identity, "given": dict(settings)}
     return _base(path, content, record)
 
 

@@ -1,4 +1,4 @@
-"""The leave-one-out stage: from a trained module and its scores to files of losses, resumable refit by refit."""
+"""Leave-one-out stage: from a trained module and its scores to files of losses, resumable refit by refit."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class LossFiles(NamedTuple):
 
 @dataclass(frozen=True)
 class RefitStage:
-    """Everything that refits need, and where their results go.
+    """Refits of scored tests, recorded in a folder of results and its manifest.
 
     Attributes:
         module: Module with the weights of the base model.
@@ -80,9 +80,9 @@ class RefitStage:
     overwrite: bool = False
 
     def leave_out_top(self, test_ids: Sequence[int]) -> None:
-        """Refits without the top-k ids of each scored test and the controls, and the other kinds of refit in settings.
+        """Makes the refits of scored tests: without top-k ids, without controls, and the other kinds in the settings.
 
-        Refits that are stored already are kept.
+        Stored refits are kept.
 
         Args:
             test_ids: Ids of tests with scores in the folder.
@@ -101,7 +101,7 @@ class RefitStage:
         self._run(refits, SECTION, files, top, contents)
 
     def leave_out(self, ids: Mapping[int, Sequence[int]], files: Mapping[int, LossFiles], section: str) -> None:
-        """Refits without these ids and the controls, into files with given names; stored refits are kept.
+        """Makes the refits without these ids and the controls, into files with given names; stored refits are kept.
 
         Args:
             ids: Training ids to leave out, by test id.
@@ -159,7 +159,7 @@ class RefitStage:
         return self.fresh
 
     def _extra_refits(self, top: Mapping[int, list[int]]) -> tuple[ExtraRefits, ...]:
-        """Builds the kinds of refit that the settings add to plain removals."""
+        """Builds the kinds of refit that the settings add to removals of one sample."""
         kinds: list[ExtraRefits] = []
         if self.settings.weight_steps:
             files = {w: [LossFile(self.layout.weight_losses(w, t)) for t in top] for w in WEIGHTS}

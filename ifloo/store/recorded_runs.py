@@ -101,8 +101,8 @@ class RunFolder:
         if not (self.path / "run.json").is_file():
             raise InputError(
                 f"There is no recorded run at {self.path}: the fit of this checkpoint was not recorded.\n"
-                "  Fit again with a config whose attribution.method (or one of attribution.further) needs the run: "
-                "`ifloo fit --overwrite`."
+                "  Fit again with a config whose attribution.method (or one of attribution.compare_with) needs the "
+                "run: `ifloo fit --overwrite`."
             )
         try:
             content: dict[str, Any] = json.loads((self.path / "run.json").read_text())

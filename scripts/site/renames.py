@@ -23,11 +23,12 @@ MEMBERS: dict[str, dict[str, str]] = {  # members of public classes, which do no
     "ifloo.models.AdaptedOutputs": {"still": "skip_training"},
     "ifloo.refit.ExtraRefits": {"takes": "record"},
     "ifloo.refit.LeaveOneOut": {"shelves": "extra_refits"},
+    "ifloo.refit.RefitWork": {"path": "strategy"},
     "ifloo.refit.TrainerSettings": {"compared": "identity_settings", "said": "from_flags"},
     "ifloo.solvers.Prepared": {"sandwich": "quadratic_forms"},
     "ifloo.solvers.Solver": {"chosen": "resolve"},
     "ifloo.stages.AttributionSettings": {"further": "compare_with"},
-    "ifloo.stages.InfluenceRun": {"further": "score_with", "listed": "score_tests", "take_part": "serve"},
+    "ifloo.stages.InfluenceStage": {"further": "score_with", "listed": "score_tests", "take_part": "serve"},
     "ifloo.store.Layout": {
         "all_scores_there": "existing_all_scores",
         "judged": "verdict_files",

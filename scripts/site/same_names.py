@@ -6,7 +6,7 @@ import griffe
 
 
 class SameNames(griffe.Extension):
-    """Lets such a name lead to the function, as an import does, and not to the module."""
+    """Makes such a name refer to the function, as an import does, not to the module."""
 
     def on_package(self, *, pkg: griffe.Module, **unused: object) -> None:
         """Replaces these modules among the members of their package, after all paths through them are resolved."""
@@ -17,9 +17,9 @@ class SameNames(griffe.Extension):
                     _resolve(member)
         for package in packages:
             for name, path in package.imports.items():
-                member = package.members.get(name)
-                if isinstance(member, griffe.Module) and path == f"{member.path}.{name}":
-                    package.members[name] = griffe.Alias(name, member.members[name], parent=package)
+                module = package.members.get(name)
+                if isinstance(module, griffe.Module) and path == f"{module.path}.{name}":
+                    package.members[name] = griffe.Alias(name, module.members[name], parent=package)
 
 
 def _modules(module: griffe.Module) -> list[griffe.Module]:

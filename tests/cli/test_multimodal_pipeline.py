@@ -158,8 +158,8 @@ def test_results_outlive_the_recorded_run(copied, rows):
     assert failed.code == 2
     assert failed.err.endswith(
         "ifloo: error: There is no recorded run at models/multimodal_base.run: the fit of this checkpoint was not "
-        "recorded.\n  Fit again with a config whose attribution.method (or one of attribution.further) needs the run: "
-        "`ifloo fit --overwrite`.\n"
+        "recorded.\n  Fit again with a config whose attribution.method (or one of attribution.compare_with) needs the "
+        "run: `ifloo fit --overwrite`.\n"
     )
 
 

@@ -142,8 +142,8 @@ def test_an_old_run_stays_until_a_new_one_is_whole(folder):
 def test_no_run(folder):
     assert refusal(folder) == (
         f"There is no recorded run at {folder.path}: the fit of this checkpoint was not recorded.\n"
-        "  Fit again with a config whose attribution.method (or one of attribution.further) needs the run: "
-        "`ifloo fit --overwrite`."
+        "  Fit again with a config whose attribution.method (or one of attribution.compare_with) needs the "
+        "run: `ifloo fit --overwrite`."
     )
 
 
