@@ -97,7 +97,7 @@ class InfluenceFunction(Method):
             raise InputError(
                 f"{self.label} takes its damping from the learning rates of the training run, and this model comes "
                 f"without one.\n  Give damping, in nats per squared parameter (0 at a minimum of J). {HOW_TO_RECORD}, "
-                "and it is found."
+                "to have it computed."
             )
         delta = 1 / training_time(run)
         log.info("%s: damping %.3g, one over the sum of the learning rates of %d steps.", self.label, delta, run.steps)

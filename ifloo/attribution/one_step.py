@@ -79,7 +79,7 @@ class OneStep(Method):
             raise InputError(
                 "OneStep takes its step from the learning rates of the training run, and this model comes without one."
                 "\n  Give rate, such as the learning rate times the number of steps. "
-                f"{HOW_TO_RECORD}, and it is found."
+                f"{HOW_TO_RECORD}, to have it computed."
             )
         return training_time(run)
 

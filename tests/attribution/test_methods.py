@@ -248,10 +248,10 @@ WITHOUT_RUN = {
     TracIn(): "TracIn follows the training run, and this model comes without one.\n"
     f"  {HOW_TO_RECORD}; or use a method that looks at the final weights alone, such as GradientDot.",
     OneStep(): "OneStep takes its step from the learning rates of the training run, and this model comes without one.\n"
-    f"  Give rate, such as the learning rate times the number of steps. {HOW_TO_RECORD}, and it is found.",
+    f"  Give rate, such as the learning rate times the number of steps. {HOW_TO_RECORD}, to have it computed.",
     InfluenceFunction("lissa"): "lissa takes its damping from the learning rates of the training run, and this model "
     "comes without one.\n  Give damping, in nats per squared parameter (0 at a minimum of J). "
-    f"{HOW_TO_RECORD}, and it is found.",
+    f"{HOW_TO_RECORD}, to have it computed.",
 }
 
 
