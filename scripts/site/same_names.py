@@ -10,6 +10,7 @@ class SameNames(griffe.Extension):
 
     def on_package(self, *, pkg: griffe.Module, **unused: object) -> None:
         """Replaces these modules among the members of their package, after all paths through them are resolved."""
+        griffe.DataclassesExtension().on_package(pkg=pkg)  # which would not reach the classes of these modules later
         packages = [pkg, *_modules(pkg)]
         for package in packages:
             for member in package.members.values():
@@ -17,9 +18,9 @@ class SameNames(griffe.Extension):
                     _resolve(member)
         for package in packages:
             for name, path in package.imports.items():
-                member = package.members.get(name)
-                if isinstance(member, griffe.Module) and path == f"{member.path}.{name}":
-                    package.members[name] = griffe.Alias(name, member.members[name], parent=package)
+                module = package.members.get(name)
+                if isinstance(module, griffe.Module) and path == f"{module.path}.{name}":
+                    package.members[name] = griffe.Alias(name, module.members[name], parent=package)
 
 
 def _modules(module: griffe.Module) -> list[griffe.Module]:
