@@ -10,6 +10,7 @@ class SameNames(griffe.Extension):
 
     def on_package(self, *, pkg: griffe.Module, **unused: object) -> None:
         """Replaces these modules among the members of their package, after all paths through them are resolved."""
+        griffe.DataclassesExtension().on_package(pkg=pkg)  # which would not reach the classes of these modules later
         packages = [pkg, *_modules(pkg)]
         for package in packages:
             for member in package.members.values():

@@ -75,11 +75,15 @@ def test_every_public_name_has_its_anchor(site, read):
 
 
 def test_a_function_with_the_name_of_its_module_is_shown_and_not_the_module(site):
+    """The classes of such a module keep their signatures."""
     for module in modules():
         room = importlib.import_module(module.path)
         inside = [name for name in module.names if isinstance(getattr(room, name), ModuleType)]
         page = (site / "api" / f"{module.room}.html").read_text()
         shown = re.findall(r'<h2 id="([\w.]+)" class="doc doc-heading">\s*<code class="[\w -]*doc-symbol-module"', page)
+        for name in (name for name in module.names if hasattr(getattr(room, name), "__dataclass_fields__")):
+            after = page.partition(f'id="{module.path}.{name}" class="doc doc-heading"')[2]
+            assert "doc-signature" in after.partition('class="doc doc-heading"')[0], name
         assert [f"{module.path}.{name}" for name in inside] == [path for path in shown if path.startswith(module.path)]
 
 
