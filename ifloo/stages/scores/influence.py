@@ -80,39 +80,45 @@ class InfluenceStage:
     refit_recipe: Mapping[str, JSON] = field(default_factory=dict)
 
     def score_tests(self) -> list[StoredInfluences]:
-        """Scores and top-k ids of the test ids listed; those already there are read, not made again.
+        """Writes scores and top-k ids of the tests in the settings; stored scores are read, not computed again.
+
+        Returns:
+            Stored scores of each test, in the order of the settings.
 
         Raises:
-            InputError: a test id out of range, or results of other settings in the folder.
-            SolveError: an inverse-HVP that cannot be trusted.
+            InputError: If a test id is out of range, or the folder holds results of other settings.
+            SolveError: If an inverse-Hessian-vector product did not converge.
         """
         assert self.settings.test_ids != "all"
-        wanted = list(self.settings.test_ids)
+        test_ids = list(self.settings.test_ids)
         replaced = [
             *self.layout.existing_scores(),
             *self.layout.existing_removals(),
-            *(self.layout.scores(t) for t in wanted),
+            *(self.layout.scores(t) for t in test_ids),
         ]
-        with self._section("influence", wanted, replaced).opened(self.overwrite):
+        with self._section("influence", test_ids, replaced).opened(self.overwrite):
             stamp = settings_stamp(self._identity_settings())
-            there = {t: scores_there(self.layout.scores(t), stamp, self.layout) for t in wanted}
-            found = {t: one for t, one in there.items() if one is not None}
+            on_disk = {t: scores_there(self.layout.scores(t), stamp, self.layout) for t in test_ids}
+            stored = {t: one for t, one in on_disk.items() if one is not None}
 
             def save(one: StoredInfluences) -> None:
                 influences.save(self.layout.scores(one.test_id), one)
-                found[one.test_id] = one
+                stored[one.test_id] = one
 
-            self.score([t for t in wanted if t not in found], save)
-        for t in wanted:  # top_k is free to change between runs
-            save_topk(self.layout.topk_ids(t), top_k(found[t].scores, found[t].train_ids, self.settings.top_k))
-        return [found[t] for t in wanted]
+            self.score([t for t in test_ids if t not in stored], save)
+        for t in test_ids:  # top_k may change between runs
+            save_topk(self.layout.topk_ids(t), top_k(stored[t].scores, stored[t].train_ids, self.settings.top_k))
+        return [stored[t] for t in test_ids]
 
     def all_tests(self) -> int:
-        """Scores of every test sample in the form asked for, and the index; returns how many were made in this run.
+        """Writes the scores of every test sample in the form of the settings, and the index.
+
+        Returns:
+            Number of tests scored in this run.
 
         Raises:
-            InputError: results of other settings or in another form in the folder.
-            SolveError: an inverse-HVP that cannot be trusted.
+            InputError: If the folder holds results of other settings or in another form.
+            SolveError: If an inverse-Hessian-vector product did not converge.
         """
         ids = [int(i) for i in self.datamodule.test_set.ids]
         with self._section("all_tests", [], self.layout.existing_all_scores()).opened(self.overwrite):
@@ -136,33 +142,33 @@ class InfluenceStage:
         return len(missing)
 
     def correct(self, scored: Sequence[StoredInfluences], ids: Sequence[int]) -> None:
-        """Predicts the removals of these ids with their leverage counted in; errors as those of `correct_removals`."""
+        """Predicts the removals of these ids with a correction for their leverage; raises as `correct_removals`."""
         queries = self.datamodule.test_batch([one.test_id for one in scored])
         solves = len(scored) * (1 + self.settings.top_k)
         correct_removals(self._predictor.build_engine(solves), queries, scored, ids, self.layout)
 
     def score_with(self, test_ids: Sequence[int]) -> None:
-        """Scores of the further methods asked for; errors as those of `MethodRun.further`."""
+        """Writes the scores of the methods to compare with; raises as `MethodRun.further`."""
         if self.settings.compare_with:
             self._methods.further(test_ids, self._model(), self.overwrite)
 
     def self_influence(self) -> None:
-        """What each training sample does to its own loss, if asked for; errors as those of `self_influences`."""
+        """Writes the self-influence of each training sample if the settings ask for it; raises as `self_influences`."""
         if self.settings.self_influence:
             self_influences(self._methods, self._model(), self.overwrite)
 
     def _model(self) -> dict[str, JSON]:
-        """The settings behind every method: of the model, and of its parameters."""
+        """Returns the settings behind every method: those of the model and of its parameters."""
         return {**self.origin, "parameters": list(self.settings.parameters), "dtype": self.settings.dtype}
 
     @cached_property
     def _methods(self) -> MethodRun:
-        """The methods other than curvature and solver; the data they read and check serve all of them."""
+        """Runner of the methods other than curvature and solver, which share the data it loads and checks."""
         device = self.make_trainer(InfluenceWriter(lambda block: None), False).strategy.root_device
         return MethodRun(self.module, self.datamodule, self.settings, self.layout, device, self.recorded)
 
     def serve(self) -> None:
-        """The share of a process that is not the first: it is told what to score, and writes nothing."""
+        """Computes the share of a process that is not the first: it receives the test ids, and writes nothing."""
         self._blocks(None, lambda block: None)
 
     def _folder(self, ids: Sequence[int]) -> AllTests:
@@ -172,14 +178,14 @@ class InfluenceStage:
         return (ScoreMatrix if self.settings.matrix else ScoreFiles)(self.layout, ids, train_ids)
 
     def _section(self, name: str, test_ids: Sequence[int], paths: Sequence[Path]) -> Section:
-        """The section of the manifest: test samples already scored must be the same, others may join."""
+        """Returns the section of the manifest: test samples already scored must be the same, others may join."""
         manifest, queries = Manifest.at(self.layout.manifest), contents_of(self.datamodule.test_batch, test_ids)
         compared = manifest.joined(name, self._identity_settings(), queries, self._free_settings(), self.overwrite)
         derived = self.layout.verdict_files if name == "influence" else []
         return Section(manifest, name, compared, self._free_settings(), paths, derived)
 
     def record(self, name: str, test_ids: Sequence[int]) -> None:
-        """Sets the section of the manifest for results written elsewhere, whatever it said before."""
+        """Sets the section of the manifest for results that a caller wrote, whatever its content was."""
         compared = {**self._identity_settings(), "queries": contents_of(self.datamodule.test_batch, test_ids)}
         Manifest.at(self.layout.manifest).record(name, compared, self._free_settings())
 
@@ -207,16 +213,20 @@ class InfluenceStage:
             ),
             "parameters": list(settings.parameters),
             "dtype": settings.dtype,
-            # Left out where it is that of the solve: results of before there was such a setting are the same.
+            # Left out where equal to the precision of the solve: results older than this setting are the same.
             **({"scores_dtype": settings.products_dtype} if settings.products_dtype else {}),
         }
 
     def score(self, test_ids: Sequence[int], save: Callable[[StoredInfluences], None]) -> None:
-        """Scores test samples in blocks and hands each over; writes nothing itself.
+        """Scores test samples in blocks and passes each to `save`; writes nothing itself.
+
+        Args:
+            test_ids: Ids of the tests to score.
+            save: Function that takes the scores of one test.
 
         Raises:
-            InputError: a test id out of range, or training data that no score can come from.
-            SolveError: an inverse-HVP that cannot be trusted.
+            InputError: If a test id is out of range, or the training data cannot be scored.
+            SolveError: If an inverse-Hessian-vector product did not converge.
         """
         if self.settings.method is not None:
             stamp = settings_stamp(self._identity_settings())
@@ -227,7 +237,7 @@ class InfluenceStage:
             records = self._records(block)
             warn_of_fixed_steps(records)
             for one in records:
-                save(replace(one, scores=one.scores.copy()))  # the block's memory is used again
+                save(replace(one, scores=one.scores.copy()))  # the next block reuses the memory
 
         self._blocks(test_ids, deliver)
 
@@ -247,8 +257,8 @@ class InfluenceStage:
         """Prepares the solver once, then solves, scores and delivers block by block, in all processes of the Trainer.
 
         Args:
-            test_ids: None in a process that is not the first.
-            deliver: called in the first process.
+            test_ids: Ids of the tests to score; None in a process that is not the first.
+            deliver: Function that takes each scored block, called in the first process.
         """
         predictor, dtype = self._predictor, torch.float32 if self.settings.test_ids == "all" else None
         size, n = self._block_size(8 if dtype is None else 4), sample_count(predictor.loader)

@@ -1,4 +1,4 @@
-"""The engine as a LightningModule: `Trainer.predict` walks over the training data, each batch gives its scores."""
+"""The influence engine as a LightningModule: `Trainer.predict` runs over the training data and scores each batch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ifloo.stages.scores.engine_choice import engine_for
 from ifloo.stages.settings import AttributionSettings
 
 log = logging.getLogger(__name__)
-SOLVED_TOGETHER = 16  # queries are dealt out to processes in such blocks: the same products as in one process
+SOLVED_TOGETHER = 16  # queries in one block of a process, which then computes the same products as a single process
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class ScoredBlock:
     """Scores of a block of queries on the host.
 
     Attributes:
-        scores: of all n training samples, maybe rounded.
-        mean: `[m]` float64, their means before rounding.
+        scores: Scores of all n training samples, possibly rounded.
+        mean: Means of the scores before rounding, `[m]` float64.
     """
 
     scores: Scores
@@ -44,18 +44,18 @@ class ScoredBlock:
 
 
 class InfluencePredictor(L.LightningModule):
-    """Scores samples against the present queries: those of the training data, or of any loader given to `predict`.
+    """Scores the samples of a `predict` run, by default those of the training data, against the present queries.
 
-    By hand: `trainer.predict(InfluencePredictor(module, train_loader, queries=batch), dataloaders)` gives `[m, b]` of
-    each batch, in order. Of a sample that is no training sample it is the derivative in its weight, were it added to J
-    with the weight of one: −(1/n) ∇L_t·H⁻¹∇ℓ, n that of the training data.
+    `trainer.predict(InfluencePredictor(module, train_loader, queries=batch), dataloaders)` returns `[m, b]` of each
+    batch, in order. The score of a sample outside the training data is the derivative in its weight if it were added
+    to J: −(1/n) ∇L_t·H⁻¹∇ℓ, with the n of the training data.
 
     Attributes:
-        queries: batch of test samples to explain; set anew before each predict run.
-        directions: H⁻¹∇L_t of those queries, from the start of a run on.
-        stationarity: what preflight measured.
-        right_hand_sides: queries in all runs together, for a solver that chooses by cost.
-        world: the processes that share the training samples; each also solves for its share of the queries.
+        queries: Batch of test samples to explain.
+        directions: H⁻¹∇L_t of the queries; None before a run.
+        stationarity: Measurements of the preflight; None before the engine is built.
+        right_hand_sides: Number of solves in all runs together, for a solver that chooses by cost.
+        world: Processes that share the training samples; each also solves for its share of the queries.
     """
 
     def __init__(
@@ -69,21 +69,22 @@ class InfluencePredictor(L.LightningModule):
         """Wraps a module.
 
         Args:
-            module: gives `sample_losses` and `penalty`, or is any LightningModule (see `Adapted`); its weights are θ̂.
-            loader: of the training data; its order and batch size do not matter.
-            settings: of the attribution; None: as they come. Which tests are meant is for `queries` to say.
-            right_hand_sides: how many queries (and other solves) there will be in all; None: as many as queries.
-            queries: batch of test samples, with their ids or without.
+            module: Module with `sample_losses` and `penalty`, or any LightningModule (see `Adapted`); its weights are
+                θ̂.
+            loader: Loader of the training data; its order and batch size do not matter.
+            settings: Settings of the attribution, except for the tests, which are `queries`; None for the defaults.
+            right_hand_sides: Number of queries and other solves in all runs; None for the number of queries.
+            queries: Batch of test samples, with or without their ids.
 
         Raises:
-            InputError: settings that ask for another method than the curvature, or no loss that could be scored.
+            InputError: If the settings select another method than the curvature, or the module has no sample losses.
         """
         super().__init__()
         settings = settings or AttributionSettings()
         if queries is not None:
             _refuse_other_methods(settings)
         module = module if isinstance(module, SampleLosses) else Adapted(module)
-        # A copy where the precision is another: whoever gave the module goes on with it as it was.
+        # A copy in another precision, so that the caller's module stays as it was.
         self.module = copy.deepcopy(module).to(settings.torch_dtype) if settings.torch_dtype else module
         self.loader, self.settings = loader, settings
         self.queries = queries
@@ -92,12 +93,12 @@ class InfluencePredictor(L.LightningModule):
         self.directions: Directions | None = None
         self.stationarity: Stationarity | None = None
         self.world = ProcessGroup()
-        self._failure: Exception | None = None  # of this process within the present run; raised at the end of the pass
+        self._failure: Exception | None = None  # error of this process, raised at the end of a run
         self._engine: InfluenceEngine | None = None
 
     @property
     def engine(self) -> InfluenceEngine:
-        """The engine that `build_engine` built; every run of `predict` calls it."""
+        """The engine that `build_engine` has built; every run of `predict` calls it."""
         assert self._engine is not None, "The engine of an InfluencePredictor is built by build_engine()."
         return self._engine
 
@@ -110,10 +111,10 @@ class InfluencePredictor(L.LightningModule):
         """Checks the premises of influence at the weights and builds the engine, once; the module is on its device.
 
         Args:
-            right_hand_sides: Number of solves to come, for a solver that chooses by cost; None: the attribute's.
+            right_hand_sides: Number of solves to come, for a solver that chooses by cost; None for the attribute.
 
         Raises:
-            InputError: No loss of this model can be scored with these settings.
+            InputError: If the settings do not suit this model.
         """
         if self._engine is None:
             settings, count = self.settings, right_hand_sides or self.right_hand_sides
@@ -127,7 +128,7 @@ class InfluencePredictor(L.LightningModule):
         return self._engine
 
     def share_runs(self, world: ProcessGroup, right_hand_sides: int) -> None:
-        """Sets what the runs to come have in common.
+        """Sets the processes and the number of solves that the next runs share.
 
         Args:
             world: Processes that share the training samples.
@@ -139,7 +140,7 @@ class InfluencePredictor(L.LightningModule):
         """Scores the training samples against a batch of test samples; the Trainer's `InfluenceWriter` delivers them.
 
         Raises:
-            SolveError: A solve that cannot be used.
+            SolveError: If a solve did not converge.
         """
         self.queries = queries
         trainer.predict(self, return_predictions=False)
@@ -150,7 +151,7 @@ class InfluencePredictor(L.LightningModule):
             raise self._failure
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """The training samples of this process in chunks; called when the module is on its device."""
+        """Returns the training samples of this process in chunks; called when the module is on its device."""
         with self.world.raise_together():
             engine = self.build_engine()
             # Lightning skips a run without batches, hooks included: a process without samples scores one dummy sample,
@@ -162,11 +163,11 @@ class InfluencePredictor(L.LightningModule):
             return loader if batched else DataLoader(loader.dataset, batch_size=1, collate_fn=_only)
 
     def on_predict_start(self) -> None:
-        """Solves for the directions; everything after is one pass over the data.
+        """Solves for the directions; the rest of the run is one pass over the data.
 
         Raises:
-            InputError: there are no queries.
-            SolveError: a solve that cannot be used.
+            InputError: If there are no queries.
+            SolveError: If a solve did not converge.
         """
         if self.queries is None:
             raise InputError(
@@ -196,7 +197,7 @@ class InfluencePredictor(L.LightningModule):
         return self.directions.value.new_empty(len(self.directions.value), 0)
 
     def _of_all(self, solved: Directions | None, m: int) -> Directions:
-        """The directions of all queries, each solved for by one process."""
+        """Gathers the directions of all queries, each solved for by one process."""
         theta, world = self.engine.theta, self.world
         value = theta.new_zeros(m, len(theta))
         if solved is not None:
@@ -210,7 +211,7 @@ class InfluencePredictor(L.LightningModule):
 
 
 class InfluenceWriter(BasePredictionWriter):
-    """Gathers the scores of a predict run in one block, allocated once, and hands it over in the first process."""
+    """Gathers the scores of a predict run in one block, allocated once, and delivers it in the first process."""
 
     def __init__(
         self,
@@ -218,12 +219,12 @@ class InfluenceWriter(BasePredictionWriter):
         dtype: torch.dtype | None = None,
         advance: Callable[[int], object] = lambda pairs: None,
     ) -> None:
-        """Writes nothing itself.
+        """Stores the settings.
 
         Args:
-            deliver: takes a finished block, whose memory is used again for the next.
-            dtype: of the block; None: that of the parameters.
-            advance: told of the (test, training sample) pairs scored since it was last told.
+            deliver: Function that takes a finished block, whose memory the next block reuses.
+            dtype: Precision of the block; None for that of the parameters.
+            advance: Function that takes the number of (test, training sample) pairs scored since its last call.
         """
         super().__init__(write_interval="batch")
         self.deliver, self.dtype, self.advance = deliver, dtype, advance
@@ -236,7 +237,7 @@ class InfluenceWriter(BasePredictionWriter):
         m = len(pl_module.directions.value)
         n = pl_module.engine.objective.n if world.first else share.stop - share.start
         with world.raise_together():
-            # Where the scores are made: one transfer a block, not one a batch.
+            # On the device of the scores: one transfer per block, not one per batch.
             if self._block is None or self._block.shape != (m, n):
                 self._block = None
                 self._block = torch.empty(m, n, dtype=self.dtype or theta.dtype, device=theta.device)
@@ -303,11 +304,11 @@ def _on_host(certificate: Certificate) -> Certificate:
 
 @contextmanager
 def solver_progress(engine: InfluenceEngine, shown: bool = True) -> Generator[None, None, None]:
-    """A progress line for the solve: steps, and the worst residual as the recurrence sees it."""
+    """Shows a progress line of the solve: steps, and the worst residual of the recurrence."""
     with tqdm(desc="inverse-HVP", unit="step", leave=False, mininterval=0.5, disable=not shown) as bar:
 
         def show(step: int, residual: float) -> None:
-            if residual == residual:  # a stochastic recursion has none of its own
+            if residual == residual:  # NaN: a stochastic recursion computes none
                 bar.set_postfix_str(f"residual {residual:.1e}", refresh=False)
             bar.update(max(0, step - bar.n))
 
