@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+__all__ = ["IflooError", "InputError", "WorkError"]  # public; the functions are helpers of ifloo
+
 NAMED = 3  # number of names listed in a message; the others are only counted
 
 

@@ -122,7 +122,7 @@ THEMES = {
     "light": Theme("#1f2430", "#5b6472", "#8f98a8", "#eef2fb", "#5470b8", "#f6f7f9"),
     "dark": Theme("#e8eaf0", "#a9b0be", "#7d8698", "#2a3450", "#8ea6e6", "#23262f"),
 }
-WIDTH, LABELS, ROW, BOX, GAP = 960, 280, 76, 34, 20  # px
+WIDTH, LABELS, ROW, BOX, GAP = 960, 312, 76, 36, 20  # px
 STYLE = "font-family='system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif'"
 
 
@@ -142,7 +142,7 @@ class Place:
 
 def _places(layers: Layers) -> dict[str, Place]:
     """Computes all positions, spread to fill the space right of the labels."""
-    widths = {room: 26 + 8.2 * len(room) for floor in HOUSE for room in floor.rooms}
+    widths = {room: 26 + 8.8 * len(room) for floor in HOUSE for room in floor.rooms}
     at = layers.positions(widths, GAP, LABELS, WIDTH - 16)
     low = min(x - widths.get(name, 0) / 2 for name, x in at.items())
     high = max(x + widths.get(name, 0) / 2 for name, x in at.items())
@@ -185,8 +185,8 @@ def _labels(theme: Theme) -> Iterator[str]:
         if r % 2 == 0:
             yield f"<rect x='0' y='{top}' width='{WIDTH}' height='{ROW}' rx='6' fill='{theme.band}'/>"
         name = "wing" if floor.number is None else f"floor {floor.number}"
-        yield f"<text x='16' y='{top + 33}' font-size='15' font-weight='600' fill='{theme.text}'>{name}</text>"
-        yield f"<text x='16' y='{top + 53}' font-size='12' fill='{theme.faint}'>{escape(floor.knows)}</text>"
+        yield f"<text x='16' y='{top + 33}' font-size='16' font-weight='600' fill='{theme.text}'>{name}</text>"
+        yield f"<text x='16' y='{top + 53}' font-size='13.5' fill='{theme.faint}'>{escape(floor.knows)}</text>"
 
 
 def picture(theme: Theme) -> str:
@@ -218,8 +218,8 @@ def picture(theme: Theme) -> str:
             left = place.x - place.width / 2
             out.append(
                 f"<rect x='{left:.1f}' y='{place.top:.1f}' width='{place.width:.1f}' height='{BOX}' rx='6' "
-                f"fill='{theme.box}' stroke='{theme.border}'/><text x='{place.x:.1f}' y='{place.top + 22:.1f}' "
-                f"font-size='14' text-anchor='middle' fill='{theme.text}'>{name}</text>"
+                f"fill='{theme.box}' stroke='{theme.border}'/><text x='{place.x:.1f}' y='{place.top + 23:.1f}' "
+                f"font-size='15' text-anchor='middle' fill='{theme.text}'>{name}</text>"
             )
     return "\n".join([*out, "</svg>", ""])
 

@@ -5,6 +5,7 @@ Those of the other pages are checked in tests/test_readme.py.
 
 import contextlib
 import importlib
+import inspect
 import io
 import re
 import shlex
@@ -13,10 +14,14 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import lightning as L
 import pytest
+import typing_extensions
 from matplotlib.mathtext import MathTextParser
 
 from ifloo.__main__ import main
+from ifloo.data import protocol as data_contract
+from ifloo.objective import protocol as model_contract
 from tests.cli.running import CHECKOUT, call
 from tests.conftest import LONG
 from tests.test_readme import README, RUN, check
@@ -122,6 +127,27 @@ def test_additions_pass_the_type_checker_of_the_project(tmp_path):
     assert (done.returncode, done.stdout) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("section", "contract", "every"),
+    [("A dataset", data_contract, L.LightningDataModule), ("A model", model_contract, L.LightningModule)],
+)
+def test_the_table_of_a_contract_has_its_members(section, contract, every):
+    """Those that every Lightning class has may be left out."""
+    text = ADDING.read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    cells = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| `")]
+    named = {name for cell in cells for name in re.findall(r"`(\w+)", cell)}
+    tokenizer = set(re.findall(r"`tokenizer`.*`(eos)`.*`(decode)", text)[0]) if section == "A dataset" else set()
+    classes = [c for _, c in inspect.getmembers(contract, inspect.isclass) if c.__module__ == contract.__name__]
+    stated = {name for c in classes if typing_extensions.is_protocol(c) for name in _members(c)}
+    stated |= {name for c in classes if c.__name__ == "ModelContract" for name in {*vars(c), *c.__annotations__}}
+    stated = {{"__len__": "len"}.get(name, name) for name in stated if name == "__len__" or not name.startswith("_")}
+    assert stated - set(dir(every)) <= named | tokenizer <= stated
+
+
+def _members(protocol: type) -> frozenset[str]:
+    return frozenset(typing_extensions.get_protocol_members(protocol))
+
+
 @every_page
 def test_formulas_are_well_formed(page):
     """By another reader of TeX than the one that shows the page: braces, commands and delimiters."""
@@ -134,6 +160,22 @@ def test_formulas_are_well_formed(page):
 def test_files_that_are_named_are_there(page):
     named = re.findall(r"`((?:ifloo|tests|configs|scripts)/[\w/.]+)`", page.read_text())
     assert [path for path in named if not (CHECKOUT / path).exists()] == []
+
+
+def test_the_files_of_the_mathematics_are_there():
+    """The last table names code and tests by file: the first one of a cell from its folder, others from any there."""
+    text = (CHECKOUT / "docs" / "mathematics.md").read_text().partition("\n## 12.")[2]
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ") and ".py`" in line]
+    assert len(rows) > 8
+    missing = []
+    for _, code, tests in rows:
+        for top, cell in (("ifloo", code), ("tests", tests)):
+            folder = CHECKOUT / top
+            for name in re.findall(r"`([\w/]+\.py|\w+/(?:\w+/)?)`", cell):
+                if not any((place / name).exists() for place in (CHECKOUT / top, folder)):
+                    missing.append(f"{top}/{name}")
+                folder = (CHECKOUT / top / name).parent if "/" in name else folder
+    assert missing == []
 
 
 @pytest.mark.parametrize("page", [*PAGES, *BESIDE], ids=lambda page: page.stem)

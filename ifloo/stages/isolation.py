@@ -36,9 +36,7 @@ def detached(module: ModuleT) -> ModuleT:
         for value in _nested(vars(part), sys.maxsize):
             if isinstance(value, _SHARED):
                 memo[id(value)] = value
-            elif (
-                isinstance(value, Tensor) and value.grad_fn is not None
-            ):  # such as losses kept until the end of the epoch
+            elif isinstance(value, Tensor) and value.grad_fn is not None:  # such as losses kept for the end of an epoch
                 memo[id(value)] = value.detach().clone()
     try:
         return copy.deepcopy(module, memo)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from scripts.architecture import HOUSE
 
 PACKAGE = Path(__file__).resolve().parents[2] / "ifloo"
 
@@ -16,7 +19,7 @@ class Module:
 
     Attributes:
         path: Dotted path, such as `ifloo.solvers`.
-        summary: First paragraph of its docstring.
+        summary: First paragraph of its docstring, without the number of its floor.
         names: Public names, in the order of the source.
     """
 
@@ -28,6 +31,13 @@ class Module:
     def room(self) -> str:
         """Part of the path after `ifloo`, the name of the page."""
         return self.path.split(".")[1]
+
+    @property
+    def place(self) -> str:
+        """Sentence that says on which floor the room is."""
+        (floor,) = (floor for floor in HOUSE if self.room in floor.rooms)
+        where = "In the wing" if floor.number is None else f"On floor {floor.number}"
+        return f"{where} of the [architecture](../architecture.md)."
 
 
 def modules() -> list[Module]:
@@ -41,8 +51,7 @@ def modules() -> list[Module]:
         outer = {name for other in found.values() if dotted.startswith(f"{other.path}.") for name in other.names}
         names = tuple(name for name in _public(tree, path.name != "__init__.py") if name not in outer)
         if names:
-            summary = (ast.get_docstring(tree) or "").split("\n\n")[0].replace("\n", " ")
-            found[dotted] = Module(dotted, summary, names)
+            found[dotted] = Module(dotted, _summary(tree), names)
     return list(found.values())
 
 
@@ -52,8 +61,10 @@ def pages() -> dict[str, str]:
     index = "# API reference\n\nEvery public name of ifloo, by room. Units, shapes and errors stand with each name.\n"
     for module in modules():
         uri = f"{module.room}.md"
-        level = 1 if uri not in text else 2
-        text.setdefault(uri, []).append(f"{'#' * level} {module.path}\n\n{module.summary}\n")
+        heading = f"# {module.path}\n\n{module.summary} {module.place}\n"
+        if uri in text:  # a package inside the room
+            heading = f"## {module.path}\n\n{module.summary}\n"
+        text.setdefault(uri, []).append(heading)
         text[uri] += [f"::: {module.path}.{name}\n" for name in module.names]
         links = ", ".join(f"[`{name}`]({uri}#{module.path}.{name})" for name in module.names)
         index += f"\n## [{module.path}]({uri})\n\n{module.summary}\n\n{links}\n"
@@ -68,6 +79,12 @@ def _sources() -> Iterator[Path]:
 def _dotted(path: Path) -> str:
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _summary(tree: ast.Module) -> str:
+    first = (ast.get_docstring(tree) or "").split("\n\n")[0].replace("\n", " ")
+    text = re.sub(r"^Floor \d+: ", "", first)
+    return text[:1].upper() + text[1:]
 
 
 def _public(tree: ast.Module, whole: bool) -> list[str]:

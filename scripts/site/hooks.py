@@ -9,8 +9,8 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-sys.path.insert(0, str(Path(__file__).parent))
-from api_pages import pages
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from scripts.site.api_pages import pages
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,8 +1,10 @@
 """The built site: whole, and without a network."""
 
+import importlib
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import unquote
 
 import pytest
@@ -70,6 +72,15 @@ def test_every_public_name_has_its_anchor(site, read):
     for module in modules():
         anchors = read[site / "api" / f"{module.room}.html"].anchors
         assert [name for name in module.names if f"{module.path}.{name}" not in anchors] == []
+
+
+def test_a_function_with_the_name_of_its_module_is_shown_and_not_the_module(site):
+    for module in modules():
+        room = importlib.import_module(module.path)
+        inside = [name for name in module.names if isinstance(getattr(room, name), ModuleType)]
+        page = (site / "api" / f"{module.room}.html").read_text()
+        shown = re.findall(r'<h2 id="([\w.]+)" class="doc doc-heading">\s*<code class="[\w -]*doc-symbol-module"', page)
+        assert [f"{module.path}.{name}" for name in inside] == [path for path in shown if path.startswith(module.path)]
 
 
 def test_what_others_made_comes_with_its_licence(site):

@@ -85,19 +85,15 @@ class InfluenceCallback(L.Callback):
             queries: Test samples: a batch, or a dataset or DataLoader whose first `num_queries` samples are used. Their
                 ids are those in the batch (key `idx` or `sample_index`, third item of a tuple), else their positions.
             every_n_epochs: Number of epochs between scorings during the fit; None: at the end only.
-            method: Any `Method` that needs no recorded run, such as `GradientDot()`. None: influence through the last
-                linear layer, −(1/n) ∇L_t·(H + δI)⁻¹∇ℓ_i with the inputs of the layer fixed, which is convex at any
-                weights, while the Hessian of a whole network in training is not positive definite.
+            method: Any `Method` that needs no recorded run. None: influence through the last linear layer with its
+                inputs fixed, −(1/n) ∇L_t·(H + δI)⁻¹∇ℓ_i, which is convex at any weights, unlike the whole network.
             parameters: Shell-style patterns of the parameters attributed; None: those of the last linear layer, or all
                 if a method is given.
-            sample_losses: Function of (module, batch) that returns unreduced losses, `[b]`, nats; for a module that
-                does not define them.
+            sample_losses: Function of (module, batch) that returns unreduced losses, `[b]`, nats; None: the module's.
             l2: Strength λ >= 0 of a penalty ½λ‖θ‖² that the training adds and `sample_losses` does not.
-            self_influence: Whether the effect of each training sample on its own loss is also computed, through the
-                last layer.
+            self_influence: Whether the effect of each training sample on its own loss is computed, in the last layer.
             damping: Number δ >= 0 added to the last layer's curvature, nats per squared parameter.
-            dtype: Precision of scoring; None: as trained, float32 for 16 bits, float64 where 32 are too few for the
-                solve.
+            dtype: Precision of scoring; None: as trained, float32 for 16 bits, float64 where the solve needs it.
             num_queries: Number of test samples taken from a dataset or DataLoader.
             batch_size: Number of training samples scored at once; None: that of the training loader.
             output_dir: Folder of the results; None: `influence` in the folder of the first logger, else in the

@@ -48,9 +48,7 @@ def _select_loopback() -> None:
     names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
     for name in names[:1]:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-        os.environ.setdefault(
-            "NCCL_SOCKET_IFNAME", f"={name}"
-        )  # without "=" NCCL takes all interfaces whose name begins so
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # without "=" it means all names that begin so
 
 
 def _store(port: int, rank: int, world_size: int) -> dist.Store:

@@ -21,9 +21,7 @@ if TYPE_CHECKING:  # not in every build of torch
     from torch.distributed import ProcessGroup as TorchGroup
 
 T = TypeVar("T")
-_TRANSPORT = re.compile(
-    r"gloo|nccl|connection (closed|reset)", re.IGNORECASE
-)  # words in torch's errors of a lost connection
+_TRANSPORT = re.compile(r"gloo|nccl|connection (closed|reset)", re.IGNORECASE)  # words in torch's transport errors
 MOVED_AT_ONCE = 16 << 20  # bytes of scores in one message between two processes
 
 

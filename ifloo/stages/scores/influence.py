@@ -54,13 +54,13 @@ MakeTrainer = Callable[[InfluenceWriter, bool], L.Trainer]  # (writer, whether t
 
 @dataclass(frozen=True)
 class InfluenceStage:
-    """Everything that scores need, and where their results go.
+    """Stage that scores the training samples of a trained module and writes the results.
 
     Attributes:
         module: Trained model, meeting the contract.
-        datamodule: Data module, set up.
+        datamodule: Data module, already set up.
         settings: Settings of the attribution.
-        layout: Files of results.
+        layout: Paths of the files.
         origin: Settings behind the checkpoint that change a number (compared), by name.
         make_trainer: Function that makes a Trainer for one pass over the training data, given the writer of its scores
             and whether to show a progress bar.
@@ -80,45 +80,42 @@ class InfluenceStage:
     refit_recipe: Mapping[str, JSON] = field(default_factory=dict)
 
     def score_tests(self) -> list[StoredInfluences]:
-        """Writes scores and top-k ids of the tests in the settings; stored scores are read, not computed again.
-
-        Returns:
-            Stored scores of each test, in the order of the settings.
+        """Writes and returns the scores of the listed test ids, with their top-k ids; scores already stored are kept.
 
         Raises:
-            InputError: If a test id is out of range, or the folder holds results of other settings.
-            SolveError: If an inverse-Hessian-vector product did not converge.
+            InputError: A test id is out of range, or the folder holds results of other settings.
+            SolveError: A solve failed.
         """
         assert self.settings.test_ids != "all"
-        test_ids = list(self.settings.test_ids)
+        ids = list(self.settings.test_ids)
         replaced = [
             *self.layout.existing_scores(),
             *self.layout.existing_removals(),
-            *(self.layout.scores(t) for t in test_ids),
+            *(self.layout.scores(t) for t in ids),
         ]
-        with self._section("influence", test_ids, replaced).opened(self.overwrite):
+        with self._section("influence", ids, replaced).opened(self.overwrite):
             stamp = settings_stamp(self._identity_settings())
-            on_disk = {t: scores_there(self.layout.scores(t), stamp, self.layout) for t in test_ids}
-            stored = {t: one for t, one in on_disk.items() if one is not None}
+            stored = {t: scores_there(self.layout.scores(t), stamp, self.layout) for t in ids}
+            found = {t: one for t, one in stored.items() if one is not None}
 
             def save(one: StoredInfluences) -> None:
                 influences.save(self.layout.scores(one.test_id), one)
-                stored[one.test_id] = one
+                found[one.test_id] = one
 
-            self.score([t for t in test_ids if t not in stored], save)
-        for t in test_ids:  # top_k may change between runs
-            save_topk(self.layout.topk_ids(t), top_k(stored[t].scores, stored[t].train_ids, self.settings.top_k))
-        return [stored[t] for t in test_ids]
+            self.score([t for t in ids if t not in found], save)
+        for t in ids:  # top_k may change between runs
+            save_topk(self.layout.topk_ids(t), top_k(found[t].scores, found[t].train_ids, self.settings.top_k))
+        return [found[t] for t in ids]
 
     def all_tests(self) -> int:
         """Writes the scores of every test sample in the form of the settings, and the index.
 
         Returns:
-            Number of tests scored in this run.
+            Number of test samples scored in this run.
 
         Raises:
-            InputError: If the folder holds results of other settings or in another form.
-            SolveError: If an inverse-Hessian-vector product did not converge.
+            InputError: The folder holds results of other settings, or in another form.
+            SolveError: A solve failed.
         """
         ids = [int(i) for i in self.datamodule.test_set.ids]
         with self._section("all_tests", [], self.layout.existing_all_scores()).opened(self.overwrite):
@@ -142,33 +139,33 @@ class InfluenceStage:
         return len(missing)
 
     def correct(self, scored: Sequence[StoredInfluences], ids: Sequence[int]) -> None:
-        """Predicts the removals of these ids with a correction for their leverage; raises as `correct_removals`."""
+        """Predicts the removals of these ids with leverage; raises the errors of `correct_removals`."""
         queries = self.datamodule.test_batch([one.test_id for one in scored])
         solves = len(scored) * (1 + self.settings.top_k)
         correct_removals(self._predictor.build_engine(solves), queries, scored, ids, self.layout)
 
     def score_with(self, test_ids: Sequence[int]) -> None:
-        """Writes the scores of the methods to compare with; raises as `MethodRun.further`."""
+        """Scores by the methods in `settings.compare_with`; raises the errors of `MethodRun.further`."""
         if self.settings.compare_with:
             self._methods.further(test_ids, self._model(), self.overwrite)
 
     def self_influence(self) -> None:
-        """Writes the self-influence of each training sample if the settings ask for it; raises as `self_influences`."""
+        """Writes self-influence if the settings request it; raises the errors of `self_influences`."""
         if self.settings.self_influence:
             self_influences(self._methods, self._model(), self.overwrite)
 
     def _model(self) -> dict[str, JSON]:
-        """Returns the settings behind every method: those of the model and of its parameters."""
+        """Returns the settings that all methods share: those of the model and of its parameters."""
         return {**self.origin, "parameters": list(self.settings.parameters), "dtype": self.settings.dtype}
 
     @cached_property
     def _methods(self) -> MethodRun:
-        """Runner of the methods other than curvature and solver, which share the data it loads and checks."""
+        """Run of the methods other than curvature and solver, which share the data that they read and check."""
         device = self.make_trainer(InfluenceWriter(lambda block: None), False).strategy.root_device
         return MethodRun(self.module, self.datamodule, self.settings, self.layout, device, self.recorded)
 
     def serve(self) -> None:
-        """Computes the share of a process that is not the first: it receives the test ids, and writes nothing."""
+        """Works as a process other than the first, which names the tests to score; writes nothing."""
         self._blocks(None, lambda block: None)
 
     def _folder(self, ids: Sequence[int]) -> AllTests:
@@ -178,14 +175,14 @@ class InfluenceStage:
         return (ScoreMatrix if self.settings.matrix else ScoreFiles)(self.layout, ids, train_ids)
 
     def _section(self, name: str, test_ids: Sequence[int], paths: Sequence[Path]) -> Section:
-        """Returns the section of the manifest: test samples already scored must be the same, others may join."""
+        """Returns the section of the manifest: tests already scored must be the same samples, others may join."""
         manifest, queries = Manifest.at(self.layout.manifest), contents_of(self.datamodule.test_batch, test_ids)
         compared = manifest.joined(name, self._identity_settings(), queries, self._free_settings(), self.overwrite)
         derived = self.layout.verdict_files if name == "influence" else []
         return Section(manifest, name, compared, self._free_settings(), paths, derived)
 
     def record(self, name: str, test_ids: Sequence[int]) -> None:
-        """Sets the section of the manifest for results that a caller wrote, whatever its content was."""
+        """Replaces the section of the manifest for results that were written by other code."""
         compared = {**self._identity_settings(), "queries": contents_of(self.datamodule.test_batch, test_ids)}
         Manifest.at(self.layout.manifest).record(name, compared, self._free_settings())
 
@@ -213,20 +210,16 @@ class InfluenceStage:
             ),
             "parameters": list(settings.parameters),
             "dtype": settings.dtype,
-            # Left out where equal to the precision of the solve: results older than this setting are the same.
+            # Omitted if it equals the precision of the solve, as in manifests older than this setting.
             **({"scores_dtype": settings.products_dtype} if settings.products_dtype else {}),
         }
 
     def score(self, test_ids: Sequence[int], save: Callable[[StoredInfluences], None]) -> None:
-        """Scores test samples in blocks and passes each to `save`; writes nothing itself.
-
-        Args:
-            test_ids: Ids of the tests to score.
-            save: Function that takes the scores of one test.
+        """Scores test samples in blocks and calls `save` with the record of each; writes nothing itself.
 
         Raises:
-            InputError: If a test id is out of range, or the training data cannot be scored.
-            SolveError: If an inverse-Hessian-vector product did not converge.
+            InputError: A test id is out of range, or the training data cannot be scored.
+            SolveError: A solve failed.
         """
         if self.settings.method is not None:
             stamp = settings_stamp(self._identity_settings())
@@ -237,7 +230,7 @@ class InfluenceStage:
             records = self._records(block)
             warn_of_fixed_steps(records)
             for one in records:
-                save(replace(one, scores=one.scores.copy()))  # the next block reuses the memory
+                save(replace(one, scores=one.scores.copy()))  # the memory of the block is reused
 
         self._blocks(test_ids, deliver)
 
@@ -257,8 +250,8 @@ class InfluenceStage:
         """Prepares the solver once, then solves, scores and delivers block by block, in all processes of the Trainer.
 
         Args:
-            test_ids: Ids of the tests to score; None in a process that is not the first.
-            deliver: Function that takes each scored block, called in the first process.
+            test_ids: Ids of the tests; None in all processes but the first.
+            deliver: Function of each finished block, called in the first process.
         """
         predictor, dtype = self._predictor, torch.float32 if self.settings.test_ids == "all" else None
         size, n = self._block_size(8 if dtype is None else 4), sample_count(predictor.loader)

@@ -1,4 +1,4 @@
-"""The influence engine as a LightningModule: `Trainer.predict` runs over the training data and scores each batch."""
+"""The engine as a LightningModule: `Trainer.predict` goes through the training data and scores each batch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ifloo.stages.scores.engine_choice import engine_for
 from ifloo.stages.settings import AttributionSettings
 
 log = logging.getLogger(__name__)
-SOLVED_TOGETHER = 16  # queries in one block of a process, which then computes the same products as a single process
+SOLVED_TOGETHER = 16  # queries that one process solves for together: the same products as in a single process
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class ScoredBlock:
     """Scores of a block of queries on the host.
 
     Attributes:
-        scores: Scores of all n training samples, possibly rounded.
-        mean: Means of the scores before rounding, `[m]` float64.
+        scores: Scores of all n training samples, rounded if the block has fewer bits.
+        mean: Means of the scores before rounding, `[m]`, float64.
     """
 
     scores: Scores
@@ -44,17 +44,17 @@ class ScoredBlock:
 
 
 class InfluencePredictor(L.LightningModule):
-    """Scores the samples of a `predict` run, by default those of the training data, against the present queries.
+    """Scores samples of the training data, or of any loader given to `predict`, against the present queries.
 
-    `trainer.predict(InfluencePredictor(module, train_loader, queries=batch), dataloaders)` returns `[m, b]` of each
-    batch, in order. The score of a sample outside the training data is the derivative in its weight if it were added
-    to J: −(1/n) ∇L_t·H⁻¹∇ℓ, with the n of the training data.
+    `trainer.predict(InfluencePredictor(module, train_loader, queries=batch), dataloaders)` returns scores `[m, b]` for
+    each batch, in order. The score of a sample outside the training data is the derivative in its weight if it were
+    added to J with the weight of a training sample: −(1/n) ∇L_t·H⁻¹∇ℓ, n the number of training samples.
 
     Attributes:
-        queries: Batch of test samples to explain.
-        directions: H⁻¹∇L_t of the queries; None before a run.
-        stationarity: Measurements of the preflight; None before the engine is built.
-        right_hand_sides: Number of solves in all runs together, for a solver that chooses by cost.
+        queries: Batch of test samples to explain; set before each predict run.
+        directions: Solutions H⁻¹∇L_t of those queries, set at the start of a run.
+        stationarity: |∇J| and the share of one sample, as preflight measured them.
+        right_hand_sides: Number of queries in all runs together, for a solver that chooses by cost.
         world: Processes that share the training samples; each also solves for its share of the queries.
     """
 
@@ -69,22 +69,22 @@ class InfluencePredictor(L.LightningModule):
         """Wraps a module.
 
         Args:
-            module: Module with `sample_losses` and `penalty`, or any LightningModule (see `Adapted`); its weights are
-                θ̂.
+            module: Module with `sample_losses` and `penalty`, or any LightningModule (see `Adapted`); its weights
+                are θ̂.
             loader: Loader of the training data; its order and batch size do not matter.
-            settings: Settings of the attribution, except for the tests, which are `queries`; None for the defaults.
-            right_hand_sides: Number of queries and other solves in all runs; None for the number of queries.
-            queries: Batch of test samples, with or without their ids.
+            settings: Settings of the attribution, whose `test_ids` are not used; None: the defaults.
+            right_hand_sides: Number of queries and other solves in all; None: the number of queries.
+            queries: Batch of test samples, with or without ids.
 
         Raises:
-            InputError: If the settings select another method than the curvature, or the module has no sample losses.
+            InputError: The settings name a method other than the curvature, or the module has no loss to score.
         """
         super().__init__()
         settings = settings or AttributionSettings()
         if queries is not None:
             _refuse_other_methods(settings)
         module = module if isinstance(module, SampleLosses) else Adapted(module)
-        # A copy in another precision, so that the caller's module stays as it was.
+        # A copy if the precision differs, so that the caller's module stays as it was.
         self.module = copy.deepcopy(module).to(settings.torch_dtype) if settings.torch_dtype else module
         self.loader, self.settings = loader, settings
         self.queries = queries
@@ -93,12 +93,12 @@ class InfluencePredictor(L.LightningModule):
         self.directions: Directions | None = None
         self.stationarity: Stationarity | None = None
         self.world = ProcessGroup()
-        self._failure: Exception | None = None  # error of this process, raised at the end of a run
+        self._failure: Exception | None = None  # error of this process in a run, raised at the end of the pass
         self._engine: InfluenceEngine | None = None
 
     @property
     def engine(self) -> InfluenceEngine:
-        """The engine that `build_engine` has built; every run of `predict` calls it."""
+        """The engine that `build_engine` built; every run of `predict` calls it."""
         assert self._engine is not None, "The engine of an InfluencePredictor is built by build_engine()."
         return self._engine
 
@@ -111,10 +111,10 @@ class InfluencePredictor(L.LightningModule):
         """Checks the premises of influence at the weights and builds the engine, once; the module is on its device.
 
         Args:
-            right_hand_sides: Number of solves to come, for a solver that chooses by cost; None for the attribute.
+            right_hand_sides: Number of solves to come, for a solver that chooses by cost; None: the attribute's.
 
         Raises:
-            InputError: If the settings do not suit this model.
+            InputError: No loss of this model can be scored with these settings.
         """
         if self._engine is None:
             settings, count = self.settings, right_hand_sides or self.right_hand_sides
@@ -128,7 +128,7 @@ class InfluencePredictor(L.LightningModule):
         return self._engine
 
     def share_runs(self, world: ProcessGroup, right_hand_sides: int) -> None:
-        """Sets the processes and the number of solves that the next runs share.
+        """Sets what the runs to come have in common.
 
         Args:
             world: Processes that share the training samples.
@@ -140,7 +140,7 @@ class InfluencePredictor(L.LightningModule):
         """Scores the training samples against a batch of test samples; the Trainer's `InfluenceWriter` delivers them.
 
         Raises:
-            SolveError: If a solve did not converge.
+            SolveError: A solve that cannot be used.
         """
         self.queries = queries
         trainer.predict(self, return_predictions=False)
@@ -158,7 +158,7 @@ class InfluencePredictor(L.LightningModule):
             # whose result is dropped.
             own = self.share if self.share.start < self.share.stop else slice(0, 1)
             loader = engine.products.loader(None if self.world.size == 1 else own)
-            # Lightning reads the place of each batch in the dataset, which a loader without batches does not know.
+            # Lightning reads the position of each batch in the dataset, which a loader without batches lacks.
             batched = loader.batch_sampler is not None
             return loader if batched else DataLoader(loader.dataset, batch_size=1, collate_fn=_only)
 
@@ -166,8 +166,8 @@ class InfluencePredictor(L.LightningModule):
         """Solves for the directions; the rest of the run is one pass over the data.
 
         Raises:
-            InputError: If there are no queries.
-            SolveError: If a solve did not converge.
+            InputError: `queries` is None.
+            SolveError: A solve failed.
         """
         if self.queries is None:
             raise InputError(
@@ -197,7 +197,7 @@ class InfluencePredictor(L.LightningModule):
         return self.directions.value.new_empty(len(self.directions.value), 0)
 
     def _of_all(self, solved: Directions | None, m: int) -> Directions:
-        """Gathers the directions of all queries, each solved for by one process."""
+        """Gathers the directions of all queries, each of which one process has solved for."""
         theta, world = self.engine.theta, self.world
         value = theta.new_zeros(m, len(theta))
         if solved is not None:
@@ -211,7 +211,7 @@ class InfluencePredictor(L.LightningModule):
 
 
 class InfluenceWriter(BasePredictionWriter):
-    """Gathers the scores of a predict run in one block, allocated once, and delivers it in the first process."""
+    """Collects the scores of a predict run in one block, allocated once, and delivers it in the first process."""
 
     def __init__(
         self,
@@ -219,12 +219,12 @@ class InfluenceWriter(BasePredictionWriter):
         dtype: torch.dtype | None = None,
         advance: Callable[[int], object] = lambda pairs: None,
     ) -> None:
-        """Stores the settings.
+        """Stores the functions to call; writes no file itself.
 
         Args:
-            deliver: Function that takes a finished block, whose memory the next block reuses.
-            dtype: Precision of the block; None for that of the parameters.
-            advance: Function that takes the number of (test, training sample) pairs scored since its last call.
+            deliver: Function of a finished block, whose memory is used again for the next block.
+            dtype: Precision of the block; None: that of the parameters.
+            advance: Function of the number of (test, training sample) pairs scored since its last call.
         """
         super().__init__(write_interval="batch")
         self.deliver, self.dtype, self.advance = deliver, dtype, advance
@@ -237,7 +237,7 @@ class InfluenceWriter(BasePredictionWriter):
         m = len(pl_module.directions.value)
         n = pl_module.engine.objective.n if world.first else share.stop - share.start
         with world.raise_together():
-            # On the device of the scores: one transfer per block, not one per batch.
+            # The block is on the device of the scores: one transfer for a block, not one for each batch.
             if self._block is None or self._block.shape != (m, n):
                 self._block = None
                 self._block = torch.empty(m, n, dtype=self.dtype or theta.dtype, device=theta.device)
@@ -282,7 +282,7 @@ def _refuse_other_methods(settings: AttributionSettings) -> None:
     if settings.method is not None:
         raise InputError(
             f"InfluencePredictor scores by curvature and solver; settings ask for method {settings.method.name}.\n"
-            "  Leave method out, or score by it: method.scores(Trained(objective, theta), queries)."
+            "  Leave method out, or score by it: method.scores(TrainedModel(objective, theta), queries)."
         )
 
 
@@ -304,11 +304,11 @@ def _on_host(certificate: Certificate) -> Certificate:
 
 @contextmanager
 def solver_progress(engine: InfluenceEngine, shown: bool = True) -> Generator[None, None, None]:
-    """Shows a progress line of the solve: steps, and the worst residual of the recurrence."""
+    """Shows a progress line during the solve: steps, and the worst residual of the recurrence."""
     with tqdm(desc="inverse-HVP", unit="step", leave=False, mininterval=0.5, disable=not shown) as bar:
 
         def show(step: int, residual: float) -> None:
-            if residual == residual:  # NaN: a stochastic recursion computes none
+            if residual == residual:  # NaN from a stochastic recursion, which has no residual
                 bar.set_postfix_str(f"residual {residual:.1e}", refresh=False)
             bar.update(max(0, step - bar.n))
 

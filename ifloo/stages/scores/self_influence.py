@@ -160,7 +160,7 @@ def _solver(configured: Solver, curvature: LinearOperator, n: int) -> Solver:
 
 
 def _left_out(engine: InfluenceEngine, own: SelfInfluence) -> Tensor | None:
-    """Computes the losses of samples left out; None unless a factor of a linear head with one row a sample exists."""
+    """Computes the losses of samples left out; None unless a factor of a linear head with one row per sample exists."""
     head, factor = as_head(engine.curvature), engine.prepared
     if head is None or head.chunks[0].inputs.shape[1] > 1 or not isinstance(factor, PreparedCholesky):
         log.info(
@@ -193,7 +193,7 @@ def _stored(run: MethodRun, exact: _Exact | None, stamp: str) -> StoredSelfInflu
 
 
 def _last_layer(run: MethodRun) -> NDArray[np.float64] | None:
-    """Computes self-influence in the last layer, in 32 bits: enough for a ranking, and it halves a large curvature."""
+    """Computes self-influence in the last layer, in 32 bits: enough for a ranking, at half the memory."""
     layer = last_linear_layer(run.module)
     if layer is None:
         log.info(NO_LAST_LAYER)

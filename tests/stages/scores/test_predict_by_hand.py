@@ -171,7 +171,7 @@ def test_another_method_is_refused():
         InfluencePredictor(small.module, small.loader, AttributionSettings(method=GradientDot()), queries=small.tests)
     assert str(said.value) == (
         "InfluencePredictor scores by curvature and solver; settings ask for method gradient_dot.\n"
-        "  Leave method out, or score by it: method.scores(Trained(objective, theta), queries)."
+        "  Leave method out, or score by it: method.scores(TrainedModel(objective, theta), queries)."
     )
 
 

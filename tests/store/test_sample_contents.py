@@ -1,4 +1,4 @@
-"""The content of a test sample is its own, whoever stands beside it."""
+"""The content of a test sample does not depend on the other samples of a batch."""
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
