@@ -27,7 +27,7 @@ MEMBERS: dict[str, dict[str, str]] = {  # members of public classes, which do no
     "ifloo.solvers.Prepared": {"sandwich": "quadratic_forms"},
     "ifloo.solvers.Solver": {"chosen": "resolve"},
     "ifloo.stages.AttributionSettings": {"further": "compare_with"},
-    "ifloo.stages.InfluenceRun": {"further": "score_with", "listed": "score_tests", "take_part": "serve"},
+    "ifloo.stages.InfluenceStage": {"further": "score_with", "listed": "score_tests", "take_part": "serve"},
     "ifloo.store.Layout": {
         "all_scores_there": "existing_all_scores",
         "judged": "verdict_files",
