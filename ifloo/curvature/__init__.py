@@ -1,11 +1,10 @@
 """Floor 2: the curvature of the whole objective as linear operators on flat vectors."""
 
-from ifloo.curvature.choice import head_or_hessian
 from ifloo.curvature.damped import Damped, batch_sampler, can_be_sampled, stochastic
 from ifloo.curvature.gauss_newton import GaussNewton
 from ifloo.curvature.head_rows import HeadRows
 from ifloo.curvature.hessian import Hessian
-from ifloo.curvature.linear_head import LinearHead, as_head
+from ifloo.curvature.linear_head import LinearHead, as_head, head_or_hessian
 from ifloo.curvature.operator import (
     BatchSampler,
     Definite,

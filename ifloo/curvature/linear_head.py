@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 
@@ -15,6 +15,7 @@ from ifloo.curvature.damped import Damped
 from ifloo.curvature.gram import Gram, head_core
 from ifloo.curvature.head_layer import ROUNDING, HeadLayer
 from ifloo.curvature.head_rows import HeadRows, refuse_other_uses, second_derivatives
+from ifloo.curvature.hessian import Hessian
 from ifloo.curvature.operator import Definite, LinearOperator, Sampler
 from ifloo.curvature.sample_mean import whole_data
 from ifloo.curvature.structure import Core, Cost, DenseForm, KroneckerFactors, Structure
@@ -279,3 +280,18 @@ def as_head(operator: LinearOperator) -> LinearHead | None:
     """Returns the linear head behind an operator with or without damping; None for any other operator."""
     base = operator.base if isinstance(operator, Damped) else operator
     return base if isinstance(base, LinearHead) else None
+
+
+def head_or_hessian(objective: Objective, theta: Tensor, otherwise: Callable[[str], object]) -> LinearOperator:
+    """Returns a `LinearHead` if θ is one linear layer on fixed inputs, or else the `Hessian`; both are the same matrix.
+
+    Args:
+        objective: Objective J(θ; w).
+        theta: Parameters at which the Hessian is taken.
+        otherwise: Function that is called with the reason, in one line, if the result is a `Hessian`.
+    """
+    try:
+        return LinearHead(objective, theta)
+    except InputError as error:
+        otherwise(str(error).splitlines()[0])
+        return Hessian(objective, theta)
