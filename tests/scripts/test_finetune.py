@@ -47,7 +47,7 @@ def test_scores_and_refits_of_a_fine_tuned_network(checkpoint):
         checkpoint.parent,
         "pipeline",
         *(f"--config={CONFIG}", *SMALL, f"--attribution.solver.init_args.{SKETCH}", f"--finish.{SKETCH}"),
-        *("--refit.null_refits=2", "--trainer.logger=false", "--attribution.further=[]"),
+        *("--refit.null_refits=2", "--trainer.logger=false", "--attribution.compare_with=[]"),
     )
     assert said.code == 0, said.err
     verdict = json.loads((checkpoint.parent / "outputs" / "finetune" / "verdict.json").read_text())

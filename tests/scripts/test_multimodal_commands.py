@@ -134,7 +134,7 @@ def test_a_solver_is_one_of_gauss_newton(copied):
         (
             "--recursion_depth 20 --damp 0.01 --scale 25",
             [
-                "method=ifloo.attribution.CurvatureRoute",
+                "method=ifloo.attribution.InfluenceFunction",
                 "method.label=gauss_newton_lissa",
                 "method.solver=ifloo.solvers.LiSSA",
                 "method.damping=0.25",
@@ -144,7 +144,7 @@ def test_a_solver_is_one_of_gauss_newton(copied):
         ),
         (
             "--damping 0.1",
-            ["method=ifloo.attribution.CurvatureRoute", "method.label=gauss_newton", "method.damping=0.1"],
+            ["method=ifloo.attribution.InfluenceFunction", "method.label=gauss_newton", "method.damping=0.1"],
         ),
         (
             "--all_test_ids 1 --solver exact --damping 2",
