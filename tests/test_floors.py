@@ -1,6 +1,7 @@
 """The house has floors: a module imports from floors below only. And its rooms stay small."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -167,3 +168,9 @@ def test_methods_of_attribution_are_leaves():
         if path.stem != "__init__" and name.removeprefix("ifloo.attribution.") in METHODS
     ]
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_docstring_that_names_a_floor_names_its_own(path):
+    named = re.match(r"Floor (\d+):", ast.get_docstring(ast.parse(path.read_text())) or "")
+    assert named is None or int(named[1]) == FLOORS[room_of(path)]

@@ -1,1 +1,1 @@
-"""Floor 7: the command line; wiring only."""
+"""Floor 9: the command line; wiring only."""
