@@ -91,7 +91,7 @@ def test_every_file_of_the_package_is_in_it_and_no_other(content):
         "ifloo/py.typed",
         "ifloo/configs/mnist.yaml",
         "ifloo/data/embedded/train-images-idx3-ubyte.gz",
-        "ifloo/report/fonts/han.ttf",
+        "ifloo/report/figures/fonts/han.ttf",
         "ifloo/report/html/report.html.j2",
         "ifloo/report/html/report.css",
         "ifloo/report/html/report.js",

@@ -39,7 +39,7 @@ def _in_an_outer_package(module: str, name: str, shown: set[str]) -> bool:
 def test_modules_beside_the_packages_show_their_classes_and_functions():
     assert {module.path for module in modules()} >= {"ifloo.agreement", "ifloo.errors", "ifloo.params"}
     (errors,) = (module for module in modules() if module.path == "ifloo.errors")
-    assert errors.names == ("IflooError", "InputError", "WorkError", "summarise", "first_sentence")
+    assert errors.names == ("IflooError", "InputError", "WorkError")
 
 
 def test_a_room_has_one_page_and_a_section_in_the_index():
