@@ -7,6 +7,7 @@ import pytest
 
 from ifloo.__main__ import main
 from ifloo.cli.lightning_cli import IflooCLI
+from ifloo.cli.session import Session
 from tests.cli.running import CHECKOUT, call
 
 CONFIGS = sorted((CHECKOUT / "configs").glob("*.yaml"))
@@ -24,19 +25,20 @@ QUICK = {
 every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 
 
-def parsed(folder: Path, command: str, config: Path, more: Sequence[str] = ()) -> dict[str, object]:
-    """What a command would work with: the config parsed, its classes made, no work done."""
-    made: dict[str, object] = {}
+def parsed(folder: Path, command: str, config: Path, more: Sequence[str] = ()) -> Session:
+    """The session of a command: the config parsed, its classes made, no work done."""
+    sessions: list[Session] = []
 
     def program(arguments: Sequence[str]) -> int:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.argv", ["ifloo", *arguments])
-            IflooCLI(lambda setup: made.update(vars(setup)))
+            IflooCLI(sessions.append)
         return 0
 
     outcome = call(program, folder, [command, f"--config={config}", "--trainer.accelerator=cpu", *more])
     assert outcome.code == 0, outcome.err
-    return made
+    (session,) = sessions
+    return session
 
 
 def test_there_is_a_row_for_every_config():
@@ -51,10 +53,10 @@ def test_a_config_fits_on_a_screen(config):
 @every_config
 @pytest.mark.parametrize("command", ["fit", "pipeline"])
 def test_a_config_instantiates_before_a_fit(tmp_path, config, command):
-    made = parsed(tmp_path, command, config)
-    assert made["experiment"] == config.stem
-    assert made["base"] is None
-    assert made["checkpoint"] == Path(f"models/{config.stem}_base.pth")
+    experiment = parsed(tmp_path, command, config).experiment
+    assert experiment.name == config.stem
+    assert experiment.base is None
+    assert experiment.checkpoint == Path(f"models/{config.stem}_base.pth")
 
 
 @every_config
@@ -64,14 +66,14 @@ def test_a_config_instantiates_after_a_fit(tmp_path, config):
     outcome = call(main, tmp_path, ["fit", f"--config={config}", "--trainer.accelerator=cpu", *quick])
     assert outcome.code == 0, outcome.err
     for command in ("influence", "loo", "report", "pipeline"):
-        made = parsed(tmp_path, command, config, quick)
-        assert made["base"] is not None
-        assert made["experiment"] == config.stem
+        experiment = parsed(tmp_path, command, config, quick).experiment
+        assert experiment.base is not None
+        assert experiment.name == config.stem
 
 
 @pytest.mark.parametrize(("said", "run"), [((), "flips"), (("--trainer.logger.init_args.name=mine",), "mine")])
 def test_a_run_is_named_after_its_experiment(tmp_path, said, run):
     """One folder for the fit and its report, whatever the experiment; a name that is given stays."""
     config = CHECKOUT / "configs" / "mnist.yaml"
-    made = parsed(tmp_path, "pipeline", config, ["--experiment=flips", "--data.source=embedded", *said])
-    assert Path(made["trainer"].logger.log_dir) == Path("lightning_logs") / run
+    session = parsed(tmp_path, "pipeline", config, ["--experiment=flips", "--data.source=embedded", *said])
+    assert Path(session.trainer.logger.log_dir) == Path("lightning_logs") / run
