@@ -131,14 +131,14 @@ class Adapted(SampleLossModule):
         """Returns the state dict of the wrapped module, so that checkpoints are checkpoints of that module."""
         return self.model.state_dict(*args, **kwargs)
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    def load_state_dict(  # the module's own may take other arguments
+        self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> _IncompatibleKeys:
         """Loads weights into the wrapped module, which is converted to float64 if the weights are float64."""
         # A Trainer with precision 64-true does not record the precision in the module.
         if any(isinstance(v, Tensor) and v.dtype is torch.float64 for v in state_dict.values()):
             self.model.to(torch.float64)
-        found: _IncompatibleKeys = self.model.load_state_dict(state_dict, strict, assign)
+        found: _IncompatibleKeys = self.model.load_state_dict(state_dict, *args, **kwargs)
         return found
 
     @property

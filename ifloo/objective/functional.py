@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -13,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, map_tensors, without_ids
-from ifloo.objective.protocol import Logs, LogsMany, OutputLosses, contract_of
+from ifloo.objective.protocol import Logs, OutputLosses, contract_of
 from ifloo.params import ParamSpace
 
 
@@ -45,7 +46,7 @@ def scoring(module: nn.Module) -> Generator[None, None, None]:
 @contextmanager
 def silenced(module: nn.Module) -> Generator[None, None, None]:
     """Turns off logging by the module and its submodules until exit: `self.log` fails inside a transform."""
-    if isinstance(module, Logs) and module.log is _no_log:  # an outer context has silenced it and its submodules
+    if _is_logger(module) and module.log is _no_log:  # an outer context has silenced it and its submodules
         yield
         return
     with logging_to(module, _no_log, _no_log):
@@ -56,26 +57,29 @@ def silenced(module: nn.Module) -> Generator[None, None, None]:
 def logging_to(
     module: nn.Module, log: Callable[..., None], log_dict: Callable[..., None]
 ) -> Generator[None, None, None]:
-    """Replaces `self.log` and `self.log_dict` of the module and its submodules until exit."""
-    with_log: list[tuple[Logs, Callable[..., None]]] = [(m, m.log) for m in module.modules() if isinstance(m, Logs)]
-    with_log_dict: list[tuple[LogsMany, Callable[..., None]]] = [
-        (m, m.log_dict) for m, _ in with_log if isinstance(m, LogsMany)
-    ]
-    for logger, _ in with_log:
-        logger.log = log
-    for dict_logger, _ in with_log_dict:
-        dict_logger.log_dict = log_dict
+    """Replaces `self.log` and `self.log_dict` of the module and its submodules until exit.
+
+    Only LightningModules log; a flag, a tensor or a function that another module calls `log` is part of its forward
+    pass and stays.
+    """
+    before = [(m, m.log, m.log_dict) for m in module.modules() if _is_logger(m)]
+    for logger, _, _ in before:
+        logger.log, logger.log_dict = log, log_dict
     try:
         yield
     finally:
-        for logger, before in with_log:
-            del logger.log
-            if not isinstance(logger, Logs) or logger.log != before:  # an attribute of the instance, not of its class
-                logger.log = before
-        for dict_logger, before in with_log_dict:
-            del dict_logger.log_dict
-            if not isinstance(dict_logger, LogsMany) or dict_logger.log_dict != before:
-                dict_logger.log_dict = before
+        for logger, own_log, own_log_dict in before:
+            del logger.log, logger.log_dict
+            if logger.log != own_log:  # it was an attribute of the instance, not a method of its class
+                logger.log = own_log
+            if logger.log_dict != own_log_dict:
+                logger.log_dict = own_log_dict
+
+
+def _is_logger(module: nn.Module) -> TypeGuard[Logs]:
+    """Whether `log` and `log_dict` are the methods of a LightningModule, known by name: no Lightning is loaded here."""
+    named = any(cls.__name__ == "LightningModule" for cls in type(module).__mro__)
+    return named and isinstance(module, Logs) and callable(module.log) and callable(module.log_dict)
 
 
 def _no_log(*_: object, **__: object) -> None:

@@ -66,12 +66,6 @@ class Logs(Protocol):
     """A module that logs numbers, as every LightningModule does."""
 
     log: Callable[..., None]
-
-
-@runtime_checkable
-class LogsMany(Protocol):
-    """A module that logs many numbers at once, as every LightningModule does."""
-
     log_dict: Callable[..., None]
 
 

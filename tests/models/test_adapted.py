@@ -208,6 +208,16 @@ def test_checkpoints_and_hyper_parameters_are_those_of_the_module(net):
     assert torch.equal(other.model.head.weight, net.head.weight)
 
 
+def test_a_module_loads_weights_by_its_own_method():
+    class Renaming(Net):
+        def load_state_dict(self, state_dict, strict=True):
+            return super().load_state_dict({name.removeprefix("old."): v for name, v in state_dict.items()}, strict)
+
+    adapted, weights = Adapted(Renaming()), Net().state_dict()
+    adapted.load_state_dict({f"old.{name}": value for name, value in weights.items()})
+    assert all(torch.equal(value, weights[name]) for name, value in adapted.state_dict().items())
+
+
 @pytest.mark.parametrize("written", [torch.float64, torch.float32, torch.float16])
 def test_no_digit_of_a_checkpoint_is_lost(written):
     """Whatever the module was made in: a Trainer with precision 64-true leaves no word of it there."""

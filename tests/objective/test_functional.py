@@ -1,5 +1,6 @@
 """Losses as functions of θ: what torch.func needs of the surroundings, and that these are left as they were."""
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
@@ -39,12 +40,12 @@ def test_fused_attention_needs_them():
 
 
 def test_scoring_restores_modes_and_log():
-    module = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
-    module[0].eval()
+    module = L.LightningModule()
+    module.linear, module.dropout = nn.Linear(2, 2), nn.Dropout(0.5)
     calls = []
     module.log = own = lambda *a: calls.append(a)
     module.train()
-    module[0].eval()
+    module.linear.eval()
     with scoring(module):
         assert not any(m.training for m in module.modules())
         module.log("nothing", 1.0)
@@ -53,6 +54,40 @@ def test_scoring_restores_modes_and_log():
     assert [m.training for m in module.modules()] == [True, False, True]
     assert module.log is own
     assert calls == []
+
+
+class Scale(nn.Module):
+    """A layer whose forward pass asks a flag, calls a function or uses a tensor, each of which is named `log`."""
+
+    def __init__(self, log):
+        super().__init__()
+        self.log = log
+
+    def forward(self, y):
+        if isinstance(self.log, bool):
+            return y.exp().log1p() if self.log else y
+        return self.log(y) if callable(self.log) else y * self.log
+
+
+@pytest.mark.parametrize(
+    "log",
+    [False, True, torch.log1p, nn.Linear(2, 2), nn.Parameter(torch.tensor([2.0, 3.0])), torch.tensor([2.0, 3.0])],
+    ids=["flag off", "flag on", "function", "layer", "parameter", "tensor"],
+)
+def test_what_a_layer_calls_log_is_not_replaced(log):
+    module, y = nn.Sequential(Scale(log)), torch.tensor([[0.5, 1.5]])
+    expected = module(y)
+    with scoring(module):
+        torch.testing.assert_close(module(y), expected, rtol=0, atol=0)
+    assert module[0].log is log
+
+
+def test_a_flag_of_a_module_that_hides_the_method_of_lightning_is_not_replaced():
+    module = L.LightningModule()
+    module.log = False
+    with scoring(module):
+        assert module.log is False
+    assert module.log is False
 
 
 def test_scoring_leaves_an_inherited_log_inherited():

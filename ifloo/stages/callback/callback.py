@@ -210,17 +210,21 @@ def _warn_of_hooks(trainer: L.Trainer, module: L.LightningModule) -> None:
         log.warning("Influence is scored on batches as the training loader makes them: without %s.", ", ".join(found))
 
 
+def _query_loader(queries: object, train: DataLoader[Batch]) -> DataLoader[Batch]:
+    if isinstance(queries, DataLoader):
+        return queries
+    # Whatever has a length and items serves as a dataset.
+    return DataLoader(queries, collate_fn=unwrap_loader(train)[1])  # type: ignore[arg-type]
+
+
 def _query_batch(queries: Batch | Dataset[Batch] | DataLoader[Batch], count: int, train: DataLoader[Batch]) -> Batch:
     """Returns the test samples as one batch on the host; those of a data set are collated as training samples are.
 
     Raises:
         InputError: There is no sample.
     """
-    if not isinstance(queries, DataLoader) and isinstance(queries, (Tensor, Mapping, list, tuple)):
-        batch = queries
-    else:
-        given: DataLoader[Batch] | None = queries if isinstance(queries, DataLoader) else None
-        loader = given or DataLoader(queries, collate_fn=unwrap_loader(train)[1])  # type: ignore[arg-type]
-        batch = next(iter(sequential(loader, count)))
+    batch: Batch = queries
+    if isinstance(queries, DataLoader) or not isinstance(queries, (Tensor, Mapping, list, tuple)):
+        batch = next(iter(sequential(_query_loader(queries, train), count)))
     batch_size(batch)
     return map_tensors(lambda x: x.detach().cpu(), batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -154,6 +154,7 @@ def scores_there(path: Path, stamp: str, layout: Layout) -> StoredInfluences | N
 
 def stored_by_method(method: Method, scores: Scores, test_ids: Sequence[int], stamp: str) -> list[StoredInfluences]:
     """Converts the scores of a method to one record for each query; `test_ids` are the ids of the queries."""
-    scores = replace(scores, query_ids=torch.tensor(list(test_ids), dtype=torch.int64))
+    ids = torch.tensor(list(test_ids), dtype=torch.int64)
+    scores = Scores(scores.value, scores.train_ids, ids, scores.certificate)  # also of a subclass, such as MethodScores
     means = torch.stack([row.double().mean() for row in scores.value])
     return stored_influences(ScoredBlock(scores, means), method.name, DEFINITIONS, stamp)

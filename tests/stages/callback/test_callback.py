@@ -170,10 +170,11 @@ def test_gradient_dot_over_all_parameters(tmp_path):
     [
         (samples(5, seed=1), [0, 1, 2]),
         (DataLoader(samples(5, seed=1), batch_size=2, shuffle=True), [0, 1, 2]),
+        (DataLoader(samples(5, seed=1), batch_size=8, drop_last=True), [0, 1, 2]),  # its length is 0
         ((*samples(3, seed=1)[:], torch.tensor([7, 5, 9])), [7, 5, 9]),
         ({"x": QUERIES[0], "labels": QUERIES[1], "sample_index": torch.tensor([40, 2])}, [40, 2]),
     ],
-    ids=["dataset", "loader", "third item", "key"],
+    ids=["dataset", "loader", "loader without a whole batch", "third item", "key"],
 )
 def test_ids_are_the_samples_own_else_positions(tmp_path, queries, ids):
     data = Augmented()

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from ifloo.attribution import GradientCosine, GradientDot, RandomScores, TracIn, Unrolled
+from ifloo.attribution import GradientCosine, GradientDot, MethodScores, RandomScores, TracIn, Unrolled
 from ifloo.errors import InputError
+from ifloo.progress import no_progress
 from ifloo.stages import AttributionSettings
 from ifloo.stages.scores.other_methods import MethodRun
 from ifloo.store import Layout, Manifest, RunFolder, influences
@@ -46,6 +47,27 @@ def test_each_method_goes_to_its_folder(tmp_path):
     sections = Manifest.at(tmp_path / "manifest.json").sections()
     assert sorted(sections) == ["methods/gradient_dot", "methods/random"]
     assert sections["methods/random"]["compared"] == COMPARED | {"method": {"class": "RandomScores", "seed": 3}}
+
+
+class OfTheFirstRelease(GradientDot):
+    """A method as release 0.1 had them: one residual of each query, steps and status of all."""
+
+    name = "of_the_first_release"
+
+    def scores(self, trained, queries, tick=no_progress):
+        found = super().scores(trained, queries, tick)
+        residual = torch.full((len(found.value),), 1e-3, dtype=torch.float64)
+        return MethodScores(found.value, found.train_ids, residual, 7, "converged")
+
+
+def test_a_method_of_the_first_release_is_stored(tmp_path):
+    by = stage(tmp_path, OfTheFirstRelease())
+    by.further([0, 4], COMPARED, overwrite=False)
+    expected = GradientDot().scores(by.trained, digits().test_batch([0, 4])).value
+    for k, t in enumerate((0, 4)):
+        found = stored(tmp_path, "of_the_first_release", t)
+        np.testing.assert_array_equal(found.scores, expected[k].float().numpy())
+        assert (found.test_id, found.residual, found.steps, found.status) == (t, 1e-3, 7, "CONVERGED")
 
 
 def test_what_is_there_is_kept_and_others_join(tmp_path):
