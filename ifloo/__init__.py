@@ -1,3 +1,3 @@
-"""Training-data attribution for PyTorch Lightning, proved by leave-one-out retraining."""
+"""Training-data attribution for PyTorch Lightning, verified by leave-one-out retraining."""
 
 __version__ = "0.1.0"

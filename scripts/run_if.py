@@ -9,7 +9,7 @@ from pathlib import Path
 
 from _flags import MULTIMODAL, Experiment, given, parsed, parser
 
-from ifloo.cli.named_files import all_tests_to, influence_to
+from ifloo.cli.original_commands import all_tests_to, influence_to
 from ifloo.cli.run import run
 
 UNROLLED = ["--attribution.method=ifloo.attribution.Unrolled"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from _flags import add_fit, fit, given, parsed, parser
 
-from ifloo.cli.named_files import loo_to
+from ifloo.cli.original_commands import loo_to
 from ifloo.cli.run import run
 
 # Only the ids of the file are refitted: no other kinds of refit, and no record of the fit, which is not needed here and

@@ -143,7 +143,7 @@ METHODS = (
     "influence_function",
     "gradient_cosine",
     "gradient_dot",
-    "left_out",
+    "analytic_loo",
     "leverage",
     "one_step",
     "random_scores",

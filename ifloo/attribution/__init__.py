@@ -6,12 +6,12 @@
 
 from typing import TYPE_CHECKING
 
+from ifloo.attribution.analytic_loo import left_out_losses
 from ifloo.attribution.engine import Directions, InfluenceEngine
 from ifloo.attribution.gradient_cosine import GradientCosine
 from ifloo.attribution.gradient_dot import GradientDot
 from ifloo.attribution.head import HeadProducts
 from ifloo.attribution.influence_function import InfluenceFunction
-from ifloo.attribution.left_out import left_out_losses
 from ifloo.attribution.method import Method, MethodScores, TrainedModel
 from ifloo.attribution.one_step import OneStep
 from ifloo.attribution.products import ForwardProducts, Products

@@ -81,7 +81,7 @@ class InfluenceEngine:
             SolveError: If a query's solve failed, missed its tolerance or diverged.
         """
         m = batch_size(queries)
-        size = max(QUERY_BLOCK, self.prepared.at_once)
+        size = max(QUERY_BLOCK, self.prepared.efficient_rows)
         starts = range(0, m, size)
         blocks = [slice_batch(queries, slice(i, i + size)) for i in starts]
         with scoring(self.objective.losses.module):

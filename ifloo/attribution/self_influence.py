@@ -139,7 +139,7 @@ def loss_ranking(
 def _at_once(theta: Tensor, prepared: Prepared) -> int:
     """Returns the number of gradients to form and solve for together."""
     fits = BYTES_AT_ONCE // (theta.numel() * theta.element_size())
-    return max(1, min(fits, max(FEWEST, prepared.at_once)))
+    return max(1, min(fits, max(FEWEST, prepared.efficient_rows)))
 
 
 def _gradients(objective: Objective, theta: Tensor, A: LinearOperator, size: int) -> Iterator[Float[Tensor, "g p"]]:

@@ -45,7 +45,7 @@ def fit(session: Session) -> None:
     exact_match = model_answers.exact_match(exp.module, exp.datamodule)
     Manifest.at(exp.layout.manifest).record(
         "fit",
-        {**exp.origin(), "recipe": recipe.identity_settings()},
+        {**exp.base_settings(), "recipe": recipe.identity_settings()},
         {
             "checkpoint": str(exp.checkpoint),
             "source": notes.source_taken,

@@ -81,7 +81,7 @@ class Experiment:
         """Random seed of the base fit, and so of every refit."""
         return self.seed if self.base is None else self.base.record["seed"]
 
-    def origin(self) -> dict[str, JSON]:
+    def base_settings(self) -> dict[str, JSON]:
         """Describes the base model: the settings behind every number of the later commands."""
         free = DataNotes(self.datamodule).free_settings
         training = {name: value for name, value in self.datamodule.hparams.items() if name not in free}

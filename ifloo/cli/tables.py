@@ -90,9 +90,9 @@ def verdict(found: Verdict) -> None:
     for t, one in found.items():
         print(f"\ntest {t}: predicted against actual change of its loss, removal {one.removal}")
         _one_test(one)
-    if found.together:
+    if found.over_all_tests:
         print(f"\nall {len(found)} tests together")
-        _statistics(found.together.statistics)
+        _statistics(found.over_all_tests.statistics)
     if found.mislabels:
         _mislabels(found.mislabels)
 
@@ -113,14 +113,14 @@ def _statistics(statistics: Statistics) -> int:
     """Prints a line for each row whose selection is not empty; returns the width of the column of names."""
     shown = [row for row in statistics.rows if row.n or row.selection == "all"]
     own = {row.label: row for row in shown if row.method in (SCORES, CORRECTED)}
-    further = {row.method_label: row for row in statistics.further if row.method != CORRECTED}
-    columns = max(_NAMES, *map(len, (*own, *further)))
+    others = {row.method_label: row for row in statistics.other_methods if row.method != CORRECTED}
+    columns = max(_NAMES, *map(len, (*own, *others)))
     print(f"  {'refits':<{columns}}{'n':>4}  {'Pearson':<29}{'Spearman':<29}{'slope':<29}median rel. error")
     for name, row in own.items():
         print(f"  {name:<{columns}}{_cells(row)}")
-    if further:
+    if others:
         print("  all of these refits, predicted by further methods")
-    for name, row in further.items():
+    for name, row in others.items():
         print(f"  {name:<{columns}}{_cells(row)}")
     return columns
 
@@ -137,7 +137,7 @@ def _small_steps(one: Comparison, steps: SmallSteps, columns: int) -> None:
         print(f"  {'small steps':<{columns}}{len(steps.ids):>4}  too few, or nothing varies")
         return
     print(f"  {'small steps':<{columns}}{found.n:>4}  {_row(found)}")
-    curvature, count = steps.curvature(one.ids, one.predicted, one.actual)
+    curvature, count = steps.second_order_gap(one.ids, one.predicted, one.actual)
     if curvature is not None:
         print(
             f"  removed altogether (weight 0) they differ from their prediction by {curvature:.1%} (median of {count})"

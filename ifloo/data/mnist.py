@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ifloo.data.digits import DigitSet, Dtype, flipped
 from ifloo.data.download import MIRRORS, download
-from ifloo.data.loaded import Content, LoadedDataModule
+from ifloo.data.loaded_data_module import Content, LoadedDataModule
 from ifloo.data.loading import log_on_rank_zero
 from ifloo.data.source import FULL, FourFiles, Source, SourceSetting, embedded, full, missing
 from ifloo.errors import InputError, WorkError

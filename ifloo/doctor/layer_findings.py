@@ -103,8 +103,8 @@ def _dropout(shares: Sequence[float], paths: Sequence[str]) -> Finding:
         f"dropout with p = {', '.join(f'{p:g}' for p in sorted(set(shares)))}",
         summarise(paths),
         "It is off while scoring and on in training: J of the whole network is not what was minimised, so |grad J| "
-        "need not be small at the end of the fit. Refits draw masks of their own: those from scratch do not end "
-        "where the base fit did, and stop at that.",
+        "need not be small at the end of the fit. Refits draw masks of their own: cold refits do not reproduce "
+        "the base fit and are refused.",
         "Set p = 0 and fit again (a penalty regularises as well, and is part of J); else trust the scores as far "
         "as refits confirm them.",
         Severity.WARNING,
@@ -116,8 +116,8 @@ def _random_in_training(draws: str, paths: Sequence[str], remedy: str) -> Findin
         f"{draws} drawn at random in training",
         summarise(paths),
         "They are fixed while scoring: J of the whole network is not what was minimised, so |grad J| need not be small "
-        "at the end of the fit. Refits draw slopes of their own: those from scratch do not end where the base fit did, "
-        "and stop at that.",
+        "at the end of the fit. Each refit draws values of its own: cold refits do not reproduce the base fit and are "
+        "refused.",
         f"{remedy[0].upper()}{remedy[1:]} and fit again; else trust the scores as far as refits confirm them.",
         Severity.WARNING,
     )

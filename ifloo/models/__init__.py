@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING
 
 from ifloo.former_names import former_names
 from ifloo.models.adapted import Adapted, unwrap
+from ifloo.models.adapted_outputs import AdaptedOutputs, LossesOfOutputs
 from ifloo.models.logistic import LogisticRegression
 from ifloo.models.module import SampleLossModule
 from ifloo.models.multimodal import MultimodalLM
-from ifloo.models.outputs import AdaptedOutputs, LossesOfOutputs
 
 __all__ = [
     "Adapted",

@@ -1,4 +1,4 @@
-"""Fits and refits with a Lightning Trainer: base models, leave-one-out losses and other kinds of refit."""
+"""Floor 7: fits and refits with a Lightning Trainer; base models, leave-one-out losses and other kinds of refit."""
 
 from typing import TYPE_CHECKING
 

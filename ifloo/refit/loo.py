@@ -16,11 +16,11 @@ from ifloo.objective import Batch, FunctionalLosses, scoring
 from ifloo.objective.batches import to_module
 from ifloo.params import ParamSpace
 from ifloo.refit.execution.job import RefitRequest, RefitResult, RefitWork, test_losses
-from ifloo.refit.execution.runner import GivenUp, InProcess, Runner
+from ifloo.refit.execution.runner import FailedUnit, InProcess, Runner
 from ifloo.refit.extra_refits import ExtraRefits
 from ifloo.refit.refitter import Refitter
 from ifloo.refit.selection import RefitSettings
-from ifloo.store import JSON, NULL_ID, UNSURE, LossFile, LossRow
+from ifloo.store import FLAG_RATIO, JSON, NULL_ID, LossFile, LossRow
 
 MAX_DRIFT = 1e-3  # relative to the weights; rounding errors amplified by a smooth training stay far below it
 Rows = list[dict[int, LossRow]]  # rows by id, one dictionary for each test sample
@@ -67,7 +67,7 @@ class LeaveOneOut:
             "devices": settings.devices,
             "cluster": settings.cluster,
             "path": strategy.name,
-            "unit": strategy.at_once,
+            "unit": strategy.max_at_once,
         }
 
     def run(self, ids: Sequence[int], control_ids: Sequence[int]) -> None:
@@ -88,24 +88,24 @@ class LeaveOneOut:
             *(request for extra in self.extra_refits for request in extra.missing()),
         ]
         if requests:
-            self._make(requests, done, draws, set(control_ids))
+            self._run_requests(requests, done, draws, set(control_ids))
         self._other_seeds()
 
-    def _make(self, requests: Sequence[RefitRequest], done: Rows, draws: Rows, controls: set[int]) -> None:
-        given_up: list[GivenUp] = []
+    def _run_requests(self, requests: Sequence[RefitRequest], done: Rows, draws: Rows, controls: set[int]) -> None:
+        failed_units: list[FailedUnit] = []
         waiting: list[RefitResult] = []  # results that cannot be recorded before the null refit
         outcomes = runner_of(self.work).run(requests)
         with closing(outcomes), tqdm(total=len(requests), desc="refits", unit="refit") as bar:
             for outcome in outcomes:
-                if isinstance(outcome, GivenUp):
-                    given_up.append(outcome)
+                if isinstance(outcome, FailedUnit):
+                    failed_units.append(outcome)
                     if RefitRequest(NULL_ID) in outcome.unit:
                         break  # without the null refit no change in loss can be computed
                     continue
                 waiting = self._recorded([*waiting, *outcome], done, draws, controls)
                 bar.update(len(outcome))
-        if given_up:
-            raise WorkError(_given_up(given_up))
+        if failed_units:
+            raise WorkError(_failure_message(failed_units))
 
     def _draws(self) -> range:
         return range(1, self.settings.null_refits + 1)
@@ -156,7 +156,7 @@ class LeaveOneOut:
             if i != NULL_ID and mu is not None:
                 null = rows[NULL_ID]
                 bound = norms[k] * (norm + (null.grad_norm or 0.0)) / mu
-                extras["flagged"] = bound > UNSURE * abs(result.losses[k] - null.loss)
+                extras["flagged"] = bound > FLAG_RATIO * abs(result.losses[k] - null.loss)
             rows[i] = LossRow(i, result.losses[k], norm, result.seconds, bound, extras)
             file.add(rows[i])
 
@@ -213,7 +213,7 @@ def runner_of(work: RefitWork) -> Runner:
     return OnCluster(work)
 
 
-def _given_up(failed: Sequence[GivenUp]) -> str:
+def _failure_message(failed: Sequence[FailedUnit]) -> str:
     """Describes the refits of failed units."""
     ids = [one.name or one.id for unit in failed for one in unit.unit if not one.draw]
     draws = [one.draw for unit in failed for one in unit.unit if one.draw]

@@ -20,16 +20,16 @@ from ifloo.params import DTYPES, ParamSpace
 from ifloo.solvers import Nystrom, Preconditioner, SolveError
 
 logger = logging.getLogger(__name__)
-NEARER = 1e-3  # share of the first ‖∇J‖ at which the preconditioner is computed again if J is not convex
-REACHABLE = {
+HALFWAY_FACTOR = 1e-3  # share of the first ‖∇J‖ at which the preconditioner is computed again if J is not convex
+DEFAULT_TOLERANCE = {
     torch.float64: 1e-10,  # Newton steps end at 1e-12 where the terms of the gradient are near 1
     torch.float32: 3e-6,  # fifty rounding errors of such terms; their sum over the samples has about that error
 }
 
 
-def reachable(dtype: torch.dtype) -> float:
+def default_tolerance(dtype: torch.dtype) -> float:
     """Returns the default tolerance of ‖∇J‖ in a precision; precisions below 32 bits have that of float32."""
-    return REACHABLE.get(dtype, REACHABLE[torch.float32])
+    return DEFAULT_TOLERANCE.get(dtype, DEFAULT_TOLERANCE[torch.float32])
 
 
 def training_loader(trainer: L.Trainer) -> DataLoader[Batch]:
@@ -171,13 +171,13 @@ class NewtonFinish(L.Callback):
         return self._inner.solve(objective, theta, B, rtol).require().value.to(B.dtype)
 
     def _finish(self, objective: Objective, theta: torch.Tensor) -> FitEnd:
-        tolerance = self.tolerance or reachable(theta.dtype)
+        tolerance = self.tolerance or default_tolerance(theta.dtype)
         convex = objective.losses.contract.strong_convexity() is not None
         evaluation = objective.value_and_gradient(theta)
         start: Evaluation | None = evaluation
         if self._inner is None and (norm := float(evaluation[1].norm())) > tolerance:
             self._inner = self._prepared_inner(objective, theta) if convex else self._inner_here(objective, theta)
-            if not convex and (halfway := NEARER * norm) > tolerance:
+            if not convex and (halfway := HALFWAY_FACTOR * norm) > tolerance:
                 # On the way the Hessian moves away from that of the start, whose preconditioner helps less and less.
                 theta, start = trust_region(objective, theta, halfway, self.max_steps, self._inner, start).theta, None
                 self._inner = self._inner_here(objective, theta)

@@ -46,7 +46,7 @@ class _Ending(L.Callback):
             WorkError: If the fit was interrupted.
         """
         if self._end is None:
-            raise WorkError("A refit was interrupted before its end.\n  The same command goes on from here.")
+            raise WorkError("A refit was interrupted before its end.\n  Run the same command to resume.")
         return self._end
 
 
@@ -72,19 +72,19 @@ class Refitter:
     Attributes:
         start: Function that makes the module a refit starts from (a copy of the base model, or a new one).
         loader: Function that makes a new training loader for each fit.
-        recipe: Settings of the Trainer.
+        trainer_settings: Settings of the Trainer.
         finish: Callback that ends every fit; all refits share its data and its preconditioner.
         seed: Random seed, set before each fit.
-        decays: Whether decoupled weight decay may be part of a step, as in the steps of a recorded base fit; if False,
-            it is refused.
+        allow_decoupled_decay: Whether decoupled weight decay may be part of a step, as in the steps of a recorded base
+            fit; if False, it is refused.
     """
 
     start: Callable[[], SampleLossModule]
     loader: Callable[[], DataLoader[Batch]]
-    recipe: TrainerSettings
+    trainer_settings: TrainerSettings
     finish: NewtonFinish
     seed: int
-    decays: bool = False
+    allow_decoupled_decay: bool = False
 
     def fit(
         self, weights: SampleWeights | None = None, prepare: Callable[[SampleLossModule], None] | None = None
@@ -128,8 +128,8 @@ class Refitter:
         with sigterm_unwinds(), quiet_lightning():
             L.seed_everything(self.seed, workers=True, verbose=False)
             module = made()
-            trainer = self.recipe.trainer(ending)
-            if self.decays:
+            trainer = self.trainer_settings.trainer(ending)
+            if self.allow_decoupled_decay:
                 callbacks_of(trainer).append(_AllowDecoupledDecay())
             trainer.fit(module, identified(self.loader()))
         return module

@@ -60,11 +60,11 @@ class RefitStage:
         datamodule: Data module, set up.
         settings: Settings of the refits.
         layout: Files of results.
-        origin: Settings behind the base model that change a number (compared), by name.
-        recipe: Trainer settings of each refit.
+        base_settings: Settings behind the base model that change a number (compared), by name.
+        trainer_settings: Trainer settings of each refit.
         finish: Callback that ends each refit.
         seed: Random seed of the base fit, and so of each refit.
-        fresh: Function that makes the untrained model; refits with `init = cold` start from it.
+        make_model: Function that makes the untrained model; refits with `init = cold` start from it.
         overwrite: Whether results of other settings are replaced.
     """
 
@@ -72,11 +72,11 @@ class RefitStage:
     datamodule: AttributionData
     settings: RefitSettings
     layout: Layout
-    origin: Mapping[str, JSON]
-    recipe: TrainerSettings
+    base_settings: Mapping[str, JSON]
+    trainer_settings: TrainerSettings
     finish: NewtonFinish
     seed: int
-    fresh: Callable[[], SampleLossModule] | None = None
+    make_model: Callable[[], SampleLossModule] | None = None
     overwrite: bool = False
 
     def leave_out_top(self, test_ids: Sequence[int]) -> None:
@@ -138,7 +138,9 @@ class RefitStage:
         return LeaveOneOut(
             base=self.module,
             # A base fit with decoupled weight decay was recorded, or refused: its refits may take the same steps.
-            refitter=Refitter(self._start(), loader, self.recipe, self.finish, self.seed, decays=True),
+            refitter=Refitter(
+                self._start(), loader, self.trainer_settings, self.finish, self.seed, allow_decoupled_decay=True
+            ),
             queries=self.datamodule.test_batch(list(files)),
             files=[LossFile(pair.losses) for pair in files.values()],
             null_files=[LossFile(pair.nulls, "draw") for pair in files.values()],
@@ -151,12 +153,13 @@ class RefitStage:
     def _start(self) -> Callable[[], SampleLossModule]:
         if self.settings.init == "warm":
             return functools.partial(copy.deepcopy, self.module)
-        if self.fresh is None:
+        if self.make_model is None:
             raise InputError(
                 "Refits with init = cold start from an untrained model, and RefitStage was given none to start from.\n"
-                "  Give fresh, a function that makes the model, such as functools.partial(Model, ...); or init = warm."
+                "  Give make_model, a function that makes the model, such as functools.partial(Model, ...); or init = "
+                "warm."
             )
-        return self.fresh
+        return self.make_model
 
     def _extra_refits(self, top: Mapping[int, list[int]]) -> tuple[ExtraRefits, ...]:
         """Builds the kinds of refit that the settings add to removals of one sample."""
@@ -206,10 +209,10 @@ class RefitStage:
     def _identity_settings(self) -> dict[str, JSON]:
         """Settings that change a number."""
         return {
-            **self.origin,
+            **self.base_settings,
             "removal": self.settings.removal,
             "init": self.settings.init,
-            "recipe": self.recipe.identity_settings(),
+            "recipe": self.trainer_settings.identity_settings(),
             "finish": {"after": self.finish.after, "tolerance": self.finish.tolerance},
             "controls_seed": self.settings.seed,
         }

@@ -130,7 +130,7 @@ class Reporter:
                 noise_floor=one.noise_floor,
             ),
         }
-        if set(one.further) - {CORRECTED}:
+        if set(one.other_methods) - {CORRECTED}:
             figures["methods_comparison"] = methods_comparison(
                 {method_label(name): changes for name, changes in one.predictions.items()},
                 one.actual,

@@ -96,11 +96,11 @@ class Prepared(ABC):
 
     Attributes:
         progress: Callback after every step of an iterative solve, or None.
-        at_once: Smallest efficient number of right-hand sides per call: all of them share each read of a factor.
+        efficient_rows: Smallest efficient number of right-hand sides per call: all of them share each read of a factor.
     """
 
     progress: Progress | None = None
-    at_once: int = 1
+    efficient_rows: int = 1
 
     @abstractmethod
     def solve(self, B: Float[Tensor, "k p"]) -> Solution:
@@ -120,7 +120,10 @@ class Prepared(ABC):
 
 
 class Solver(ABC):
-    """Settings of a solver, which depends on operators only, not on models."""
+    """Settings of a solver, which depends on operators only, not on models.
+
+    docs/adding.md shows how to add one.
+    """
 
     @abstractmethod
     def prepare(self, A: LinearOperator, tick: OnProgress = no_progress) -> Prepared:

@@ -97,7 +97,7 @@ class Cholesky(Solver):
 class PreparedCholesky(Prepared):
     """The Cholesky factor of one operator."""
 
-    at_once = 1024
+    efficient_rows = 1024
 
     def __init__(self, A: LinearOperator, core: Core, factor: Float[Tensor, "q q"], rtol: float) -> None:
         self.A, self.core, self.factor, self.rtol = A, core, factor, rtol

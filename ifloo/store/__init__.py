@@ -9,6 +9,9 @@
 `jsonl.append(path, row)`.
 """
 
+from typing import TYPE_CHECKING
+
+from ifloo.former_names import former_names
 from ifloo.store import influences, jsonl, removals, self_influence
 from ifloo.store.all_tests import AllTests, ScoredTest, ScoreFiles
 from ifloo.store.all_tests_matrix import ScoreMatrix
@@ -19,19 +22,19 @@ from ifloo.store.groups import GroupFile, GroupRow
 from ifloo.store.ids import read_ids, save_topk, top_k
 from ifloo.store.influences import StoredInfluences
 from ifloo.store.layout import CORRECTED, WEIGHTS, Layout
-from ifloo.store.losses import NULL_ID, UNSURE, LossFile, LossRow
+from ifloo.store.losses import FLAG_RATIO, NULL_ID, LossFile, LossRow
 from ifloo.store.manifest import Manifest, environment
 from ifloo.store.recorded_runs import RunFolder
 from ifloo.store.removals import StoredRemovals
-from ifloo.store.resumable import Section, settings_stamp
+from ifloo.store.results_section import Section, settings_stamp
 from ifloo.store.sample_contents import content_of, contents_of, refuse_other_samples
 from ifloo.store.self_influence import StoredSelfInfluence
 
 __all__ = [
     "CORRECTED",
+    "FLAG_RATIO",
     "JSON",
     "NULL_ID",
-    "UNSURE",
     "WEIGHTS",
     "AllTests",
     "GroupFile",
@@ -68,3 +71,6 @@ __all__ = [
     "write_npz",
     "write_text",
 ]
+
+if not TYPE_CHECKING:  # else every misspelt name would pass mypy
+    __getattr__ = former_names(__name__, {"UNSURE": "ifloo.store.FLAG_RATIO"}, __all__)

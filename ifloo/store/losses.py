@@ -13,7 +13,7 @@ from ifloo.store.atomic import JSON
 NULL_ID = -1
 """Id of a refit with nothing removed."""
 
-UNSURE = 0.05
+FLAG_RATIO = 0.05
 """A refit is flagged when its error exceeds this share of the change in loss that it measures."""
 
 _OPTIONAL = ("grad_norm", "seconds", "delta_error")

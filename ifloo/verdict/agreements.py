@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ifloo.agreement import Agreement, agreement
 from ifloo.store import CORRECTED, JSON
 
-FEWEST = 3
+MIN_REFITS = 3
 """Smallest number of refits for which statistics are computed."""
 
 SCORES = "influence scores"
@@ -65,7 +65,7 @@ class Statistics:
     """Statistics of one test, or of all tests together.
 
     Attributes:
-        rows: Rows of the influence scores (all refits, top-k, random controls), then those of further methods.
+        rows: Rows of the influence scores (all refits, top-k, random controls), then those of other methods.
     """
 
     rows: tuple[Row, ...]
@@ -87,14 +87,14 @@ class Statistics:
         return [row for row in self.rows if row.method == SCORES]
 
     @property
-    def further(self) -> list[Row]:
-        """Rows of further methods over all refits."""
+    def other_methods(self) -> list[Row]:
+        """Rows of other methods over all refits."""
         return [row for row in self.rows if row.method != SCORES and row.selection == "all"]
 
     @property
     def by_method(self) -> list[Row]:
-        """Rows over all refits: that of the influence scores, then those of further methods."""
-        return [self.row(), *self.further]
+        """Rows over all refits: that of the influence scores, then those of other methods."""
+        return [self.row(), *self.other_methods]
 
 
 def method_label(method: str) -> str:
@@ -117,10 +117,10 @@ def rows_of(
     for selection, chosen in selections.items():
         used = np.isfinite(predicted) & chosen
         x, y = predicted[used], actual[used]
-        yield Row(method, selection, len(x), agreed(x, y, noise_floor), reason_for_none(x, y))
+        yield Row(method, selection, len(x), agreement_or_none(x, y, noise_floor), reason_for_none(x, y))
 
 
-def agreed(predicted: Floats, actual: Floats, noise_floor: float = 0.0) -> Agreement | None:
+def agreement_or_none(predicted: Floats, actual: Floats, noise_floor: float = 0.0) -> Agreement | None:
     """Computes the statistics of predicted against actual changes, both `[r]`; None if `reason_for_none` applies."""
     return None if reason_for_none(predicted, actual) else agreement(predicted, actual, noise_floor=noise_floor)
 
@@ -128,8 +128,8 @@ def agreed(predicted: Floats, actual: Floats, noise_floor: float = 0.0) -> Agree
 def reason_for_none(predicted: Floats, actual: Floats) -> str:
     """Returns why changes (nats), both `[r]`, have no statistics; an empty text if they have."""
     n = len(predicted)
-    if n < FEWEST:
-        return f"too few to compare: {n}, and a statistic needs {FEWEST}" if n else "nothing to compare"
+    if n < MIN_REFITS:
+        return f"too few to compare: {n}, and a statistic needs {MIN_REFITS}" if n else "nothing to compare"
     if np.ptp(predicted) == 0:
         return "predicts the same change for all of them"
     if np.ptp(actual) == 0:

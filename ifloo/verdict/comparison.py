@@ -14,9 +14,9 @@ from ifloo.agreement import Agreement
 from ifloo.errors import InputError
 from ifloo.objective import Removal
 from ifloo.store import (
+    FLAG_RATIO,
     JSON,
     NULL_ID,
-    UNSURE,
     Layout,
     LossFile,
     LossRow,
@@ -25,7 +25,7 @@ from ifloo.store import (
     influences,
     settings_stamp,
 )
-from ifloo.verdict.agreements import FEWEST, SCORES, Selection, Statistics, rows_of
+from ifloo.verdict.agreements import MIN_REFITS, SCORES, Selection, Statistics, rows_of
 from ifloo.verdict.base_model import difference
 from ifloo.verdict.group_effects import GroupEffect, group_effects
 from ifloo.verdict.predictions import predicted, predictions
@@ -48,7 +48,7 @@ class Comparison:
         worst_grad_norm: Largest ‖∇J‖ at the end of a refit; None if no refit recorded it.
         flagged: Number of refits whose error exceeds a twentieth of the change they measured. The error is the bound of
             the refit, else the noise floor; None if a refit has neither.
-        further: Predicted changes by further methods, `[r]` each, nats, by method name; NaN for rows without one.
+        other_methods: Predicted changes by other methods, `[r]` each, nats, by method name; NaN for rows without one.
         steps: Refits at weights near 1; None if there are none.
         groups: Refits without several samples at once.
         seed_spread: Standard deviation of the loss over the null refit and fits from other seeds, nats; None if there
@@ -65,7 +65,7 @@ class Comparison:
     noise_floor: float | None
     worst_grad_norm: float | None
     flagged: int | None
-    further: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    other_methods: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     steps: SmallSteps | None = None
     groups: Sequence[GroupEffect] = ()
     seed_spread: float | None = None
@@ -79,7 +79,7 @@ class Comparison:
     @property
     def predictions(self) -> dict[str, NDArray[np.float64]]:
         """Predicted changes by each method, `[r]`, nats; the influence scores come first."""
-        return {SCORES: self.predicted, **self.further}
+        return {SCORES: self.predicted, **self.other_methods}
 
     @property
     def selections(self) -> dict[Selection, NDArray[np.bool_]]:
@@ -88,7 +88,7 @@ class Comparison:
 
     @cached_property
     def statistics(self) -> Statistics:
-        """Statistics of the scores and of further methods; computed once, since each takes a bootstrap."""
+        """Statistics of the scores and of other methods; computed once, since each takes a bootstrap."""
         floor = self.noise_floor or 0.0
         rows = (rows_of(name, by, self.actual, self.selections, floor) for name, by in self.predictions.items())
         return Statistics(tuple(chain.from_iterable(rows)))
@@ -108,7 +108,7 @@ class Comparison:
             "method": self.stored.method,
             "removal": self.removal,
             **self._of_method(SCORES),
-            "methods": {name: self._of_method(name) for name in self.further},
+            "methods": {name: self._of_method(name) for name in self.other_methods},
             "worst_residual": self.stored.residual,
             "undamped_residual": self.stored.undamped_residual,
             "damping": self.stored.damping,
@@ -121,9 +121,9 @@ class Comparison:
 
     def _of_method(self, name: str) -> dict[str, JSON]:
         """Returns the statistics of one method: over all refits, and over each other selection by its name."""
-        together, *others = (self.statistics.row(selection, name) for selection in self.selections)
+        all_refits, *others = (self.statistics.row(selection, name) for selection in self.selections)
         return {
-            **(together.to_json() or {"n_refits": len(self.ids)}),
+            **(all_refits.to_json() or {"n_refits": len(self.ids)}),
             **{row.selection: row.to_json() for row in others},
         }
 
@@ -171,10 +171,10 @@ def compare(layout: Layout, test_id: int, top_ids: Collection[int]) -> Compariso
     stored = scores_of(layout, test_id)
     removal, random_ids = _refit_settings(layout)
     rows = _in_order(LossFile(layout.loo_losses(test_id)))
-    if NULL_ID not in rows or len(rows) - 1 < FEWEST:
+    if NULL_ID not in rows or len(rows) - 1 < MIN_REFITS:
         raise InputError(
             f"{layout.loo_losses(test_id)} holds {max(len(rows) - 1, 0)} refits; a verdict needs the null refit "
-            f"(id -1) and at least {FEWEST} others.\n"
+            f"(id -1) and at least {MIN_REFITS} others.\n"
             "  Run `ifloo loo` (to its end), with more --refit.top_k or --refit.random."
         )
     ids = np.array([i for i in rows if i != NULL_ID], dtype=np.int64)
@@ -193,7 +193,7 @@ def compare(layout: Layout, test_id: int, top_ids: Collection[int]) -> Compariso
         noise_floor=noise_floor,
         worst_grad_norm=max((r.grad_norm for r in rows.values() if r.grad_norm is not None), default=None),
         flagged=_flagged(rows, actual, noise_floor),
-        further=predictions(layout, stored, ids, removal),
+        other_methods=predictions(layout, stored, ids, removal),
         steps=small_steps(layout, stored, null.loss, noise_floor),
         groups=group_effects(layout, stored, removal, null.loss),
         seed_spread=_deviation([null, *_in_order(LossFile(layout.seed_losses(test_id), "draw")).values()]),
@@ -211,7 +211,7 @@ def _flagged(rows: dict[int, LossRow], actual: NDArray[np.float64], noise_floor:
     if any(error is None for error in errors):
         return None
     flags: list[bool] = [
-        e > UNSURE * abs(change) for e, change in zip(errors, actual.tolist(), strict=True) if e is not None
+        e > FLAG_RATIO * abs(change) for e, change in zip(errors, actual.tolist(), strict=True) if e is not None
     ]
     return sum(flags)
 

@@ -18,7 +18,7 @@ class Pooled:
 
     Attributes:
         tests: Ids of the tests.
-        statistics: Statistics of the scores for each selection of refits, and of further methods that predicted for
+        statistics: Statistics of the scores for each selection of refits, and of other methods that predicted for
             each of the tests for all refits.
     """
 
@@ -27,12 +27,12 @@ class Pooled:
 
     def to_json(self) -> dict[str, JSON]:
         """Returns the entry of verdict.json."""
-        together, *others = self.statistics.scores
+        all_refits, *others = self.statistics.scores
         return {
             "test_ids": list(self.tests),
-            **(together.to_json() or {}),
+            **(all_refits.to_json() or {}),
             **{row.selection: row.to_json() for row in others},
-            "methods": {row.method: row.to_json() for row in self.statistics.further},
+            "methods": {row.method: row.to_json() for row in self.statistics.other_methods},
         }
 
 
@@ -51,8 +51,8 @@ def pooled(compared: Mapping[int, Comparison]) -> Pooled | None:
     selections = {name: np.concatenate([one.selections[name] for one in tests]) for name in tests[0].selections}
     all_refits: dict[Selection, np.ndarray] = {"all": selections["all"]}
     rows = [*rows_of(SCORES, predicted, actual, selections, floor)]
-    for name in tests[0].further:
-        if all(name in one.further for one in tests):
-            by_method = np.concatenate([one.further[name] for one in tests])
+    for name in tests[0].other_methods:
+        if all(name in one.other_methods for one in tests):
+            by_method = np.concatenate([one.other_methods[name] for one in tests])
             rows += rows_of(name, by_method, actual, all_refits, floor)
     return Pooled(tuple(compared), Statistics(tuple(rows)))

@@ -1,4 +1,4 @@
-"""Predicted changes for the removals that were refitted: by the scores, and by further methods on the same rows."""
+"""Predicted changes for the removals that were refitted: by the scores, and by other methods on the same rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Predictions = dict[str, NDArray[np.float64]]
 
 
 def predictions(layout: Layout, stored: StoredInfluences, ids: NDArray[np.int64], removal: Removal) -> Predictions:
-    """Predicts the change of one test loss on removal of each id by every further method with stored scores.
+    """Predicts the change of one test loss on removal of each id by every other method with stored scores.
 
     A method whose scores belong to another base model than `stored` is left out with a warning.
 

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from ifloo.agreement import Agreement
 from ifloo.store import JSON, NULL_ID, WEIGHTS, Layout, LossFile, StoredInfluences
-from ifloo.verdict.agreements import agreed
+from ifloo.verdict.agreements import agreement_or_none
 from ifloo.verdict.predictions import positions
 
 PEARSON, SLOPES = 0.98, (0.9, 1.1)  # least correlation, and range of slopes, at which small steps follow the scores
 REMOVED_PEARSON, REMOVED_SLOPES = 0.95, (0.8, 1.25)  # the same for removals, which contain second-order effects
 ADVICE = (
-    "What smooths it: a smaller learning rate, a larger epsilon of the optimizer, larger batches, more warm-up, a "
-    "stronger penalty, a shorter training."
+    "To make training smoother: a smaller learning rate, a larger epsilon of the optimizer, larger batches, more "
+    "warm-up, a stronger penalty, fewer steps."
 )
 
 
@@ -50,20 +50,20 @@ class SmallSteps:
         """Returns the statistics of the scores against the measured derivative; None if too few rows vary."""
         return self._agreement
 
-    def sides(self) -> float | None:
+    def up_down_correlation(self) -> float | None:
         """Returns the Pearson correlation of the step up with the step down: 1 for a smooth loss, for any scores."""
-        return None if self._both_sides is None else self._both_sides.pearson
+        return None if self._up_against_down is None else self._up_against_down.pearson
 
     @cached_property
     def _agreement(self) -> Agreement | None:
         floor = (self.noise_floor or 0.0) / (WEIGHTS[1] - WEIGHTS[0])
-        return agreed(self.scores, self.derivative, floor)
+        return agreement_or_none(self.scores, self.derivative, floor)
 
     @cached_property
-    def _both_sides(self) -> Agreement | None:
-        return agreed(self.base - self.low, self.high - self.base)
+    def _up_against_down(self) -> Agreement | None:
+        return agreement_or_none(self.base - self.low, self.high - self.base)
 
-    def curvature(
+    def second_order_gap(
         self, ids: NDArray[np.int64], predicted: NDArray[np.float64], actual: NDArray[np.float64]
     ) -> tuple[float | None, int]:
         """Measures the second-order part of removals: the median of |actual − predicted| / |predicted|.
@@ -83,13 +83,13 @@ class SmallSteps:
     def to_json(
         self, ids: NDArray[np.int64], predicted: NDArray[np.float64], actual: NDArray[np.float64]
     ) -> dict[str, JSON]:
-        """Returns the entry of verdict.json; the arguments are those of `curvature`."""
-        found, (curvature, count) = self.agreement(), self.curvature(ids, predicted, actual)
+        """Returns the entry of verdict.json; the arguments are those of `second_order_gap`."""
+        found, (gap, count) = self.agreement(), self.second_order_gap(ids, predicted, actual)
         return {
             **(found.to_json() if found else {"n_refits": len(self.ids)}),
             "weights": list(WEIGHTS),
-            "sides": self.sides(),
-            "curvature": curvature,
+            "sides": self.up_down_correlation(),
+            "curvature": gap,
             "n_curvature": count,
         }
 
@@ -100,13 +100,15 @@ class SmallSteps:
             removals: Statistics of predicted against actual changes on removal.
             method: Name of the method of the scores.
         """
-        steps, sides = self.agreement(), self.sides()
-        if steps is None or removals is None or sides is None:
+        steps, correlation = self.agreement(), self.up_down_correlation()
+        if steps is None or removals is None or correlation is None:
             return None
         if _agrees(steps, PEARSON, SLOPES):
             removals_follow = _agrees(removals, REMOVED_PEARSON, REMOVED_SLOPES)
-            return None if removals_follow else _removals_do_not(steps, removals)
-        return _rough(steps, sides) if sides < PEARSON else _other_scores(steps, sides, method)
+            return None if removals_follow else _explain_rough_removals(steps, removals)
+        if correlation < PEARSON:
+            return _explain_rough_training(steps, correlation)
+        return _explain_wrong_scores(steps, correlation, method)
 
 
 def small_steps(layout: Layout, stored: StoredInfluences, base: float, noise_floor: float | None) -> SmallSteps | None:
@@ -138,23 +140,23 @@ def _text(found: Agreement) -> str:
     return f"Pearson {found.pearson:.3f}, slope {found.slope:.3g}, {found.n} refits"
 
 
-def _removals_do_not(steps: Agreement, removals: Agreement) -> str:
+def _explain_rough_removals(steps: Agreement, removals: Agreement) -> str:
     return (
         f"Small steps of a weight follow the scores ({_text(steps)}), removals do not ({_text(removals)}): from w = 1 "
         f"all the way to w = 0 this training run is too rough for any influence estimate to hold. {ADVICE}"
     )
 
 
-def _rough(steps: Agreement, sides: float) -> str:
+def _explain_rough_training(steps: Agreement, correlation: float) -> str:
     return (
         f"Not even small steps of a weight follow the scores ({_text(steps)}), and a step up does not undo a step down "
-        f"(Pearson {sides:.3f}): this training run is too rough for any influence estimate to hold. {ADVICE}"
+        f"(Pearson {correlation:.3f}): this training run is too rough for any influence estimate to hold. {ADVICE}"
     )
 
 
-def _other_scores(steps: Agreement, sides: float, method: str) -> str:
+def _explain_wrong_scores(steps: Agreement, correlation: float, method: str) -> str:
     return (
         f"Small steps of a weight do not follow the scores ({_text(steps)}), though a step up undoes a step down "
-        f"(Pearson {sides:.3f}): this training run is smooth, but the scores by {method} are not its derivative. "
+        f"(Pearson {correlation:.3f}): this training run is smooth, but the scores by {method} are not its derivative. "
         "Take another method (Unrolled follows the run itself), or a smaller damping."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ifloo.store import NULL_ID, Layout, LossFile, StoredInfluences
-from ifloo.verdict.agreements import FEWEST
+from ifloo.verdict.agreements import MIN_REFITS
 from ifloo.verdict.comparison import scores_of
 
 
@@ -20,6 +20,6 @@ def unverified_tests(layout: Layout, test_ids: Sequence[int]) -> dict[int, tuple
     for t in test_ids:
         rows = LossFile(layout.loo_losses(t)).rows()
         refits = len(rows) - (NULL_ID in rows)
-        if NULL_ID not in rows or refits < FEWEST:
+        if NULL_ID not in rows or refits < MIN_REFITS:
             found[t] = (scores_of(layout, t), refits)
     return found

@@ -135,7 +135,7 @@ def _leave_one_out(problem: Problem, task: Task, losses: LossFile) -> LeaveOneOu
     refitter = Refitter(
         start=functools.partial(copy.deepcopy, base),
         loader=TrainingLoader(problem.data),
-        recipe=recipe,
+        trainer_settings=recipe,
         finish=NewtonFinish(tolerance=1e-10, inner_dtype="float32"),
         seed=problem.base.record["seed"],
     )

@@ -23,12 +23,19 @@ MEMBERS: dict[str, dict[str, str]] = {  # members of public classes, which do no
     "ifloo.models.AdaptedOutputs": {"still": "skip_training"},
     "ifloo.refit.ExtraRefits": {"takes": "record"},
     "ifloo.refit.LeaveOneOut": {"shelves": "extra_refits"},
+    "ifloo.refit.RefitStage": {"fresh": "make_model", "origin": "base_settings", "recipe": "trainer_settings"},
     "ifloo.refit.RefitWork": {"path": "strategy"},
+    "ifloo.refit.Refitter": {"decays": "allow_decoupled_decay", "recipe": "trainer_settings"},
     "ifloo.refit.TrainerSettings": {"compared": "identity_settings", "said": "from_flags"},
-    "ifloo.solvers.Prepared": {"sandwich": "quadratic_forms"},
+    "ifloo.solvers.Prepared": {"at_once": "efficient_rows", "sandwich": "quadratic_forms"},
     "ifloo.solvers.Solver": {"chosen": "resolve"},
     "ifloo.stages.AttributionSettings": {"further": "compare_with"},
-    "ifloo.stages.InfluenceStage": {"further": "score_with", "listed": "score_tests", "take_part": "serve"},
+    "ifloo.stages.InfluenceStage": {
+        "further": "score_with",
+        "listed": "score_tests",
+        "origin": "base_settings",
+        "take_part": "serve",
+    },
     "ifloo.store.Layout": {
         "all_scores_there": "existing_all_scores",
         "judged": "verdict_files",
@@ -38,6 +45,7 @@ MEMBERS: dict[str, dict[str, str]] = {  # members of public classes, which do no
         "removals_there": "existing_removals",
         "scores_there": "existing_scores",
     },
+    "ifloo.verdict.Comparison": {"further": "other_methods"},
 }
 """Present name of each renamed member, by dotted path of its class and former name."""
 

@@ -114,7 +114,7 @@ def test_a_plain_module(tmp_path):
         "  where        net.2\n"
         "  consequence  It is off while scoring and on in training: J of the whole network is not what was\n"
         "               minimised, so |grad J| need not be small at the end of the fit. Refits draw masks of\n"
-        "               their own: those from scratch do not end where the base fit did, and stop at that.\n"
+        "               their own: cold refits do not reproduce the base fit and are refused.\n"
         "  remedy       Set p = 0 and fit again (a penalty regularises as well, and is part of J); else trust\n"
         "               the scores as far as refits confirm them.\n\n"
         "note           losses of samples taken from training_step, on batches of one\n"

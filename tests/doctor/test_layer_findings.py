@@ -70,8 +70,8 @@ def test_dropout(body, share, where):
             f"dropout with p = {share}",
             where,
             "It is off while scoring and on in training: J of the whole network is not what was minimised, so |grad J| "
-            "need not be small at the end of the fit. Refits draw masks of their own: those from scratch do not end "
-            "where the base fit did, and stop at that.",
+            "need not be small at the end of the fit. Refits draw masks of their own: cold refits do not reproduce "
+            "the base fit and are refused.",
             "Set p = 0 and fit again (a penalty regularises as well, and is part of J); else trust the scores as far "
             "as refits confirm them.",
             Severity.WARNING,
@@ -85,8 +85,8 @@ def test_slopes_drawn_at_random():
             "slopes of RReLU drawn at random in training",
             "body.0",
             "They are fixed while scoring: J of the whole network is not what was minimised, so |grad J| need not be "
-            "small at the end of the fit. Refits draw slopes of their own: those from scratch do not end where the "
-            "base fit did, and stop at that.",
+            "small at the end of the fit. Each refit draws values of its own: cold refits do not reproduce the base "
+            "fit and are refused.",
             "Use LeakyReLU and fit again; else trust the scores as far as refits confirm them.",
             Severity.WARNING,
         )

@@ -291,7 +291,7 @@ def test_seeds_that_are_missing_alone_are_made(tmp_path):
 def test_refits_of_a_decaying_fit_decay_as_it_did():
     """AdamW's decay is part of the base fit's recorded steps, and so of a refit's, one by one or stacked."""
     how = refitter(lambda: Trained(perceptron(), lambda p: optim.AdamW(p, lr=0.02, weight_decay=0.1)), shuffle=True)
-    how = dataclasses.replace(how, decays=True)
+    how = dataclasses.replace(how, allow_decoupled_decay=True)
     plain = refitter(lambda: Trained(perceptron(), lambda p: optim.AdamW(p, lr=0.02, weight_decay=0.0)), shuffle=True)
     alone = how.fit(SampleWeights.removing([3], "zero_weight", N))
     (together,) = StackedReplicas(how, 4).fit([RefitTask(SampleWeights.removing([3], "zero_weight", N))])

@@ -32,8 +32,8 @@ def stage(folder, **changes) -> RefitStage:
         datamodule=digits(),
         settings=settings,
         layout=Layout(folder),
-        origin={"model": "LogisticRegression"},
-        recipe=TrainerSettings(accelerator="cpu"),
+        base_settings={"model": "LogisticRegression"},
+        trainer_settings=TrainerSettings(accelerator="cpu"),
         finish=NewtonFinish(preconditioner=Nystrom(rank=4)),
         seed=0,
         **changes,
@@ -86,6 +86,6 @@ def test_refits_from_scratch_need_a_model_to_start_from(tmp_path):
         stage(tmp_path, settings={"init": "cold"}).leave_out_top([0])
     assert str(caught.value) == (
         "Refits with init = cold start from an untrained model, and RefitStage was given none to start from.\n"
-        "  Give fresh, a function that makes the model, such as functools.partial(Model, ...); or init = warm."
+        "  Give make_model, a function that makes the model, such as functools.partial(Model, ...); or init = warm."
     )
     assert not Layout(tmp_path).manifest.exists()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
-from ifloo.errors import InputError
+from ifloo.errors import InputError, WorkError
 from ifloo.models import LogisticRegression, SampleLossModule
 from ifloo.objective import Objective, SampleWeights, sequential
 from ifloo.objective.loaders import Identified, identified
@@ -35,7 +35,7 @@ def refitter(data, shuffle=False, finish=None):
     return Refitter(
         start=model,
         loader=lambda: DataLoader(data, batch_size=N, shuffle=shuffle),
-        recipe=TrainerSettings(accelerator="cpu"),
+        trainer_settings=TrainerSettings(accelerator="cpu"),
         finish=finish or NewtonFinish(**FINISH),
         seed=0,
     )
@@ -96,6 +96,13 @@ def test_a_finish_measures_no_weights_twice(passes):
     refitter(dataset(), finish=NewtonFinish(**FINISH)).fit()
     assert len(passes) > 2
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(passes, 2))
+
+
+def test_a_refit_interrupted_before_its_end_says_how_to_resume(monkeypatch):
+    monkeypatch.setattr(L.Trainer, "fit", lambda *_: None)
+    with pytest.raises(WorkError) as caught:
+        refitter(dataset()).fit()
+    assert str(caught.value) == "A refit was interrupted before its end.\n  Run the same command to resume."
 
 
 def test_a_sampler_of_part_of_the_data_is_refused():

@@ -86,7 +86,7 @@ def refitter(model, shuffle=False, data=None, init="warm", after="lbfgs", **sett
     return Refitter(
         start=start,
         loader=lambda: DataLoader(data, batch_size=7, shuffle=shuffle),
-        recipe=TrainerSettings(**({"max_epochs": 4, "accelerator": "cpu"} | settings)),
+        trainer_settings=TrainerSettings(**({"max_epochs": 4, "accelerator": "cpu"} | settings)),
         finish=NewtonFinish(after),
         seed=0,
     )

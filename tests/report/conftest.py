@@ -40,7 +40,7 @@ def browser() -> Iterator[Any]:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Pages by name: 500 removals, two tests with two methods, hostile texts, scores without refits."""
     folder = tmp_path_factory.mktemp("pages")
-    two = [comparison(t=t, further={CORRECTED: comparison(t=t).actual}) for t in (T, 8)]
+    two = [comparison(t=t, other_methods={CORRECTED: comparison(t=t).actual}) for t in (T, 8)]
     long = Words([*NASTY, "w" * 400, "请描述这张图片。" * 30])
     written(folder / "many", [comparison(n=N, k=250)], Data(Pictures(side=64), Pictures()))
     written(folder / "two", two)

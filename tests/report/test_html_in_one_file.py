@@ -50,8 +50,8 @@ def test_only_the_scripts_of_the_package_may_run(tmp_path):
 
 def test_nothing_in_data_becomes_markup(tmp_path):
     tame = Words(["plain words"] * len(NASTY))
-    one = comparison(further={"</script><b>method</b>": comparison().predicted})
-    again = comparison(further={"method": comparison().predicted})
+    one = comparison(other_methods={"</script><b>method</b>": comparison().predicted})
+    again = comparison(other_methods={"method": comparison().predicted})
     wild = Reader(written(tmp_path / "wild", [one], Data(Words(NASTY))))
     assert wild.tags == Reader(written(tmp_path / "tame", [again], Data(tame))).tags
     assert len(wild.scripts) == 2

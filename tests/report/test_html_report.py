@@ -100,7 +100,7 @@ def test_the_certificate_is_there(tmp_path):
 
 
 def test_the_points_are_those_of_the_comparison(tmp_path):
-    one = comparison(further={CORRECTED: np.arange(60.0), "other": np.full(60, np.nan)})
+    one = comparison(other_methods={CORRECTED: np.arange(60.0), "other": np.full(60, np.nan)})
     data = Reader(written(tmp_path, [one])).data
     assert data["methods"] == ["influence scores", "leverage-corrected", "other"]
     assert [row[:3] for row in data["points"]] == [[T, i, one.kinds[i]] for i in range(60)]
@@ -120,7 +120,7 @@ def test_parts_without_numbers_are_not_there(tmp_path):
     assert {"verdict", "certificate", "plotted", "samples", "settings"} <= ids
     assert not {"methods", "checks", "view"} & ids
     groups = (GroupEffect("top_1pct", 6, 0.5, 0.25),)
-    full = comparison(groups=groups, further={"tracin": comparison().predicted * 2})
+    full = comparison(groups=groups, other_methods={"tracin": comparison().predicted * 2})
     reader = Reader(
         written(tmp_path, [full, comparison(t=8)], mislabels=LabelErrors(10, 6, {"loss": 4, "tracin": 5}, 1.0))
     )

@@ -50,7 +50,7 @@ def fits(optimizer, ids=True, **recipe):
         data=dataset(ids),
         **{"max_epochs": EPOCHS} | recipe,
     )
-    return dataclasses.replace(how, decays=True)
+    return dataclasses.replace(how, allow_decoupled_decay=True)
 
 
 def recorded(how, folder):

@@ -77,7 +77,7 @@ def test_append_mends_a_torn_tail_first(path):
     [
         ("", "Expecting value: line 1 column 1 (char 0)"),
         ("[1]", "it is a list"),
-        ('{"loss": NaN}', "NaN is no number of JSON"),
+        ('{"loss": NaN}', "NaN is not valid JSON"),
     ],
 )
 def test_bad_line_in_the_middle_is_named(path, line, reason):

@@ -23,8 +23,8 @@ def compared(tmp_path):
     results.add_method("noisy", NOISY)
     results.add_method("of_one_test", NOISY)
     one = compare(results.layout, T, TOP)
-    further = {"noisy": np.where(np.arange(len(REMOVED)) < 3, np.nan, one.further["noisy"])}
-    other = replace(one, predicted=0.5 * one.predicted, further=further, top=~one.top, noise_floor=2e-4)
+    other_methods = {"noisy": np.where(np.arange(len(REMOVED)) < 3, np.nan, one.other_methods["noisy"])}
+    other = replace(one, predicted=0.5 * one.predicted, other_methods=other_methods, top=~one.top, noise_floor=2e-4)
     return {T: one, T + 1: other}
 
 
@@ -39,9 +39,9 @@ def test_rows_of_all_tests_are_one_cloud(compared):
         "top_k": agreement(predicted[top], actual[top], noise_floor=2e-4),
         "random": agreement(predicted[control], actual[control], noise_floor=2e-4),
     }
-    noisy = np.concatenate([one.further["noisy"], other.further["noisy"][3:]])
+    noisy = np.concatenate([one.other_methods["noisy"], other.other_methods["noisy"][3:]])
     expected = agreement(noisy, np.concatenate([one.actual, other.actual[3:]]), noise_floor=2e-4)
-    assert {row.method: row.agreement for row in found.statistics.further} == {"noisy": expected}
+    assert {row.method: row.agreement for row in found.statistics.other_methods} == {"noisy": expected}
     said = found.to_json()
     assert (said["test_ids"], said["n_refits"]) == ([T, T + 1], 2 * len(REMOVED))
     assert said["slope"] == found.statistics.row().agreement.slope

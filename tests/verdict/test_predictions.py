@@ -46,7 +46,7 @@ def test_each_is_held_against_the_same_refits(tmp_path, removal):
     one = compare(results.layout, T, TOP)
     scores = NOISY.astype(np.float32)[::2].astype(np.float64)
     expected = -(scores - NOISY.mean()) if removal == "drop" else -scores
-    np.testing.assert_array_equal(one.further["noisy"], expected)
+    np.testing.assert_array_equal(one.other_methods["noisy"], expected)
     # A loss is stored, not its change: the difference of two losses near 0.7 is off by their rounding.
     np.testing.assert_allclose(one.actual, ACTUAL, rtol=0, atol=2e-16)
     found = {row.selection: row.agreement for row in one.statistics.rows if row.method == "noisy"}
@@ -116,14 +116,14 @@ def test_what_is_of_another_model_is_left_out_and_said(results, caplog, spoil, r
     spoil(results)
     with caplog.at_level(logging.WARNING):
         one = compare(results.layout, T, TOP)
-    assert [row.method for row in one.statistics.further] == ["noisy"]
+    assert [row.method for row in one.statistics.other_methods] == ["noisy"]
     assert caplog.messages == [f"Method other is left out of the verdict on test {T}: {reason}"]
 
 
 def test_a_damaged_file_does_not_cost_the_verdict(results, caplog):
     results.add_method("other", NOISY)
     results.layout.method_scores("other", T).write_bytes(b"no npz")
-    assert compare(results.layout, T, TOP).statistics.further == []
+    assert compare(results.layout, T, TOP).statistics.other_methods == []
     assert "holds no influence scores of ifloo: not a readable npz" in caplog.text
 
 

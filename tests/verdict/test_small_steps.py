@@ -68,7 +68,7 @@ def test_the_second_order_is_told_over_the_rows_also_removed(results):
     add_steps(results, scores_of(ids), ids=ids)
     one = compare(results.layout, T, TOP)
     changes, scores = ACTUAL[2:14], scores_of(STEPPED)
-    median, count = one.steps.curvature(one.ids, one.predicted, one.actual)
+    median, count = one.steps.second_order_gap(one.ids, one.predicted, one.actual)
     assert median == pytest.approx(np.median(np.abs(changes + scores) / np.abs(scores)), rel=1e-9)
     assert count == len(STEPPED)
     said = one.to_json()["small_steps"]
@@ -127,7 +127,7 @@ def test_a_run_whose_small_steps_are_noise_is_called_rough(results):
     add_steps(results, scores_of(STEPPED), noise=1e-3)
     one = compare(results.layout, T, TOP)
     sides = np.corrcoef(results.loss - one.steps.low, one.steps.high - results.loss)[0, 1]
-    assert one.steps.sides() == pytest.approx(sides)
+    assert one.steps.up_down_correlation() == pytest.approx(sides)
     assert one.roughness == (
         f"Not even small steps of a weight follow the scores ({told(one.steps.agreement())}), and a step up does not "
         f"undo a step down (Pearson {sides:.3f}): this training run is too rough for any influence estimate to hold. "
@@ -148,8 +148,8 @@ def test_scores_that_are_no_derivative_are_not_blamed_on_the_run(results):
 def test_where_nothing_varies_nothing_is_claimed():
     flat = np.full(5, 0.7)
     steps = SmallSteps(np.arange(5), np.linspace(-1, 1, 5), flat, flat, 0.7, None)
-    assert (steps.agreement(), steps.sides(), steps.roughness(None, "m")) == (None, None, None)
-    assert steps.curvature(np.array([9]), np.ones(1), np.ones(1)) == (None, 0)
+    assert (steps.agreement(), steps.up_down_correlation(), steps.roughness(None, "m")) == (None, None, None)
+    assert steps.second_order_gap(np.array([9]), np.ones(1), np.ones(1)) == (None, 0)
 
 
 def test_the_table_has_a_line_of_them(results, capsys):
@@ -160,7 +160,7 @@ def test_the_table_has_a_line_of_them(results, capsys):
     at = lines.index("  refits of one sample at weight 0.9 and 1.1: measured derivative against the scores")
     found = one.steps.agreement()
     assert lines[at + 1].startswith(f"  small steps       12  {found.pearson:.5f} [")
-    median, count = one.steps.curvature(one.ids, one.predicted, one.actual)
+    median, count = one.steps.second_order_gap(one.ids, one.predicted, one.actual)
     assert (
         lines[at + 2]
         == f"  removed altogether (weight 0) they differ from their prediction by {median:.1%} (median of {count})"

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from ifloo.data.loaded import Content, LoadedDataModule
+from ifloo.data.loaded_data_module import Content, LoadedDataModule
 from ifloo.data.loading import log_on_rank_zero
 from ifloo.data.multimodal.dataset import Dtype, MultimodalSet
 from ifloo.data.multimodal.embedded import EmbeddedSet, make_embedded

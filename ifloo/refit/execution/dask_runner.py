@@ -24,7 +24,7 @@ from distributed.security import Security
 from ifloo.errors import IflooError, InputError, WorkError
 from ifloo.refit.execution.job import RefitRequest, RefitResult, RefitWork, Unit
 from ifloo.refit.execution.local_cluster import local_workers, quiet_dask
-from ifloo.refit.execution.runner import GivenUp, Runner, units
+from ifloo.refit.execution.runner import FailedUnit, Runner, units
 from ifloo.termination import sigterm_unwinds
 
 Flight: TypeAlias = "Future[list[RefitResult] | Failure]"
@@ -62,12 +62,12 @@ class OnCluster(Runner):
 
     work: RefitWork
 
-    def run(self, requests: Sequence[RefitRequest]) -> Generator[list[RefitResult] | GivenUp, None, None]:
+    def run(self, requests: Sequence[RefitRequest]) -> Generator[list[RefitResult] | FailedUnit, None, None]:
         payload = _pickled(self.work)
-        at_once = self.work.strategy.at_once
+        max_at_once = self.work.strategy.max_at_once
         with sigterm_unwinds(), quiet_dask(), _connected(self.work, len(requests)) as client:
             scheduler = client.scheduler_info()["address"]
-            size = min(at_once, math.ceil(len(requests) / max(1, len(client.nthreads()))))
+            size = min(max_at_once, math.ceil(len(requests) / max(1, len(client.nthreads()))))
             patience = math.inf if self.work.settings.address else PATIENCE
             try:
                 yield from _Dispatch(client, scheduler, payload, units(requests, size), patience).results()
@@ -107,7 +107,7 @@ class _Dispatch:
         self.last_alive = time.monotonic()
         self.warned = False
 
-    def results(self) -> Iterator[list[RefitResult] | GivenUp]:
+    def results(self) -> Iterator[list[RefitResult] | FailedUnit]:
         while self.waiting or self.flying:
             alive = set(self.client.nthreads())
             self._check_workers(alive)
@@ -135,7 +135,7 @@ class _Dispatch:
         except TimeoutError:
             return []
 
-    def _collect(self, future: Flight) -> Iterator[list[RefitResult] | GivenUp]:
+    def _collect(self, future: Flight) -> Iterator[list[RefitResult] | FailedUnit]:
         """Yields the results of a finished unit; a failed one is tried again.
 
         Raises:
@@ -161,11 +161,11 @@ class _Dispatch:
         future.cancel()
         return unit
 
-    def _retry(self, unit: Unit, reason: str) -> Iterator[GivenUp]:
+    def _retry(self, unit: Unit, reason: str) -> Iterator[FailedUnit]:
         """Queues a failed unit again, or yields it if it failed at every try."""
         self.tries[unit] += 1
         if self.tries[unit] == TRIES:
-            yield GivenUp(unit, reason)
+            yield FailedUnit(unit, reason)
             return
         log.warning("refits %s failed, try %d of %d: %s", [x.id for x in unit], self.tries[unit], TRIES, reason)
         self.waiting.append(unit)
@@ -256,7 +256,7 @@ def _connected(work: RefitWork, refits: int) -> Generator[Client, None, None]:
         return
     devices = work.settings.devices
     with (
-        local_workers(devices, min(devices, refits), work.refitter.recipe.accelerator) as cluster,
+        local_workers(devices, min(devices, refits), work.refitter.trainer_settings.accelerator) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         yield client

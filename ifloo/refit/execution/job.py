@@ -115,7 +115,7 @@ class RefitWork:
         """
         results: list[RefitResult] = []
         while len(results) < len(unit):  # a process with little memory may have to train the unit in parts
-            results += self._run(unit[len(results) : len(results) + self._prepared.at_once])
+            results += self._run(unit[len(results) : len(results) + self._prepared.max_at_once])
         return results
 
     def _run(self, requests: Sequence[RefitRequest]) -> list[RefitResult]:

@@ -11,7 +11,7 @@ from ifloo.store import NULL_ID
 
 
 @dataclass(frozen=True)
-class GivenUp:
+class FailedUnit:
     """Unit that failed at every try.
 
     Attributes:
@@ -27,7 +27,7 @@ class Runner(ABC):
     """Works through refits in units of those trained together."""
 
     @abstractmethod
-    def run(self, requests: Sequence[RefitRequest]) -> Generator[list[RefitResult] | GivenUp, None, None]:
+    def run(self, requests: Sequence[RefitRequest]) -> Generator[list[RefitResult] | FailedUnit, None, None]:
         """Yields the results of each unit as it finishes; closing the generator ends all processes it started.
 
         Raises:
@@ -46,8 +46,8 @@ class InProcess(Runner):
 
     work: RefitWork
 
-    def run(self, requests: Sequence[RefitRequest]) -> Generator[list[RefitResult] | GivenUp, None, None]:
-        for unit in units(requests, self.work.strategy.at_once):
+    def run(self, requests: Sequence[RefitRequest]) -> Generator[list[RefitResult] | FailedUnit, None, None]:
+        for unit in units(requests, self.work.strategy.max_at_once):
             yield self.work.run(unit)
 
 

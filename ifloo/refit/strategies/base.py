@@ -46,17 +46,17 @@ class RefitStrategy(ABC):
 
     Attributes:
         refitter: Refitter of the base fit.
-        at_once: Largest number of tasks that one call of `fit` trains together.
+        max_at_once: Largest number of tasks that one call of `fit` trains together.
         name: Name of the strategy in logs and manifests.
     """
 
     refitter: Refitter
-    at_once: int
+    max_at_once: int
     name: ClassVar[str]
 
     @abstractmethod
     def fit(self, tasks: Sequence[RefitTask]) -> list[Refit]:
-        """Trains at most `at_once` tasks.
+        """Trains at most `max_at_once` tasks.
 
         Returns:
             One refit for each task, in their order.
@@ -91,7 +91,7 @@ class RefitStrategy(ABC):
 class OneByOne(RefitStrategy):
     """Trains each refit in a separate Trainer fit; suits every model and optimizer."""
 
-    at_once = 1
+    max_at_once = 1
     name: ClassVar[str] = "one by one"
 
     def __init__(self, refitter: Refitter) -> None:

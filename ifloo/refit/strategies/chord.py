@@ -24,7 +24,7 @@ from ifloo.objective import Objective, scoring
 from ifloo.objective.out_of_memory import in_parts
 from ifloo.params import ParamSpace
 from ifloo.progress import bar
-from ifloo.refit.newton_finish import reachable
+from ifloo.refit.newton_finish import default_tolerance
 from ifloo.refit.refitter import Refit, Refitter
 from ifloo.refit.strategies.base import OneByOne, RefitStrategy, RefitTask, StrategyError
 from ifloo.refit.strategies.chord_module import ChordModule
@@ -54,23 +54,23 @@ class ChordReplicas(RefitStrategy):
 
     name: ClassVar[str] = "chord Newton with one factor"
 
-    def __init__(self, refitter: Refitter, at_once: int | None = None) -> None:
+    def __init__(self, refitter: Refitter, max_at_once: int | None = None) -> None:
         """Checks that the model is a linear head and starts at its minimum.
 
         Args:
             refitter: Refitter of the base fit.
-            at_once: Number of replicas trained together; None stands for 64.
+            max_at_once: Number of replicas trained together; None stands for 64.
 
         Raises:
             StrategyError: If the model is not a single linear head, does not start at its minimum, is not fitted to its
                 minimum, or if the factor is too large or costs more than it saves.
         """
-        self.refitter, self.at_once = refitter, at_once or CHORDS_AT_ONCE
+        self.refitter, self.max_at_once = refitter, max_at_once or CHORDS_AT_ONCE
         self.base = refitter.start()
-        self.tolerance = refitter.finish.tolerance or reachable(ParamSpace.of(self.base).dtype)
+        self.tolerance = refitter.finish.tolerance or default_tolerance(ParamSpace.of(self.base).dtype)
         _refuse_unfinished(refitter, self.base)
         with quiet_lightning():
-            self.base.to(_trainer(refitter.recipe.accelerator).strategy.root_device)
+            self.base.to(_trainer(refitter.trainer_settings.accelerator).strategy.root_device)
         objective = Objective.of(self.base, refitter.loader(), batch_size=refitter.finish.batch_size)
         self.theta = objective.losses.theta()
         with scoring(self.base):
@@ -86,7 +86,7 @@ class ChordReplicas(RefitStrategy):
             self.head = LinearHead(objective, self.theta)
         except InputError as error:
             raise StrategyError(str(error).splitlines()[0]) from error
-        _refuse_costly(self.head, asked=at_once is not None)
+        _refuse_costly(self.head, asked=max_at_once is not None)
 
     @cached_property
     def factor(self) -> PreparedCholesky:
@@ -105,7 +105,7 @@ class ChordReplicas(RefitStrategy):
         return self.factor.apply_inverse(torch.einsum("gs,gsp->gp", blocks.slopes, blocks.rows)) / self.head.n
 
     def fit(self, tasks: Sequence[RefitTask]) -> list[Refit]:
-        refits, self.at_once = in_parts(tasks, self.at_once, self._train, "replicas")
+        refits, self.max_at_once = in_parts(tasks, self.max_at_once, self._train, "replicas")
         return refits
 
     def _train(self, tasks: Sequence[RefitTask]) -> list[Refit]:
@@ -115,7 +115,7 @@ class ChordReplicas(RefitStrategy):
         weights = ReplicaWeights.of([task.weights for task in tasks], theta.device)
         module = ChordModule(self.head, theta, weights, inverse.step, self.tolerance)
         with sigterm_unwinds(), quiet_lightning():
-            _trainer(self.refitter.recipe.accelerator).fit(module)
+            _trainer(self.refitter.trainer_settings.accelerator).fit(module)
         seconds = (time.perf_counter() - begun) / len(tasks)
         return [self._refit(minimum, task, seconds) for minimum, task in zip(module.minima, tasks, strict=True)]
 

@@ -86,7 +86,7 @@ def check_stackable(refitter: Refitter) -> MemoryPerReplica:
 
 def _fault_of_settings(refitter: Refitter) -> str | None:
     """Returns why the settings exclude stacked replicas; None if they do not."""
-    settings: TrainerSettings = refitter.recipe
+    settings: TrainerSettings = refitter.trainer_settings
     if refitter.finish.after == "always":
         return "finish.after = always asks for Newton steps at the end of each refit"
     if settings.precision not in ("32-true", "64-true"):

@@ -41,26 +41,26 @@ class StackedReplicas(RefitStrategy):
 
     name: ClassVar[str] = "stacked replicas"
 
-    def __init__(self, refitter: Refitter, at_once: int | None = None) -> None:
+    def __init__(self, refitter: Refitter, max_at_once: int | None = None) -> None:
         """Checks settings, model and the first batch.
 
         Args:
             refitter: Refitter of the base fit.
-            at_once: Number of replicas trained together; None takes as many as fit into memory (on a processor, into
-                its caches), at most 64.
+            max_at_once: Number of replicas trained together; None takes as many as fit into memory (on a processor,
+                into its caches), at most 64.
 
         Raises:
             StrategyError: If replicas would not end where refits one by one do; the text gives the reason.
         """
         self.refitter = refitter
         memory = check_stackable(refitter)
-        self.at_once = at_once or _affordable(memory)
+        self.max_at_once = max_at_once or _affordable(memory)
 
     def prepare(self, base: SampleLossModule) -> None:
         """Prepares nothing: these fits end without Newton steps, and `removal_steps` makes its own preconditioner."""
 
     def fit(self, tasks: Sequence[RefitTask]) -> list[Refit]:
-        refits, self.at_once = in_parts(tasks, self.at_once, self._train, "replicas")
+        refits, self.max_at_once = in_parts(tasks, self.max_at_once, self._train, "replicas")
         return refits
 
     def _train(self, tasks: Sequence[RefitTask]) -> list[Refit]:

@@ -20,7 +20,7 @@ class Kind(Protocol):
     @property
     def name(self) -> str: ...
 
-    def __call__(self, refitter: Refitter, at_once: int | None = None, /) -> RefitStrategy:
+    def __call__(self, refitter: Refitter, max_at_once: int | None = None, /) -> RefitStrategy:
         """Makes the strategy for so many refits at once; raises `StrategyError` if it does not suit the refits."""
         ...
 
@@ -49,7 +49,7 @@ def choose_strategy(refitter: Refitter, replicas: int | None, kinds: Sequence[Ki
         except StrategyError as error:
             reasons.append(f"{kind.name}: {error}")
             continue
-        if strategy.at_once > 1:
+        if strategy.max_at_once > 1:
             return _logged(strategy, *reasons)
         reasons.append(f"{kind.name}: more than one at once would not pay")
     if replicas is not None:
@@ -59,7 +59,7 @@ def choose_strategy(refitter: Refitter, replicas: int | None, kinds: Sequence[Ki
 
 def _logged(strategy: RefitStrategy, *reasons: str) -> RefitStrategy:
     """Logs the choice and returns it."""
-    choice = strategy.name if strategy.at_once == 1 else f"{strategy.name}, {strategy.at_once} at once"
+    choice = strategy.name if strategy.max_at_once == 1 else f"{strategy.name}, {strategy.max_at_once} at once"
     logger.info("refits: %s%s", choice, f" ({'; '.join(reasons)})" if reasons else "")
     return strategy
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from ifloo.agreement import Agreement
 from ifloo.report.html.numbers import correlation, correlations, counted, interval, percent, ratio
-from ifloo.store import CORRECTED, UNSURE
-from ifloo.verdict import FEWEST, Comparison, Row, Statistics, Verdict
+from ifloo.store import CORRECTED, FLAG_RATIO
+from ifloo.verdict import MIN_REFITS, Comparison, Row, Statistics, Verdict
 from ifloo.verdict.small_steps import REMOVED_PEARSON, REMOVED_SLOPES
 
 ROUGHLY = 0.5  # lowest correlation at which predictions count as roughly true
@@ -133,7 +133,7 @@ def _sentences(tests: Sequence[Comparison], statistics: Statistics) -> list[str]
         f"time, and the model was trained again without each. The loss of {named} then changed as measured; the "
         f"influence scores had predicted by how much. That gives {counted(refits, 'comparison')}."
     )
-    corrected = next((row.agreement for row in statistics.further if row.method == CORRECTED), None)
+    corrected = next((row.agreement for row in statistics.other_methods if row.method == CORRECTED), None)
     sentences = [first, _of_all(statistics.row()), _of_random(statistics.row("random")), _of_corrected(corrected)]
     return [sentence for sentence in sentences if sentence]
 
@@ -158,7 +158,7 @@ def _because(row: Row) -> str:
 
 
 def _of_random(row: Row) -> str:
-    if row.n < FEWEST:
+    if row.n < MIN_REFITS:
         return "Too few samples were drawn at random to tell how well the scores predict ordinary samples."
     if (found := row.agreement) is None:
         return f"Of the {counted(row.n, 'sample')} drawn at random no statistic can be given: {_because(row)}."
@@ -191,7 +191,7 @@ def _cautions(t: int, one: Comparison) -> list[str]:
         )
     if one.flagged:
         cautions.append(
-            f"{one.flagged} of {counted(n, 'refit')} may be off by more than {percent(UNSURE)} of their change."
+            f"{one.flagged} of {counted(n, 'refit')} may be off by more than {percent(FLAG_RATIO)} of their change."
         )
     if one.flagged is None:
         cautions.append("the error of a single refit is unknown: there is no bound and no noise floor.")

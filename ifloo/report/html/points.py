@@ -20,7 +20,7 @@ def points(verdict: Verdict, album: SampleCache) -> dict[str, JSON]:
     if a method has no prediction. Thumbnails are given to the points of largest actual change first. Raises the same
     errors as `SampleCache.of_training`.
     """
-    methods = list(dict.fromkeys([SCORES, *(name for one in verdict.values() for name in one.further)]))
+    methods = list(dict.fromkeys([SCORES, *(name for one in verdict.values() for name in one.other_methods)]))
     for _, id_ in sorted(_sizes(verdict), reverse=True):
         album.of_training(id_, pictures=1)
     return {
@@ -39,7 +39,7 @@ def _sizes(verdict: Verdict) -> list[tuple[float, int]]:
 
 def _rows(t: int, one: Comparison, methods: list[str]) -> list[JSON]:
     missing = np.full(len(one.ids), math.nan)
-    predictions = [one.predicted if name == SCORES else one.further.get(name, missing) for name in methods]
+    predictions = [one.predicted if name == SCORES else one.other_methods.get(name, missing) for name in methods]
     columns = [one.ids.tolist(), one.kinds, one.actual.tolist(), *(x.tolist() for x in predictions)]
     return [[t, id_, kind, *map(_finite, rest)] for id_, kind, *rest in zip(*columns, strict=True)]
 

@@ -121,7 +121,7 @@ def _card(stored: StoredInfluences, one: Comparison | None, album: SampleCache, 
 
 def by_key(verdict: Verdict) -> dict[str, Statistics]:
     """Returns the statistics by test id as text, preceded by those of all tests together."""
-    pooled = {ALL: verdict.together.statistics} if verdict.together else {}
+    pooled = {ALL: verdict.over_all_tests.statistics} if verdict.over_all_tests else {}
     return pooled | {str(t): one.statistics for t, one in verdict.items()}
 
 
@@ -137,7 +137,7 @@ def methods_tables(verdict: Verdict) -> list[Table]:
     return [
         Table(key, _title(key), [(row.method_label, row) for row in found.by_method])
         for key, found in by_key(verdict).items()
-        if found.further
+        if found.other_methods
     ]
 
 

@@ -128,7 +128,7 @@ class TensorBoardReport:
             events.add_summary(summary)
         for tag, value in metrics.items():
             writer.add_scalar(tag, value)
-        if verdict.together is not None:
+        if verdict.over_all_tests is not None:
             for t, one in sorted(verdict.items()):
                 for name, value in _numbers([one], one.agreement()).items():
                     writer.add_scalar(f"{BY_TEST}/{name}", value, t)

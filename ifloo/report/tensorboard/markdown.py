@@ -23,7 +23,7 @@ def guide(board: Mapping[str, str]) -> str:
 
 def verdict(compared: Verdict) -> str:
     """Writes tables of predicted against actual change of the test losses, with 95 % intervals, and of certificates."""
-    rows = [*_statistics("all", compared.together.statistics)] if compared.together else []
+    rows = [*_statistics("all", compared.over_all_tests.statistics)] if compared.over_all_tests else []
     rows += [row for t, one in compared.items() for row in _statistics(str(t), one.statistics)]
     removal = next(iter(compared.values())).removal
     head = ["test", "removed", "refits", "Pearson", "Spearman", "slope", "median relative error"]
@@ -44,7 +44,7 @@ def verdict(compared: Verdict) -> str:
 
 def _statistics(test: str, statistics: Statistics) -> Iterator[list[str]]:
     """Yields a row of the table for each selection of refits that is not empty, and for each further method."""
-    for row in (*statistics.scores, *statistics.further):
+    for row in (*statistics.scores, *statistics.other_methods):
         if row.n or row.selection == "all":
             yield [test, markdown(row.label, LONGEST_TEXT), *_cells(row)]
 

@@ -61,7 +61,7 @@ class InfluenceStage:
         datamodule: Data module, already set up.
         settings: Settings of the attribution.
         layout: Paths of the files.
-        origin: Settings behind the checkpoint that change a number (compared), by name.
+        base_settings: Settings behind the checkpoint that change a number (compared), by name.
         make_trainer: Function that makes a Trainer for one pass over the training data, given the writer of its scores
             and whether to show a progress bar.
         overwrite: Whether results of other settings are replaced.
@@ -73,7 +73,7 @@ class InfluenceStage:
     datamodule: AttributionData
     settings: AttributionSettings
     layout: Layout
-    origin: Mapping[str, JSON]
+    base_settings: Mapping[str, JSON]
     make_trainer: MakeTrainer
     overwrite: bool = False
     recorded: RunFolder | None = None
@@ -156,7 +156,7 @@ class InfluenceStage:
 
     def _model(self) -> dict[str, JSON]:
         """Returns the settings that all methods share: those of the model and of its parameters."""
-        return {**self.origin, "parameters": list(self.settings.parameters), "dtype": self.settings.dtype}
+        return {**self.base_settings, "parameters": list(self.settings.parameters), "dtype": self.settings.dtype}
 
     @cached_property
     def _methods(self) -> MethodRun:
@@ -198,7 +198,7 @@ class InfluenceStage:
     def _identity_settings(self) -> dict[str, JSON]:
         settings = self.settings
         return {
-            **self.origin,
+            **self.base_settings,
             **(
                 {"method": settings_json(settings.method)}
                 if settings.method

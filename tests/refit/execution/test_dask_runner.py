@@ -56,7 +56,7 @@ def refitter(base):
     return Refitter(
         start=functools.partial(copy.deepcopy, base),
         loader=functools.partial(DataLoader, dataset(), batch_size=N),
-        recipe=TrainerSettings(accelerator="cpu"),
+        trainer_settings=TrainerSettings(accelerator="cpu"),
         finish=NewtonFinish(tolerance=1e-12, preconditioner=Nystrom(rank=4)),
         seed=0,
     )

@@ -154,7 +154,7 @@ def test_memory_that_does_not_hold_them_holds_half(caplog, monkeypatch):
     monkeypatch.setattr(path, "_train", small)
     refits = path.fit(_tasks("drop", [[i] for i in range(4)]))
     assert len(refits) == 4
-    assert path.at_once == 2
+    assert path.max_at_once == 2
     assert (
         caplog.messages.count(
             "out of memory with 4 replicas at once (DefaultCPUAllocator: can't allocate memory): going on with 2."
@@ -223,7 +223,7 @@ def test_a_factor_that_costs_more_than_it_saves_is_made_only_when_asked_for():
     how = _refitter(LogisticRegression(200, 10, l2_reg=0.1), few, 1e-12, size=12)
     with pytest.raises(StrategyError, match=r"^a factor of q = 1,800 costs as much as \d+ refits one by one$"):
         ChordReplicas(how)
-    assert ChordReplicas(how, 2).at_once == 2
+    assert ChordReplicas(how, 2).max_at_once == 2
 
 
 def test_random_numbers_are_left_as_they_were():

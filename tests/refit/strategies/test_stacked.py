@@ -229,7 +229,7 @@ def test_out_of_memory_halves_and_goes_on(small_memory, caplog):
     with caplog.at_level(logging.WARNING, "ifloo"):
         refits = path.fit(tasks)
     assert small_memory == [5, 2, 2, 2]
-    assert path.at_once == 2
+    assert path.max_at_once == 2
     assert caplog.messages == [
         "out of memory with 5 replicas at once ([enforce fail at alloc_cpu.cpp:75] . DefaultCPUAllocator: can't "
         "allocate memory: ...): going on with 2."
@@ -251,4 +251,4 @@ def test_other_failures_are_passed_on(monkeypatch):
 def test_as_many_as_memory_affords(budget, least, most, monkeypatch):
     """53 weights are 8 copies of 424 bytes, and 7 samples keep about 1,000 bytes, taken twice."""
     monkeypatch.setattr(stacked, "_budget", lambda device: budget)
-    assert least <= StackedReplicas(refitter(lambda: Trained(perceptron()))).at_once <= most
+    assert least <= StackedReplicas(refitter(lambda: Trained(perceptron()))).max_at_once <= most

@@ -39,7 +39,7 @@ class Single(Never):
     """A strategy that suits every model, but trains one at a time."""
 
     def __init__(self, how, at_once=None):
-        self.at_once = 1
+        self.max_at_once = 1
 
 
 CHORD_SGD = "chord Newton with one factor: SGD fits are not finished to the minimum (finish.after = lbfgs)"
@@ -73,7 +73,7 @@ def test_the_path_and_its_line(how, replicas, kinds, kind, at_once, line, caplog
     with caplog.at_level(logging.INFO, "ifloo"):
         strategy = choose_strategy(how(), replicas, *([kinds] if kinds else []))
     assert type(strategy) is kind
-    assert strategy.at_once == at_once
+    assert strategy.max_at_once == at_once
     assert caplog.messages == [line]
 
 

@@ -156,7 +156,7 @@ def test_it_is_made_once_and_only_if_asked_for(tmp_path):
 
 def test_other_settings_are_refused_and_replaced_on_demand(tmp_path):
     run(tmp_path, **ASKED).self_influence()
-    other = dataclasses.replace(run(tmp_path, **ASKED), origin={"weights": "other"})
+    other = dataclasses.replace(run(tmp_path, **ASKED), base_settings={"weights": "other"})
     with pytest.raises(InputError, match="the self_influence results there were made with other settings"):
         other.self_influence()
     dataclasses.replace(other, overwrite=True).self_influence()

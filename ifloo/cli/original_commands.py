@@ -83,8 +83,8 @@ def loo_to(topk: Path, jsonl: Path) -> Callable[[Session], None]:
         tables.fitted(exp.finish.minimum, [], None)
         stage = session.writing_to(layout, session.overwrite).refit_stage(TrainerSettings.of(session.trainer))
         # The settings of the fit stand for its weights, which another machine may round otherwise.
-        origin = {name: value for name, value in stage.origin.items() if name != "weights"}
+        base_settings = {name: value for name, value in stage.base_settings.items() if name != "weights"}
         files = {t: LossFiles(jsonl, jsonl.parent / "null" / jsonl.name)}
-        replace(stage, origin=origin).leave_out({t: ids}, files, section)
+        replace(stage, base_settings=base_settings).leave_out({t: ids}, files, section)
 
     return command

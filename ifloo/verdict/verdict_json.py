@@ -52,22 +52,22 @@ class Verdict(Mapping[int, Comparison]):
         return len(self.tests)
 
     @cached_property
-    def together(self) -> Pooled | None:
+    def over_all_tests(self) -> Pooled | None:
         """Statistics of all tests together, computed once; None if there is only one test."""
         return pooled(self.tests)
 
     @property
     def statistics(self) -> Statistics | None:
         """Statistics of all tests together, or of the only test; None if there is no test."""
-        if self.together is not None:
-            return self.together.statistics
+        if self.over_all_tests is not None:
+            return self.over_all_tests.statistics
         return next((one.statistics for one in self.tests.values()), None)
 
     def to_json(self) -> dict[str, JSON]:
         """Returns the content of verdict.json."""
         return {
             "tests": {str(t): one.to_json() for t, one in self.tests.items()},
-            **({"all_tests": self.together.to_json()} if self.together else {}),
+            **({"all_tests": self.over_all_tests.to_json()} if self.over_all_tests else {}),
             **({"mislabels": self.mislabels.to_json()} if self.mislabels else {}),
             "definitions": DEFINITIONS,
         }
