@@ -20,11 +20,12 @@ from ifloo.errors import InputError
 from ifloo.minimize.newton_cg import FitEnd
 from ifloo.models import SampleLossModule
 from ifloo.models.fit_settings import optimizers_in
+from ifloo.models.hooks import overridden
 from ifloo.objective import Objective, scoring
 from ifloo.objective.out_of_memory import in_parts
 from ifloo.params import ParamSpace
 from ifloo.progress import bar
-from ifloo.refit.newton_finish import reachable
+from ifloo.refit.newton_finish import NewtonFinish, reachable
 from ifloo.refit.refitter import Refit, Refitter
 from ifloo.refit.strategies.base import OneByOne, RefitStrategy, RefitTask, StrategyError
 from ifloo.refit.strategies.chord_module import ChordModule
@@ -209,6 +210,8 @@ def _refuse_unfinished(refitter: Refitter, base: SampleLossModule) -> None:
         StrategyError: If they do not.
     """
     after = refitter.finish.after
+    if overridden(refitter.finish, ["end_fit"], NewtonFinish):
+        raise StrategyError(f"{type(refitter.finish).__name__} overrides end_fit, which chord Newton would not call")
     if after == "always":
         return
     if after == "never":
