@@ -16,10 +16,10 @@ from ifloo.errors import InputError, WorkError, first_sentence
 from ifloo.minimize.newton_cg import FitEnd
 from ifloo.models import unwrap
 from ifloo.models.module import callbacks_of
+from ifloo.refit.fit_termination import fit_unless_terminated
 from ifloo.refit.newton_finish import NewtonFinish
 from ifloo.refit.trainer_settings import TrainerSettings
 from ifloo.store import JSON, replacing, sha256_of_tensors
-from ifloo.termination import sigterm_unwinds
 
 SECTION = "ifloo"
 
@@ -73,8 +73,7 @@ def fit_base(
     recorder = _Recorder(dict(record))
     callbacks_of(trainer).append(recorder)
     assert isinstance(datamodule, L.LightningDataModule)
-    with sigterm_unwinds():
-        trainer.fit(module, datamodule=datamodule)
+    fit_unless_terminated(trainer, module, datamodule)
     minimum = finish.minimum
     if minimum is None or not trainer.state.finished:
         raise WorkError("The fit was interrupted; no checkpoint was written.")

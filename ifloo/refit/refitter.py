@@ -17,6 +17,7 @@ from ifloo.models.hooks import overridden
 from ifloo.models.module import callbacks_of
 from ifloo.objective import Batch, SampleWeights
 from ifloo.objective.loaders import identified
+from ifloo.refit.fit_termination import fit_unless_terminated
 from ifloo.refit.newton_finish import NewtonFinish
 from ifloo.refit.trainer_settings import TrainerSettings, quiet_lightning
 from ifloo.termination import sigterm_unwinds
@@ -152,5 +153,5 @@ class Refitter:
             trainer = self.recipe.trainer(ending)
             if self.decays:
                 callbacks_of(trainer).append(_AllowDecoupledDecay())
-            trainer.fit(module, identified(self.loader()))
+            fit_unless_terminated(trainer, module, identified(self.loader()))
         return module
