@@ -67,12 +67,19 @@ def fit_base(
     """Fits with the Trainer (whose callbacks include `finish`) and writes the checkpoint, atomically.
 
     Raises:
+        InputError: If the data module is not a LightningDataModule.
         WorkError: If the fit does not converge or the checkpoint cannot be written.
         Terminated: If the process receives SIGTERM.
     """
+    if not isinstance(datamodule, L.LightningDataModule):
+        raise InputError(
+            "fit_base trains on a LightningDataModule, whose settings the checkpoint records; got a "
+            f"{type(datamodule).__name__}.\n"
+            "  Give a LightningDataModule with the members of ifloo.data.AttributionData, or wrap a plain one: "
+            "ifloo.data.AdaptedData(datamodule)."
+        )
     recorder = _Recorder(dict(record))
     callbacks_of(trainer).append(recorder)
-    assert isinstance(datamodule, L.LightningDataModule)
     fit_unless_terminated(trainer, module, datamodule)
     minimum = finish.minimum
     if minimum is None or not trainer.state.finished:

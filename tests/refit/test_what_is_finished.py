@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from ifloo.errors import InputError
 from ifloo.models import SampleLossModule
-from ifloo.refit import NewtonFinish, Refitter, TrainerSettings
+from ifloo.refit import NewtonFinish, Refitter, TrainerSettings, fit_base
 
 ROWS = [{"x": torch.ones(2, dtype=torch.float64), "idx": i} for i in range(4)]
 
@@ -125,3 +125,17 @@ def test_an_end_of_its_own_ends_a_refit():
     finish = type("Measuring", (Patient,), {"end_fit": end_fit})(3)
     refit = refitter(finish).fit()
     assert finish.patience == [3, refit.minimum.grad_norm]
+
+
+def test_a_base_fit_without_a_lightning_data_module(tmp_path):
+    finish = NewtonFinish("never")
+    trainer = TrainerSettings(accelerator="cpu").trainer(finish)
+    before = list(trainer.callbacks)
+    with pytest.raises(InputError) as caught:
+        fit_base(Squares(), DataLoader(ROWS), trainer, finish, tmp_path / "base.ckpt", {})
+    assert str(caught.value) == (
+        "fit_base trains on a LightningDataModule, whose settings the checkpoint records; got a DataLoader.\n"
+        "  Give a LightningDataModule with the members of ifloo.data.AttributionData, or wrap a plain one: "
+        "ifloo.data.AdaptedData(datamodule)."
+    )
+    assert trainer.callbacks == before
