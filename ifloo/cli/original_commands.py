@@ -10,6 +10,7 @@ from ifloo.cli import tables
 from ifloo.cli.commands import influence as influence_command
 from ifloo.cli.session import Session
 from ifloo.refit import TrainerSettings
+from ifloo.refit.fit_termination import fit_unless_terminated
 from ifloo.refit.stage import SECTION, LossFiles
 from ifloo.store import Layout, StoredInfluences, influences, read_ids, save_topk, top_k, write_npy
 
@@ -78,7 +79,7 @@ def loo_to(topk: Path, jsonl: Path) -> Callable[[Session], None]:
         section = SECTION if jsonl == layout.loo_losses(t) else f"{SECTION} of {jsonl.name}"
         exp.load_data()
         ids = read_ids(topk, exp.datamodule.train_set.ids.numpy()).tolist()
-        session.trainer.fit(exp.module, datamodule=exp.lightning_data)
+        fit_unless_terminated(session.trainer, exp.module, exp.lightning_data)
         assert exp.finish.minimum is not None
         tables.fitted(exp.finish.minimum, [], None)
         stage = session.writing_to(layout, session.overwrite).refit_stage(TrainerSettings.of(session.trainer))

@@ -67,6 +67,9 @@ def run(arguments: Sequence[str], work: Callable[[Session], None] | None = None)
             return code
         finally:
             ProcessGroup.close_leftover()
+    if terminated.is_set():  # `Terminated` was lost, as within a destructor, and the command went on to its end
+        _interrupted()
+        return TERMINATED
     return 0
 
 

@@ -12,6 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 from ifloo.doctor.finding import Finding, Severity
 from ifloo.models.hooks import overridden
 from ifloo.objective import Batch, sample_ids
+from ifloo.objective.batch_samplers import SamplerBatches
 from ifloo.objective.batches import fetch_samples, tensors_of
 from ifloo.objective.layers import BATCH_HOOKS
 from ifloo.objective.loaders import sample_count, unwrap_loader
@@ -155,7 +156,7 @@ def _augmented(how: str, where: str) -> Finding:
 
 def _missing_ids(loader: DataLoader[Batch], batch: Batch, where: str) -> list[Finding]:
     batches = loader.batch_sampler
-    drawn_by = batches.sampler if isinstance(batches, BatchSampler) else loader.sampler
+    drawn_by = batches.sampler if isinstance(batches, SamplerBatches) else loader.sampler
     if sample_ids(batch) is not None or not isinstance(drawn_by, RandomSampler):
         return []
     n = sample_count(loader)

@@ -23,7 +23,6 @@ _TEXTS = (
     "DefaultCPUAllocator",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_NOT_SUPPORTED",  # raised by cuDNN for a convolution if no memory is left for its workspace
 )
 
 

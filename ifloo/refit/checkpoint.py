@@ -16,10 +16,10 @@ from ifloo.errors import InputError, WorkError, first_sentence
 from ifloo.minimize.newton_cg import FitEnd
 from ifloo.models import unwrap
 from ifloo.models.module import callbacks_of
+from ifloo.refit.fit_termination import fit_unless_terminated
 from ifloo.refit.newton_finish import NewtonFinish
 from ifloo.refit.trainer_settings import TrainerSettings
 from ifloo.store import JSON, replacing, sha256_of_tensors
-from ifloo.termination import sigterm_unwinds
 
 SECTION = "ifloo"
 
@@ -67,14 +67,20 @@ def fit_base(
     """Fits with the Trainer (whose callbacks include `finish`) and writes the checkpoint, atomically.
 
     Raises:
+        InputError: If the data module is not a LightningDataModule.
         WorkError: If the fit does not converge or the checkpoint cannot be written.
         Terminated: If the process receives SIGTERM.
     """
+    if not isinstance(datamodule, L.LightningDataModule):
+        raise InputError(
+            "fit_base trains on a LightningDataModule, whose settings the checkpoint records; got a "
+            f"{type(datamodule).__name__}.\n"
+            "  Give a LightningDataModule with the members of ifloo.data.AttributionData, or wrap a plain one: "
+            "ifloo.data.AdaptedData(datamodule)."
+        )
     recorder = _Recorder(dict(record))
     callbacks_of(trainer).append(recorder)
-    assert isinstance(datamodule, L.LightningDataModule)
-    with sigterm_unwinds():
-        trainer.fit(module, datamodule=datamodule)
+    fit_unless_terminated(trainer, module, datamodule)
     minimum = finish.minimum
     if minimum is None or not trainer.state.finished:
         raise WorkError("The fit was interrupted; no checkpoint was written.")

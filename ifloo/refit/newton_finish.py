@@ -50,7 +50,8 @@ class NewtonFinish(L.Callback):
     """Takes Newton steps on J(θ; w) after training until ‖∇J‖ is small, or only measures ‖∇J‖ (`after`).
 
     The steps are those of `newton_cg` if the module declares J strongly convex, else those of `trust_region`. One
-    instance may be used for many fits on the same training data: it keeps the data and the preconditioner.
+    instance may be used for many fits on the same training data: it keeps the data and the preconditioner. A subclass
+    may override `end_fit`, by which the base fit and every refit end; refits call no other hook.
 
     Attributes:
         minimum: End of the last fit of a Trainer that has this callback; None before it.
@@ -92,10 +93,9 @@ class NewtonFinish(L.Callback):
         self._data_key: tuple[object, ...] = ()
         self._inner: NewtonSystem | None = None
 
-    def __reduce__(self) -> tuple[type[NewtonFinish], tuple[object, ...]]:
-        """Pickles only the settings; another process loads the data itself."""
-        settings = self.after, self.tolerance, self.max_steps, self.preconditioner
-        return type(self), (*settings, self.keep_graph, self.inner_dtype, self.batch_size)
+    def __getstate__(self) -> dict[str, object]:
+        """Returns the settings, and the state of a subclass; another process loads the data itself."""
+        return {**vars(self), "minimum": None, "_data": None, "_data_key": (), "_inner": None}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.minimum = None  # so that an interrupted fit does not have the result of the last one

@@ -10,17 +10,25 @@ from typing import TypeVar
 import lightning as L
 from torch.utils.data import DataLoader
 
-from ifloo.errors import WorkError
+from ifloo.errors import InputError, WorkError
 from ifloo.minimize.newton_cg import FitEnd
 from ifloo.models import SampleLossModule
+from ifloo.models.hooks import overridden
 from ifloo.models.module import callbacks_of
 from ifloo.objective import Batch, SampleWeights
 from ifloo.objective.loaders import identified
+from ifloo.refit.fit_termination import fit_unless_terminated
 from ifloo.refit.newton_finish import NewtonFinish
 from ifloo.refit.trainer_settings import TrainerSettings, quiet_lightning
 from ifloo.termination import sigterm_unwinds
 
 ModuleT = TypeVar("ModuleT", bound=L.LightningModule)
+FIT_HOOKS = [  # hooks that Lightning calls in the Trainer of a refit, which neither validates nor writes checkpoints
+    name
+    for name in vars(L.Callback)
+    if name in ("setup", "teardown", "on_exception")
+    or name.startswith(("on_fit_", "on_train_", "on_before_", "on_after_"))
+]
 
 
 class _AllowDecoupledDecay(L.Callback):
@@ -86,6 +94,20 @@ class Refitter:
     seed: int
     allow_decoupled_decay: bool = False
 
+    def __post_init__(self) -> None:
+        """Checks that refits call all that the finish does in a fit.
+
+        Raises:
+            InputError: If its class overrides hooks of Lightning.
+        """
+        if hooks := overridden(self.finish, FIT_HOOKS, NewtonFinish):
+            raise InputError(
+                "Refits end by `end_fit` of their NewtonFinish and call none of its hooks; "
+                f"{type(self.finish).__name__} overrides {', '.join(hooks)}.\n"
+                "  Override end_fit(trainer, module), which ends the base fit too, and move other work to a separate "
+                "callback."
+            )
+
     def fit(
         self, weights: SampleWeights | None = None, prepare: Callable[[SampleLossModule], None] | None = None
     ) -> Refit:
@@ -131,5 +153,5 @@ class Refitter:
             trainer = self.trainer_settings.trainer(ending)
             if self.allow_decoupled_decay:
                 callbacks_of(trainer).append(_AllowDecoupledDecay())
-            trainer.fit(module, identified(self.loader()))
+            fit_unless_terminated(trainer, module, identified(self.loader()))
         return module

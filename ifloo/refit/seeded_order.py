@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import lightning as L
 import torch
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from torch.utils.data import DataLoader, RandomSampler
+
+from ifloo.objective.batch_samplers import SamplerBatches
 
 
 class SeededOrder(L.Callback):
@@ -23,7 +25,7 @@ class SeededOrder(L.Callback):
         loader = trainer.train_dataloader
         # A loader built from a batch sampler (as `identified` builds it) does not use its own sampler.
         batches = loader.batch_sampler if isinstance(loader, DataLoader) else None
-        sampler = batches.sampler if isinstance(batches, BatchSampler) else None
+        sampler = batches.sampler if isinstance(batches, SamplerBatches) else None
         if isinstance(sampler, RandomSampler) and sampler.generator is None:
             sampler.generator = torch.Generator().manual_seed(torch.initial_seed())
             self._seeded = sampler

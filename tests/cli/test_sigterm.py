@@ -12,11 +12,13 @@ import pytest
 
 from ifloo.attribution import InfluenceEngine
 from ifloo.cli import commands, doctor
+from ifloo.cli.run import run
 from ifloo.models import LogisticRegression
 from ifloo.refit.strategies.chord_module import ChordModule
 from ifloo.report import Reporter
 from ifloo.stages import InfluencePredictor
-from tests.cli.running import CHECKOUT, LIGHT, done, small
+from ifloo.termination import Terminated
+from tests.cli.running import CHECKOUT, LIGHT, SMALL, call, done, small
 from tests.conftest import LONG
 
 WORD = "ifloo: interrupted; the same command goes on from here.\n"
@@ -124,3 +126,19 @@ def test_a_handler_of_the_program_around_is_kept_and_an_ended_fit_is_no_success(
     assert ended.code == 143, ended.err
     assert ended.err.endswith(WORD)
     assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_a_command_that_went_on_to_its_end_is_no_success(tmp_path, monkeypatch):
+    """Python drops an exception that is raised in a destructor."""
+
+    class Dropping:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    dropped: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda one: dropped.append(one.exc_type))
+    ended = call(lambda arguments: run(arguments, lambda _: Dropping()), tmp_path, ["fit", *SMALL])
+    assert dropped == [Terminated]
+    assert ended.code == 143, ended.err
+    assert ended.err.endswith(WORD)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

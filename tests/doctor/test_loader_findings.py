@@ -3,7 +3,14 @@
 import lightning as L
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from ifloo.doctor.finding import Finding, Severity
 from ifloo.doctor.loader_findings import hook_findings, loader_findings
@@ -152,6 +159,22 @@ def test_shuffling_without_ids():
         )
     ]
     assert of(identified(loaded(dataset(ids=False), shuffle=True))) == of(loaded(dataset(ids=False), shuffle=True))
+
+
+class Apart:
+    """A batch sampler that inherits from none of torch's: one sample a batch."""
+
+    def __init__(self, sampler):
+        self.sampler = sampler
+
+    def __iter__(self):
+        return ([row] for row in self.sampler)
+
+
+def test_shuffling_without_ids_by_a_batch_sampler_of_another_class():
+    data = dataset(ids=False)
+    found = of(DataLoader(data, batch_sampler=Apart(RandomSampler(data))))
+    assert [one.what for one in found] == ["batches drawn by Apart", "shuffled batches without sample ids"]
 
 
 def test_no_loader():

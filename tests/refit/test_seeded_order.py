@@ -3,11 +3,11 @@
 import lightning as L
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from ifloo.objective.loaders import Identified, identified
 from ifloo.refit import NewtonFinish, TrainerSettings
-from tests.refit.trained import N, Trained, dataset, perceptron
+from tests.refit.trained import InSevens, N, Trained, dataset, perceptron
 
 
 class Seen(L.Callback):
@@ -36,7 +36,14 @@ def flat(batches):
     return [i for ids in batches for i in ids]
 
 
+def in_sevens(ids):
+    data = dataset(ids=ids)
+    return DataLoader(data, batch_sampler=InSevens(RandomSampler(data)))
+
+
 LOADERS = {
+    "batch sampler of another class": lambda: in_sevens(ids=True),
+    "its positions": lambda: identified(in_sevens(ids=False)),
     "own ids": lambda: DataLoader(dataset(ids=True), batch_size=7, shuffle=True),
     "positions": lambda: identified(DataLoader(dataset(), batch_size=7, shuffle=True)),
 }

@@ -20,11 +20,13 @@ from ifloo.errors import InputError
 from ifloo.minimize.newton_cg import FitEnd
 from ifloo.models import SampleLossModule
 from ifloo.models.fit_settings import optimizers_in
+from ifloo.models.hooks import overridden
 from ifloo.objective import Objective, scoring
 from ifloo.objective.out_of_memory import in_parts
 from ifloo.params import ParamSpace
 from ifloo.progress import bar
-from ifloo.refit.newton_finish import default_tolerance
+from ifloo.refit.fit_termination import fit_unless_terminated
+from ifloo.refit.newton_finish import NewtonFinish, default_tolerance
 from ifloo.refit.refitter import Refit, Refitter
 from ifloo.refit.strategies.base import OneByOne, RefitStrategy, RefitTask, StrategyError
 from ifloo.refit.strategies.chord_module import ChordModule
@@ -32,7 +34,6 @@ from ifloo.refit.strategies.replica_weights import ReplicaWeights
 from ifloo.refit.trainer_settings import quiet_lightning
 from ifloo.solvers import Cholesky
 from ifloo.solvers.cholesky import PreparedCholesky, bytes_needed
-from ifloo.termination import sigterm_unwinds
 
 log = logging.getLogger(__name__)
 CHORDS_AT_ONCE = 64  # replicas; a product of [b, d] with [d, 64 c] runs at the speed of large ones
@@ -114,8 +115,8 @@ class ChordReplicas(RefitStrategy):
         theta = torch.stack([self._start(k, task, inverse) for k, task in enumerate(tasks)])
         weights = ReplicaWeights.of([task.weights for task in tasks], theta.device)
         module = ChordModule(self.head, theta, weights, inverse.step, self.tolerance)
-        with sigterm_unwinds(), quiet_lightning():
-            _trainer(self.refitter.trainer_settings.accelerator).fit(module)
+        with quiet_lightning():
+            fit_unless_terminated(_trainer(self.refitter.trainer_settings.accelerator), module)
         seconds = (time.perf_counter() - begun) / len(tasks)
         return [self._refit(minimum, task, seconds) for minimum, task in zip(module.minima, tasks, strict=True)]
 
@@ -209,6 +210,8 @@ def _refuse_unfinished(refitter: Refitter, base: SampleLossModule) -> None:
         StrategyError: If they do not.
     """
     after = refitter.finish.after
+    if overridden(refitter.finish, ["end_fit"], NewtonFinish):
+        raise StrategyError(f"{type(refitter.finish).__name__} overrides end_fit, which chord Newton would not call")
     if after == "always":
         return
     if after == "never":

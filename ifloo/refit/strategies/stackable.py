@@ -16,6 +16,7 @@ from ifloo.models.hooks import overridden
 from ifloo.objective import Batch, SampleWeights, sample_ids
 from ifloo.objective.layers import BATCH_HOOKS
 from ifloo.params import ParamSpace
+from ifloo.refit.newton_finish import NewtonFinish
 from ifloo.refit.refitter import Refitter
 from ifloo.refit.strategies.base import StrategyError
 from ifloo.refit.strategies.stacked_module import StackedModule
@@ -87,6 +88,8 @@ def check_stackable(refitter: Refitter) -> MemoryPerReplica:
 def _fault_of_settings(refitter: Refitter) -> str | None:
     """Returns why the settings exclude stacked replicas; None if they do not."""
     settings: TrainerSettings = refitter.trainer_settings
+    if overridden(refitter.finish, ["end_fit"], NewtonFinish):
+        return f"{type(refitter.finish).__name__} overrides end_fit, written for one set of weights"
     if refitter.finish.after == "always":
         return "finish.after = always asks for Newton steps at the end of each refit"
     if settings.precision not in ("32-true", "64-true"):

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad_and_value, vmap
-from torch.utils.data import BatchSampler
 
 from ifloo.minimize.newton_cg import FitEnd
 from ifloo.models import SampleLossModule
 from ifloo.objective import Batch, Objective, scoring
+from ifloo.objective.batch_samplers import EqualBatches
 from ifloo.objective.out_of_memory import in_parts
 from ifloo.params import ParamSpace
 from ifloo.refit.newton_finish import NewtonFinish, training_loader
@@ -98,7 +98,7 @@ class _MeasureEnds(L.Callback):
         loader = training_loader(trainer)
         objective = self.finish.objective(pl_module.module, loader)
         # Training batches may be far smaller than those here; the activations must not need more memory than there.
-        rows = loader.batch_sampler.batch_size if isinstance(loader.batch_sampler, BatchSampler) else 1
+        rows = loader.batch_sampler.batch_size if isinstance(loader.batch_sampler, EqualBatches) else 1
         chunk = max(1, len(pl_module.weights) * min(rows, objective.n) // min(self.finish.batch_size, objective.n))
         with scoring(pl_module.module):
             self.ends = _ends(objective, pl_module.theta(), pl_module.replica_weights(), chunk)

@@ -98,8 +98,16 @@ class InfluencePredictor(L.LightningModule):
 
     @property
     def engine(self) -> InfluenceEngine:
-        """The engine that `build_engine` built; every run of `predict` calls it."""
-        assert self._engine is not None, "The engine of an InfluencePredictor is built by build_engine()."
+        """The engine that `build_engine` built; every run of `predict` calls it.
+
+        Raises:
+            InputError: If it is not built yet.
+        """
+        if self._engine is None:
+            raise InputError(
+                "This InfluencePredictor has no engine yet.\n"
+                "  Call build_engine() first; a run of trainer.predict(predictor) builds it too."
+            )
         return self._engine
 
     @property

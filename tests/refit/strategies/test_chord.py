@@ -2,6 +2,7 @@
 
 import copy
 import re
+from dataclasses import replace
 from functools import cache
 
 import lightning as L
@@ -215,6 +216,12 @@ def test_what_it_leaves_to_other_paths(make, text):
     with pytest.raises(StrategyError) as caught:
         ChordReplicas(make())
     assert re.fullmatch(text, str(caught.value))
+
+
+def test_it_leaves_an_end_of_its_own_to_refits_one_by_one():
+    finish = type("Measuring", (NewtonFinish,), {"end_fit": lambda *_: None})("always")
+    with pytest.raises(StrategyError, match=r"^Measuring overrides end_fit, which chord Newton would not call$"):
+        ChordReplicas(replace(_logistic(), finish=finish))
 
 
 def test_a_factor_that_costs_more_than_it_saves_is_made_only_when_asked_for():

@@ -9,6 +9,7 @@ from torch import nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 
 from ifloo.errors import InputError
+from ifloo.refit import NewtonFinish
 from ifloo.refit.strategies import StackedReplicas, StrategyError
 from ifloo.refit.strategies.base import OneByOne, RefitTask
 from tests.problems import AttentionModel
@@ -144,6 +145,13 @@ def test_a_gradient_that_differs_is_refused():
         r"\d\.\de[-+]\d\d\)",
         str(caught.value),
     )
+
+
+def test_an_end_of_its_own_is_refused():
+    how = refitter(lambda: Trained(perceptron()))
+    finish = type("Measuring", (NewtonFinish,), {"end_fit": lambda *_: None})(how.finish.after)
+    with pytest.raises(StrategyError, match=r"^Measuring overrides end_fit, written for one set of weights$"):
+        StackedReplicas(replace(how, finish=finish))
 
 
 WRONG_ANYWAY = {

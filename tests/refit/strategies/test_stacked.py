@@ -2,18 +2,19 @@
 
 import functools
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn, optim
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from ifloo.objective import SampleWeights
 from ifloo.refit.strategies import StackedReplicas, stacked
 from ifloo.refit.strategies.base import OneByOne, RefitTask
 from ifloo.refit.strategies.replica_weights import ReplicaWeights
 from tests.problems import weights_with
-from tests.refit.trained import REMOVED, SGD, C, D, N, Reading, Tied, Trained, dataset, perceptron, refitter
+from tests.refit.trained import REMOVED, SGD, C, D, InSevens, N, Reading, Tied, Trained, dataset, perceptron, refitter
 
 
 def removing(ids, removal="drop"):
@@ -252,3 +253,15 @@ def test_as_many_as_memory_affords(budget, least, most, monkeypatch):
     """53 weights are 8 copies of 424 bytes, and 7 samples keep about 1,000 bytes, taken twice."""
     monkeypatch.setattr(stacked, "_budget", lambda device: budget)
     assert least <= StackedReplicas(refitter(lambda: Trained(perceptron()))).max_at_once <= most
+
+
+def test_the_ends_take_no_more_memory_than_training_whatever_class_draws_the_batches(monkeypatch):
+    chunks = []
+    measure = stacked._ends
+    monkeypatch.setattr(stacked, "_ends", lambda *given: chunks.append(given[-1]) or measure(*given))
+    data = dataset()
+    how, tasks = refitter(lambda: Trained(perceptron()), data=data), removing(range(7))
+    for loader in (how.loader, lambda: DataLoader(data, batch_sampler=InSevens(RandomSampler(data)))):
+        check(replace(how, loader=loader), tasks)
+    assert chunks == [len(tasks) * InSevens.batch_size // N] * 2
+    assert chunks[0] > 1

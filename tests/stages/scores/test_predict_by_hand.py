@@ -191,3 +191,16 @@ def test_two_processes_score_each_sample_once(tmp_path):
     np.testing.assert_array_equal(one["ids"], np.arange(31))
     scores = np.concatenate([part["scores"] for part in two], 1)
     np.testing.assert_allclose(scores[:, np.argsort(ids)], one["scores"], rtol=0, atol=TIGHT)
+
+
+def test_an_engine_that_is_not_built():
+    small = Small()
+    predictor = InfluencePredictor(small.module, small.loader)
+    for name in ("engine", "share"):
+        with pytest.raises(InputError) as caught:
+            getattr(predictor, name)
+        assert str(caught.value) == (
+            "This InfluencePredictor has no engine yet.\n"
+            "  Call build_engine() first; a run of trainer.predict(predictor) builds it too."
+        )
+    assert predictor.build_engine() is predictor.engine
