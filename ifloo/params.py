@@ -110,7 +110,7 @@ def prefix_of(module: object) -> str:
 
 def uncompiled(module: object) -> object:
     """Returns the module inside the result of `torch.compile`; any other object is returned as it is."""
-    # Looked up among the loaded modules because importing torch._dynamo takes seconds; compiling imports it.
+    # Importing torch._dynamo takes seconds; where it is not imported yet, nothing is compiled.
     dynamo = sys.modules.get("torch._dynamo")
     return module._orig_mod if dynamo and isinstance(module, dynamo.OptimizedModule) else module
 

@@ -152,7 +152,7 @@ def generates(module: object) -> TypeIs[Speaker]:
     return False
 
 
-# A member is looked for in two steps. First on the class and the instance, by `typing_extensions.Protocol`, which does
+# A member is sought in two steps. First on the class and the instance, by `typing_extensions.Protocol`, which does
 # not evaluate it: the member is then evaluated outside the check, and a property that raises AttributeError stops the
 # program. `typing.Protocol` of Python 3.10 and 3.11 would evaluate it, and take it for absent. Then by `_Forwards` in
 # a class pattern, which asks the module's `__getattr__` and does not match if that raises AttributeError.
