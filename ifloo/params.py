@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -102,7 +103,16 @@ class ParamSpace:
 
 def prefix_of(module: object) -> str:
     """Returns the prefix that wrapping adds to the names of parameters; empty for a module that wraps no other."""
+    if (inner := uncompiled(module)) is not module:
+        return f"_orig_mod.{prefix_of(inner)}"
     return module.wraps if isinstance(module, Wrapper) else ""
+
+
+def uncompiled(module: object) -> object:
+    """Returns the module inside the result of `torch.compile`; any other object is returned as it is."""
+    # Importing torch._dynamo takes seconds; where it is not imported yet, nothing is compiled.
+    dynamo = sys.modules.get("torch._dynamo")
+    return module._orig_mod if dynamo and isinstance(module, dynamo.OptimizedModule) else module
 
 
 def author_name(module: nn.Module, name: str) -> str:

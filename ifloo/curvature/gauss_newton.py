@@ -10,7 +10,7 @@ from ifloo.curvature.sample_mean import Product, SampleMeanOperator
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch
 from ifloo.objective.objective import Objective
-from ifloo.objective.protocol import OutputLosses
+from ifloo.objective.protocol import states_outputs
 
 
 class GaussNewton(SampleMeanOperator):
@@ -44,7 +44,7 @@ class GaussNewton(SampleMeanOperator):
             InputError: The model does not define `outputs` and `output_losses`.
         """
         module = objective.losses.module
-        if not isinstance(module, OutputLosses):
+        if not states_outputs(module):
             raise InputError(
                 f"Gauss-Newton needs the model's outputs apart from its loss; {type(module).__name__} defines no "
                 "`outputs(batch)` and `output_losses(outputs, batch)`.\n  Define both, or use curvature Hessian."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from enum import Enum
 
@@ -22,6 +23,9 @@ class Definite(Enum):
     POSITIVE = "positive definite"
     SEMI = "positive semi-definite"
     UNKNOWN = "of unknown sign"
+
+
+_FORMER_HOOKS = frozenset({"core", "cost", "has_kronecker", "is_dense", "kronecker", "streamed"})
 
 
 class LinearOperator(ABC):
@@ -59,6 +63,20 @@ class LinearOperator(ABC):
     device: torch.device
     definite: Definite
 
+    def __init_subclass__(cls) -> None:
+        """Checks that a class written for an earlier release states its structure where it is read now.
+
+        Raises:
+            InputError: If the class defines a former hook that the `structure` it inherits does not know of.
+        """
+        super().__init_subclass__()
+        if found := _FORMER_HOOKS.intersection(dir(cls)).difference(dir(_owner_of_structure(cls))):
+            raise InputError(
+                f"{cls.__name__} defines {', '.join(sorted(found))}, which solvers no longer read, and states no "
+                "`structure`, which they read in place of it.\n"
+                "  Return a Structure (cost, dense, kronecker) from the property `structure`; see docs/renames.md."
+            )
+
     @abstractmethod
     def matmat(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         """Multiplies each row of V by A."""
@@ -87,6 +105,12 @@ class LinearOperator(ABC):
     def structure(self) -> Structure:
         """Properties that solvers can use besides products; none by default."""
         return Structure()
+
+
+def _owner_of_structure(operator: type[LinearOperator]) -> type:
+    """Returns the class that defines `structure` for an operator class."""
+    (owner,) = (one.defining_class for one in inspect.classify_class_attrs(operator) if one.name == "structure")
+    return owner
 
 
 class LockstepDraw(ABC):

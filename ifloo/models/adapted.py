@@ -8,6 +8,7 @@ must keep the names of the user's parameters, and `self.log` in the user's steps
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, NoReturn
 
@@ -20,6 +21,7 @@ from torch.func import vmap
 from torch.nn.modules.module import _IncompatibleKeys
 
 from ifloo.errors import InputError
+from ifloo.former_names import FormerNameWarning
 from ifloo.models.decay import COUPLED, decoupled
 from ifloo.models.module import SampleLossModule
 from ifloo.objective.batches import Batch, batch_size, tensors_of, with_items
@@ -58,6 +60,8 @@ class Adapted(SampleLossModule):
         penalty: PenaltyFunction | None = None,
         l2: float = 0.0,
         skip_training: bool = False,
+        *,
+        still: bool | None = None,
     ) -> None:
         """Wraps a module without copying it.
 
@@ -69,11 +73,15 @@ class Adapted(SampleLossModule):
                 finish.
             l2: λ. A `weight_decay` of λ that the optimizer adds to the gradient is the same penalty; it is set to 0
                 when training starts, so that the penalty is not counted twice.
+            still: Former name of `skip_training`; None: not given.
 
         Raises:
-            InputError: If λ is negative, or the module optimizes manually and `sample_losses` is not given.
+            InputError: If λ is negative, both names of `skip_training` are given, or the module optimizes manually and
+                `sample_losses` is not given.
         """
         super().__init__()
+        if still is not None:
+            skip_training = _of_former_name(type(self), skip_training, still)
         if not 0 <= l2 < float("inf"):
             raise InputError(f"l2 must be a finite number >= 0, got {l2}.")
         if sample_losses is None:
@@ -159,6 +167,15 @@ class Adapted(SampleLossModule):
     def _current_fx_name(self, name: str | None) -> None:
         if isinstance(model := self._modules.get("model"), L.LightningModule):
             model._current_fx_name = name
+
+
+def _of_former_name(adapter: type[Adapted], skip_training: bool, still: bool) -> bool:
+    if skip_training:
+        raise InputError(
+            "skip_training and still are both given.\n  Give skip_training alone: still is its former name."
+        )
+    warnings.warn(f"The argument still of {adapter.__name__} is now skip_training.", FormerNameWarning, stacklevel=3)
+    return still
 
 
 def unwrap(module: L.LightningModule) -> L.LightningModule:

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, map_tensors, without_ids
-from ifloo.objective.protocol import Logs, OutputLosses, contract_of
+from ifloo.objective.protocol import Logs, OutputLosses, contract_of, states_outputs
 from ifloo.params import ParamSpace
 
 
@@ -142,7 +142,7 @@ class FunctionalLosses:
         Raises:
             InputError: The module does not define `outputs` and `output_losses`.
         """
-        if isinstance(self.module, OutputLosses):
+        if states_outputs(self.module):
             return self.module
         raise InputError(
             f"Outputs are needed apart from the losses; {type(self.module).__name__} defines no `outputs(batch)` and "

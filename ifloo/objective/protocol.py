@@ -13,11 +13,11 @@ from typing import Any, Generic, Protocol, runtime_checkable
 import typing_extensions
 from jaxtyping import Float
 from torch import Tensor
-from typing_extensions import TypeVar
+from typing_extensions import TypeIs, TypeVar
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch
-from ifloo.params import prefix_of
+from ifloo.params import prefix_of, uncompiled
 
 # Type of the batches that a model takes; Any unless the inheriting class states it.
 BatchT_contra = TypeVar("BatchT_contra", contravariant=True, default=Any)
@@ -104,12 +104,17 @@ class ModelContract(ABC, Generic[BatchT_contra]):
 def contract_of(module: object) -> ModelContract:
     """Returns the contract of a module that has `sample_losses` and `penalty`, with defaults for what it lacks.
 
+    A module that forwards attributes to another by `__getattr__` has the members of that other one. The contract of a
+    module compiled by `torch.compile` is that of the module inside.
+
     Raises:
         InputError: The module lacks one of the two.
     """
+    if (inner := uncompiled(module)) is not module:
+        return contract_of(inner)
     if isinstance(module, ModelContract):
         return module
-    if isinstance(module, SampleLosses):
+    if states_losses(module):
         return _DefaultedContract(module)
     raise InputError(
         f"{type(module).__name__} does not state its losses: it has no sample_losses(batch) or no penalty().\n"
@@ -117,9 +122,34 @@ def contract_of(module: object) -> ModelContract:
     )
 
 
-# One protocol for each optional member. `typing_extensions.Protocol` checks for a member without evaluating it. With
-# `typing.Protocol` of Python 3.10 and 3.11, a property that raises AttributeError would count as absent, and its
-# default would be used without any notice.
+def states_losses(module: object) -> TypeIs[SampleLosses]:
+    """Returns whether a module has the members of `SampleLosses`, itself or by `__getattr__`."""
+    match module:
+        case SampleLosses() | _Forwards(sample_losses=_, penalty=_):
+            return True
+    return False
+
+
+def states_outputs(module: object) -> TypeIs[OutputLosses]:
+    """Returns whether a module has the members of `OutputLosses`, itself or by `__getattr__`."""
+    match module:
+        case OutputLosses() | _Forwards(sample_losses=_, penalty=_, outputs=_, output_losses=_):
+            return True
+    return False
+
+
+def generates(module: object) -> TypeIs[Speaker]:
+    """Returns whether a module has the member of `Speaker`, itself or by `__getattr__`."""
+    match module:
+        case Speaker() | _Forwards(generated=_):
+            return True
+    return False
+
+
+# A member is sought in two steps. First on the class and the instance, by `typing_extensions.Protocol`, which does
+# not evaluate it: the member is then evaluated outside the check, and a property that raises AttributeError stops the
+# program. `typing.Protocol` of Python 3.10 and 3.11 would evaluate it, and take it for absent. Then by `_Forwards` in
+# a class pattern, which asks the module's `__getattr__` and does not match if that raises AttributeError.
 
 
 @typing_extensions.runtime_checkable
@@ -144,6 +174,24 @@ class _StrongConvexity(typing_extensions.Protocol):
     def strong_convexity(self) -> float | None: ...
 
 
+class _Forwards(ABC):
+    """Any object, typed as one that may forward members; of use only in a class pattern that names members."""
+
+    one_by_one: bool
+    decoupled_decay: float
+    sample_losses: Callable[..., Tensor]
+    penalty: Callable[[], Tensor]
+    step_loss: Callable[..., Tensor]
+    strong_convexity: Callable[[], float | None]
+    outputs: Callable[..., Tensor]
+    output_losses: Callable[..., Tensor]
+    generated: Callable[..., Tensor]
+
+    @classmethod
+    def __subclasshook__(cls, _: type) -> bool:
+        return True
+
+
 class _DefaultedContract(ModelContract):
     """The contract of a module that defines members of it without inheriting `ModelContract`."""
 
@@ -151,10 +199,16 @@ class _DefaultedContract(ModelContract):
         """Reads the values once; methods are called on the module each time."""
         self._module = module
         self.wraps = prefix_of(module)
-        if isinstance(module, _OneByOne):
-            self.one_by_one = module.one_by_one
-        if isinstance(module, _DecoupledDecay):
-            self.decoupled_decay = module.decoupled_decay
+        match module:
+            case _OneByOne():
+                self.one_by_one = module.one_by_one
+            case _Forwards(one_by_one=one_by_one):
+                self.one_by_one = one_by_one
+        match module:
+            case _DecoupledDecay():
+                self.decoupled_decay = module.decoupled_decay
+            case _Forwards(decoupled_decay=decoupled_decay):
+                self.decoupled_decay = decoupled_decay
 
     def sample_losses(self, batch: Batch) -> Tensor:
         return self._module.sample_losses(batch)
@@ -163,7 +217,17 @@ class _DefaultedContract(ModelContract):
         return self._module.penalty()
 
     def step_loss(self, batch: Batch) -> Float[Tensor, ""]:
-        return self._module.step_loss(batch) if isinstance(self._module, _StepLoss) else super().step_loss(batch)
+        match self._module:
+            case _StepLoss() as module:
+                return module.step_loss(batch)
+            case _Forwards(step_loss=step_loss):
+                return step_loss(batch)
+        return super().step_loss(batch)
 
     def strong_convexity(self) -> float | None:
-        return self._module.strong_convexity() if isinstance(self._module, _StrongConvexity) else None
+        match self._module:
+            case _StrongConvexity() as module:
+                return module.strong_convexity()
+            case _Forwards(strong_convexity=strong_convexity):
+                return strong_convexity()
+        return None

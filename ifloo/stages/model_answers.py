@@ -11,8 +11,9 @@ from torch import nn
 from typing_extensions import Protocol, runtime_checkable
 
 from ifloo.data.protocol import AnswerTokenizer, ConversationSet, DataNotes, QueryBatches, SampleSet
-from ifloo.objective import OutputLosses, Speaker, scoring
+from ifloo.objective import Speaker, scoring
 from ifloo.objective.batches import to_module, without_ids
+from ifloo.objective.protocol import generates, states_outputs
 
 ANSWERED_AT_ONCE = 256  # test samples in one batch while answers are generated
 MOST_QUESTIONS = 20  # number of different questions beyond which exact match is not reported
@@ -43,7 +44,7 @@ def outcomes(module: nn.Module, datamodule: Tests, test_ids: Sequence[int]) -> d
     if (task := _task(module, datamodule)) is not None:
         answers = task.answers(test_ids)
         return {t: task.tokenizer.decode(answer.generated) for t, answer in zip(test_ids, answers, strict=True)}
-    if not isinstance(module, OutputLosses):
+    if not states_outputs(module):
         return {}
     with torch.no_grad(), scoring(module):
         outputs = module.outputs(to_module(without_ids(datamodule.test_batch(test_ids)), module))
@@ -105,7 +106,7 @@ class _AnswerTask:
 def _task(module: nn.Module, data: Tests) -> _AnswerTask | None:
     """Returns the task of answering; None if the model generates no answers or the data hold no conversations."""
     tokenizer, rows = DataNotes(data).tokenizer, data.test_set
-    if tokenizer is None or not isinstance(module, Speaker) or not isinstance(rows, ConversationSet):
+    if tokenizer is None or not generates(module) or not isinstance(rows, ConversationSet):
         return None
     return _AnswerTask(module, module, tokenizer, data, rows)
 

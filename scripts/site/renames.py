@@ -23,7 +23,6 @@ MEMBERS: dict[str, dict[str, str]] = {  # members of public classes, which do no
     "ifloo.models.AdaptedOutputs": {"still": "skip_training"},
     "ifloo.refit.ExtraRefits": {"takes": "record"},
     "ifloo.refit.LeaveOneOut": {"shelves": "extra_refits"},
-    "ifloo.refit.RefitStage": {"fresh": "make_model", "origin": "base_settings", "recipe": "trainer_settings"},
     "ifloo.refit.RefitWork": {"path": "strategy"},
     "ifloo.refit.Refitter": {"decays": "allow_decoupled_decay", "recipe": "trainer_settings"},
     "ifloo.refit.TrainerSettings": {"compared": "identity_settings", "said": "from_flags"},
@@ -33,6 +32,7 @@ MEMBERS: dict[str, dict[str, str]] = {  # members of public classes, which do no
     "ifloo.stages.InfluenceStage": {
         "further": "score_with",
         "listed": "score_tests",
+        "said": "refit_recipe",
         "origin": "base_settings",
         "take_part": "serve",
     },
@@ -48,6 +48,30 @@ MEMBERS: dict[str, dict[str, str]] = {  # members of public classes, which do no
     "ifloo.verdict.Comparison": {"further": "other_methods"},
 }
 """Present name of each renamed member, by dotted path of its class and former name."""
+
+USES: dict[str, str] = {
+    "InfluenceRun(module, datamodule, settings, layout, origin, overwrite)": (
+        "InfluenceStage(module, datamodule, settings, layout, base_settings, make_trainer, overwrite)"
+    ),
+    "InfluenceRun(...).listed(make_trainer)": "InfluenceStage(..., make_trainer).score_tests()",
+    "scores.residual": "scores.certificate.residual",
+    "scores.undamped_residual": "scores.certificate.undamped_residual",
+    "scores.steps": "scores.certificate.steps",
+    "scores.status": "scores.certificate.status",
+    "scores.damping": "scores.certificate.damping",
+    "scores.curves": "scores.certificate.curves",
+    "operator.cost": "operator.structure.cost",
+    "operator.core(tick)": "operator.structure.dense.build(tick)",
+    "operator.is_dense": "operator.structure.dense.is_built()",
+    "operator.streamed(V)": "operator.structure.dense.streamed(V)",
+    "operator.has_kronecker": "operator.structure.kronecker is not None",
+    "operator.kronecker()": "operator.structure.kronecker()",
+    "isinstance(operator, StochasticOperator)": "operator.sampler is not None",
+    "operator.subsampled(rows, generator)": "operator.sampler.subsampled(rows, generator)",
+    "operator.draw(repeats, batch, generator)": "operator.sampler.draw(repeats, batch, generator)",
+    "predictor.engine": "predictor.build_engine()",
+}
+"""Present form of each other use that must be changed, by its former form."""
 
 TEXT = """\
 # Former names
@@ -75,6 +99,23 @@ These members of public classes have no alias: code that uses a former name must
 
 {members}
 
+The argument `still` of `Adapted` and `AdaptedOutputs` is the exception: it is taken by keyword, with one warning.
+
+Other uses that must be changed, where `scores` is the result of a method (formerly a `MethodScores`), `operator` a
+curvature, and `predictor` an `InfluencePredictor`:
+
+{uses}
+
+- `scores.certificate` is None for a method that solves and replays nothing. `steps` and `status` are those of each
+  query.
+- `make_trainer` is a required argument of `InfluenceStage`, before `overwrite`; its methods no longer take it.
+- `operator.structure.dense` and `operator.structure.kronecker` are None where the operator has no such form.
+- An operator class that defines one of the hooks `core`, `cost`, `has_kronecker`, `is_dense`, `kronecker` and
+  `streamed` must state them in `structure`; a class that does not is refused when it is defined.
+- `Hessian(...)` and `GaussNewton(...)` are no instances of `StochasticOperator`: ask for their `sampler`. A class of
+  your own may still inherit `StochasticOperator`.
+- `predictor.engine` can be read once `build_engine()` or a run of `Trainer.predict` has built the engine.
+
 ## To migrate
 
 Run your program with `python -W error::FutureWarning`. It stops at the first former name, and the message states the
@@ -98,7 +139,9 @@ def former_names() -> dict[str, str]:
 def page() -> str:
     """Returns the text of the page."""
     members = {f"{path}.{old}": f"{path}.{new}" for path, table in MEMBERS.items() for old, new in table.items()}
-    return TEXT.format(names=_table(former_names()), settings=_table(SETTINGS), members=_table(members))
+    return TEXT.format(
+        names=_table(former_names()), settings=_table(SETTINGS), members=_table(members), uses=_table(USES)
+    )
 
 
 def _table(names: Mapping[str, str]) -> str:

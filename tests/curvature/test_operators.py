@@ -12,6 +12,8 @@ from ifloo.curvature import (
     GaussNewton,
     Hessian,
     LinearHead,
+    LinearOperator,
+    SampleMeanOperator,
     StochasticOperator,
     Structure,
     can_be_sampled,
@@ -194,3 +196,16 @@ def test_an_operator_that_is_its_own_sampler():
     B = torch.ones(1, 2, dtype=torch.float64)
     solution = LiSSA(depth=50, repeats=2, scale=4.0).prepare(Damped(Own(), 1.0)).solve(B)
     torch.testing.assert_close(solution.value, B / 3, rtol=1e-12, atol=0)  # (1 − 3/4)^50 is below rounding
+
+
+@pytest.mark.parametrize("hook", ["core", "cost", "has_kronecker", "is_dense", "kronecker", "streamed"])
+def test_a_former_hook_without_a_structure_is_refused_when_the_class_is_defined(hook):
+    for base in (LinearOperator, SampleMeanOperator, Hessian):
+        with pytest.raises(InputError, match=rf"Own defines {hook}, .*\n.*`structure`"):
+            type("Own", (base,), {hook: lambda self: None})
+
+
+def test_a_class_that_states_its_structure_may_use_any_name():
+    own = type("Own", (LinearOperator,), {"core": lambda self: None, "structure": property(lambda self: Structure())})
+    assert issubclass(type("Further", (own,), {"core": lambda self: 1}), LinearOperator)
+    assert issubclass(type("OwnHead", (LinearHead,), {"streamed": lambda self, V: V}), LinearHead)

@@ -12,6 +12,7 @@ import pytest
 
 from ifloo.cli import former_settings
 from ifloo.cli.lightning_cli import IflooCLI
+from ifloo.errors import InputError
 from ifloo.former_names import FormerNameWarning, former_names
 
 HERE = Path(__file__).parent
@@ -69,7 +70,7 @@ def test_every_argument_of_a_class_that_a_config_can_name_is_still_taken():
         for path, arguments in PUBLIC["init_args"].items():
             room, _, name = path.rpartition(".")
             taken = set(inspect.signature(getattr(importlib.import_module(room), name)).parameters)
-            if lost := set(arguments) - taken - {"still"}:
+            if lost := set(arguments) - taken:
                 missing[path] = lost
     assert not missing
 
@@ -113,6 +114,43 @@ def test_flags_get_their_present_name_in_every_form(monkeypatch):
         "The setting attribution.further is now attribution.compare_with.",
         "The setting adapt.still is now adapt.skip_training.",
     ]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"attribution": {"compare_with": [1], "further": [2]}},
+        {"attribution": {"further": [2], "compare_with": [1]}},
+        {"fit": {"attribution": {"further": [2], "compare_with": [1]}}},
+    ],
+)
+def test_a_former_and_a_present_key_in_one_config_are_refused(config, monkeypatch):
+    monkeypatch.setattr(former_settings, "_warned", set(former_settings.SETTINGS))
+    with pytest.raises(InputError, match=r"attribution\.further.*attribution\.compare_with"):
+        former_settings.current_keys(config)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("loo", "--attribution.further", "X", "--attribution.compare_with=[]"),
+        ("loo", "--attribution.compare_with+=Y", "--attribution.further+=X"),
+        ("loo", "--attribution.compare_with=Y", "--attribution.further.rate", "1"),
+    ],
+)
+def test_a_former_and_a_present_flag_on_one_command_line_are_refused(flags, monkeypatch):
+    monkeypatch.setattr(former_settings, "_warned", set(former_settings.SETTINGS))
+    with pytest.raises(InputError, match=r"--attribution\.further.*--attribution\.compare_with"):
+        former_settings.current_flags(flags)
+
+
+def test_a_dotted_key_keeps_its_dots(monkeypatch):
+    monkeypatch.setattr(former_settings, "_warned", set(former_settings.SETTINGS))
+    config = {"attribution.further": [1], "model": {"layer.weight": 2}}
+    assert former_settings.current_keys(config) == {"attribution.compare_with": [1], "model": {"layer.weight": 2}}
+    assert former_settings.current_keys({"adapt.still": True}, "fit") == {"adapt.skip_training": True}
+    with pytest.raises(InputError, match=r"attribution\.further.*attribution\.compare_with"):
+        former_settings.current_keys({"attribution.further": [1], "attribution": {"compare_with": [2]}})
 
 
 def test_keys_of_a_config_get_their_present_name_at_every_depth(monkeypatch):

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
@@ -15,7 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from ifloo.attribution import InfluenceEngine
 from ifloo.curvature import Damped, Hessian
 from ifloo.errors import InputError
-from ifloo.models import Adapted
+from ifloo.former_names import FormerNameWarning
+from ifloo.models import Adapted, AdaptedOutputs, LossesOfOutputs
 from ifloo.objective import Identified, Objective, SampleWeights
 from ifloo.objective.loaders import identified
 from ifloo.params import ParamSpace
@@ -304,3 +306,31 @@ def test_scores_by_either_way_are_the_same(net, data):
         return engine.scores(Identified(tuple(x[:2] for x in data), torch.tensor([7, 9]))).value
 
     torch.testing.assert_close(scores(Adapted(net)), scores(Adapted(net, losses_of)), rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("still", [True, False])
+def test_the_former_name_of_skip_training_is_taken_with_one_warning(still: bool) -> None:
+    with pytest.warns(FormerNameWarning) as caught:
+        model = Adapted(Net(), still=still)
+    assert model.skip_training is still
+    assert [str(w.message) for w in caught] == ["The argument still of Adapted is now skip_training."]
+    with pytest.warns(FormerNameWarning, match="The argument still of AdaptedOutputs is now skip_training"):
+        outputs = AdaptedOutputs(Net(), LossesOfOutputs(Net.forward, cross_entropy), still=still)
+    assert outputs.skip_training is still
+    assert model.again(Net()).skip_training is still  # pytest turns another warning into an error
+
+
+def test_both_names_of_skip_training_at_once_are_refused() -> None:
+    with pytest.raises(InputError, match=r"skip_training.*still"):
+        Adapted(Net(), skip_training=True, still=False)
+
+
+def test_a_config_may_have_the_former_name_of_skip_training() -> None:
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(L.LightningModule, "model")
+    inner = {"class_path": f"{__name__}.Net", "init_args": {"hidden": 5}}
+    config = {"class_path": "ifloo.models.Adapted", "init_args": {"model": inner, "still": True}}
+    with pytest.warns(FormerNameWarning) as caught:
+        model = parser.instantiate_classes(parser.parse_object({"model": config})).model
+    assert model.skip_training
+    assert sum(w.category is FormerNameWarning for w in caught) == 1  # jsonargparse gives warnings of its own

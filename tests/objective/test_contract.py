@@ -1,5 +1,7 @@
 """The contract of a model: whole by inheritance, or stated in part and completed by defaults."""
 
+import warnings
+
 import lightning as L
 import pytest
 import torch
@@ -10,6 +12,7 @@ from ifloo.errors import InputError
 from ifloo.models import Adapted, LogisticRegression, MultimodalLM, SampleLossModule
 from ifloo.objective import ModelContract, Objective, OutputLosses, Speaker, contract_of
 from ifloo.objective.functional import FunctionalLosses
+from ifloo.objective.protocol import generates, states_losses, states_outputs
 from ifloo.params import ParamSpace, author_name
 
 
@@ -115,6 +118,84 @@ def test_a_property_that_fails_is_not_taken_for_one_that_is_not_stated():
 
     with pytest.raises(AttributeError):
         contract_of(Broken())
+
+
+class Proxy(nn.Module):
+    """Forwards every attribute that it lacks to the module inside."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name):
+        if name == "inner":
+            return super().__getattr__(name)
+        return getattr(self.inner, name)
+
+
+def compiled(module):
+    with warnings.catch_warnings():  # torch's own modules, on the first call of torch.compile
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.compile(module)
+
+
+class Loose:
+    """Forwards attributes without being a module."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+
+@pytest.mark.parametrize("forwarding", [Proxy, Loose, lambda m: Proxy(Proxy(m)), compiled])
+def test_members_that_another_module_states_are_forwarded(forwarding):
+    contract = contract_of(forwarding(More()))
+    assert values(contract)[1:] == (True, 0.25, 2.0)
+    assert contract.sample_losses(BATCH).tolist() == [1.0, 9.0]
+    assert contract.step_loss(BATCH).tolist() == pytest.approx(10.0, abs=0, rel=0)
+    assert values(contract_of(forwarding(Two()))) == ("", False, 0.0, None)
+    with pytest.raises(InputError, match=r"trained with a decoupled weight decay of 0\.25"):
+        refuse_decoupled(forwarding(More()), "influence")
+    with pytest.raises(InputError, match="does not state its losses"):
+        contract_of(forwarding(nn.Linear(2, 1)))
+
+
+@pytest.mark.parametrize("forwarding", [Proxy, compiled])
+def test_outputs_are_forwarded_on_every_python(forwarding):
+    module = forwarding(LogisticRegression(4, 3))
+    assert states_losses(module)
+    assert states_outputs(module)
+    assert not generates(module)
+    assert not states_outputs(forwarding(Two()))
+    assert FunctionalLosses(module, ParamSpace.of(module)).of_outputs is module
+
+
+def test_a_compiled_module_keeps_the_names_of_its_author():
+    module = LogisticRegression(4, 3)
+    assert contract_of(compiled(module)) is module
+    names = ParamSpace.of(compiled(module)).names
+    assert tuple(author_name(compiled(module), name) for name in names) == ParamSpace.of(module).names
+    adapted = compiled(Adapted(Plain()))
+    assert author_name(adapted, "_orig_mod.model.layer.weight") == "layer.weight"
+
+
+def test_a_member_that_is_a_buffer_is_stated():
+    module = Two()
+    module.register_buffer("decoupled_decay", torch.tensor(0.5))
+    assert contract_of(module).decoupled_decay == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", ["one_by_one", "decoupled_decay", "step_loss", "strong_convexity"])
+def test_every_optional_property_that_fails_stops_the_program(name):
+    def fails(self):
+        raise AttributeError("no such setting")
+
+    broken = type("Broken", (Two,), {name: property(fails)})()
+    for module in (broken, compiled(broken)):
+        with pytest.raises(AttributeError):
+            contract_of(module).step_loss(BATCH), contract_of(module).strong_convexity()
 
 
 @pytest.mark.parametrize("module", [nn.Linear(2, 1), Plain()], ids=lambda m: type(m).__name__)

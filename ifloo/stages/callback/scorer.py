@@ -19,9 +19,10 @@ from ifloo.curvature import LinearHead, LinearOperator, head_or_hessian
 from ifloo.errors import InputError, WorkError
 from ifloo.models import Adapted, unwrap
 from ifloo.models.adapted import SampleLossFunction
-from ifloo.objective import Batch, Objective, SampleLosses, preflight, scoring, sequential
+from ifloo.objective import Batch, Objective, preflight, scoring, sequential
 from ifloo.objective.batches import batch_size, slice_batch, to_device
 from ifloo.objective.loaders import sample_count
+from ifloo.objective.protocol import states_losses
 from ifloo.params import DTYPES, author_name
 from ifloo.solvers import Auto, SolveError
 from ifloo.stages.callback.snapshot import OwnRankings, Snapshot, ids_of
@@ -158,7 +159,7 @@ class EpochScorer:
         Raises:
             InputError: The module defines its own losses, and others were given.
         """
-        if not isinstance(module, SampleLosses):
+        if not states_losses(module):
             return self._in_dtype(Adapted(module, self.sample_losses, l2=self.l2))
         if self.sample_losses is not None or self.l2:
             raise InputError(

@@ -19,9 +19,10 @@ from tqdm import tqdm
 from ifloo.attribution import Certificate, Directions, InfluenceEngine, Scores
 from ifloo.errors import InputError
 from ifloo.models import Adapted
-from ifloo.objective import Batch, Objective, SampleLosses, Stationarity, preflight
+from ifloo.objective import Batch, Objective, Stationarity, preflight
 from ifloo.objective.batches import batch_size, slice_batch, to_device
 from ifloo.objective.ids import query_ids
+from ifloo.objective.protocol import states_losses
 from ifloo.stages.distributed.process_group import ProcessGroup
 from ifloo.stages.scores.engine_choice import engine_for
 from ifloo.stages.settings import AttributionSettings
@@ -83,7 +84,7 @@ class InfluencePredictor(L.LightningModule):
         settings = settings or AttributionSettings()
         if queries is not None:
             _refuse_other_methods(settings)
-        module = module if isinstance(module, SampleLosses) else Adapted(module)
+        module = module if states_losses(module) else Adapted(module)
         # A copy if the precision differs, so that the caller's module stays as it was.
         self.module = copy.deepcopy(module).to(settings.torch_dtype) if settings.torch_dtype else module
         self.loader, self.settings = loader, settings
