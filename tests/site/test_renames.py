@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ifloo.attribution import Certificate, Scores
 from ifloo.curvature import GaussNewton, Hessian, LinearOperator, StochasticOperator
 from ifloo.curvature.structure import DenseForm, Structure
+from ifloo.errors import InputError
 from ifloo.former_names import FormerNameWarning
 from ifloo.models import LogisticRegression
 from ifloo.stages import InfluencePredictor, InfluenceStage
@@ -117,6 +118,6 @@ def test_the_engine_is_there_once_it_is_built():
     data = TensorDataset(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).double(), torch.arange(6) % 3)
     model = LogisticRegression(num_features=4, num_classes=3)
     predictor = InfluencePredictor(model, DataLoader(data, batch_size=6))
-    with pytest.raises(AssertionError, match="build_engine"):
+    with pytest.raises(InputError, match="build_engine"):
         predictor.engine  # ruff: ignore[useless-expression]  (the look-up is what fails)
     assert predictor.build_engine() is predictor.engine
