@@ -109,6 +109,7 @@ def test_the_licences_of_what_others_made_go_with_it(content):
     assert {Path(name).parent.name for name in theirs} == {"embedded", "fonts", "vendor"}
 
 
+@pytest.mark.slow
 def test_the_pipeline_runs_in_an_empty_folder(site, tmp_path):
     few = ("--attribution.top_k=3", "--refit.top_k=3", "--refit.random=3", "--finish.preconditioner.rank=10")
     digits = ("--data.source", "embedded", "--data.train_limit", "300")

@@ -1,6 +1,7 @@
 """Flipped labels through the command line: found, counted, drawn, and never taken for the labels as they were."""
 
 import numpy as np
+import pytest
 
 from ifloo.data import MNISTDataModule
 from tests.cli.running import N, contents, done, small
@@ -9,6 +10,7 @@ from tests.cli.test_pipeline import read_json, results
 FLIPPED = ("--data.corrupt=0.1", "--attribution.self_influence=true", "--attribution.test_ids=[8]")
 
 
+@pytest.mark.slow
 def test_one_command_says_how_many_each_ranking_finds(tmp_path):
     said = done(small(tmp_path, "pipeline", *FLIPPED)).out
     data = MNISTDataModule(source="embedded", train_limit=N, corrupt=0.1)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import warnings
 
+import pytest
+
 from ifloo.cli.run import _quiet
 from ifloo.former_names import FormerNameWarning
 from tests.cli.running import CHECKOUT
@@ -24,6 +26,7 @@ def loo(folder, *flags):
     )
 
 
+@pytest.mark.slow
 def test_a_former_flag_is_one_plain_line_and_changes_no_exit_code(tmp_path):
     former, present = (loo(tmp_path, f"--attribution.{name}=[]") for name in ("further", "compare_with"))
     assert former.returncode == present.returncode == 2
@@ -33,6 +36,7 @@ def test_a_former_flag_is_one_plain_line_and_changes_no_exit_code(tmp_path):
     assert present.stderr.startswith("ifloo: error: There is no checkpoint at models/experiment_base.pth.")
 
 
+@pytest.mark.slow
 def test_a_former_and_a_present_name_together_are_wrong_input(tmp_path):
     (tmp_path / "both.yaml").write_text("attribution: {compare_with: [], further: []}\n")
     on_the_line = loo(tmp_path, "--attribution.further=[]", "--attribution.compare_with=[]")

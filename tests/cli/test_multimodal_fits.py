@@ -120,6 +120,7 @@ def test_rows_left_out_and_rows_cut_stand_in_the_manifest(tmp_path, experiment):
     assert not {"skipped", "rows_cut"} & digits.keys()
 
 
+@pytest.mark.slow
 def test_refits_of_another_test_sample_are_refused(own, tmp_path):
     """The second test row changes after its scores and refits were made; then after its scores were made anew."""
     made, arguments, _ = own

@@ -269,6 +269,7 @@ def test_refits_in_another_way_than_was_said_at_the_scoring(project):
     )
 
 
+@pytest.mark.slow
 def test_a_pipeline_from_a_checkpoint_of_another_trainer_refits_as_flags_say(project):
     done(run(project, "pipeline", *REFITS, EPOCHS))
     refits = contents(project)["outputs/experiment/loo_losses_test_2.jsonl"]

@@ -1,11 +1,13 @@
 """Self-influence through the command line: one file more, and nothing else changes."""
 
 import numpy as np
+import pytest
 
 from tests.cli.running import N, contents, done, small
 from tests.cli.test_pipeline import read_json, results
 
 
+@pytest.mark.slow
 def test_a_flag_writes_one_more_file(copied):
     before = contents(results(copied))
     said = done(small(copied, "influence", "--attribution.self_influence=true"))

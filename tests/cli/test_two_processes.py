@@ -123,6 +123,7 @@ def test_processes_started_by_torchrun(fitted, tmp_path):
         assert ran.stdout == f"{made} tests scored now, {TESTS} in all: {tmp_path / 'all_tests' / 'index.jsonl'}\n"
 
 
+@pytest.mark.slow
 def test_wrong_input_ends_all_with_2(fitted, tmp_path):
     code, out, err = on_two(fitted, "--attribution.test_ids=[99]", f"--output_dir={tmp_path / 'x'}")
     assert (code, out) == (2, "")
@@ -210,6 +211,7 @@ def test_no_process_outlives_the_others(fitted, tmp_path, whom):
     goes_on(folder, index)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the other process in /proc")
 @pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["the first", "both"])
 def test_sigterm_ends_both_with_one_word(fitted, tmp_path, send):
@@ -227,6 +229,7 @@ def test_sigterm_ends_both_with_one_word(fitted, tmp_path, send):
     goes_on(folder, index)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the other process in /proc")
 def test_sigterm_before_they_have_met_ends_both(fitted, tmp_path):
     """The other one finds the first gone when it arrives."""
@@ -239,7 +242,7 @@ def test_sigterm_before_they_have_met_ends_both(fitted, tmp_path):
         _, err = process.communicate(timeout=LONG)
     assert process.returncode == 143, err
     assert err.count("ifloo: interrupted; the same command goes on from here.\n") == 1
-    assert not re.search(r"Traceback|failed", err)
+    assert not re.search(r"Traceback|ifloo: failed", err), err
     wait_for_the_end_of(*others)
 
 

@@ -156,6 +156,7 @@ def test_exact_scores_are_those_of_the_general_path(ran):
     torch.testing.assert_close(scores.value[0], truth, rtol=0, atol=1e-11 * float(truth.abs().max()))
 
 
+@pytest.mark.slow
 def test_a_method_that_fails_is_a_row_and_an_exit_code(small, ran, tmp_path, monkeypatch):
     def fails(problem: Any, task: Any) -> None:
         raise ArithmeticError("the recursion diverged")
@@ -184,6 +185,7 @@ def test_a_process_that_dies_is_a_row(tmp_path):
     assert row["error"] == "the process ended without a result (exit code 1): no output"
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_gives_a_row(tmp_path):
     task = loaded("bench.task")
     row = task.launch(task.Task("GEMM", "tiny", "bench.gemm:peak", str(tmp_path), options={"shape": (64, 64, 64)}))

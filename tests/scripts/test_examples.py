@@ -139,6 +139,7 @@ def test_the_cost_of_the_callback_is_measured():
     assert abs(row["share"]) < 10
 
 
+@pytest.mark.slow
 def test_callback(tmp_path):
     text = (EXAMPLES / "callback.py").read_text()
     assert len(re.findall(r"# \+$", text, re.MULTILINE)) <= 5

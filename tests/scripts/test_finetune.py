@@ -42,6 +42,7 @@ def test_the_penalty_is_the_distance_from_the_pretrained_weights(checkpoint):
     assert finetune.penalty(model).item() == pytest.approx(0.5 * 0.5 * 10 * 4, rel=1e-6)  # ten entries, in 32 bits
 
 
+@pytest.mark.slow
 def test_scores_and_refits_of_a_fine_tuned_network(checkpoint):
     said = ifloo(
         checkpoint.parent,

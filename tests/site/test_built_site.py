@@ -92,6 +92,7 @@ def test_what_others_made_comes_with_its_licence(site):
         assert "Permission is hereby granted" in (site / "assets" / name / "LICENSE").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_no_page_is_wider_than_the_screen(browser, read, size):
     metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}

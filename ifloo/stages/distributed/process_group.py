@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ifloo.errors import InputError, WorkError
 from ifloo.objective.out_of_memory import is_out_of_memory
-from ifloo.stages.distributed.watchdog import name_parent, watch_children, watch_parent
+from ifloo.stages.distributed.watchdog import GRACE, name_parent, watch_children, watch_parent
 
 if TYPE_CHECKING:  # not in every build of torch
     from torch.distributed import ProcessGroup as TorchGroup
@@ -42,7 +43,11 @@ class ProcessGroup:
 
     @classmethod
     def connect(cls, trainer: L.Trainer) -> ProcessGroup:
-        """Starts the processes of a Trainer unless they run already, and connects them; one process uses no network."""
+        """Starts the processes of a Trainer unless they run already, and connects them; one process uses no network.
+
+        Raises:
+            RuntimeError: If torch cannot connect them.
+        """
         if trainer.world_size == 1:
             return cls()
         import torch.distributed as dist
@@ -62,8 +67,14 @@ class ProcessGroup:
 
         if not ProcessGroup.waiting(trainer):
             name_parent()
-        launcher.launch(meet, trainer=trainer)
-        return cls(trainer.global_rank, trainer.world_size, dist.new_group(backend="gloo"))
+        try:
+            launcher.launch(meet, trainer=trainer)
+            group = dist.new_group(backend="gloo")
+        except RuntimeError:  # also torch's DistNetworkError
+            if trainer.local_rank > 0:
+                time.sleep(GRACE)  # if the first process is gone, the watchdog ends this one without a message
+            raise
+        return cls(trainer.global_rank, trainer.world_size, group)
 
     def close(self) -> None:
         """Destroys the group; a process that ends with an open group may abort."""

@@ -30,6 +30,7 @@ def test_two_processes_listen_on_loopback_only():
     assert first["interfaces"] == other["interfaces"] == ["lo", "=lo"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="names the loopback interface of Linux")
 def test_an_address_or_interface_of_the_users_own_is_kept():
     first, _ = met(MASTER_ADDR="127.0.0.2", GLOO_SOCKET_IFNAME="lo")
