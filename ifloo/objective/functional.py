@@ -59,8 +59,7 @@ def logging_to(
 ) -> Generator[None, None, None]:
     """Replaces `self.log` and `self.log_dict` of the module and its submodules until exit.
 
-    Only LightningModules log; a flag, a tensor or a function that another module calls `log` is part of its forward
-    pass and stays.
+    A flag, a tensor or a function that a layer calls `log` is part of its forward pass and stays.
     """
     before = [(m, m.log, m.log_dict) for m in module.modules() if _is_logger(m)]
     for logger, _, _ in before:
@@ -77,9 +76,8 @@ def logging_to(
 
 
 def _is_logger(module: nn.Module) -> TypeGuard[Logs]:
-    """Whether `log` and `log_dict` are the methods of a LightningModule, known by name: no Lightning is loaded here."""
-    named = any(cls.__name__ == "LightningModule" for cls in type(module).__mro__)
-    return named and isinstance(module, Logs) and callable(module.log) and callable(module.log_dict)
+    """Whether the module logs as a LightningModule does: `log` and `log_dict` are both there, and can be called."""
+    return isinstance(module, Logs) and callable(module.log) and callable(module.log_dict)
 
 
 def _no_log(*_: object, **__: object) -> None:
