@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ifloo.attribution.engine import InfluenceEngine
 from ifloo.attribution.head import HeadProducts
@@ -104,7 +104,7 @@ class InfluenceFunction(Method):
         return delta
 
 
-def refuse_decoupled(module: nn.Module, label: str) -> None:
+def refuse_decoupled(module: object, label: str) -> None:
     """Checks that the optimizer decays no weights outside of J, since the curvature of J does not contain such a decay.
 
     Raises:

@@ -29,11 +29,13 @@ class FitSettings:
     gradient_clip_val: float | None
     gradient_clip_algorithm: str | None
     accumulate_grad_batches: int
-    batches: float
+    batches: int | float
     world_size: int
 
     @classmethod
-    def of(cls, trainer: Any, batches: float | None = None, recorded: Mapping[str, Any] | None = None) -> FitSettings:
+    def of(
+        cls, trainer: Any, batches: int | float | None = None, recorded: Mapping[str, Any] | None = None
+    ) -> FitSettings:
         """Reads the settings of a Trainer.
 
         Args:

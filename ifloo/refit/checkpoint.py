@@ -58,7 +58,7 @@ class BaseCheckpoint:
 
 def fit_base(
     module: L.LightningModule,
-    datamodule: AttributionData,
+    datamodule: object,
     trainer: L.Trainer,
     finish: NewtonFinish,
     path: Path,
@@ -71,7 +71,7 @@ def fit_base(
         WorkError: If the fit does not converge or the checkpoint cannot be written.
         Terminated: If the process receives SIGTERM.
     """
-    if not isinstance(datamodule, L.LightningDataModule):
+    if not (isinstance(datamodule, L.LightningDataModule) and isinstance(datamodule, AttributionData)):
         raise InputError(
             "fit_base trains on a LightningDataModule, whose settings the checkpoint records; got a "
             f"{type(datamodule).__name__}.\n"
