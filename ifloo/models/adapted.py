@@ -104,6 +104,13 @@ class Adapted(SampleLossModule):
         with silenced(self.model):
             return self.losses(self.model, batch) if self.losses else _step_losses(self.model, batch)
 
+    def single_loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """Computes ℓ of the sample in a batch of one, nats: by definition the loss of the training step on it."""
+        if self.losses:
+            return super().single_loss(batch)
+        with silenced(self.model):
+            return _step(self.model, batch)
+
     def step_loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Computes the loss that the module's `training_step` returns for a batch, nats."""
         with silenced(self.model):
