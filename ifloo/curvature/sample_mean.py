@@ -113,6 +113,8 @@ class _SampleMeanSampler(BatchSampler):
 
     def subsampled(self, rows: int, generator: torch.Generator) -> LinearOperator:
         operator = self._operator
+        if operator.objective.losses.path is Path.LOOP and rows >= operator.objective.n:
+            return operator  # all samples cost less, one by one, than as many draws with repetitions
         objective = replace(operator.objective, data=whole_data(operator.objective).draw(rows, generator))
         return type(operator)(objective, operator.theta, keep_graph=True)
 
