@@ -142,7 +142,7 @@ def _unmasked(error: Exception) -> Exception:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    if trace is None or not isinstance(error, AttributeError) or trace.tb_frame.f_code is not _GETATTR:
+    if trace is None or trace.tb_frame.f_code is not _GETATTR:
         return error
     owner, name = trace.tb_frame.f_locals["self"], trace.tb_frame.f_locals["name"]
     found = dict(inspect.getmembers(type(owner), lambda member: isinstance(member, property))).get(name)
