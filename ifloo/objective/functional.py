@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from enum import Enum
-from typing import TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -17,10 +16,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, batch_size, map_tensors, slice_batch, without_ids
 from ifloo.objective.plain import Scalar, gradient_and_value, recordable
-from ifloo.objective.protocol import Logs, OutputLosses, contract_of, states_outputs
+from ifloo.objective.protocol import OutputLosses, contract_of, states_outputs
+from ifloo.objective.silence import logging_to, silenced
 from ifloo.objective.singles import Singles
 from ifloo.objective.traced import traced_masks
 from ifloo.params import ParamSpace
+
+__all__ = ["FunctionalLosses", "Path", "differentiable_kernels", "logging_to", "scoring", "silenced"]
 
 
 @contextmanager
@@ -48,57 +50,29 @@ def uncompiled_graphs() -> Generator[None, None, None]:
 
 
 @contextmanager
+def dense_embeddings(module: nn.Module) -> Generator[None, None, None]:
+    """Lets embedding layers have dense gradients until exit: sparse ones have the same values, but few operations."""
+    sparse = [m for m in module.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.sparse]
+    for layer in sparse:
+        layer.sparse = False
+    try:
+        yield
+    finally:
+        for layer in sparse:
+            layer.sparse = True
+
+
+@contextmanager
 def scoring(module: nn.Module) -> Generator[None, None, None]:
-    """Sets evaluation mode, turns logging off and selects differentiable kernels; restores all three on exit."""
+    """Sets evaluation mode, turns logging and sparse gradients off and selects differentiable kernels, until exit."""
     was_training = {m: m.training for m in module.modules()}
     module.eval()
     try:
-        with differentiable_kernels(), silenced(module):
+        with differentiable_kernels(), dense_embeddings(module), silenced(module):
             yield
     finally:
         for m, training in was_training.items():
             m.training = training
-
-
-@contextmanager
-def silenced(module: nn.Module) -> Generator[None, None, None]:
-    """Turns off logging by the module and its submodules until exit: `self.log` fails inside a transform."""
-    if _is_logger(module) and module.log is _no_log:  # an outer context has silenced it and its submodules
-        yield
-        return
-    with logging_to(module, _no_log, _no_log):
-        yield
-
-
-@contextmanager
-def logging_to(
-    module: nn.Module, log: Callable[..., None], log_dict: Callable[..., None]
-) -> Generator[None, None, None]:
-    """Replaces `self.log` and `self.log_dict` of the module and its submodules until exit.
-
-    A flag, a tensor or a function that a layer calls `log` is part of its forward pass and stays.
-    """
-    before = [(m, m.log, m.log_dict) for m in module.modules() if _is_logger(m)]
-    for logger, _, _ in before:
-        logger.log, logger.log_dict = log, log_dict
-    try:
-        yield
-    finally:
-        for logger, own_log, own_log_dict in before:
-            del logger.log, logger.log_dict
-            if logger.log != own_log:  # it was an attribute of the instance, not a method of its class
-                logger.log = own_log
-            if logger.log_dict != own_log_dict:
-                logger.log_dict = own_log_dict
-
-
-def _is_logger(module: nn.Module) -> TypeGuard[Logs]:
-    """Whether the module logs as a LightningModule does: `log` and `log_dict` are both there, and can be called."""
-    return isinstance(module, Logs) and callable(module.log) and callable(module.log_dict)
-
-
-def _no_log(*_: object, **__: object) -> None:
-    """Replaces `self.log`, which fails inside a transform if the module is attached to a Trainer."""
 
 
 class _Caller(nn.Module):
