@@ -147,8 +147,9 @@ class FunctionalLosses:
         """Returns ∇ℓ_i(θ) of each sample, by vmap or, where that does not run the module, one after the other."""
         if self.path is Path.LOOP or not self.vmapped:
             return torch.stack(list(self.gradients_one_by_one(theta, batch)))
-        gradients: Tensor = vmap(grad(self.loss_alone), in_dims=(None, 0))(theta, batch)
-        return gradients
+        gradients: Tensor = vmap(grad(self.loss_alone), in_dims=(None, 0))(theta, without_ids(batch))
+        factors = batch.factors if isinstance(batch, Identified) else None
+        return gradients if factors is None else gradients * factors.unsqueeze(1)
 
     def gradients_one_by_one(self, theta: Float[Tensor, " p"], batch: Batch) -> Iterator[Float[Tensor, " p"]]:
         """Yields ∇ℓ_i(θ) of each sample of a batch, from a backward pass of its own."""
