@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from ifloo.errors import IflooError, InputError
 from ifloo.objective.batches import Batch, fetch_samples, sample_ids, to_device
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
+from ifloo.objective.layout import Layout
 from ifloo.objective.loaders import samples_behind, separately, sequential, unwrap_loader
 from ifloo.objective.out_of_memory import is_out_of_memory
 from ifloo.objective.plain import recordable, recording
@@ -93,6 +94,12 @@ class DrawnSamples:
         """The samples as one batch of the user's collate function."""
         collated = self.collate(fetch_samples(self.dataset, list(self.rows)))  # type: ignore[arg-type]
         return to_device(collated, self.device, self.dtype)
+
+    @cached_property
+    def layout(self) -> Layout | None:
+        """Layout of the batches; None where batches cannot be taken apart."""
+        first = fetch_samples(self.dataset, [self.rows[0]])  # type: ignore[arg-type]
+        return Layout.of(self.collate, first[0]) if self.batched and isinstance(first, list) else None
 
     @cached_property
     def ids(self) -> Int[Tensor, " b"]:
@@ -198,7 +205,8 @@ class _Trial:
         return self.losses.theta()
 
     def _along(self, path: Path, vmapped: bool) -> FunctionalLosses:
-        return FunctionalLosses(self.losses.module, self.losses.space, path, vmapped)
+        layout = self.samples.layout if path is Path.LOOP else None
+        return FunctionalLosses(self.losses.module, self.losses.space, path, vmapped, layout)
 
     def _forward(self) -> Tensor:
         v = self.reference.direction
