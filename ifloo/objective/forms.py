@@ -36,7 +36,9 @@ def map_tensors(function: Callable[[Tensor], object], batch: Batch) -> Batch:
     if isinstance(batch, Mapping):
         return with_values(batch, {k: map_tensors(function, v) for k, v in batch.items()})
     if isinstance(batch, PackedSequence):
-        return batch._replace(data=function(batch.data))
+        data = function(batch.data)
+        assert isinstance(data, Tensor)
+        return PackedSequence(data, batch.batch_sizes, batch.sorted_indices, batch.unsorted_indices)
     if isinstance(batch, (tuple, list)):
         return with_items(batch, (map_tensors(function, v) for v in batch))
     if held := attributes(batch):

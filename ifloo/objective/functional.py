@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from enum import Enum
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -134,7 +135,11 @@ class FunctionalLosses:
         return self.space.values_of(self.module)
 
     def in_form(self, batch: Batch) -> Batch:
-        """Returns a batch in the form that the losses are computed in: for a loop, as `Singles`."""
+        """Returns a batch in the form that the losses are computed in: for a loop, as `Singles`.
+
+        Raises:
+            InputError: The batch holds several samples and cannot be taken apart.
+        """
         inner = without_ids(batch)
         if self.path is not Path.LOOP or isinstance(inner, Singles):
             return batch
@@ -181,7 +186,7 @@ class FunctionalLosses:
         batch = self.in_form(batch)
         for k in range(batch_size(batch)):
             one = slice_batch(batch, slice(k, k + 1))
-            yield self.gradient_and_value(lambda at, one=one: self.sample_losses(at, one).sum(), theta)[0]
+            yield self.gradient_and_value(partial(_sum_of_losses, self, one), theta)[0]
 
     def gradient_and_value(self, function: Scalar, theta: Float[Tensor, " p"]) -> tuple[Tensor, Tensor]:
         """Returns ∇f(θ) and f(θ) of a function of these losses, by torch.func or, for `LOOP`, by plain autograd."""
@@ -230,3 +235,7 @@ class FunctionalLosses:
         values = {n: p.detach() for n, p in self.module.named_parameters()} | self.space.unflatten(theta)
         result: Tensor = functional_call(self._caller, {f"module.{n}": v for n, v in values.items()}, (function, *args))
         return result
+
+
+def _sum_of_losses(losses: FunctionalLosses, batch: Batch, theta: Tensor) -> Tensor:
+    return losses.sample_losses(theta, batch).sum()

@@ -21,7 +21,7 @@ class _Part(Enum):
 Node: TypeAlias = "int | _Part | dict[object, Node]"
 
 
-class _NotSplittable(Exception):
+class _NotSplittableError(Exception):
     """A part that belongs to several samples in no way that the layout can state."""
 
 
@@ -53,7 +53,7 @@ class Layout:
         """Returns the batch of one of each sample; None if the batch has another form."""
         try:
             return tuple(_one(self.root, batch, k) for k in range(_size(self.root, batch)))
-        except (_NotSplittable, LookupError, TypeError, AttributeError):
+        except (_NotSplittableError, LookupError, TypeError, AttributeError):
             return None
 
 
@@ -61,32 +61,36 @@ def _node(one: object, two: object, three: object) -> Node:
     if isinstance(one, Tensor) and isinstance(two, Tensor) and isinstance(three, Tensor):
         return _dimension(one, two, three)
     if type(one) is not type(two) or type(two) is not type(three):
-        raise _NotSplittable
+        raise _NotSplittableError
     if isinstance(one, Mapping) and isinstance(two, Mapping) and isinstance(three, Mapping):
         return {key: _node(one[key], two[key], three[key]) for key in one}
     if isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)) and isinstance(three, (list, tuple)):
-        if (len(one), len(two), len(three)) == (1, 2, 3):
-            return _Part.LISTED
-        if not len(one) == len(two) == len(three):
-            raise _NotSplittable
-        return {k: _node(*items) for k, items in enumerate(zip(one, two, three, strict=True))}
+        return _listed(one, two, three)
     if held := attributes(one):
         others = attributes(two), attributes(three)
         return {name: _node(value, others[0][name], others[1][name]) for name, value in held.items()}
     if isinstance(one, (int, float, str, bool, type(None))) and one != three:  # such as the number of samples
-        raise _NotSplittable
+        raise _NotSplittableError
     return _Part.SHARED
+
+
+def _listed(one: Sequence[object], two: Sequence[object], three: Sequence[object]) -> Node:
+    if (len(one), len(two), len(three)) == (1, 2, 3):
+        return _Part.LISTED
+    if not len(one) == len(two) == len(three):
+        raise _NotSplittableError
+    return {k: _node(*items) for k, items in enumerate(zip(one, two, three, strict=True))}
 
 
 def _dimension(one: Tensor, two: Tensor, three: Tensor) -> Node:
     if one.shape == two.shape == three.shape:
         return _Part.SHARED
     if not one.ndim == two.ndim == three.ndim:
-        raise _NotSplittable
+        raise _NotSplittableError
     sizes = list(zip(one.shape, two.shape, three.shape, strict=True))
     changing = [k for k, found in enumerate(sizes) if len(set(found)) > 1]
     if len(changing) != 1 or sizes[changing[0]] != (1, 2, 3):
-        raise _NotSplittable
+        raise _NotSplittableError
     return changing[0]
 
 
@@ -106,7 +110,7 @@ def _size(node: Node, batch: object) -> int:
         for key, part in node.items():
             if _counts(part):
                 return _size(part, _item(batch, key))
-    raise _NotSplittable
+    raise _NotSplittableError
 
 
 def _item(batch: object, key: object) -> object:

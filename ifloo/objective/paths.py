@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float, Int
@@ -118,7 +118,6 @@ class Reference:
         losses: ℓ_i, `[b]`.
         slopes: ∇ℓ_i · v by the backward pass, `[b]`.
         scales: ‖∇ℓ_i‖ ‖v‖, the largest that a slope can be, `[b]`.
-        share: Mean of ‖∇ℓ_i‖.
     """
 
     direction: Float[Tensor, " p"]
@@ -133,7 +132,7 @@ class Reference:
         v = torch.randn(len(theta), generator=torch.Generator().manual_seed(SEED), dtype=torch.float64).to(theta)
         values, slopes, norms = [], [], []
         for one in samples.singles:
-            slope, value = loop.gradient_and_value(lambda at, one=one: loop.single_loss(at, one), theta)
+            slope, value = loop.gradient_and_value(partial(_single_loss, loop, one), theta)
             values.append(value)
             slopes.append(slope @ v)
             norms.append(slope.norm())
@@ -214,7 +213,7 @@ class _Trial:
         return found
 
     def _backward(self) -> Tensor:
-        values, pull = vjp(lambda at: self.losses.sample_losses(at, self.samples.batch), self.theta)
+        values, pull = vjp(lambda at: self.losses.sample_losses(at, self.samples.batch), self.theta)[:2]
         push = vjp(lambda u: pull(u)[0], torch.zeros_like(values))[1]
         found: Tensor = push(self.reference.direction)[0]
         return found
@@ -244,6 +243,10 @@ class _Trial:
         eps = 1e3 * torch.finfo(value.dtype).eps
         tolerance = eps * (reference.scales.mean() + reference.losses.abs().mean())
         return bool((value - mean).abs() <= rounding(mean)) and bool((slope - slopes).abs() <= tolerance)
+
+
+def _single_loss(losses: FunctionalLosses, single: Batch, theta: Tensor) -> Tensor:
+    return losses.single_loss(theta, single)
 
 
 def _attempt(work: Callable[[], Tensor]) -> Tensor | None:
