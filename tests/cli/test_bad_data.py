@@ -117,10 +117,11 @@ def test_cg_that_meets_negative_curvature_fails_and_says_how_much_damping_would_
     said = small(tmp_path, "influence", *saddle, *plain, "--attribution.test_ids=[8]")
     assert said.code == 1
     assert said.err.split("ifloo: ", 1)[1] == (
-        "failed: query 1 of 1: CG met non-positive curvature (-9.9e+01) at step 1.\n"
+        "failed: query 1 of 1: CG met non-positive curvature (-9.9e+01) at step 1; the smallest eigenvalue is about "
+        "-1.0e+02.\n"
         "  The damped curvature is indefinite at this checkpoint: is it trained to a minimum?\n"
-        "  Either raise damping by at least 9.9e+01 (the smallest eigenvalue is that low or lower), or use curvature "
-        "GaussNewton, which is positive semi-definite.\n"
+        "  Damping 150 would do (--attribution.damping 150). Or train to a minimum, or use curvature GaussNewton with "
+        "damping.\n"
     )
     assert not list((tmp_path / "outputs" / "mnist").glob("influences*"))
 
