@@ -85,9 +85,11 @@ class Section:
 
     def _restore_section(self, before: Mapping[str, Any]) -> None:
         """Gives the section the settings of its earlier results, or removes it if it has none."""
-        sections = {name: section for name, section in self.manifest.sections().items() if name != self.name}
+        sections = self.manifest.sections()
         if self.name in before and has_results(self.paths):
             sections[self.name] = before[self.name]
+        else:
+            sections.pop(self.name, None)
         write_json(self.manifest.path, sections)
 
     def _refuse_unknown(self, sections: Mapping[str, Any]) -> None:

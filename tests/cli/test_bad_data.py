@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import shutil
 
 import pytest
@@ -124,6 +125,17 @@ def test_cg_that_meets_negative_curvature_fails_and_says_how_much_damping_would_
         "damping.\n"
     )
     assert not list((tmp_path / "outputs" / "mnist").glob("influences*"))
+
+
+def test_the_damping_that_a_failed_run_names_works_in_the_same_folder(tmp_path):
+    saddle = ("--model=tests.cli.broken.Saddle", "--model.optimizer=sgd", "--model.lr=0.0001")
+    done(small(tmp_path, "fit", *saddle))
+    command = ("influence", *saddle, "--attribution.test_ids=[8]")
+    said = small(tmp_path, *command)
+    assert said.code == 1
+    (named,) = re.findall(r"\((--attribution\.damping) (\S+)\)", said.err)
+    done(small(tmp_path, *command, "=".join(named)))
+    assert list((tmp_path / "outputs" / "mnist").glob("influences*"))
 
 
 def test_an_unconverged_checkpoint_is_said_with_its_number(tmp_path, caplog):
