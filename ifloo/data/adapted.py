@@ -27,7 +27,7 @@ from ifloo.objective.batches import (
     tensors_of,
     without_ids,
 )
-from ifloo.objective.loaders import identified, sequential, unwrap_loader
+from ifloo.objective.loaders import identified, sample_count, sequential, unwrap_loader
 from ifloo.objective.singles import Singles
 
 READ_AT_ONCE = 512  # samples per batch while the data are read once
@@ -46,8 +46,10 @@ class Samples:
         """Reads all data once if the batches carry ids.
 
         Raises:
-            InputError: If the loader has no fixed set of samples, or an id occurs twice.
+            InputError: If the loader has no fixed set of samples or none at all, or an id occurs twice.
         """
+        if sample_count(loader) == 0:
+            raise InputError(f"{where} holds no sample.\n  Check its paths, its split and its limits.")
         self.loader, self.where = sequential(loader, READ_AT_ONCE), where
         self.dataset, self.collate = unwrap_loader(self.loader)
         self.ids: Int64[Tensor, " n"] = self._ids()
