@@ -1,21 +1,81 @@
-"""Sample ids: those of a batch of queries, and the positions of ids among those of the training data."""
+"""Sample ids: those of a data set and of a batch of queries, and the positions of ids among those of the training data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, batch_size, sample_ids
+from ifloo.objective.batches import Batch, Identified, MapDataset, batch_size, fetch_samples, sample_ids
+from ifloo.objective.id_rule import THIRD_IGNORED, IdReader, IdRule, IdSetting, Source, carried_ids, note, rows_of, third_ids
+
+READ_AT_ONCE = 512  # samples per batch while the ids of a data set are read
+
+
+def decide(
+    dataset: MapDataset, collate: Callable[..., object], source: IdSetting | Source = "auto", workers: int = 0
+) -> tuple[IdRule, Int[Tensor, " n"]]:
+    """Decides where the ids of a data set stand, and returns them; reads all samples only if the first carries ids.
+
+    Raises:
+        InputError: The setting asks for the third item, which is not one unique whole number per sample.
+    """
+    n, rule = len(dataset), IdRule(source, rows_of(dataset))
+    by_position = IdRule("positions", rule.rows)
+    if source == "auto" and n:
+        first = _at(dataset, collate, 0)
+        if not _carries(first):
+            if _differs(first, by_position, 0) or (n > 1 and _differs(_at(dataset, collate, n - 1), by_position, n - 1)):
+                note(THIRD_IGNORED)
+            source = "positions"
+    if source == "positions" or not n:
+        return by_position, by_position.of_rows(torch.arange(n))
+    reader = IdReader(rule)
+    for batch in DataLoader(dataset, READ_AT_ONCE, collate_fn=collate, num_workers=workers):  # type: ignore[arg-type, var-annotated]
+        reader.add(batch, batch_size(batch))
+        if not reader.undecided:
+            return by_position, by_position.of_rows(torch.arange(n))
+    return reader.decided()
+
+
+def _at(dataset: MapDataset, collate: Callable[..., object], position: int) -> Batch:
+    return collate(fetch_samples(dataset, [position]))
+
+
+def _carries(batch: Batch) -> bool:
+    return carried_ids(batch, batch_size(batch)) is not None
+
+
+def _differs(batch: Batch, rule: IdRule, position: int) -> bool:
+    """Whether the third item of a batch of one could be taken for an id, and is not its position."""
+    found = third_ids(batch, batch_size(batch))
+    return found is not None and found.tolist() != rule.of_rows(torch.tensor([position])).tolist()
+
+
+def identified_queries(queries: Batch, rule: IdRule) -> Batch:
+    """Returns a batch of queries with the ids by this rule beside it; as it is if `query_ids` finds these ids in it.
+
+    Raises:
+        InputError: The rule asks for the third item, which is not one unique whole number per query.
+    """
+    if isinstance(queries, Identified):
+        return queries
+    reader = IdReader(rule)
+    reader.add(queries, batch_size(queries))
+    ids = reader.decided()[1]
+    return queries if torch.equal(ids, query_ids(queries)) else Identified(queries, ids)
 
 
 def query_ids(queries: Batch) -> Int[Tensor, " m"]:
-    """Returns the ids of a batch of queries, on the host; positions in the batch if it carries no ids."""
-    ids = sample_ids(queries)
-    return torch.arange(batch_size(queries)) if ids is None else ids.cpu()
+    """Returns the ids of a batch of queries, on the host; positions in the batch if it carries no unique ids."""
+    ids, b = sample_ids(queries), batch_size(queries)
+    if ids is None or (not isinstance(queries, Identified) and len(torch.unique(ids)) != b):
+        return torch.arange(b)
+    return ids.cpu()
 
 
 def positions_of(train_ids: Int[Tensor, " n"], ids: Sequence[int]) -> Int[Tensor, " g"]:

@@ -21,6 +21,7 @@ from ifloo.models import Adapted, unwrap
 from ifloo.models.adapted import SampleLossFunction
 from ifloo.objective import Batch, Objective, preflight, scoring, sequential
 from ifloo.objective.batches import batch_size, slice_batch, to_device
+from ifloo.objective.id_rule import IdSetting
 from ifloo.objective.loaders import sample_count
 from ifloo.objective.protocol import states_losses
 from ifloo.params import DTYPES, author_name
@@ -51,6 +52,7 @@ class EpochScorer:
     self_influence: bool
     dtype: Literal["float64", "float32"] | None
     batch_size: int | None
+    ids: IdSetting = "auto"
 
     def __post_init__(self) -> None:
         """Checks the settings.
@@ -73,6 +75,7 @@ class EpochScorer:
             "sample_losses": settings_json(self.sample_losses),
             "l2": self.l2,
             "dtype": self.dtype,
+            **({} if self.ids == "auto" else {"ids": self.ids}),
             "queries": {str(t): content for t, content in zip(ids_of(queries), _contents(queries), strict=True)},
         }
 
@@ -87,7 +90,7 @@ class EpochScorer:
         Raises:
             InputError: Module, data and method do not fit together.
         """
-        few = sequential(loader, TRIED, slice(0, TRIED))
+        few = sequential(loader, TRIED, slice(0, TRIED), self.ids)
         n = sample_count(loader)
         try:
             self.score(module, few, queries, n)
@@ -134,7 +137,7 @@ class EpochScorer:
     ) -> Snapshot:
         method, patterns = self._method(module)
         size = self.batch_size or loader.batch_size or 1
-        objective = Objective.of(module, loader, patterns, size)
+        objective = Objective.of(module, sequential(loader, size, ids=self.ids), patterns, size)
         theta = objective.losses.theta()
         stationarity = preflight(objective, theta)
         if self.method is None:
