@@ -109,7 +109,12 @@ class IdReader:
     def __init__(self, rule: IdRule) -> None:
         """Starts with a setting (`auto`, `third`), or with a rule that is decided already."""
         self._rule, self._n = rule, 0
-        sources: dict[Source, tuple[Source, ...]] = {"auto": ("idx", "sample_index", "third"), "positions": ()}
+        # A setting `third` is of tuples; dicts have no third item.
+        sources: dict[Source, tuple[Source, ...]] = {
+            "auto": ("idx", "sample_index", "third"),
+            "third": ("third", "idx", "sample_index"),
+            "positions": (),
+        }
         self._found: dict[Source, list[Tensor]] = {s: [] for s in sources.get(rule.source, (rule.source,))}
         self._given: list[Tensor] = []
 
@@ -124,7 +129,7 @@ class IdReader:
             self._given.append(ids.cpu())
         for source in list(self._found):
             if (found := _under(batch, source, b)) is None:
-                self._refuse_lack(source)
+                self._refuse_lack(source, batch)
                 del self._found[source]
             else:
                 self._found[source].append(found.cpu())
@@ -142,7 +147,7 @@ class IdReader:
             _refuse_repeated(ids)
             return IdRule("positions", ids), ids
         positions = self._rule.of_rows(torch.arange(self._n))
-        for source, parts in self._found.items():
+        for source, parts in self._found.items() if self._n else ():
             ids = torch.cat(parts)
             if source == "third" and self._rule.source == "auto":
                 if not torch.equal(ids, positions):
@@ -157,8 +162,8 @@ class IdReader:
                 )
         return replace(self._rule, source="positions"), positions
 
-    def _refuse_lack(self, source: Source) -> None:
-        if self._rule.source == "third":
+    def _refuse_lack(self, source: Source, batch: object) -> None:
+        if source == self._rule.source == "third" and not isinstance(batch, Mapping):
             raise InputError(
                 "ids third: the third item of a batch is not one whole number per sample.\n"
                 f"  Give batches (x, y, id), {ADVICE}."

@@ -98,12 +98,9 @@ class InfluenceCallback(L.Callback):
             dtype: Precision of scoring; None: as trained, float32 for 16 bits, float64 where the solve needs it.
             num_queries: Number of test samples taken from a dataset or DataLoader.
             batch_size: Number of training samples scored at once; None: that of the training loader.
-            output_dir: Folder of the results; None: `influence` in the folder of the first logger, else in the
-                Trainer's `default_root_dir`.
+            output_dir: Folder of the results; None: `influence` in the first logger's, else the `default_root_dir`.
             overwrite: Whether the scores of an earlier fit in `output_dir` are replaced.
-            ids: Setting of the ids of training samples and queries. `auto`: key `idx` or `sample_index` where it is one
-                unique whole number per sample, else the position in the dataset (that behind a `Subset`); `third`: the
-                third item of a tuple; `positions`: always the position.
+            ids: Setting of the sample ids: `auto` (a unique key `idx`, else positions), `third` item or `positions`.
 
         Raises:
             InputError: A setting is out of range, or the method needs a recorded run.

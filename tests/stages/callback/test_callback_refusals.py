@@ -17,7 +17,7 @@ from ifloo.attribution import GradientDot, InfluenceEngine, InfluenceFunction, T
 from ifloo.curvature import Damped, LinearHead
 from ifloo.errors import InputError
 from ifloo.models import Adapted
-from ifloo.objective import Objective
+from ifloo.objective import Identified, Objective
 from ifloo.solvers import Cholesky
 from ifloo.stages import InfluenceCallback
 from ifloo.store import Manifest, influences
@@ -136,7 +136,7 @@ FITS: dict[str, tuple[Any, Any, Any, str]] = {
     "an id twice": (
         Stated,
         loader,
-        {"queries": (*QUERIES, torch.tensor([4, 4]))},
+        {"queries": Identified(QUERIES, torch.tensor([4, 4]))},
         "InfluenceCallback: queries hold an id twice: [4, 4].\n  Each has files of its own.",
     ),
     "no tensor": (
