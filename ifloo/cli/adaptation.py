@@ -115,8 +115,8 @@ def data_of(datamodule: L.LightningDataModule, ids: IdSetting = "auto") -> Attri
         return AdaptedData(datamodule, ids)
     if ids != "auto":
         raise InputError(
-            f"{type(datamodule).__name__} states the ids of its samples itself; the setting adapt.ids is for data modules "
-            "that do not.\n  Leave it out."
+            f"{type(datamodule).__name__} states the ids of its samples itself; the setting adapt.ids is for data "
+            "modules that do not.\n  Leave it out."
         )
     return datamodule
 

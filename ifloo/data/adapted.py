@@ -48,7 +48,7 @@ class Samples:
         self.dataset, self.collate = unwrap_loader(self.loader)
         self.ids: Int64[Tensor, " n"]
         try:
-            self.id_rule, self.ids = decide(self.dataset, self.collate, ids, loader.num_workers)
+            self.id_rule, self.ids = decide(self.dataset, self.collate, ids, loader.batch_size, loader.num_workers)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
         self._row_of = {i: row for row, i in enumerate(self.ids.tolist())}

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from ifloo.errors import InputError
+from ifloo.objective.singles import Singles
 
 log = logging.getLogger(__name__)
 ID_KEYS = ("idx", "sample_index")
@@ -163,7 +164,7 @@ class IdReader:
         return replace(self._rule, source="positions"), positions
 
     def _refuse_lack(self, source: Source, batch: object) -> None:
-        if source == self._rule.source == "third" and not isinstance(batch, Mapping):
+        if source == self._rule.source == "third" and not _is_mapping(batch):
             raise InputError(
                 "ids third: the third item of a batch is not one whole number per sample.\n"
                 f"  Give batches (x, y, id), {ADVICE}."
@@ -174,8 +175,15 @@ class IdReader:
             _refuse_repeated(ids)
 
 
+def _is_mapping(batch: object) -> bool:
+    return isinstance(batch.batches[0] if isinstance(batch, Singles) else batch, Mapping)
+
+
 def _under(batch: object, source: Source, b: int) -> Int[Tensor, " b"] | None:
     """Returns what stands under a key, or third, if it is one whole number per sample."""
+    if isinstance(batch, Singles):
+        parts = [found for one in batch.batches if (found := _under(one, source, 1)) is not None]
+        return torch.cat(parts) if parts and len(parts) == b else None
     value: object = None
     if source == "third":
         value = batch[2] if isinstance(batch, (tuple, list)) and len(batch) == 3 else None

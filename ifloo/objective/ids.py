@@ -11,15 +11,34 @@ from torch.utils.data import DataLoader
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, MapDataset, batch_size, fetch_samples, sample_ids
-from ifloo.objective.id_rule import THIRD_IGNORED, IdReader, IdRule, IdSetting, Source, carried_ids, note, rows_of, third_ids
-
-READ_AT_ONCE = 512  # samples per batch while the ids of a data set are read
+from ifloo.objective.id_rule import (
+    THIRD_IGNORED,
+    IdReader,
+    IdRule,
+    IdSetting,
+    Source,
+    carried_ids,
+    note,
+    rows_of,
+    third_ids,
+)
 
 
 def decide(
-    dataset: MapDataset, collate: Callable[..., object], source: IdSetting | Source = "auto", workers: int = 0
+    dataset: MapDataset,
+    collate: Callable[..., object],
+    source: IdSetting | Source = "auto",
+    size: int | None = 1,
+    workers: int = 0,
 ) -> tuple[IdRule, Int[Tensor, " n"]]:
     """Decides where the ids of a data set stand, and returns them; reads all samples only if the first carries ids.
+
+    Args:
+        dataset: Data set.
+        collate: Function that makes a batch of its samples.
+        source: Setting, or the source that is decided already.
+        size: Number of samples that are collated together; None: one.
+        workers: Number of loading processes.
 
     Raises:
         InputError: The setting asks for the third item, which is not one unique whole number per sample.
@@ -29,13 +48,21 @@ def decide(
     if source == "auto" and n:
         first = _at(dataset, collate, 0)
         if not _carries(first):
-            if _differs(first, by_position, 0) or (n > 1 and _differs(_at(dataset, collate, n - 1), by_position, n - 1)):
+            if _differs(first, by_position, 0) or (
+                n > 1 and _differs(_at(dataset, collate, n - 1), by_position, n - 1)
+            ):
                 note(THIRD_IGNORED)
             source = "positions"
     if source == "positions" or not n:
         return by_position, by_position.of_rows(torch.arange(n))
     reader = IdReader(rule)
-    for batch in DataLoader(dataset, READ_AT_ONCE, collate_fn=collate, num_workers=workers):  # type: ignore[arg-type, var-annotated]
+    loader: DataLoader[Batch] = DataLoader(
+        dataset,  # type: ignore[arg-type]  # typed as Dataset; anything with a length and items works
+        size or 1,
+        collate_fn=collate,
+        num_workers=workers,
+    )
+    for batch in loader:
         reader.add(batch, batch_size(batch))
         if not reader.undecided:
             return by_position, by_position.of_rows(torch.arange(n))

@@ -20,6 +20,7 @@ from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, MapDataset, fetch_samples
 from ifloo.objective.id_rule import IdRule, IdSetting, Source, StatesIds, rows_of
 from ifloo.objective.ids import decide
+from ifloo.objective.singles import CollateSingles
 
 Collate: TypeAlias = Callable[..., object]  # (result of `fetch_samples`) -> batch
 
@@ -70,7 +71,10 @@ def identified(loader: DataLoader[Batch], ids: IdSetting | Source = "auto") -> D
     if isinstance(dataset, _Positioned) or loader.batch_sampler is None:
         return loader
     collate: Collate = loader.collate_fn
-    rule = IdRule(ids, rows_of(dataset)) if ids in ("positions", "idx", "sample_index") else decide(dataset, collate, ids)[0]
+    if ids in ("auto", "third"):
+        rule, _ = decide(dataset, collate, ids, loader.batch_size, loader.num_workers)
+    else:
+        rule = IdRule(ids, rows_of(dataset))
     if rule.source == "idx":
         return loader
     return DataLoader(
@@ -88,6 +92,40 @@ def rule_behind(loader: DataLoader[Batch]) -> IdRule:
     if isinstance(loader.collate_fn, _Collate):
         return loader.collate_fn.id_rule
     return IdRule("auto", rows_of(loader.dataset))
+
+
+class _Separately(Dataset[object]):
+    """A dataset that returns its samples one by one, each in the form that the user's collate function takes."""
+
+    def __init__(self, dataset: MapDataset, batched: bool) -> None:
+        self.dataset, self.batched = dataset, batched
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, rows: Sequence[int]) -> list[object]:
+        if not self.batched:  # a loader of batch_size=None: each item is a batch
+            return [self.dataset[i] for i in rows]
+        return [fetch_samples(self.dataset, [i]) for i in rows]
+
+
+def separately(loader: DataLoader[Batch], with_whole: bool) -> DataLoader[Batch]:
+    """Returns a loader of `Singles`: each sample as the batch of one that the user's dataset and collate function make.
+
+    Args:
+        loader: Training loader.
+        with_whole: Whether the samples of each batch are also collated into one.
+    """
+    dataset, collate = unwrap_loader(loader)
+    batched = loader.batch_sampler is not None
+    singles = FixedOrder(
+        _Separately(dataset, batched),
+        batch_size=loader.batch_size or 1,
+        collate_fn=CollateSingles(collate, with_whole and batched),  # type: ignore[arg-type]  # takes what is fetched
+        num_workers=loader.num_workers,
+    )
+    singles.id_rule = rule_behind(loader)
+    return singles
 
 
 def unwrap_loader(loader: DataLoader[Batch]) -> tuple[MapDataset, Collate]:
@@ -140,9 +178,7 @@ def _refuse_partial(loader: DataLoader[Batch]) -> None:
         raise InputError("The training data hold no sample.")
 
 
-def sequential(
-    loader: DataLoader[Batch], size: int, shard: slice | None = None, ids: IdSetting = "auto"
-) -> FixedOrder:
+def sequential(loader: DataLoader[Batch], size: int, shard: slice | None = None, ids: IdSetting = "auto") -> FixedOrder:
     """Returns a loader of the same dataset in its own order, each sample once, for scoring and the sums of J.
 
     Args:
