@@ -1,4 +1,4 @@
-"""Sample ids: those of a data set and of a batch of queries, and the positions of ids among those of the training data."""
+"""Sample ids: of a data set, of a batch of queries, and their positions among those of the training data."""
 
 from __future__ import annotations
 
@@ -47,10 +47,8 @@ def decide(
     by_position = IdRule("positions", rule.rows)
     if source == "auto" and n:
         first = _at(dataset, collate, 0)
-        if not _carries(first):
-            if _differs(first, by_position, 0) or (
-                n > 1 and _differs(_at(dataset, collate, n - 1), by_position, n - 1)
-            ):
+        if carried_ids(first, batch_size(first)) is None:
+            if _third_is_data(dataset, collate, first, by_position):
                 note(THIRD_IGNORED)
             source = "positions"
     if source == "positions" or not n:
@@ -73,14 +71,15 @@ def _at(dataset: MapDataset, collate: Callable[..., object], position: int) -> B
     return collate(fetch_samples(dataset, [position]))
 
 
-def _carries(batch: Batch) -> bool:
-    return carried_ids(batch, batch_size(batch)) is not None
-
-
-def _differs(batch: Batch, rule: IdRule, position: int) -> bool:
-    """Whether the third item of a batch of one could be taken for an id, and is not its position."""
-    found = third_ids(batch, batch_size(batch))
-    return found is not None and found.tolist() != rule.of_rows(torch.tensor([position])).tolist()
+def _third_is_data(dataset: MapDataset, collate: Callable[..., object], first: Batch, rule: IdRule) -> bool:
+    """Tells whether a third item could be taken for an id, and is not the position of the first or the last sample."""
+    if third_ids(first, batch_size(first)) is None:
+        return False
+    last = len(dataset) - 1
+    return any(
+        third_ids(one, 1) is None or third_ids(one, 1) != rule.of_rows(torch.tensor([k]))
+        for k, one in ((0, first), (last, _at(dataset, collate, last)))
+    )
 
 
 def identified_queries(queries: Batch, rule: IdRule) -> Batch:

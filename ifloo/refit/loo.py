@@ -200,9 +200,9 @@ class LeaveOneOut:
 def _refuse_null_id(ids: Sequence[int]) -> None:
     if NULL_ID in ids:
         raise InputError(
-            f"A training sample has id {NULL_ID}, which stands for the refit with nothing removed in the files of refits "
-            "(loo_losses): the two results could not be told apart.\n"
-            f"  Give this sample another id, use positions (adapt.ids positions), or leave it out of the ids to remove."
+            f"A training sample has id {NULL_ID}, which in the files of refits (loo_losses) stands for the refit with "
+            "nothing removed: the two results could not be told apart.\n"
+            "  Give this sample another id, use positions (adapt.ids positions), or leave it out of the ids to remove."
         )
 
 

@@ -117,7 +117,11 @@ def test_the_third_item_is_an_id_where_a_setting_says_so():
     for data, ids in ((said, [7, 6, 5, 4, 3]), (plain, [0, 1, 2, 3, 4])):
         data.setup("fit")
         assert data.train_set.ids.tolist() == ids
-        drawn = [(i, y) for b in data.train_dataloader() for i, y in zip(sample_ids(b).tolist(), b.batch[1].tolist())]
+        drawn = [
+            (i, y)
+            for b in data.train_dataloader()
+            for i, y in zip(sample_ids(b).tolist(), b.batch[1].tolist(), strict=True)
+        ]
         assert sorted(drawn) == sorted(zip(ids, range(5), strict=True))
     assert said.train_set.batch([4]).batch[1].tolist() == [3]
     assert said.fingerprint() != plain.fingerprint()

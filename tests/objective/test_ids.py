@@ -97,7 +97,9 @@ def test_the_second_key_is_the_id_where_the_first_holds_data():
     data = Rows(lambda i: {"x": X[i], "idx": torch.tensor(i % 3), "sample_index": 50 - i})
     found = TrainingData(sequential(DataLoader(data), 5), CPU, torch.float32)
     assert found.ids.tolist() == [50 - i for i in range(N)]
-    drawn = [pair for b in identified(DataLoader(data, batch_size=4, shuffle=True)) for pair in zip(*_pairs(b))]
+    drawn = [
+        pair for b in identified(DataLoader(data, batch_size=4, shuffle=True)) for pair in zip(*_pairs(b), strict=True)
+    ]
     assert sorted(drawn) == sorted((50 - i, float(i)) for i in range(N))
 
 
@@ -112,7 +114,7 @@ def test_a_third_item_that_is_named_is_the_id(notes):
     found = TrainingData(sequential(loader, 5, ids="third"), CPU, torch.float32)
     assert (found.ids.tolist(), found.id_rule.source) == (expected, "third")
     wrapped = identified(loader, "third")
-    drawn = [pair for b in wrapped for pair in zip(*_pairs(b))]
+    drawn = [pair for b in wrapped for pair in zip(*_pairs(b), strict=True)]
     assert sorted(drawn) == sorted(zip(expected, X.flatten().tolist(), strict=True))
     assert TrainingData(sequential(wrapped, 5), CPU, torch.float32).ids.tolist() == expected
     assert notes() == []

@@ -36,6 +36,9 @@ class Headless(Plain):
         self.double()
 
 
+LAST = "head.0 (Conv1d)"
+
+
 class Locked(Stated):
     """Holds what cannot be copied."""
 
@@ -92,7 +95,8 @@ def test_a_missing_last_layer_leaves_self_influence_out(tmp_path, caplog):
         fitted(Headless(), loader(), [asked], tmp_path, max_epochs=1)
     named = [text for text in caplog.messages if "self-influence" in text]
     assert set(named) == {
-        "self-influence through the last layer: none, since that layer is missing or shares its weights."
+        "self-influence through the last layer: none. No trainable linear map (nn.Linear, convolution of one pixel) "
+        f"gives the logits; last before the loss: {LAST}."
     }
 
 
@@ -102,7 +106,8 @@ FITS: dict[str, tuple[Any, Any, Any, str]] = {
         loader,
         {},
         "InfluenceCallback scores through the last linear layer by default, and Headless ends in none with "
-        "trainable weights of its own.\n  Give another method, such as method=GradientDot() of ifloo.attribution, or "
+        "trainable weights of its own. No trainable linear map (nn.Linear, convolution of one pixel) gives the logits; "
+        f"last before the loss: {LAST}.\n  Give another method, such as method=GradientDot() of ifloo.attribution, or "
         "parameters=['name.*'] of one nn.Linear.",
     ),
     "two contracts": (
