@@ -1,4 +1,4 @@
-"""The linear map whose output is the logits, found by watching a forward pass: names and order of layers tell nothing."""
+"""The linear map whose output is the logits, found by watching a forward pass: the order of layers tells nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeAlias
 
-import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils.data import DataLoader
@@ -44,7 +43,7 @@ def logits_layer(module: nn.Module, batch: Batch) -> str:
         batch: Samples, of which the first is run in evaluation mode.
 
     Raises:
-        InputError: No such layer exists, several do (a module of several heads), or its weight is that of another layer.
+        InputError: No such layer exists, several do (several heads), or its weight is that of another layer.
     """
     reached = _reached(module, batch)
     found = {name: layer for name, layer in reached.items() if is_linear_map(layer) and layer.weight.requires_grad}
@@ -90,8 +89,9 @@ def _reached(module: nn.Module, batch: Batch) -> dict[str, nn.Module]:
 
 def _one_loss(module: nn.Module, batch: Batch) -> Tensor:
     inner = without_ids(batch)
-    one = inner.batches[0] if isinstance(inner, Singles) else slice_batch(inner, slice(0, 1))
-    return contract_of(module).single_loss(recordable(one))
+    one = recordable(inner.batches[0] if isinstance(inner, Singles) else slice_batch(inner, slice(0, 1)))
+    contract = contract_of(module)
+    return contract.single_loss(one) if contract.one_by_one else contract.sample_losses(one).sum()
 
 
 @contextmanager
@@ -115,7 +115,7 @@ def _watched(module: nn.Module, outputs: dict[Node, str]) -> Generator[None, Non
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Tells whether a module is the smallest that gives the output of its parameters: attention calls no layer within."""
+    """Tells whether a module uses its parameters itself: attention calls no layer within."""
     if isinstance(module, nn.MultiheadAttention) or is_linear_map(module):
         return True
     return next(module.children(), None) is None and next(module.parameters(), None) is not None
