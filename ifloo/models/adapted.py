@@ -187,7 +187,7 @@ class Adapted(SampleLossModule):
             loss = self.sample_weights.default * rest.sum() / total * self.step_loss(parts.rest)
         weights = self.sample_weights.of(parts.single_ids, dtype) * single / total
         for weight, one in zip(weights, parts.singles.batches, strict=True):
-            if float(weight) != 0:
+            if bool(weight):
                 loss = loss + weight * self.single_loss(one)
         return loss
 

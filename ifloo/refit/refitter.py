@@ -157,7 +157,7 @@ class Refitter:
         return module
 
     def _loader_for(self, module: L.LightningModule) -> DataLoader[Batch]:
-        """Returns the loader of a fit; samples with weights of their own come apart where a step takes whole batches."""
+        """Returns the loader of a fit, with samples of other weights apart where a step takes whole batches."""
         loader = identified(self.loader())
         if isinstance(module, Adapted) and module.one_by_one and len(module.sample_weights.ids):
             return apart(loader, module.sample_weights.ids)
