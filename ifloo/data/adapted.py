@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ifloo.data.kept_samples import ReadSettings, SampleReads
 from ifloo.data.protocol import AttributionData, DataNotes
 from ifloo.errors import InputError
 from ifloo.objective.batches import (
@@ -119,10 +120,16 @@ class AdaptedData(L.LightningDataModule):
 
     free_settings: frozenset[str] = frozenset({"num_workers", "pin_memory", "persistent_workers", "prefetch_factor"})
 
-    def __init__(self, data: L.LightningDataModule) -> None:
-        """Wraps a data module without copying it."""
+    def __init__(self, data: L.LightningDataModule, reads: ReadSettings | None = None) -> None:
+        """Wraps a data module without copying it.
+
+        Args:
+            data: Data module to wrap.
+            reads: Way in which scores read its samples; None for the defaults.
+        """
         super().__init__()
         self.data = data
+        self._reads = SampleReads(reads or ReadSettings())
         self._ready: set[str | None] = set()
         self._sets: dict[str, Samples] = {}
         self._fingerprint: str | None = None
@@ -155,7 +162,7 @@ class AdaptedData(L.LightningDataModule):
         Raises:
             InputError: If the data module does not return a single loader over a fixed set of samples.
         """
-        return identified(_single(self.data.train_dataloader(), "train_dataloader", self.data))
+        return identified(self._read("train", _single(self.data.train_dataloader(), "train_dataloader", self.data)))
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
         return self.data.val_dataloader() if self._has("val_dataloader") else []
@@ -202,9 +209,13 @@ class AdaptedData(L.LightningDataModule):
     def _samples(self, name: str, loader: str, build: Callable[[], object], stage: str) -> Samples:
         if name not in self._sets:
             self.setup(stage)
-            single = _single(build(), loader, self.data)
+            single = self._read(name, _single(build(), loader, self.data))
             self._sets[name] = Samples(single, f"{type(self.data).__name__}.{loader}")
         return self._sets[name]
+
+    def _read(self, name: str, loader: DataLoader[Batch]) -> DataLoader[Batch]:
+        """Returns a loader of the data module whose samples scores read in a fixed way and once."""
+        return self._reads.of(loader, name, self._reads.settings.draws if name == "train" else 1)
 
     def _has(self, loader: str) -> bool:
         return is_overridden(loader, self.data)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
-from typing import TypeAlias
+from collections.abc import Sequence, Sized
 
 import torch
 from torch.utils.data import (
@@ -18,8 +17,7 @@ from torch.utils.data import (
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, MapDataset, fetch_samples, sample_ids
-
-Collate: TypeAlias = Callable[..., object]  # (result of `fetch_samples`) -> batch
+from ifloo.objective.seeded_draws import Collate, is_kept, scored_reads, training_reads
 
 
 class _Positioned(Dataset[object]):
@@ -48,8 +46,8 @@ class _Collate:
 
 def identified(loader: DataLoader[Batch]) -> DataLoader[Batch]:
     """Returns the loader itself if its batches carry ids, or else one that yields them as `Identified`."""
-    dataset = samples_behind(loader)
-    first = loader.collate_fn(fetch_samples(dataset, [0]))  # type: ignore[arg-type]  # a list of samples or the result of __getitems__
+    dataset, (scored, collate) = samples_behind(loader), unwrap_loader(loader)
+    first = collate(fetch_samples(scored, [0]))
     if sample_ids(first) is not None or loader.batch_sampler is None:
         return loader
     return DataLoader(
@@ -61,11 +59,39 @@ def identified(loader: DataLoader[Batch]) -> DataLoader[Batch]:
 
 
 def unwrap_loader(loader: DataLoader[Batch]) -> tuple[MapDataset, Collate]:
-    """Returns the user's own dataset and collate function of a loader, without the wrappers of `identified`."""
+    """Returns dataset and collate function of a loader as scores read them, without the wrappers of `identified`.
+
+    An augmented sample is read under a seed of its own (`SeededDraws`), so that each read gives the same draw.
+    """
+    dataset, collate = samples_behind(loader), loader.collate_fn
+    if isinstance(dataset, _Positioned) and isinstance(collate, _Collate):
+        dataset, collate = dataset.dataset, collate.collate
+    return scored_reads(dataset, collate)
+
+
+def training_dataset(loader: DataLoader[Batch]) -> MapDataset:
+    """Returns the dataset of a loader as training reads it, with its augmentation."""
     dataset = samples_behind(loader)
-    if isinstance(dataset, _Positioned) and isinstance(loader.collate_fn, _Collate):
-        return dataset.dataset, loader.collate_fn.collate
-    return dataset, loader.collate_fn
+    return training_reads(dataset.dataset if isinstance(dataset, _Positioned) else dataset)
+
+
+def with_dataset(loader: DataLoader[Batch], dataset: MapDataset) -> DataLoader[Batch]:
+    """Returns a loader with the settings and the sampler of another one, over other samples of the same number."""
+    batches = loader.batch_sampler
+    drawn = {"batch_size": None, "sampler": loader.sampler} if batches is None else {"batch_sampler": batches}
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]  # typed as Dataset; anything with a length and items works
+        **drawn,  # type: ignore[arg-type]
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+    )
 
 
 def sample_count(loader: DataLoader[Batch]) -> int:
@@ -130,5 +156,5 @@ def sequential(loader: DataLoader[Batch], size: int, shard: slice | None = None)
         batch_size=max(1, min(size, len(chosen))),
         shuffle=False,
         collate_fn=collate,
-        num_workers=loader.num_workers,
+        num_workers=0 if is_kept(dataset) else loader.num_workers,
     )

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from ifloo.objective.batches import BatchedDataset, MapDataset
+from ifloo.objective.batches import Batch, BatchedDataset, MapDataset, fetch_samples
 from ifloo.objective.randomness import undisturbed
 
+Collate: TypeAlias = Callable[..., object]  # (result of `fetch_samples`) -> batch
 
-class SeededDraws(Dataset[object]):
+
+class FixedReads(Dataset[object]):
+    """Base class of datasets that read each sample in one fixed way, as scores need it.
+
+    Attributes:
+        kept: Whether samples are kept once read, so that a loader needs no worker processes, which would keep their
+            own.
+    """
+
+    kept: bool = False
+
+
+class SeededDraws(FixedReads):
     """A dataset whose samples are read under a seed of their own, so that each read gives the same augmentation.
 
     The seed of a sample depends on its row in the dataset behind every `Subset` and on the number of the draw alone:
@@ -28,6 +42,12 @@ class SeededDraws(Dataset[object]):
     def __init__(self, dataset: MapDataset, draw: int = 0) -> None:
         """Wraps a dataset without reading it."""
         self.dataset, self.draw = dataset, draw
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SeededDraws) and other.dataset is self.dataset and other.draw == self.draw
+
+    def __hash__(self) -> int:
+        return hash((id(self.dataset), self.draw))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -64,9 +84,102 @@ class SeededDraws(Dataset[object]):
             torch.cuda.manual_seed_all(seed)
 
 
+class Drawn(NamedTuple):
+    """Several draws of the same samples, each collated into a batch; the loss of a sample is the mean over them.
+
+    Attributes:
+        draws: The batch of each draw.
+    """
+
+    draws: tuple[Batch, ...]
+
+
+class SeveralDraws(FixedReads):
+    """A dataset that reads several seeded draws of each sample, for `CollateDraws`.
+
+    Attributes:
+        draws: The dataset of each draw.
+    """
+
+    def __init__(self, draws: Sequence[MapDataset]) -> None:
+        """Wraps the datasets of the draws, which have the same samples."""
+        self.draws = tuple(draws)
+        self.kept = all(isinstance(one, FixedReads) and one.kept for one in self.draws)
+
+    def __len__(self) -> int:
+        return len(self.draws[0])
+
+    def __getitem__(self, position: int) -> object:
+        return tuple(one[position] for one in self.draws)
+
+    def __getitems__(self, positions: Sequence[int]) -> object:
+        return tuple(fetch_samples(one, positions) for one in self.draws)
+
+
+class CollateDraws:
+    """Collate function for `SeveralDraws`.
+
+    Attributes:
+        collate: Collate function of the user's loader.
+    """
+
+    def __init__(self, collate: Collate) -> None:
+        """Wraps the collate function of one draw."""
+        self.collate = collate
+
+    def __call__(self, drawn: tuple[object, ...]) -> Drawn:
+        return Drawn(tuple(self.collate(one) for one in drawn))
+
+
+class TrainedOn(Dataset[object]):
+    """A dataset as training reads it, together with the way in which scores read it.
+
+    Attributes:
+        dataset: The dataset that training reads, with its augmentation.
+        scored: The same samples as scores read them.
+    """
+
+    def __init__(self, dataset: MapDataset, scored: MapDataset) -> None:
+        """Wraps both; they have the same samples in the same order."""
+        self.dataset, self.scored = dataset, scored
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, position: int) -> object:
+        return self.dataset[position]
+
+    def __getitems__(self, positions: Sequence[int]) -> object:
+        return fetch_samples(self.dataset, positions)
+
+
+def scored_reads(dataset: MapDataset, collate: Collate) -> tuple[MapDataset, Collate]:
+    """Returns the dataset and the collate function with which scores read the samples of a training dataset."""
+    scored = dataset.scored if isinstance(dataset, TrainedOn) else seeded(dataset)
+    several = isinstance(scored, SeveralDraws) and not isinstance(collate, CollateDraws)
+    return scored, CollateDraws(collate) if several else collate
+
+
+def training_reads(dataset: MapDataset) -> MapDataset:
+    """Returns the dataset that training reads, without the wrappers of this file."""
+    while isinstance(dataset, (TrainedOn, SeededDraws)):
+        dataset = dataset.dataset
+    return dataset
+
+
+def is_kept(dataset: object) -> bool:
+    """Whether the samples of a dataset are kept once read."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return isinstance(dataset, FixedReads) and dataset.kept
+
+
 def seeded(dataset: MapDataset, draw: int = 0) -> MapDataset:
-    """Returns the dataset with seeded reads; one of tensors in memory, which draws nothing, is returned itself."""
-    if isinstance(dataset, SeededDraws) or tensors_in_memory(dataset) is not None:
+    """Returns the dataset with seeded reads; one whose reads are fixed, such as tensors in memory, stays itself."""
+    behind: object = dataset
+    while isinstance(behind, Subset):
+        behind = behind.dataset
+    if isinstance(behind, FixedReads) or type(behind) is TensorDataset:
         return dataset
     return SeededDraws(dataset, draw)
 
