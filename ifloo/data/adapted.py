@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import suppress
 
 import lightning as L
 import numpy as np
@@ -15,8 +16,11 @@ from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ifloo.data.fit_data import HeldRows
+from ifloo.data.fit_record import FitRecord
 from ifloo.data.kept_samples import ReadSettings, SampleReads
 from ifloo.data.protocol import AttributionData, DataNotes
+from ifloo.data.second_setup import SecondSetup
 from ifloo.errors import InputError
 from ifloo.objective.batches import (
     ID_KEYS,
@@ -130,6 +134,8 @@ class AdaptedData(L.LightningDataModule):
         super().__init__()
         self.data = data
         self._reads = SampleReads(reads or ReadSettings())
+        self._rows = HeldRows()
+        self._second_setup: SecondSetup | None = None
         self._ready: set[str | None] = set()
         self._sets: dict[str, Samples] = {}
         self._fingerprint: str | None = None
@@ -153,6 +159,8 @@ class AdaptedData(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Sets up the data module once per stage; further calls for the same stage do nothing."""
         if stage not in self._ready:
+            if not self._ready:
+                self._second_setup = SecondSetup(self.data)
             self.data.setup(stage)  # type: ignore[arg-type]
             self._ready.add(stage)
 
@@ -162,7 +170,7 @@ class AdaptedData(L.LightningDataModule):
         Raises:
             InputError: If the data module does not return a single loader over a fixed set of samples.
         """
-        return identified(self._read("train", _single(self.data.train_dataloader(), "train_dataloader", self.data)))
+        return identified(self._read("train", "train_dataloader", self.data.train_dataloader()))
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
         return self.data.val_dataloader() if self._has("val_dataloader") else []
@@ -206,16 +214,36 @@ class AdaptedData(L.LightningDataModule):
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
+    def hold_to(self, record: FitRecord) -> None:
+        """Holds the samples to the rows of a fit, from now on; a split drawn at random becomes that of the fit."""
+        self._rows, self._sets, self._fingerprint = HeldRows(record), {}, None
+        self._reads = SampleReads(self._reads.settings)
+
+    def split_is_random(self) -> bool:
+        """Whether a set-up under another seed gives other training samples; False where no second one is possible."""
+        return self._second_setup is not None and bool(self._second_setup.differs(self.train_dataloader()))
+
+    def evaluation_loaders(self) -> dict[str, DataLoader[Batch]]:
+        """Returns the validation and test loaders that the data module makes, by the names `val` and `test`."""
+        found: dict[str, DataLoader[Batch]] = {}
+        for name, make in (("val", self.data.val_dataloader), ("test", self.data.test_dataloader)):
+            if self._has(f"{name}_dataloader"):
+                with suppress(Exception):  # one that needs the set-up of another stage is left out
+                    found[name] = _single(make(), f"{name}_dataloader", self.data)
+        return found
+
     def _samples(self, name: str, loader: str, build: Callable[[], object], stage: str) -> Samples:
         if name not in self._sets:
             self.setup(stage)
-            single = self._read(name, _single(build(), loader, self.data))
+            single = self._read(name, loader, build())
             self._sets[name] = Samples(single, f"{type(self.data).__name__}.{loader}")
         return self._sets[name]
 
-    def _read(self, name: str, loader: DataLoader[Batch]) -> DataLoader[Batch]:
-        """Returns a loader of the data module whose samples scores read in a fixed way and once."""
-        return self._reads.of(loader, name, self._reads.settings.draws if name == "train" else 1)
+    def _read(self, name: str, loader: str, made: object) -> DataLoader[Batch]:
+        """Returns a loader of the data module with the rows held, whose samples scores read in a fixed way and once."""
+        single = _single(made, loader, self.data)
+        rows = self._rows.applied(single, loader.removesuffix("_dataloader"), f"{type(self.data).__name__}.{loader}")
+        return self._reads.of(rows, name, self._reads.settings.draws if name == "train" else 1)
 
     def _has(self, loader: str) -> bool:
         return is_overridden(loader, self.data)

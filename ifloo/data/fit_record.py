@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from ifloo.data.subset_rows import Rows, datasets_behind, subset_rows
 from ifloo.errors import InputError
-from ifloo.objective.batch_samplers import SamplerBatches
-from ifloo.objective.batches import Batch, fetch_samples, tensors_of, without_ids
-from ifloo.objective.loaders import unwrap_loader
-from ifloo.objective.seeded_draws import row_behind_subsets, seeded, tensors_in_memory
+from ifloo.objective.batches import Batch, MapDataset, fetch_samples, tensors_of, without_ids
+from ifloo.objective.loaders import own_dataset, training_dataset, unwrap_loader
+from ifloo.objective.sampling import drawn_by
+from ifloo.objective.seeded_draws import Collate, Drawn, row_behind_subsets, tensors_in_memory
 
 KEY = "ifloo_data"  # key of the record in a checkpoint
 ROWS_READ = 256  # rows that the fingerprint reads of data that are not tensors in memory
@@ -69,7 +69,7 @@ class FitRecord:
         Raises:
             InputError: The dataset has no length or no samples by position.
         """
-        dataset, _ = unwrap_loader(loader)
+        dataset = training_dataset(loader)
         fingerprint, rows_read = content_fingerprint(loader)
         return cls(
             fingerprint,
@@ -77,7 +77,7 @@ class FitRecord:
             len(dataset),
             behind_of(dataset),
             subset_rows(dataset),
-            {name: subset_rows(unwrap_loader(one)[0]) for name, one in (evaluation or {}).items()},
+            {name: subset_rows(own_dataset(one)) for name, one in (evaluation or {}).items()},
             type(drawn_by(loader)).__name__,
             limit_train_batches,
             overfit_batches,
@@ -148,22 +148,39 @@ def content_fingerprint(loader: DataLoader[Batch], rows_read: int | None = None)
     """
     dataset, collate = unwrap_loader(loader)
     n = len(dataset)
-    if (tensors := tensors_in_memory(dataset)) is not None:
-        return _of_tensors(tensors, torch.tensor([row_behind_subsets(dataset, i) for i in range(n)])), n
-    rows = torch.linspace(0, n - 1, min(n, rows_read or ROWS_READ)).round().long().unique().tolist() if n else []
-    fixed = seeded(dataset)
-
-    def digest(positions: Sequence[int]) -> str:
-        found = hashlib.sha256()
-        for i in positions:
-            for x in tensors_of(without_ids(collate(fetch_samples(fixed, [i])))):
-                found.update(f"{x.dtype} {tuple(x.shape)}".encode())
-                found.update(_bytes(x))
-        return found.hexdigest()
-
-    if digest(rows[:TWICE]) != digest(rows[:TWICE]):
+    if tensors_in_memory(dataset) is not None:
+        return content_digest(dataset, collate, range(n)), n
+    rows = spread(n, rows_read or ROWS_READ)
+    if content_digest(dataset, collate, rows[:TWICE]) != content_digest(dataset, collate, rows[:TWICE]):
         return None, len(rows)
-    return digest(rows), len(rows)
+    return content_digest(dataset, collate, rows), len(rows)
+
+
+def content_digest(dataset: MapDataset, collate: Collate, rows: Sequence[int]) -> str:
+    """Computes the SHA-256 of some samples: of the tensors in memory, else of each collated alone, in its first draw.
+
+    Args:
+        dataset: Dataset with fixed reads.
+        collate: Collate function of its loader.
+        rows: Positions of the samples.
+    """
+    found = hashlib.sha256()
+    if (tensors := tensors_in_memory(dataset)) is not None:
+        behind = torch.tensor([row_behind_subsets(dataset, i) for i in rows], dtype=torch.int64)
+        whole = torch.equal(behind, torch.arange(len(tensors)))
+        for x in tensors.tensors:
+            _add(found, x if whole else x[behind])
+        return found.hexdigest()
+    for i in rows:
+        batch = without_ids(collate(fetch_samples(dataset, [i])))
+        for x in tensors_of(batch.draws[0] if isinstance(batch, Drawn) else batch):
+            _add(found, x)
+    return found.hexdigest()
+
+
+def spread(n: int, count: int) -> list[int]:
+    """Returns at most `count` positions among n, evenly spread, the first and the last included."""
+    return torch.linspace(0, n - 1, min(n, count)).round().long().unique().tolist() if n else []
 
 
 def behind_of(dataset: object) -> tuple[tuple[str, int], ...]:
@@ -171,24 +188,9 @@ def behind_of(dataset: object) -> tuple[tuple[str, int], ...]:
     return tuple((type(one).__name__, len(one)) for one in datasets_behind(dataset))  # type: ignore[arg-type]
 
 
-def drawn_by(loader: DataLoader[Batch]) -> object:
-    """Returns the sampler that draws the samples of a loader, also from within its batch sampler."""
-    batches = loader.batch_sampler
-    return batches.sampler if isinstance(batches, SamplerBatches) else loader.sampler if batches is None else batches
-
-
-def _of_tensors(dataset: TensorDataset, rows: Tensor) -> str:
-    found = hashlib.sha256()
-    whole = torch.equal(rows, torch.arange(len(dataset)))
-    for x in dataset.tensors:
-        chosen = x if whole else x[rows]
-        found.update(f"{chosen.dtype} {tuple(chosen.shape)}".encode())
-        found.update(_bytes(chosen))
-    return found.hexdigest()
-
-
-def _bytes(x: Tensor) -> memoryview:
-    return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+def _add(digest: hashlib._Hash, x: Tensor) -> None:
+    digest.update(f"{x.dtype} {tuple(x.shape)}".encode())
+    digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _rows(stored: object) -> tuple[Rows, ...]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -136,13 +137,11 @@ class SampleStore:
 class _Pickler(pickle.Pickler):
     """Pickler that writes the bytes of tensors themselves, without the archive that torch makes of each."""
 
-    def reducer_override(
-        self, value: object
-    ) -> tuple[Callable[[NDArray[object], torch.dtype, tuple[int, ...]], Tensor], tuple[object, ...]]:
+    def reducer_override(self, value: object) -> tuple[Callable[..., Tensor], tuple[object, ...]]:
         if type(value) is not Tensor or value.device.type != "cpu" or value.layout is not torch.strided:
-            return NotImplemented
+            return NotImplemented  # type: ignore[no-any-return]
         if value.requires_grad or value.is_quantized:
-            return NotImplemented
+            return NotImplemented  # type: ignore[no-any-return]
         plain = value.resolve_conj().resolve_neg().contiguous().reshape(-1)
         return _tensor, (plain.view(torch.uint8).numpy(), value.dtype, tuple(value.shape))
 
@@ -163,7 +162,7 @@ def unpacked(content: bytes) -> object:
     return pickle.loads(content)
 
 
-def _tensor(content: NDArray[object], dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+def _tensor(content: NDArray[np.uint8], dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(content).view(dtype).reshape(shape)
 
 

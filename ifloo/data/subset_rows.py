@@ -20,6 +20,11 @@ def subset_rows(dataset: object) -> tuple[Rows, ...]:
     return tuple(torch.as_tensor(list(one.indices), dtype=torch.int64) for one in _subsets(dataset))
 
 
+def same_rows(a: Sequence[Rows], b: Sequence[Rows]) -> bool:
+    """Whether the `Subset`s of two datasets choose the same rows."""
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
 def datasets_behind(dataset: object) -> list[object]:
     """Returns the datasets that hold no other, in order: those that the samples come from."""
     held = [one for _, one in _held(dataset)]

@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence, Sized
 
 import torch
-from torch.utils.data import (
-    DataLoader,
-    Dataset,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-)
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, MapDataset, fetch_samples, sample_ids
+from ifloo.objective.sampling import refuse_partial
 from ifloo.objective.seeded_draws import Collate, is_kept, scored_reads, training_reads
 
 
@@ -70,8 +63,20 @@ def unwrap_loader(loader: DataLoader[Batch]) -> tuple[MapDataset, Collate]:
 
 
 def training_dataset(loader: DataLoader[Batch]) -> MapDataset:
-    """Returns the dataset of a loader as training reads it, with its augmentation."""
-    dataset = samples_behind(loader)
+    """Returns the dataset of a loader as training reads it, with its augmentation.
+
+    Raises:
+        InputError: The dataset has no length or no samples by position.
+    """
+    samples_behind(loader)
+    dataset = own_dataset(loader)
+    assert isinstance(dataset, MapDataset)
+    return dataset
+
+
+def own_dataset(loader: DataLoader[Batch]) -> object:
+    """Returns the user's own dataset, of any kind, behind a loader."""
+    dataset: object = loader.dataset
     return training_reads(dataset.dataset if isinstance(dataset, _Positioned) else dataset)
 
 
@@ -81,7 +86,7 @@ def with_dataset(loader: DataLoader[Batch], dataset: MapDataset) -> DataLoader[B
     drawn = {"batch_size": None, "sampler": loader.sampler} if batches is None else {"batch_sampler": batches}
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # typed as Dataset; anything with a length and items works
-        **drawn,  # type: ignore[arg-type]
+        **drawn,
         collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
@@ -124,18 +129,6 @@ def samples_behind(loader: DataLoader[Batch]) -> MapDataset:
     )
 
 
-def _refuse_partial(loader: DataLoader[Batch]) -> None:
-    if isinstance(loader.dataset, IterableDataset):
-        return
-    if not isinstance(loader.sampler, (SequentialSampler, RandomSampler, DistributedSampler)):
-        raise InputError(
-            f"The training loader draws with {type(loader.sampler).__name__}; J is the mean over every sample once.\n"
-            "  Use shuffle=True or False; for a part of the data wrap the dataset (torch.utils.data.Subset)."
-        )
-    if sample_count(loader) == 0:
-        raise InputError("The training data hold no sample.")
-
-
 def sequential(loader: DataLoader[Batch], size: int, shard: slice | None = None) -> DataLoader[Batch]:
     """Returns a loader of the same dataset in its own order, each sample once, for scoring and the sums of J.
 
@@ -148,7 +141,9 @@ def sequential(loader: DataLoader[Batch], size: int, shard: slice | None = None)
         InputError: The dataset is iterable, so that its order and length are unknown; the sampler draws only part of
             the data or some of it twice, so that the fit has another objective; or the dataset is empty.
     """
-    _refuse_partial(loader)
+    refuse_partial(loader)
+    if sample_count(loader) == 0:
+        raise InputError("The training data hold no sample.")
     dataset, collate = unwrap_loader(loader)
     chosen = dataset if shard is None else Subset(dataset, range(*shard.indices(len(dataset))))  # type: ignore[arg-type]
     return DataLoader(

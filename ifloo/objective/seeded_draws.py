@@ -9,9 +9,9 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset, default_collate, default_convert
 
-from ifloo.objective.batches import Batch, BatchedDataset, MapDataset, fetch_samples
+from ifloo.objective.batches import Batch, BatchedDataset, MapDataset, fetch_samples, tensors_of
 from ifloo.objective.randomness import undisturbed
 
 Collate: TypeAlias = Callable[..., object]  # (result of `fetch_samples`) -> batch
@@ -75,13 +75,38 @@ class SeededDraws(FixedReads):
         return self.dataset[position]
 
     def _seed(self, position: int) -> None:
-        text = f"{row_behind_subsets(self.dataset, position)} {self.draw}".encode()
-        seed = int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "big")
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed a GPU that is not in use yet
-        if torch.cuda.is_initialized():
-            torch.cuda.manual_seed_all(seed)
+        seed_by(f"{row_behind_subsets(self.dataset, position)} {self.draw}".encode())
+
+
+class SeededCollate:
+    """A collate function that draws the same random numbers for the same samples, such as those it masks.
+
+    Attributes:
+        collate: Collate function of the user's loader.
+        draw: Number of the draw.
+    """
+
+    def __init__(self, collate: Collate, draw: int = 0) -> None:
+        """Wraps a collate function."""
+        self.collate, self.draw = collate, draw
+
+    def __call__(self, fetched: object) -> object:
+        with undisturbed():
+            digest = hashlib.blake2b(f"{self.draw}".encode())
+            for x in tensors_of(fetched):
+                digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            seed_by(digest.digest())
+            return self.collate(fetched)
+
+
+def seed_by(content: bytes) -> None:
+    """Seeds the random generators of torch, numpy and Python by a hash of some bytes."""
+    seed = int.from_bytes(hashlib.blake2b(content, digest_size=4).digest(), "big")
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed a GPU that is not in use yet
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
 
 
 class Drawn(NamedTuple):
@@ -128,7 +153,7 @@ class CollateDraws:
         self.collate = collate
 
     def __call__(self, drawn: tuple[object, ...]) -> Drawn:
-        return Drawn(tuple(self.collate(one) for one in drawn))
+        return Drawn(tuple(seeded_collate(self.collate, k)(one) for k, one in enumerate(drawn)))
 
 
 class TrainedOn(Dataset[object]):
@@ -156,11 +181,19 @@ class TrainedOn(Dataset[object]):
 def scored_reads(dataset: MapDataset, collate: Collate) -> tuple[MapDataset, Collate]:
     """Returns the dataset and the collate function with which scores read the samples of a training dataset."""
     scored = dataset.scored if isinstance(dataset, TrainedOn) else seeded(dataset)
-    several = isinstance(scored, SeveralDraws) and not isinstance(collate, CollateDraws)
-    return scored, CollateDraws(collate) if several else collate
+    if isinstance(collate, CollateDraws):
+        return scored, collate
+    return scored, CollateDraws(collate) if isinstance(scored, SeveralDraws) else seeded_collate(collate)
 
 
-def training_reads(dataset: MapDataset) -> MapDataset:
+def seeded_collate(collate: Collate, draw: int = 0) -> Collate:
+    """Returns the collate function with fixed draws; torch's own, which draws nothing, stays itself."""
+    if isinstance(collate, SeededCollate) or collate is default_collate or collate is default_convert:
+        return collate
+    return SeededCollate(collate, draw)
+
+
+def training_reads(dataset: object) -> object:
     """Returns the dataset that training reads, without the wrappers of this file."""
     while isinstance(dataset, (TrainedOn, SeededDraws)):
         dataset = dataset.dataset
