@@ -43,6 +43,7 @@ class Experiment:
         adaptation: Way in which a plain module states its losses.
         arguments: Arguments of the model, as flags and config give them.
         seed_given: Whether the seed was given by a flag or config, and is no default.
+        held_to: Checkpoints that the data have been held to.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Experiment:
     adaptation: Adaptation = field(default_factory=Adaptation)
     arguments: dict[str, object] = field(default_factory=dict)
     seed_given: bool = False
+    held_to: list[BaseCheckpoint] = field(default_factory=list)
 
     @property
     def author_module(self) -> L.LightningModule:
@@ -144,8 +146,9 @@ class Experiment:
             InputError: If the training data differ from those, or are drawn at random and nothing tells the draw.
         """
         base, data = self.base, self.datamodule
-        if base is None:
+        if base is None or any(base is one for one in self.held_to):
             return
+        self.held_to.append(base)
         if base.trained_on is not None:
             if isinstance(data, AdaptedData):
                 data.hold_to(base.trained_on)

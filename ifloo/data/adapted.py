@@ -216,8 +216,9 @@ class AdaptedData(L.LightningDataModule):
 
     def hold_to(self, record: FitRecord) -> None:
         """Holds the samples to the rows of a fit, from now on; a split drawn at random becomes that of the fit."""
-        self._rows, self._sets, self._fingerprint = HeldRows(record), {}, None
-        self._reads = SampleReads(self._reads.settings)
+        if not self._rows.agrees_with(record):
+            self._sets, self._fingerprint, self._reads = {}, None, SampleReads(self._reads.settings)
+        self._rows = HeldRows(record)
 
     def split_is_random(self) -> bool:
         """Whether a set-up under another seed gives other training samples; False where no second one is possible."""

@@ -35,6 +35,11 @@ class HeldRows:
         if record is not None:
             self._rows = {TRAIN: record.subsets, **record.evaluation}
 
+    def agrees_with(self, record: FitRecord) -> bool:
+        """Whether the rows of a fit are those of every loader so far."""
+        rows = {TRAIN: record.subsets, **record.evaluation}
+        return all(name not in rows or same_rows(held, rows[name]) for name, held in self._rows.items())
+
     def applied(self, loader: DataLoader[Batch], name: str, where: str) -> DataLoader[Batch]:
         """Returns the loader with the rows held.
 

@@ -40,8 +40,9 @@ class _Collate:
 def identified(loader: DataLoader[Batch]) -> DataLoader[Batch]:
     """Returns the loader itself if its batches carry ids, or else one that yields them as `Identified`."""
     dataset, (scored, collate) = samples_behind(loader), unwrap_loader(loader)
-    first = collate(fetch_samples(scored, [0]))
-    if sample_ids(first) is not None or loader.batch_sampler is None:
+    if isinstance(dataset, _Positioned) or loader.batch_sampler is None:
+        return loader
+    if sample_ids(collate(fetch_samples(scored, [0]))) is not None:
         return loader
     return DataLoader(
         _Positioned(dataset),
