@@ -137,7 +137,14 @@ class Experiment:
     def load_data(self) -> None:
         """Fetches and reads the data; a second call costs nothing."""
         self.datamodule.prepare_data()
+        if self._unrecorded and isinstance(self.datamodule, AdaptedData):
+            self.datamodule.prepare_second_setup()
         self.datamodule.setup("fit")
+
+    @property
+    def _unrecorded(self) -> bool:
+        """Whether nothing in the checkpoint tells which data it was fitted on."""
+        return self.base is not None and self.base.trained_on is None and self.base.record["fingerprint"] is None
 
     def hold_data(self) -> None:
         """Holds the data to those that the checkpoint was fitted on; to be called before any sample is read.
@@ -153,7 +160,7 @@ class Experiment:
             if isinstance(data, AdaptedData):
                 data.hold_to(base.trained_on)
             refuse_other_data(base.trained_on, data.train_dataloader(), str(base.path))
-        elif base.record["fingerprint"] is None:
+        elif self._unrecorded:
             _refuse_random_split(data, str(base.path), self.seed if self.seed_given else None)
 
     def restore(self) -> None:

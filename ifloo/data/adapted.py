@@ -159,8 +159,6 @@ class AdaptedData(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Sets up the data module once per stage; further calls for the same stage do nothing."""
         if stage not in self._ready:
-            if not self._ready:
-                self._second_setup = SecondSetup(self.data)
             self.data.setup(stage)  # type: ignore[arg-type]
             self._ready.add(stage)
 
@@ -219,6 +217,11 @@ class AdaptedData(L.LightningDataModule):
         if not self._rows.agrees_with(record):
             self._sets, self._fingerprint, self._reads = {}, None, SampleReads(self._reads.settings)
         self._rows = HeldRows(record)
+
+    def prepare_second_setup(self) -> None:
+        """Keeps a copy of the data module for `split_is_random`, unless it is set up already."""
+        if not self._ready:
+            self._second_setup = SecondSetup(self.data)
 
     def split_is_random(self) -> bool:
         """Whether a set-up under another seed gives other training samples; False where no second one is possible."""

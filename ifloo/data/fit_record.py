@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 
 from ifloo.data.subset_rows import Rows, datasets_behind, subset_rows
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, MapDataset, fetch_samples, tensors_of, without_ids
+from ifloo.objective.batches import Batch, MapDataset, fetch_samples, first_draw, tensors_of, without_ids
 from ifloo.objective.loaders import own_dataset, training_dataset, unwrap_loader
 from ifloo.objective.sampling import drawn_by
-from ifloo.objective.seeded_draws import Collate, Drawn, row_behind_subsets, tensors_in_memory
+from ifloo.objective.seeded_draws import Collate, row_behind_subsets, tensors_in_memory
 
 KEY = "ifloo_data"  # key of the record in a checkpoint
 ROWS_READ = 256  # rows that the fingerprint reads of data that are not tensors in memory
@@ -172,8 +172,7 @@ def content_digest(dataset: MapDataset, collate: Collate, rows: Sequence[int]) -
             _add(found, x if whole else x[behind])
         return found.hexdigest()
     for i in rows:
-        batch = without_ids(collate(fetch_samples(dataset, [i])))
-        for x in tensors_of(batch.draws[0] if isinstance(batch, Drawn) else batch):
+        for x in tensors_of(first_draw(without_ids(collate(fetch_samples(dataset, [i]))))):
             _add(found, x)
     return found.hexdigest()
 

@@ -34,7 +34,7 @@ from ifloo.errors import InputError
 from ifloo.models import Adapted, SampleLossModule, unwrap
 from ifloo.models.adapted import run_step
 from ifloo.objective import Batch, Objective, Stationarity, preflight, scoring
-from ifloo.objective.batches import batch_size, slice_batch, without_ids
+from ifloo.objective.batches import batch_size, first_draw, slice_batch, without_ids
 from ifloo.objective.preflight import ROWS, rounding
 from ifloo.objective.protocol import contract_of
 from ifloo.objective.randomness import undisturbed
@@ -193,7 +193,7 @@ class _Trial:
         objective = Objective.of(module, self.loader, settings.parameters, settings.batch_size)
         theta = objective.losses.theta()
         _, batch = next(iter(objective.data.with_ids()))
-        few = slice_batch(without_ids(batch), slice(0, ROWS))
+        few = slice_batch(first_draw(without_ids(batch)), slice(0, ROWS))
         findings = call_findings(self._copy(), few, _run)
         found = derivative_findings(objective.losses, theta, few, self._changed_state(few))
         if not any(one.fatal for one in [*found, *diagnose(module)]):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from torch.utils.data import DataLoader
 
+from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, MapDataset, fetch_samples, tensors_of, without_ids
 from ifloo.objective.loaders import training_dataset, unwrap_loader
 from ifloo.objective.seeded_draws import (
@@ -14,11 +17,15 @@ from ifloo.objective.seeded_draws import (
     SeededCollate,
     SeededDraws,
     SeveralDraws,
+    is_kept,
+    seeded_collate,
     tensors_in_memory,
 )
 
+log = logging.getLogger(__name__)
 ROWS = 16  # samples read again under another seed: a random flip of probability 1/2 is missed once in 65,536 times
 OTHER_DRAW = -1
+Reader: TypeAlias = tuple[MapDataset, Collate]
 
 
 @dataclass(frozen=True)
@@ -45,16 +52,36 @@ def find_augmentation(loader: DataLoader[Batch]) -> Augmentation | None:
     own = training_dataset(loader)
     scored, collate = unwrap_loader(loader)
     if isinstance(collate, CollateDraws):
-        collate = collate.collate
+        collate = seeded_collate(collate.collate)
     scored = scored.draws[0] if isinstance(scored, SeveralDraws) else scored
     plain = tensors_in_memory(own) is not None and not isinstance(collate, SeededCollate)
     if plain or not len(own):
         return None
     changed, repeated = _rows(len(own))
-    other = _difference(scored, SeededDraws(own, OTHER_DRAW), collate, changed)
-    same = _difference(scored, SeededDraws(own), collate, repeated)
+    redrawn = SeededCollate(collate.collate, OTHER_DRAW) if isinstance(collate, SeededCollate) else collate
+    other = _difference((scored, collate), (SeededDraws(own, OTHER_DRAW), redrawn), changed)
+    same = _difference((scored, collate), (SeededDraws(own), collate), repeated)
     found = same or other
     return None if found is None else Augmentation(found, seeded=same is None)
+
+
+def warn_of_augmentation(loader: DataLoader[Batch]) -> None:
+    """Says once that samples are augmented, and how they are scored; samples that are kept were checked before.
+
+    Raises:
+        InputError: If samples change at each read whatever the seed.
+    """
+    if is_kept(unwrap_loader(loader)[0]) or (found := find_augmentation(loader)) is None:
+        return
+    if not found.seeded:
+        raise InputError(
+            f"The training data change: {found.how}, by random numbers that do not come from the generators of torch, "
+            "numpy and Python, which are seeded for each sample.\n"
+            "  Draw them from these generators; or turn random transforms off, for the fit too."
+        )
+    log.warning(
+        "training samples are augmented (%s): scores are of one draw of each, under a seed of its own.", found.how
+    )
 
 
 def _rows(n: int) -> tuple[list[int], list[int]]:
@@ -65,10 +92,13 @@ def _rows(n: int) -> tuple[list[int], list[int]]:
     return sorted(changed), repeated[:ROWS]
 
 
-def _difference(scored: MapDataset, again: MapDataset, collate: Collate, rows: list[int]) -> str | None:
+def _difference(scored: Reader, again: Reader, rows: list[int]) -> str | None:
     """Describes the first difference between two reads of these samples, each collated alone."""
     for row in rows:
-        first, second = (list(tensors_of(without_ids(collate(fetch_samples(one, [row]))))) for one in (scored, again))
+        first, second = (
+            list(tensors_of(without_ids(collate(fetch_samples(dataset, [row])))))
+            for dataset, collate in (scored, again)
+        )
         for a, b in zip(first, second, strict=False):
             if a.shape != b.shape:
                 return f"two reads of training sample {row} have shapes {list(a.shape[1:])} and {list(b.shape[1:])}"

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, map_tensors, without_ids
+from ifloo.objective.batches import Batch, Drawn, map_tensors, without_ids
 from ifloo.objective.protocol import Logs, OutputLosses, contract_of, states_outputs
 from ifloo.params import ParamSpace
 
@@ -148,7 +148,16 @@ class FunctionalLosses:
         )
 
     def outputs(self, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, "b ..."]:
-        """Returns the outputs z; raises the errors of `of_outputs`."""
+        """Returns the outputs z.
+
+        Raises:
+            InputError: The module does not define them (see `of_outputs`), or each sample has several draws.
+        """
+        if isinstance(without_ids(batch), Drawn):
+            raise InputError(
+                "Outputs are needed apart from the losses, and each sample has several draws (adapt.draws).\n"
+                "  Use curvature Hessian, or adapt.draws 1."
+            )
         return self._call(theta, self.of_outputs.outputs, without_ids(batch))
 
     def output_losses(self, outputs: Float[Tensor, "b ..."], batch: Batch) -> Float[Tensor, " b"]:
@@ -156,6 +165,8 @@ class FunctionalLosses:
         return self.of_outputs.output_losses(outputs, without_ids(batch))
 
     def _call(self, theta: Tensor, function: Callable[..., Tensor], *args: object) -> Tensor:
+        if args and isinstance(drawn := args[0], Drawn):
+            return torch.stack([self._call(theta, function, one) for one in drawn.draws]).mean(0)
         # Parameters outside θ are constants: unless detached, they would add a graph to each result.
         values = {n: p.detach() for n, p in self.module.named_parameters()} | self.space.unflatten(theta)
         result: Tensor = functional_call(self._caller, {f"module.{n}": v for n, v in values.items()}, (function, *args))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate, default_convert
 
-from ifloo.objective.batches import Batch, BatchedDataset, MapDataset, fetch_samples, tensors_of
+from ifloo.objective.batches import BatchedDataset, Drawn, MapDataset, fetch_samples, tensors_of
 from ifloo.objective.randomness import undisturbed
 
 Collate: TypeAlias = Callable[..., object]  # (result of `fetch_samples`) -> batch
@@ -107,16 +107,6 @@ def seed_by(content: bytes) -> None:
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed a GPU that is not in use yet
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
-
-
-class Drawn(NamedTuple):
-    """Several draws of the same samples, each collated into a batch; the loss of a sample is the mean over them.
-
-    Attributes:
-        draws: The batch of each draw.
-    """
-
-    draws: tuple[Batch, ...]
 
 
 class SeveralDraws(FixedReads):

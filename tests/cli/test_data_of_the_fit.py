@@ -1,5 +1,6 @@
 """The data that are scored are those that were trained on: held to the checkpoint, or refused with the reason."""
 
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from torch.func import hessian
 
 from ifloo.data import FitRecord
 from ifloo.data.fit_record import KEY
+from ifloo.objective.seeded_draws import SeededDraws
 from ifloo.store import influences
 from tests.cli import split_project
 from tests.cli.plain_running import QUIET
@@ -198,3 +200,41 @@ def test_augmented_data_are_scored_on_one_draw_a_sample(project, caplog):
     shutil.rmtree(project / "outputs")
     done(influence(project, "Augmented", "--attribution.damping=0.1", "--seed_everything=9"))
     assert np.array_equal(scores(project), first)
+
+
+def drawn(dataset: Any, draw: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return rows_of(SeededDraws(dataset, draw))
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_the_loss_of_an_augmented_sample_is_the_mean_over_its_draws(project, draws):
+    module, data = fit("Augmented", 0)
+    done(influence(project, "Augmented", f"--adapt.draws={draws}"))
+    expected = exact(module, [drawn(data.train, k) for k in range(draws)], data.val[0])
+    # Stored in 32 bits.
+    np.testing.assert_allclose(scores(project), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_a_fit_by_ifloo_on_augmented_data_ends_at_the_minimum_that_is_scored(project):
+    made = (f"--model={NAME}.Softmax", f"--data={NAME}.Augmented", "--trainer.accelerator=cpu")
+    quiet = (
+        "--trainer.logger=false",
+        "--trainer.enable_checkpointing=false",
+        "--trainer.enable_model_summary=false",
+        "--trainer.max_epochs=2",
+    )
+    draws = ("--adapt.draws=2", "--attribution.test_ids=[0]")
+    refits = ("--refit.top_k=2", "--refit.random=2", "--refit.null_refits=1", "--refit.init=warm")
+    said = done(ifloo(project, "pipeline", *made, *quiet, *draws, *refits, "--finish.after=always"))
+    verdict = json.loads((project / "outputs/experiment/verdict.json").read_text())["tests"]["0"]
+    assert "not at a minimum" not in said.err
+    assert verdict["worst_grad_norm"] <= 1e-9
+    assert verdict["pearson"] > 0.99
+
+
+def test_scores_of_other_draws_are_not_mixed(project):
+    fit("Augmented", 0)
+    done(influence(project, "Augmented"))
+    said = influence(project, "Augmented", "--adapt.draws=2")
+    assert said.code == 2
+    assert "draws" in said.err

@@ -13,8 +13,8 @@ from ifloo.data.kept_samples import ReadSettings, SampleReads
 from ifloo.data.sample_store import SampleStore, available_memory, packed, unpacked
 from ifloo.errors import InputError
 from ifloo.objective import sequential, to_device
+from ifloo.objective.batches import Drawn
 from ifloo.objective.loaders import training_dataset, unwrap_loader
-from ifloo.objective.seeded_draws import Drawn
 
 
 class Images(Dataset):

@@ -20,6 +20,7 @@ from ifloo.attribution import Certificate, Directions, InfluenceEngine, Scores
 from ifloo.errors import InputError
 from ifloo.models import Adapted
 from ifloo.objective import Batch, Objective, Stationarity, preflight
+from ifloo.objective.augmentation import warn_of_augmentation
 from ifloo.objective.batches import batch_size, slice_batch, to_device
 from ifloo.objective.ids import query_ids
 from ifloo.objective.protocol import states_losses
@@ -127,6 +128,7 @@ class InfluencePredictor(L.LightningModule):
         """
         if self._engine is None:
             settings, count = self.settings, right_hand_sides or self.right_hand_sides
+            warn_of_augmentation(self.loader)
             objective = Objective.of(self.module, self.loader, settings.parameters, settings.batch_size)
             theta = objective.losses.theta()
             self.stationarity = preflight(objective, theta)
