@@ -15,7 +15,7 @@ from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, MapDataset, fetch_samples, first_draw, tensors_of, without_ids
 from ifloo.objective.loaders import own_dataset, training_dataset, unwrap_loader
 from ifloo.objective.sampling import drawn_by
-from ifloo.objective.seeded_draws import Collate, row_behind_subsets, tensors_in_memory
+from ifloo.objective.seeded_draws import Collate, bytes_of, row_behind_subsets, tensors_in_memory
 
 KEY = "ifloo_data"  # key of the record in a checkpoint
 ROWS_READ = 256  # rows that the fingerprint reads of data that are not tensors in memory
@@ -189,7 +189,7 @@ def behind_of(dataset: object) -> tuple[tuple[str, int], ...]:
 
 def _add(digest: hashlib._Hash, x: Tensor) -> None:
     digest.update(f"{x.dtype} {tuple(x.shape)}".encode())
-    digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    digest.update(bytes_of(x))
 
 
 def _rows(stored: object) -> tuple[Rows, ...]:

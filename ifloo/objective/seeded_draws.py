@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate, default_convert
 
 from ifloo.objective.batches import BatchedDataset, Drawn, MapDataset, fetch_samples, tensors_of
@@ -94,9 +95,18 @@ class SeededCollate:
         with undisturbed():
             digest = hashlib.blake2b(f"{self.draw}".encode())
             for x in tensors_of(fetched):
-                digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+                digest.update(bytes_of(x))
             seed_by(digest.digest())
             return self.collate(fetched)
+
+
+def bytes_of(x: Tensor) -> bytes | memoryview:
+    """Returns the content of a tensor, dense and in order; nothing of a tensor without content."""
+    if x.device.type == "meta":
+        return b""
+    dense = x.detach().dequantize() if x.is_quantized else x.detach()
+    plain = (dense if dense.layout is torch.strided else dense.to_dense()).cpu().resolve_conj().resolve_neg()
+    return plain.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def seed_by(content: bytes) -> None:
@@ -171,8 +181,8 @@ class TrainedOn(Dataset[object]):
 def scored_reads(dataset: MapDataset, collate: Collate) -> tuple[MapDataset, Collate]:
     """Returns the dataset and the collate function with which scores read the samples of a training dataset."""
     scored = dataset.scored if isinstance(dataset, TrainedOn) else seeded(dataset)
-    if isinstance(collate, CollateDraws):
-        return scored, collate
+    if scored is dataset and isinstance(_behind_subsets(dataset), FixedReads):  # with a collate function of this file
+        return dataset, collate
     return scored, CollateDraws(collate) if isinstance(scored, SeveralDraws) else seeded_collate(collate)
 
 
@@ -192,16 +202,13 @@ def training_reads(dataset: object) -> object:
 
 def is_kept(dataset: object) -> bool:
     """Whether the samples of a dataset are kept once read."""
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    return isinstance(dataset, FixedReads) and dataset.kept
+    behind = _behind_subsets(dataset)
+    return isinstance(behind, FixedReads) and behind.kept
 
 
 def seeded(dataset: MapDataset, draw: int = 0) -> MapDataset:
     """Returns the dataset with seeded reads; one whose reads are fixed, such as tensors in memory, stays itself."""
-    behind: object = dataset
-    while isinstance(behind, Subset):
-        behind = behind.dataset
+    behind = _behind_subsets(dataset)
     if isinstance(behind, FixedReads) or type(behind) is TensorDataset:
         return dataset
     return SeededDraws(dataset, draw)
@@ -209,9 +216,14 @@ def seeded(dataset: MapDataset, draw: int = 0) -> MapDataset:
 
 def tensors_in_memory(dataset: object) -> TensorDataset | None:
     """Returns the `TensorDataset` of which a dataset is a part (through any number of `Subset`s), or None."""
+    behind = _behind_subsets(dataset)
+    return behind if type(behind) is TensorDataset else None
+
+
+def _behind_subsets(dataset: object) -> object:
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
-    return dataset if type(dataset) is TensorDataset else None
+    return dataset
 
 
 def row_behind_subsets(dataset: object, position: int) -> int:
