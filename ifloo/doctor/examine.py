@@ -33,7 +33,7 @@ from ifloo.errors import InputError
 from ifloo.models import Adapted, SampleLossModule, unwrap
 from ifloo.models.training_step import run_step
 from ifloo.objective import Batch, Objective, Stationarity, preflight, scoring, sequential
-from ifloo.objective.batches import batch_size, to_module, without_ids
+from ifloo.objective.batches import batch_size, first_draw, to_module, without_ids
 from ifloo.objective.functional import Path
 from ifloo.objective.preflight import ROWS, rounding
 from ifloo.objective.protocol import contract_of
@@ -192,7 +192,7 @@ class _Trial:
             InputError: J cannot be formed, since the training data cannot be read.
         """
         copied = self._copy()
-        batch = without_ids(next(iter(sequential(self.loader, ROWS))))
+        batch = first_draw(without_ids(next(iter(sequential(self.loader, ROWS)))))
         few = to_module(batch, copied)
         findings = call_findings(copied, few, _run)
         settings, module = self.subject.settings, self._copy()

@@ -34,6 +34,21 @@ class Identified(NamedTuple):
     factors: Float[Tensor, " b"] | None = None
 
 
+class Drawn(NamedTuple):
+    """Several draws of the same augmented samples, each a batch; the loss of a sample is the mean over them.
+
+    Attributes:
+        draws: Batch of each draw.
+    """
+
+    draws: tuple[Batch, ...]
+
+
+def first_draw(batch: Batch) -> Batch:
+    """Returns the first draw of a batch of several, else the batch itself."""
+    return batch.draws[0] if isinstance(batch, Drawn) else batch
+
+
 def without_ids(batch: Batch) -> Any:  # the type that the methods of the model declare
     """Returns the batch as its loader yields it and the model expects it."""
     return batch.batch if isinstance(batch, Identified) else batch
@@ -70,6 +85,8 @@ def sample_ids(batch: Batch) -> Int[Tensor, " b"] | None:
     """Returns the ids beside a batch, or else under its key of ids; None if there are none."""
     if isinstance(batch, Identified):
         return batch.positions
+    if isinstance(batch, Drawn):
+        return sample_ids(batch.draws[0])
     return carried_ids(batch, batch_size(batch)) if isinstance(batch, (Mapping, Singles)) else None
 
 

@@ -15,7 +15,7 @@ from torch.func import functional_call, grad, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, Identified, batch_size, map_tensors, slice_batch, without_ids
+from ifloo.objective.batches import Batch, Drawn, Identified, batch_size, map_tensors, slice_batch, without_ids
 from ifloo.objective.layout import Layout
 from ifloo.objective.plain import Scalar, gradient_and_value, recordable
 from ifloo.objective.protocol import OutputLosses, contract_of, states_outputs
@@ -223,7 +223,16 @@ class FunctionalLosses:
         )
 
     def outputs(self, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, "b ..."]:
-        """Returns the outputs z; raises the errors of `of_outputs`."""
+        """Returns the outputs z.
+
+        Raises:
+            InputError: The module does not define them (see `of_outputs`), or each sample has several draws.
+        """
+        if isinstance(without_ids(batch), Drawn):
+            raise InputError(
+                "Outputs are needed apart from the losses, and each sample has several draws (adapt.draws).\n"
+                "  Use curvature Hessian, or adapt.draws 1."
+            )
         return self._call(theta, self.of_outputs.outputs, without_ids(batch))
 
     def output_losses(self, outputs: Float[Tensor, "b ..."], batch: Batch) -> Float[Tensor, " b"]:
@@ -231,6 +240,8 @@ class FunctionalLosses:
         return self.of_outputs.output_losses(outputs, without_ids(batch))
 
     def _call(self, theta: Tensor, function: Callable[..., Tensor], *args: object) -> Tensor:
+        if args and isinstance(drawn := args[0], Drawn):
+            return torch.stack([self._call(theta, function, one) for one in drawn.draws]).mean(0)
         # Parameters outside θ are constants: unless detached, they would add a graph to each result.
         values = {n: p.detach() for n, p in self.module.named_parameters()} | self.space.unflatten(theta)
         result: Tensor = functional_call(self._caller, {f"module.{n}": v for n, v in values.items()}, (function, *args))

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ifloo.objective.forms import Batch, map_tensors, tensors_of
 
-
 # `Singles` and `Apart` are not frozen: Lightning rebuilds the dataclasses in a batch when it converts their precision.
 
 

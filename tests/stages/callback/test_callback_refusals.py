@@ -169,7 +169,8 @@ FITS: dict[str, tuple[Any, Any, Any, str]] = {
         lambda: loader(shuffle=False, sampler=WeightedRandomSampler([1.0] * N, N)),
         {},
         "The training loader draws with WeightedRandomSampler; J is the mean over every sample once.\n"
-        "  Use shuffle=True or False; for a part of the data wrap the dataset (torch.utils.data.Subset).",
+        "  The fit has another objective, in which some samples count more than others. Use shuffle=True or False; "
+        "for a part of the data wrap the dataset (torch.utils.data.Subset).",
     ),
     "no copy": (
         Locked,
