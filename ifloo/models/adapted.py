@@ -182,7 +182,8 @@ class Adapted(SampleLossModule):
         dtype = next(self.model.parameters()).dtype
         rest, single = (self.batch_weights.of(ids, dtype) for ids in (parts.rest_ids, parts.single_ids))
         total = rest.sum() + single.sum()
-        loss = sum(p.sum() for p in self.model.parameters() if p.requires_grad) * 0.0  # if nothing is left
+        # If nothing is left, zero with a gradient.
+        loss = 0.0 * torch.stack([p.sum() for p in self.model.parameters() if p.requires_grad]).sum()
         if parts.rest is not None:
             loss = self.sample_weights.default * rest.sum() / total * self.step_loss(parts.rest)
         weights = self.sample_weights.of(parts.single_ids, dtype) * single / total
