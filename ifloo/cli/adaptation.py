@@ -15,6 +15,7 @@ from ifloo.data.kept_samples import ReadSettings
 from ifloo.data.sample_store import SHARE
 from ifloo.errors import InputError
 from ifloo.models import Adapted, AdaptedOutputs, LossesOfOutputs, SampleLossModule
+from ifloo.objective.id_rule import IdSetting
 from ifloo.store import JSON
 
 _MISSING = object()
@@ -38,6 +39,9 @@ class Adaptation:
             drawn under a seed of its own, the same in every pass and run.
         memory_share: Share of the available memory in which samples are kept once they are read; those beyond it are
             kept in a temporary file in the folder of results.
+        ids: Ids of the samples. `auto`: key `idx` or `sample_index` of a batch where it is one unique whole number per
+            sample, else the position in the dataset (through Subset: that of the dataset behind it). `third`: the third
+            item of (x, y, id). `positions`: always the position.
     """
 
     sample_losses: str | None = None
@@ -48,6 +52,7 @@ class Adaptation:
     skip_training: bool = False
     draws: int = 1
     memory_share: float = SHARE
+    ids: IdSetting = "auto"
 
     def of(self, module: L.LightningModule) -> SampleLossModule:
         """Returns the module under the contract.
@@ -56,7 +61,7 @@ class Adaptation:
             InputError: If a function does not exist, or the module states its losses itself.
         """
         if isinstance(module, SampleLossModule):
-            if replace(self, draws=1, memory_share=SHARE) != Adaptation():
+            if replace(self, draws=1, memory_share=SHARE, ids="auto") != Adaptation():
                 raise InputError(
                     f"{type(module).__name__} states its losses and its penalty itself; the settings adapt.* are for "
                     "modules that do not.\n  Leave them out."
@@ -89,7 +94,7 @@ class Adaptation:
         return LossesOfOutputs(dotted(self.outputs, "adapt.outputs"), dotted(self.output_losses, "adapt.output_losses"))
 
     def identity_settings(self) -> dict[str, JSON]:
-        """Returns the settings that change a number."""
+        """Returns the settings that change a number; the ids are part of the fingerprint of the data."""
         drawn = {"draws": self.draws} if self.draws > 1 else {}
         parts = {"outputs": self.outputs, "output_losses": self.output_losses} if self.outputs else {}
         return {"sample_losses": self.sample_losses, **parts, "penalty": self.penalty, "l2": self.l2, **drawn}
@@ -121,9 +126,27 @@ def dotted(path: str, setting: str) -> Callable[..., Tensor]:
     return function
 
 
-def data_of(datamodule: L.LightningDataModule, reads: ReadSettings | None = None) -> AttributionData:
-    """Returns the data module under the data contract; `reads` is the way in which a plain one is read."""
-    return datamodule if isinstance(datamodule, AttributionData) else AdaptedData(datamodule, reads)
+def data_of(
+    datamodule: L.LightningDataModule, ids: IdSetting = "auto", reads: ReadSettings | None = None
+) -> AttributionData:
+    """Returns the data module under the data contract.
+
+    Args:
+        datamodule: Data module.
+        ids: Setting of the ids of a plain one.
+        reads: Way in which the samples of a plain one are read; None for the defaults.
+
+    Raises:
+        InputError: The data module states the ids of its samples itself, and a setting names others.
+    """
+    if not isinstance(datamodule, AttributionData):
+        return AdaptedData(datamodule, ids, reads)
+    if ids != "auto":
+        raise InputError(
+            f"{type(datamodule).__name__} states the ids of its samples itself; the setting adapt.ids is for data "
+            "modules that do not.\n  Leave it out."
+        )
+    return datamodule
 
 
 def _no_function(path: str, setting: str, why: str) -> str:

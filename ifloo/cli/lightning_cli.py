@@ -195,7 +195,7 @@ class IflooCLI(LightningCLI):
         experiment = Experiment(
             name=config.experiment,
             module=made.adapt.of(self.model),
-            datamodule=data_of(self.datamodule, made.adapt.reads(self.layout.root)),
+            datamodule=data_of(self.datamodule, made.adapt.ids, made.adapt.reads(self.layout.root)),
             attribution=made.attribution,
             refit=made.refit,
             finish=made.finish,

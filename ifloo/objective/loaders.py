@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, Identified, MapDataset, fetch_samples, sample_ids
+from ifloo.objective.batches import Batch, Identified, MapDataset, fetch_samples
+from ifloo.objective.id_rule import IdRule, IdSetting, Source, StatesIds, rows_of
+from ifloo.objective.ids import decide
 from ifloo.objective.sampling import refuse_partial
 from ifloo.objective.seeded_draws import Collate, FixedReads, is_kept, scored_reads, training_reads
-from ifloo.objective.singles import CollateSingles
+from ifloo.objective.singles import Apart, CollateSingles, Singles
 
 
 class _Positioned(Dataset[object]):
@@ -30,27 +32,86 @@ class _Positioned(Dataset[object]):
 
 
 class _Collate:
-    """The collate function for `_Positioned`: it keeps the positions beside the batch."""
+    """The collate function for `_Positioned`: it keeps the ids beside the batch."""
 
-    def __init__(self, collate: Collate) -> None:
-        self.collate = collate
+    def __init__(self, collate: Collate, rule: IdRule) -> None:
+        self.collate, self.id_rule = collate, rule
 
     def __call__(self, drawn: tuple[object, list[int]]) -> Identified:
         samples, rows = drawn
-        return Identified(self.collate(samples), torch.tensor(rows))
+        batch = self.collate(samples)
+        return Identified(batch, self.id_rule.of(batch, torch.tensor(rows)))
 
 
-def identified(loader: DataLoader[Batch]) -> DataLoader[Batch]:
-    """Returns the loader itself if its batches carry ids, or else one that yields them as `Identified`."""
-    dataset, (scored, collate) = samples_behind(loader), unwrap_loader(loader)
+class FixedOrder(DataLoader[Batch]):
+    """A loader of samples in the order of their dataset, which knows where their ids stand.
+
+    Attributes:
+        id_rule: The rule, as the first pass over all samples decides it.
+    """
+
+    id_rule = IdRule()
+
+
+def identified(loader: DataLoader[Batch], ids: IdSetting | Source = "auto") -> DataLoader[Batch]:
+    """Returns the loader itself if `sample_ids` finds the ids of its batches, or one that yields them as `Identified`.
+
+    Args:
+        loader: Training loader.
+        ids: Setting, or the source of an `IdRule` that is decided already.
+    """
+    dataset = samples_behind(loader)
     if isinstance(dataset, _Positioned) or loader.batch_sampler is None:
         return loader
-    if sample_ids(collate(fetch_samples(scored, [0]))) is not None:
+    collate: Collate = loader.collate_fn
+    if ids in ("auto", "third"):
+        rule, _ = decide(*unwrap_loader(loader), ids, loader.batch_size, loader.num_workers)
+    else:
+        rule = IdRule(ids, rows_of(own_dataset(loader)))
+    if rule.source == "idx":
         return loader
     return DataLoader(
         _Positioned(dataset),
         batch_sampler=loader.batch_sampler,
-        collate_fn=_Collate(loader.collate_fn),  # type: ignore[arg-type]  # takes the result of `_Positioned.__getitems__`
+        collate_fn=_Collate(collate, rule),  # type: ignore[arg-type]  # takes the result of `_Positioned.__getitems__`
+        num_workers=loader.num_workers,
+    )
+
+
+class _CollateApart(_Collate):
+    """The collate function for `_Positioned` that takes some samples apart, wherever a batch holds one of them."""
+
+    def __init__(self, collate: Collate, rule: IdRule, apart: Tensor) -> None:
+        super().__init__(collate, rule)
+        self.apart = apart.cpu()
+
+    def __call__(self, drawn: tuple[object, list[int]]) -> Identified:
+        samples, rows = drawn
+        decided = self.id_rule.source in ("auto", "positions")
+        ids = self._ids(rows) if decided else self.id_rule.of(self.collate(samples), torch.tensor(rows))
+        alone = torch.isin(ids, self.apart)
+        if not isinstance(samples, list) or not bool(alone.any()):
+            return Identified(self.collate(samples), ids)
+        single = [k for k, out in enumerate(alone.tolist()) if out]
+        rest = [sample for sample, out in zip(samples, alone.tolist(), strict=True) if not out]
+        singles = Singles(tuple(self.collate([samples[k]]) for k in single))
+        parts = Apart(self.collate(rest) if rest else None, singles, ids[~alone], ids[alone])
+        return Identified(parts, torch.cat([parts.rest_ids, parts.single_ids]))
+
+    def _ids(self, rows: list[int]) -> Tensor:
+        return self.id_rule.of_rows(torch.tensor(rows))
+
+
+def apart(loader: DataLoader[Batch], ids: Tensor) -> DataLoader[Batch]:
+    """Returns a training loader whose batches hold the samples with these ids apart (`Apart`), with the same order."""
+    dataset, rule = samples_behind(loader), rule_behind(loader)
+    collate: Collate = loader.collate_fn
+    if isinstance(dataset, _Positioned) and isinstance(collate, _Collate):
+        dataset, collate = dataset.dataset, collate.collate
+    return DataLoader(
+        _Positioned(dataset),
+        batch_sampler=loader.batch_sampler,
+        collate_fn=_CollateApart(collate, rule, ids),  # type: ignore[arg-type]  # takes what `_Positioned` fetches
         num_workers=loader.num_workers,
     )
 
@@ -88,9 +149,20 @@ def weighted(loader: DataLoader[Batch], ids: Tensor, factors: Tensor) -> DataLoa
     return DataLoader(
         _PositionedReads(samples_behind(loader)),
         batch_size=loader.batch_size,
-        collate_fn=_CollateWeighted(collate, ids.cpu(), factors.cpu()),  # type: ignore[arg-type]  # takes what is fetched
+        collate_fn=_CollateWeighted(collate, ids.cpu(), factors.cpu()),  # type: ignore[arg-type]  # as `apart`
         num_workers=loader.num_workers,
     )
+
+
+def rule_behind(loader: DataLoader[Batch]) -> IdRule:
+    """Returns the rule that a loader carries, by `identified` or `sequential`; undecided for any other."""
+    if isinstance(loader, StatesIds):
+        return loader.id_rule
+    if isinstance(loader.collate_fn, _Collate):
+        return loader.collate_fn.id_rule
+    if isinstance(loader.collate_fn, _CollateWeighted):
+        return IdRule("positions", loader.collate_fn.ids)
+    return IdRule("auto", rows_of(own_dataset(loader)))
 
 
 class _Separately(FixedReads):
@@ -117,12 +189,14 @@ def separately(loader: DataLoader[Batch], with_whole: bool) -> DataLoader[Batch]
     """
     dataset, collate = unwrap_loader(loader)
     batched = loader.batch_sampler is not None
-    return DataLoader(
+    singles = FixedOrder(
         _Separately(dataset, batched),
         batch_size=loader.batch_size or 1,
         collate_fn=CollateSingles(collate, with_whole and batched),
         num_workers=0 if is_kept(dataset) else loader.num_workers,
     )
+    singles.id_rule = rule_behind(loader)
+    return singles
 
 
 def unwrap_loader(loader: DataLoader[Batch]) -> tuple[MapDataset, Collate]:
@@ -203,13 +277,14 @@ def samples_behind(loader: DataLoader[Batch]) -> MapDataset:
     )
 
 
-def sequential(loader: DataLoader[Batch], size: int, shard: slice | None = None) -> DataLoader[Batch]:
+def sequential(loader: DataLoader[Batch], size: int, shard: slice | None = None, ids: IdSetting = "auto") -> FixedOrder:
     """Returns a loader of the same dataset in its own order, each sample once, for scoring and the sums of J.
 
     Args:
         loader: Training loader.
         size: Number of samples per batch.
         shard: Positions of the samples to load, such as the share of one process; None for all.
+        ids: Setting of the ids, for a loader that carries no rule.
 
     Raises:
         InputError: The dataset is iterable, so that its order and length are unknown; the sampler draws only part of
@@ -219,11 +294,18 @@ def sequential(loader: DataLoader[Batch], size: int, shard: slice | None = None)
     if sample_count(loader) == 0:
         raise InputError("The training data hold no sample.")
     dataset, collate = unwrap_loader(loader)
-    chosen = dataset if shard is None else Subset(dataset, range(*shard.indices(len(dataset))))  # type: ignore[arg-type]
-    return DataLoader(
+    rule, chosen = rule_behind(loader), dataset
+    if rule.source == "auto":
+        rule = IdRule(ids, rule.rows)
+    if shard is not None:
+        positions = range(*shard.indices(len(dataset)))
+        rule, chosen = rule.part(positions), Subset(dataset, positions)  # type: ignore[arg-type]
+    fixed = FixedOrder(
         chosen,  # type: ignore[arg-type]  # typed as Dataset; anything with a length and items works
         batch_size=max(1, min(size, len(chosen))),
         shuffle=False,
         collate_fn=collate,
         num_workers=0 if is_kept(dataset) else loader.num_workers,
     )
+    fixed.id_rule = rule
+    return fixed

@@ -13,8 +13,8 @@ from ifloo.data.kept_samples import ReadSettings, SampleReads
 from ifloo.data.sample_store import SampleStore, available_memory, packed, unpacked
 from ifloo.errors import InputError
 from ifloo.objective import sequential, to_device
-from ifloo.objective.batches import Drawn
 from ifloo.objective.loaders import training_dataset, unwrap_loader
+from ifloo.objective.singles import Drawn
 
 
 class Images(Dataset):
@@ -65,7 +65,7 @@ def passes(data):
 def test_every_pass_of_scores_together_reads_a_sample_once(tmp_path, num_workers, share):
     log = tmp_path / "log"
     settings = ReadSettings(share=share, folder=tmp_path / "outputs")
-    data = AdaptedData(Data(Images(log=log), num_workers=num_workers), settings)
+    data = AdaptedData(Data(Images(log=log), num_workers=num_workers), reads=settings)
     x = passes(data)
     assert torch.equal(x[:, 0, 0], torch.arange(50.0))
     assert reads(log).max() == 1 == reads(log).min()
@@ -104,7 +104,7 @@ def test_samples_do_not_change_when_a_reader_changes_them():
 
 
 def test_several_draws_are_read_together():
-    data = AdaptedData(Data(Images(noise=1.0)), ReadSettings(draws=3))
+    data = AdaptedData(Data(Images(noise=1.0)), reads=ReadSettings(draws=3))
     data.setup("fit")
     batch = next(iter(sequential(data.train_dataloader(), 20)))
     assert isinstance(batch, Drawn)
