@@ -168,15 +168,13 @@ def rule_behind(loader: DataLoader[Batch]) -> IdRule:
 class _Separately(FixedReads):
     """A dataset that returns its samples one by one, each in the form that the user's collate function takes."""
 
-    def __init__(self, dataset: MapDataset, batched: bool) -> None:
-        self.dataset, self.batched, self.kept = dataset, batched, is_kept(dataset)
+    def __init__(self, dataset: MapDataset) -> None:
+        self.dataset, self.kept = dataset, is_kept(dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitems__(self, rows: Sequence[int]) -> list[object]:
-        if not self.batched:  # a loader of batch_size=None: each item is a batch
-            return [self.dataset[i] for i in rows]
         return [fetch_samples(self.dataset, [i]) for i in rows]
 
 
@@ -190,7 +188,7 @@ def separately(loader: DataLoader[Batch], with_whole: bool) -> DataLoader[Batch]
     dataset, collate = unwrap_loader(loader)
     batched = loader.batch_sampler is not None
     singles = FixedOrder(
-        _Separately(dataset, batched),
+        _Separately(dataset),
         batch_size=loader.batch_size or 1,
         collate_fn=CollateSingles(collate, with_whole and batched),
         num_workers=0 if is_kept(dataset) else loader.num_workers,
