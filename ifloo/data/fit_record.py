@@ -38,6 +38,7 @@ class FitRecord:
         sampler: Class of the sampler that draws the training samples.
         limit_train_batches: Setting of the Trainer.
         overfit_batches: Setting of the Trainer.
+        reload_every_n_epochs: Setting `reload_dataloaders_every_n_epochs` of the Trainer.
     """
 
     fingerprint: str | None
@@ -49,6 +50,7 @@ class FitRecord:
     sampler: str = "SequentialSampler"
     limit_train_batches: int | float = 1.0
     overfit_batches: int | float = 0.0
+    reload_every_n_epochs: int = 0
 
     @classmethod
     def of(
@@ -57,6 +59,7 @@ class FitRecord:
         evaluation: Mapping[str, DataLoader[Batch]] | None = None,
         limit_train_batches: int | float = 1.0,
         overfit_batches: int | float = 0.0,
+        reload_every_n_epochs: int = 0,
     ) -> FitRecord:
         """Reads the record of a fit; random states are restored, and the loader is not changed.
 
@@ -66,6 +69,7 @@ class FitRecord:
                 `Subset`s are read.
             limit_train_batches: Setting of the Trainer.
             overfit_batches: Setting of the Trainer.
+            reload_every_n_epochs: Setting `reload_dataloaders_every_n_epochs` of the Trainer.
 
         Raises:
             InputError: The dataset has no length or no samples by position.
@@ -82,6 +86,7 @@ class FitRecord:
             type(drawn_by(loader)).__name__,
             limit_train_batches,
             overfit_batches,
+            reload_every_n_epochs,
         )
 
     def record(self) -> dict[str, object]:
@@ -96,6 +101,7 @@ class FitRecord:
             "sampler": self.sampler,
             "limit_train_batches": self.limit_train_batches,
             "overfit_batches": self.overfit_batches,
+            "reload_every_n_epochs": self.reload_every_n_epochs,
         }
 
     @classmethod
@@ -131,6 +137,7 @@ class FitRecord:
             sampler=str(stored["sampler"]),
             limit_train_batches=_number(stored["limit_train_batches"]),
             overfit_batches=_number(stored["overfit_batches"]),
+            reload_every_n_epochs=_whole(stored["reload_every_n_epochs"]),
         )
 
 
