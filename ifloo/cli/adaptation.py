@@ -35,13 +35,13 @@ class Adaptation:
         l2: λ of the penalty ½λ‖θ‖²; equals an optimizer's weight_decay that adds λθ to the gradient.
         skip_training: Whether fits take no step of the module's own optimizer, only the Newton steps that finish a fit:
             for warm refits of a model at a minimum, with `finish.after always`.
-        ids: Ids of the samples. `auto`: key `idx` or `sample_index` of a batch where it is one unique whole number per
-            sample, else the position in the dataset (through Subset: that of the dataset behind it). `third`: the third
-            item of (x, y, id). `positions`: always the position.
         draws: Number of draws of each training sample where the data are augmented: ℓ_i is the mean over them. Each is
             drawn under a seed of its own, the same in every pass and run.
         memory_share: Share of the available memory in which samples are kept once they are read; those beyond it are
             kept in a temporary file in the folder of results.
+        ids: Ids of the samples. `auto`: key `idx` or `sample_index` of a batch where it is one unique whole number per
+            sample, else the position in the dataset (through Subset: that of the dataset behind it). `third`: the third
+            item of (x, y, id). `positions`: always the position.
     """
 
     sample_losses: str | None = None
@@ -50,9 +50,9 @@ class Adaptation:
     penalty: str | None = None
     l2: float = 0.0
     skip_training: bool = False
-    ids: IdSetting = "auto"
     draws: int = 1
     memory_share: float = SHARE
+    ids: IdSetting = "auto"
 
     def of(self, module: L.LightningModule) -> SampleLossModule:
         """Returns the module under the contract.
@@ -61,7 +61,7 @@ class Adaptation:
             InputError: If a function does not exist, or the module states its losses itself.
         """
         if isinstance(module, SampleLossModule):
-            if replace(self, ids="auto", draws=1, memory_share=SHARE) != Adaptation():
+            if replace(self, draws=1, memory_share=SHARE, ids="auto") != Adaptation():
                 raise InputError(
                     f"{type(module).__name__} states its losses and its penalty itself; the settings adapt.* are for "
                     "modules that do not.\n  Leave them out."
@@ -129,7 +129,12 @@ def dotted(path: str, setting: str) -> Callable[..., Tensor]:
 def data_of(
     datamodule: L.LightningDataModule, ids: IdSetting = "auto", reads: ReadSettings | None = None
 ) -> AttributionData:
-    """Returns the data module under the data contract; `reads` is the way in which a plain one is read.
+    """Returns the data module under the data contract.
+
+    Args:
+        datamodule: Data module.
+        ids: Setting of the ids of a plain one.
+        reads: Way in which the samples of a plain one are read; None for the defaults.
 
     Raises:
         InputError: The data module states the ids of its samples itself, and a setting names others.

@@ -26,7 +26,7 @@ from ifloo.objective.batches import Batch, Identified, batch_size, fetch_samples
 from ifloo.objective.id_rule import IdSetting, third_ids
 from ifloo.objective.ids import decide
 from ifloo.objective.loaders import identified, sample_count, sequential, unwrap_loader
-from ifloo.objective.singles import Singles
+from ifloo.objective.singles import Singles, first_draw
 
 READ_AT_ONCE = 512  # samples per batch while the data are read once
 SMALLEST = 4  # smallest side of an image, pixels: smaller tensors are not shown as images
@@ -218,7 +218,7 @@ class AdaptedData(L.LightningDataModule):
         if self._fingerprint is None:
             digest = hashlib.sha256()
             for batch in self.train_set.contents():
-                for x in tensors_of(batch):
+                for x in tensors_of(first_draw(batch)):  # the same data, however many draws are scored
                     digest.update(f"{x.dtype} {tuple(x.shape[1:])} {batch_size(batch)}".encode())
                     digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
             digest.update(self.train_set.ids.numpy().data)

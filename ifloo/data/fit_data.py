@@ -32,6 +32,7 @@ class HeldRows:
         """Takes the rows of the fit, if any; nothing is read."""
         self.record = record
         self._rows: dict[str, tuple[Rows, ...]] = {}
+        self._told: set[str] = set()
         if record is not None:
             self._rows = {TRAIN: record.subsets, **record.evaluation}
 
@@ -56,7 +57,10 @@ class HeldRows:
         held = self._rows.setdefault(name, now)
         if not same_rows(now, held):
             dataset = _with_rows(dataset, now, held, where)
-            log.info("%s: the rows of the fit are taken, in place of another random split.", where)
+            if where not in self._told:
+                whose = "first call" if self.record is None else "fit"
+                log.info("%s: the rows of the %s are taken, in place of another random split.", where, whose)
+                self._told.add(where)
             loader = with_dataset(loader, dataset)
         if name != TRAIN and self.record is not None and name not in self.record.evaluation:
             _refuse_trained(dataset, self.record, where)
@@ -74,7 +78,7 @@ def refuse_other_data(record: FitRecord, loader: DataLoader[Batch], checkpoint: 
     Raises:
         InputError: If they are other data, or the fit did not train on each sample once an epoch.
     """
-    refuse_partial(loader, record.limit_train_batches, record.overfit_batches)
+    refuse_partial(loader, record.limit_train_batches, record.overfit_batches, record.reload_every_n_epochs)
     if record.fingerprint is None:
         log.warning(
             "the training data of %s are unverified: their samples change at each read, by a random generator of their "

@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader
 
 from ifloo.data.subset_rows import Rows, datasets_behind, subset_rows
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, MapDataset, fetch_samples, first_draw, tensors_of, without_ids
+from ifloo.objective.batches import Batch, MapDataset, fetch_samples, tensors_of, without_ids
 from ifloo.objective.loaders import own_dataset, training_dataset, unwrap_loader
 from ifloo.objective.sampling import drawn_by
 from ifloo.objective.seeded_draws import Collate, bytes_of, row_behind_subsets, tensors_in_memory
+from ifloo.objective.singles import first_draw
 
 KEY = "ifloo_data"  # key of the record in a checkpoint
 ROWS_READ = 256  # rows that the fingerprint reads of data that are not tensors in memory
@@ -37,6 +38,7 @@ class FitRecord:
         sampler: Class of the sampler that draws the training samples.
         limit_train_batches: Setting of the Trainer.
         overfit_batches: Setting of the Trainer.
+        reload_every_n_epochs: Setting `reload_dataloaders_every_n_epochs` of the Trainer.
     """
 
     fingerprint: str | None
@@ -48,6 +50,7 @@ class FitRecord:
     sampler: str = "SequentialSampler"
     limit_train_batches: int | float = 1.0
     overfit_batches: int | float = 0.0
+    reload_every_n_epochs: int = 0
 
     @classmethod
     def of(
@@ -56,6 +59,7 @@ class FitRecord:
         evaluation: Mapping[str, DataLoader[Batch]] | None = None,
         limit_train_batches: int | float = 1.0,
         overfit_batches: int | float = 0.0,
+        reload_every_n_epochs: int = 0,
     ) -> FitRecord:
         """Reads the record of a fit; random states are restored, and the loader is not changed.
 
@@ -65,6 +69,7 @@ class FitRecord:
                 `Subset`s are read.
             limit_train_batches: Setting of the Trainer.
             overfit_batches: Setting of the Trainer.
+            reload_every_n_epochs: Setting `reload_dataloaders_every_n_epochs` of the Trainer.
 
         Raises:
             InputError: The dataset has no length or no samples by position.
@@ -81,6 +86,7 @@ class FitRecord:
             type(drawn_by(loader)).__name__,
             limit_train_batches,
             overfit_batches,
+            reload_every_n_epochs,
         )
 
     def record(self) -> dict[str, object]:
@@ -95,6 +101,7 @@ class FitRecord:
             "sampler": self.sampler,
             "limit_train_batches": self.limit_train_batches,
             "overfit_batches": self.overfit_batches,
+            "reload_every_n_epochs": self.reload_every_n_epochs,
         }
 
     @classmethod
@@ -130,6 +137,7 @@ class FitRecord:
             sampler=str(stored["sampler"]),
             limit_train_batches=_number(stored["limit_train_batches"]),
             overfit_batches=_number(stored["overfit_batches"]),
+            reload_every_n_epochs=_whole(stored["reload_every_n_epochs"]),
         )
 
 

@@ -39,11 +39,11 @@ class SecondSetup:
     def __init__(self, data: L.LightningDataModule) -> None:
         """Copies the data module; it must not be set up yet."""
         self._arguments = _saved_arguments(data)
-        self._class = type(data)
+        self._class, self._trainer = type(data), data.trainer
         self._copy: L.LightningDataModule | None = None
         if self._arguments is None:
-            shared: dict[int, object] = {id(x): x for x in vars(data).values() if isinstance(x, (Dataset, Tensor))}
-            shared[id(data.trainer)] = data.trainer
+            held = vars(data).values()
+            shared: dict[int, object] = {id(x): x for x in held if isinstance(x, (Dataset, Tensor, L.Trainer))}
             try:
                 self._copy = copy.deepcopy(data, shared)
             except Exception as error:  # the user's objects may refuse to be copied in any way
@@ -66,6 +66,7 @@ class SecondSetup:
                 data = self._copy if self._arguments is None else self._class(**self._arguments)
                 if data is None:
                     return None
+                data.trainer = self._trainer
                 data.setup("fit")
                 other = data.train_dataloader()
             except Exception as error:  # code of the user, which has just run without it

@@ -33,11 +33,12 @@ from ifloo.errors import InputError
 from ifloo.models import Adapted, SampleLossModule, unwrap
 from ifloo.models.training_step import run_step
 from ifloo.objective import Batch, Objective, Stationarity, preflight, scoring, sequential
-from ifloo.objective.batches import batch_size, first_draw, to_module, without_ids
+from ifloo.objective.batches import batch_size, to_module, without_ids
 from ifloo.objective.functional import Path
 from ifloo.objective.preflight import ROWS, rounding
 from ifloo.objective.protocol import contract_of
 from ifloo.objective.randomness import undisturbed
+from ifloo.objective.singles import first_draw
 from ifloo.objective.user_code import failed_user_code
 from ifloo.stages.isolation import detached
 from ifloo.stages.settings import AttributionSettings

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ifloo.errors import InputError
 from ifloo.objective.forms import Batch, map_tensors, tensors_of, with_items, with_values
 from ifloo.objective.id_rule import IdReader, IdRule, StatesIds, carried_ids
-from ifloo.objective.singles import Singles
+from ifloo.objective.singles import Drawn, Singles
 from ifloo.progress import OnProgress, no_progress
 
 
@@ -32,21 +32,6 @@ class Identified(NamedTuple):
     batch: Batch
     positions: Int[Tensor, " b"]
     factors: Float[Tensor, " b"] | None = None
-
-
-class Drawn(NamedTuple):
-    """Several draws of the same augmented samples, each a batch; the loss of a sample is the mean over them.
-
-    Attributes:
-        draws: Batch of each draw.
-    """
-
-    draws: tuple[Batch, ...]
-
-
-def first_draw(batch: Batch) -> Batch:
-    """Returns the first draw of a batch of several, else the batch itself."""
-    return batch.draws[0] if isinstance(batch, Drawn) else batch
 
 
 def without_ids(batch: Batch) -> Any:  # the type that the methods of the model declare
@@ -85,9 +70,7 @@ def sample_ids(batch: Batch) -> Int[Tensor, " b"] | None:
     """Returns the ids beside a batch, or else under its key of ids; None if there are none."""
     if isinstance(batch, Identified):
         return batch.positions
-    if isinstance(batch, Drawn):
-        return sample_ids(batch.draws[0])
-    return carried_ids(batch, batch_size(batch)) if isinstance(batch, (Mapping, Singles)) else None
+    return carried_ids(batch, batch_size(batch)) if isinstance(batch, (Mapping, Singles, Drawn)) else None
 
 
 def slice_batch(batch: Batch, index: slice | Int[Tensor, " b"]) -> Batch:

@@ -15,12 +15,12 @@ from torch.func import functional_call, grad, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, Drawn, Identified, batch_size, map_tensors, slice_batch, without_ids
+from ifloo.objective.batches import Batch, Identified, batch_size, map_tensors, slice_batch, without_ids
 from ifloo.objective.layout import Layout
 from ifloo.objective.plain import Scalar, gradient_and_value, recordable
 from ifloo.objective.protocol import OutputLosses, contract_of, states_outputs
 from ifloo.objective.silence import logging_to, silenced
-from ifloo.objective.singles import Singles
+from ifloo.objective.singles import Drawn, Singles
 from ifloo.objective.traced import traced_masks
 from ifloo.params import ParamSpace
 

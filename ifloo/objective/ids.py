@@ -22,7 +22,7 @@ from ifloo.objective.id_rule import (
     rows_of,
     third_ids,
 )
-from ifloo.objective.seeded_draws import training_reads
+from ifloo.objective.seeded_draws import is_kept, training_reads
 
 
 def decide(
@@ -59,7 +59,7 @@ def decide(
         dataset,  # type: ignore[arg-type]  # typed as Dataset; anything with a length and items works
         size or 1,
         collate_fn=collate,
-        num_workers=workers,
+        num_workers=0 if is_kept(dataset) else workers,
     )
     for batch in loader:
         reader.add(batch, batch_size(batch))

@@ -65,10 +65,9 @@ def identified(loader: DataLoader[Batch], ids: IdSetting | Source = "auto") -> D
         return loader
     collate: Collate = loader.collate_fn
     if ids in ("auto", "third"):
-        workers = 0 if is_kept(dataset) else loader.num_workers
-        rule, _ = decide(*unwrap_loader(loader), ids, loader.batch_size, workers)
+        rule, _ = decide(*unwrap_loader(loader), ids, loader.batch_size, loader.num_workers)
     else:
-        rule = IdRule(ids, rows_of(training_reads(dataset)))
+        rule = IdRule(ids, rows_of(own_dataset(loader)))
     if rule.source == "idx":
         return loader
     return DataLoader(
@@ -163,7 +162,7 @@ def rule_behind(loader: DataLoader[Batch]) -> IdRule:
         return loader.collate_fn.id_rule
     if isinstance(loader.collate_fn, _CollateWeighted):
         return IdRule("positions", loader.collate_fn.ids)
-    return IdRule("auto", rows_of(training_reads(loader.dataset)))
+    return IdRule("auto", rows_of(own_dataset(loader)))
 
 
 class _Separately(FixedReads):

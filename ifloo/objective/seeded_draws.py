@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate, default_convert
 
-from ifloo.objective.batches import BatchedDataset, Drawn, MapDataset, fetch_samples, tensors_of
+from ifloo.objective.batches import BatchedDataset, MapDataset, fetch_samples, tensors_of
 from ifloo.objective.randomness import undisturbed
+from ifloo.objective.singles import Drawn
 
 Collate: TypeAlias = Callable[..., object]  # (result of `fetch_samples`) -> batch
 
@@ -22,10 +23,12 @@ class FixedReads(Dataset[object]):
     """Base class of datasets that read each sample in one fixed way, as scores need it.
 
     Attributes:
+        dataset: The dataset that is read.
         kept: Whether samples are kept once read, so that a loader needs no worker processes, which would keep their
             own.
     """
 
+    dataset: MapDataset
     kept: bool = False
 
 
@@ -129,6 +132,7 @@ class SeveralDraws(FixedReads):
     def __init__(self, draws: Sequence[MapDataset]) -> None:
         """Wraps the datasets of the draws, which have the same samples."""
         self.draws = tuple(draws)
+        self.dataset = self.draws[0]
         self.kept = all(isinstance(one, FixedReads) and one.kept for one in self.draws)
 
     def __len__(self) -> int:
@@ -194,8 +198,8 @@ def seeded_collate(collate: Collate, draw: int = 0) -> Collate:
 
 
 def training_reads(dataset: object) -> object:
-    """Returns the dataset that training reads, without the wrappers of this file."""
-    while isinstance(dataset, (TrainedOn, SeededDraws)):
+    """Returns the dataset that training reads, without the wrappers around it."""
+    while isinstance(dataset, (TrainedOn, FixedReads)):
         dataset = dataset.dataset
     return dataset
 

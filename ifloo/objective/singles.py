@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -16,6 +17,21 @@ from torch import Tensor
 from ifloo.objective.forms import Batch, map_tensors, tensors_of
 
 # `Singles` and `Apart` are not frozen: Lightning rebuilds the dataclasses in a batch when it converts their precision.
+
+
+class Drawn(NamedTuple):
+    """Several draws of the same augmented samples, each a batch; the loss of a sample is the mean over them.
+
+    Attributes:
+        draws: Batch of each draw.
+    """
+
+    draws: tuple[Batch, ...]
+
+
+def first_draw(batch: Batch) -> Batch:
+    """Returns the first draw of a batch of several, else the batch itself."""
+    return batch.draws[0] if isinstance(batch, Drawn) else batch
 
 
 @dataclass(eq=False)

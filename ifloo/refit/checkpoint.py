@@ -108,7 +108,8 @@ class _Recorder(L.Callback):
         checkpoint[SECTION] = self.record
         if self._trained_on is None and isinstance(loader := trainer.train_dataloader, DataLoader):
             evaluation = self.data.evaluation_loaders() if isinstance(self.data, AdaptedData) else {}
-            self._trained_on = FitRecord.of(loader, evaluation)
+            reload = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]  # set undeclared
+            self._trained_on = FitRecord.of(loader, evaluation, reload_every_n_epochs=reload)
         if self._trained_on is not None:
             checkpoint[KEY] = self._trained_on.record()
 

@@ -29,7 +29,7 @@ class Recording(L.Callback):
     """Writes the record of the fit's data into checkpoints."""
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        limits = trainer.limit_train_batches, trainer.overfit_batches  # type: ignore[attr-defined]
+        limits = trainer.limit_train_batches, trainer.overfit_batches, trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         record = FitRecord.of(trainer.train_dataloader, {"val": trainer.val_dataloaders}, *limits)
         checkpoint[KEY] = record.record()
 
@@ -56,13 +56,13 @@ def fit(data: str, seed: int, *callbacks: L.Callback, **settings: Any) -> tuple[
     return module, datamodule
 
 
-def influence(folder: Path, data: str, *more: str) -> Outcome:
+def influence(folder: Path, data: str, *more: str, test: int = 0) -> Outcome:
     made = (f"--model={NAME}.Softmax", f"--data={NAME}.{data}", "--trainer.accelerator=cpu")
-    return ifloo(folder, "influence", *made, "--ckpt_path=own.ckpt", "--attribution.test_ids=[0]", *more)
+    return ifloo(folder, "influence", *made, "--ckpt_path=own.ckpt", f"--attribution.test_ids=[{test}]", *more)
 
 
-def scores(folder: Path) -> np.ndarray:
-    return influences.load(folder / "outputs/experiment/influences_test_0.npz").scores
+def scores(folder: Path, test: int = 0) -> np.ndarray:
+    return influences.load(folder / f"outputs/experiment/influences_test_{test}.npz").scores
 
 
 def exact(module: L.LightningModule, draws: list[tuple[torch.Tensor, torch.Tensor]], test: Any) -> np.ndarray:
@@ -102,18 +102,24 @@ def test_a_random_split_that_no_checkpoint_records_is_refused(project):
 
 def test_the_seed_that_a_user_gives_is_taken_as_that_of_the_split(project, caplog):
     module, data = fit("Split", 123)
-    done(influence(project, "Split", "--seed_everything=123"))
-    np.testing.assert_allclose(scores(project), exact(module, [rows_of(data.train)], data.val[0]), rtol=1e-5, atol=1e-8)
+    test = data.val.indices[0]  # an id is the row of the user's own dataset
+    done(influence(project, "Split", "--seed_everything=123", test=test))
+    np.testing.assert_allclose(
+        scores(project, test), exact(module, [rows_of(data.train)], data.val[0]), rtol=1e-5, atol=1e-8
+    )
     assert "the split is drawn at random, by --seed_everything 123 as given" in caplog.text
 
 
 @pytest.mark.parametrize("more", [(), ("--seed_everything=7",)])
 def test_the_rows_that_a_checkpoint_records_are_scored(project, more):
     module, data = fit("Split", 123, Recording())
-    done(influence(project, "Split", *more))
+    test = data.val.indices[0]  # an id is the row of the user's own dataset
+    done(influence(project, "Split", *more, test=test))
     # Stored in 32 bits.
     expected = exact(module, [rows_of(data.train)], data.val[0])
-    np.testing.assert_allclose(scores(project), expected, rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(scores(project, test), expected, rtol=1e-5, atol=1e-8)
+    stored = influences.load(project / f"outputs/experiment/influences_test_{test}.npz")
+    assert stored.train_ids.tolist() == list(data.train.indices)
 
 
 def test_a_fit_of_ifloo_records_its_split(project):
@@ -125,10 +131,10 @@ def test_a_fit_of_ifloo_records_its_split(project):
     assert record is not None
     assert (record.n, record.behind) == (60, (("Rows", 80),))
     assert sorted([*record.subsets[0].tolist(), *record.evaluation["val"][0].tolist()]) == list(range(80))
-    said = done(ifloo(project, "influence", *made[:3], "--attribution.test_ids=[0]"))
-    assert "|grad J|" not in said.err
-    again = done(ifloo(project, "influence", *made[:3], "--attribution.test_ids=[1]"))
-    assert "test 1" in again.out
+    for test in record.evaluation["val"][0].tolist()[:2]:
+        said = done(ifloo(project, "influence", *made[:3], f"--attribution.test_ids=[{test}]"))
+        assert "|grad J|" not in said.err
+        assert f"test {test}" in said.out
 
 
 def test_other_data_than_the_record_are_refused(project):
@@ -158,13 +164,17 @@ def test_a_weighted_sampler_within_a_batch_sampler_is_refused(project):
 
 @pytest.mark.parametrize(
     ("settings", "named"),
-    [({"limit_train_batches": 0.5}, "limit_train_batches = 0.5"), ({"overfit_batches": 1}, "overfit_batches = 1")],
+    [
+        ({"limit_train_batches": 0.5}, "draws part of its batches alone (limit_train_batches = 0.5)"),
+        ({"overfit_batches": 1}, "draws part of its batches alone (overfit_batches = 1)"),
+        ({"reload_dataloaders_every_n_epochs": 1}, "makes its loader again during training"),
+    ],
 )
-def test_a_fit_of_part_of_its_batches_is_refused(project, settings, named):
+def test_a_fit_of_part_of_its_data_is_refused(project, settings, named):
     fit("Batches", 0, Recording(), **settings)
     said = influence(project, "Batches")
     assert said.code == 2
-    assert f"The fit draws part of its batches alone ({named}); J is the mean over every sample." in said.err
+    assert f"The fit {named}" in said.err
 
 
 def counted(log: Path) -> np.ndarray:

@@ -13,8 +13,8 @@ from ifloo.data.kept_samples import ReadSettings, SampleReads
 from ifloo.data.sample_store import SampleStore, available_memory, packed, unpacked
 from ifloo.errors import InputError
 from ifloo.objective import sequential, to_device
-from ifloo.objective.batches import Drawn
 from ifloo.objective.loaders import training_dataset, unwrap_loader
+from ifloo.objective.singles import Drawn
 
 
 class Images(Dataset):
@@ -172,3 +172,16 @@ def test_a_store_sent_to_another_process_starts_empty():
 
 def test_the_available_memory_is_no_more_than_there_is():
     assert 0 < available_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_data_module_sent_to_another_process_reads_by_itself():
+    data = AdaptedData(Data(Images(noise=1.0)))
+    x = passes(data)
+    sent = pickle.loads(pickle.dumps(data))
+    assert sent._reads._store.bytes_in_memory == 0
+    assert torch.equal(passes(sent), x)
+
+
+def test_the_fingerprint_is_of_the_data_and_not_of_the_number_of_draws():
+    one, three = (AdaptedData(Data(Images(noise=1.0)), reads=ReadSettings(draws=k)) for k in (1, 3))
+    assert one.fingerprint() == three.fingerprint()
