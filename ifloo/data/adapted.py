@@ -163,7 +163,7 @@ class AdaptedData(L.LightningDataModule):
             InputError: If the data module does not return a single loader over a fixed set of samples.
         """
         loader = _single(self.data.train_dataloader(), "train_dataloader", self.data)
-        return identified(loader, self.train_set.id_rule.source)
+        return identified(loader, self.train_set.id_rule.source) if sample_count(loader) else loader
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
         return self.data.val_dataloader() if self._has("val_dataloader") else []
