@@ -22,7 +22,6 @@ from ifloo.attribution import (
     tracin_self,
 )
 from ifloo.curvature import LinearHead, LinearOperator, as_head
-from ifloo.errors import InputError
 from ifloo.objective import Objective
 from ifloo.objective.logits_layer import NoLogitsLayerError, logits_layer
 from ifloo.objective.protocol import contract_of
