@@ -177,7 +177,7 @@ class AdaptedData(L.LightningDataModule):
             InputError: If the data module does not return a single loader over a fixed set of samples.
         """
         loader = self._read("train", "train_dataloader", self.data.train_dataloader())
-        return identified(loader, self.train_set.id_rule.source)
+        return identified(loader, self.train_set.id_rule.source) if sample_count(loader) else loader
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
         return self.data.val_dataloader() if self._has("val_dataloader") else []

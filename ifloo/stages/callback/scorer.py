@@ -23,7 +23,7 @@ from ifloo.objective import Batch, Objective, preflight, scoring, sequential
 from ifloo.objective.batches import batch_size, slice_batch, to_device
 from ifloo.objective.id_rule import IdSetting
 from ifloo.objective.loaders import sample_count
-from ifloo.objective.logits_layer import first_sample, logits_layer
+from ifloo.objective.logits_layer import NoLogitsLayerError, first_sample, logits_layer
 from ifloo.objective.protocol import states_losses
 from ifloo.params import DTYPES, author_name
 from ifloo.solvers import Auto, SolveError
@@ -217,7 +217,7 @@ def last_layer(module: L.LightningModule, loader: DataLoader[Batch]) -> str:
     """
     try:
         return logits_layer(module, first_sample(loader, module))
-    except InputError as error:
+    except NoLogitsLayerError as error:
         raise InputError(
             "InfluenceCallback scores through the last linear layer by default, and "
             f"{type(unwrap(module)).__name__} ends in none with trainable weights of its own. "
