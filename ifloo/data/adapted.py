@@ -46,10 +46,8 @@ class Samples:
         """Reads all data once if the batches carry ids.
 
         Raises:
-            InputError: If the loader has no fixed set of samples or none at all, or an id occurs twice.
+            InputError: If the loader has no fixed set of samples, or an id occurs twice.
         """
-        if sample_count(loader) == 0:
-            raise InputError(f"{where} holds no sample.\n  Check its paths, its split and its limits.")
         self.loader, self.where = sequential(loader, READ_AT_ONCE), where
         self.dataset, self.collate = unwrap_loader(self.loader)
         self.ids: Int64[Tensor, " n"] = self._ids()
@@ -214,8 +212,10 @@ class AdaptedData(L.LightningDataModule):
     def _samples(self, name: str, loader: str, build: Callable[[], object], stage: str) -> Samples:
         if name not in self._sets:
             self.setup(stage)
-            single = _single(build(), loader, self.data)
-            self._sets[name] = Samples(single, f"{type(self.data).__name__}.{loader}")
+            single, where = _single(build(), loader, self.data), f"{type(self.data).__name__}.{loader}"
+            if name == "test" and sample_count(single) == 0:
+                raise InputError(f"{where} holds no sample.\n  Check its paths, its split and its limits.")
+            self._sets[name] = Samples(single, where)
         return self._sets[name]
 
     def _has(self, loader: str) -> bool:
