@@ -15,7 +15,10 @@ from torch import Tensor
 from ifloo.objective.forms import Batch, map_tensors, tensors_of
 
 
-@dataclass(frozen=True)
+# `Singles` and `Apart` are not frozen: Lightning rebuilds the dataclasses in a batch when it converts their precision.
+
+
+@dataclass(eq=False)
 class Singles:
     """Samples of a batch, one by one.
 
@@ -47,6 +50,44 @@ class Singles:
     def joined(cls, parts: Iterable[Singles]) -> Singles:
         """Joins the samples of several batches, without a whole batch."""
         return cls(tuple(one for part in parts for one in part.batches))
+
+
+@dataclass(eq=False)
+class Apart:
+    """A training batch from which some samples are taken apart, for steps in which they have other weights.
+
+    Attributes:
+        rest: The other samples, collated; None if there are none.
+        singles: The samples taken apart.
+        rest_ids: Ids of the others.
+        single_ids: Ids of the samples taken apart.
+    """
+
+    rest: Batch | None
+    singles: Singles
+    rest_ids: Int[Tensor, " r"]
+    single_ids: Int[Tensor, " s"]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Apart:
+        """Moves all tensors to a device, as a Trainer asks of every part of a batch that has this method."""
+        moved = map_tensors(lambda x: x.to(device, non_blocking=non_blocking), self)
+        assert isinstance(moved, Apart)
+        return moved
+
+
+@dataclass(frozen=True)
+class CollateItems:
+    """Collate function for a loader of `batch_size=None`, each item of whose dataset is a batch already.
+
+    Attributes:
+        convert: The loader's own function of one item.
+    """
+
+    convert: Callable[..., Batch]
+
+    def __call__(self, items: Sequence[object]) -> Batch:
+        batches = tuple(self.convert(item) for item in items)
+        return batches[0] if len(batches) == 1 else Singles(batches)
 
 
 @dataclass(frozen=True)
