@@ -92,6 +92,33 @@ def test_a_metric_whose_value_is_the_loss_keeps_running():
     torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-6 * float(truth.abs().max()))
 
 
+class Counting(Net):
+    """The weight of its penalty grows with a counter of its own, and it keeps its losses."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps, self.outputs = 49, []
+        self.register_buffer("running", torch.zeros((), dtype=D))
+
+    def training_step(self, batch, _):
+        self.steps += 1
+        loss = super().training_step(batch, _) + self.steps / 100 * self.lin.bias.square().sum()
+        self.outputs.append(loss)
+        self.running = 0.9 * self.running + 0.1 * loss.detach()
+        return loss
+
+
+class Half(Net):
+    def training_step(self, batch, _):
+        return super().training_step(batch, _) + 0.5 * self.lin.bias.square().sum()
+
+
+def test_counters_stand_as_at_the_end_of_the_fit():
+    module = Counting()
+    torch.testing.assert_close(scores(module), scores(Half()), rtol=1e-12, atol=1e-15)
+    assert (module.steps, module.outputs, float(module.running)) == (49, [], 0.0)
+
+
 class Words(L.LightningModule):
     def __init__(self, sparse):
         super().__init__()
