@@ -135,7 +135,7 @@ class Adapted(SampleLossModule):
     def _as_in_the_fit(self) -> Generator[None, None, None]:
         """Attaches the Trainer of the present fit, or else one that answers as at the end of the fit, until exit."""
         if self._trainer is not None and self._trainer.training:
-            with silenced(self.model):
+            with silenced(self.model, updates=True):
                 yield
             return
         if self._stand_in is None:

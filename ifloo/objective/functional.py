@@ -66,7 +66,10 @@ def dense_embeddings(module: nn.Module) -> Generator[None, None, None]:
 
 @contextmanager
 def scoring(module: nn.Module) -> Generator[None, None, None]:
-    """Sets evaluation mode, turns logging and sparse gradients off and selects differentiable kernels, until exit."""
+    """Sets evaluation mode, turns logging and sparse gradients off and selects differentiable kernels, until exit.
+
+    What passes change in the user's layers, such as metrics, lists and counters, is on exit as before.
+    """
     was_training = {m: m.training for m in module.modules()}
     module.eval()
     try:
