@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import lightning as L
-from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ifloo.attribution import Method
-from ifloo.errors import InputError
+from ifloo.data.fit_record import KEY
+from ifloo.errors import InputError, in_one_line
 from ifloo.models.adapted import SampleLossFunction
-from ifloo.models.hooks import overridden
 from ifloo.objective import Batch, sequential
-from ifloo.objective.batches import batch_size, map_tensors
-from ifloo.objective.layers import BATCH_HOOKS
-from ifloo.objective.loaders import unwrap_loader
+from ifloo.objective.batches import batch_size
+from ifloo.objective.loaders import sample_count
 from ifloo.stages.callback.epoch_files import EpochFolders
 from ifloo.stages.callback.loggers import SnapshotLog, table
+from ifloo.stages.callback.moment import BEST, LAST, RAW, BestCheckpoint, Moment, refuse_without_checkpoints, weights_of
+from ifloo.stages.callback.queries import query_batch
 from ifloo.stages.callback.scorer import EpochScorer, refuse_below_one
-from ifloo.stages.callback.snapshot import ids_of
+from ifloo.stages.callback.slow_scoring import shown_when_slow
+from ifloo.stages.callback.snapshot import Snapshot, ids_of
+from ifloo.stages.callback.training_data import data_record, training_loader, warn_of_hooks
 from ifloo.stages.isolation import detached, undisturbed_with
 from ifloo.stages.scores.self_influence import DAMPING
 
 log = logging.getLogger(__name__)
 FOLDER = "influence"
-NEVER = -1  # value of the last scored step before any scoring
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,31 @@ class _Fit:
     """Parts of the callback that stay the same during a fit."""
 
     queries: Batch
+    scorer: EpochScorer
     folders: EpochFolders
     loggers: SnapshotLog
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """Last scoring of a fit.
+
+    Attributes:
+        moment: Point of the fit.
+        weights: SHA-256 of the module's weights.
+        snapshot: Scores; None where they failed.
+        folder: Folder of the scores.
+    """
+
+    moment: Moment
+    weights: str
+    snapshot: Snapshot | None = None
+    folder: str = ""
+
+    @property
+    def table(self) -> str:
+        """Table of the scores; empty where they failed."""
+        return "" if self.snapshot is None else table(self.snapshot, self.moment, self.folder)
 
 
 class InfluenceCallback(L.Callback):
@@ -78,6 +102,8 @@ class InfluenceCallback(L.Callback):
         batch_size: int | None = None,
         output_dir: str | Path | None = None,
         overwrite: bool = False,
+        weights: Literal["last", "best"] = "last",
+        strict: bool = False,
     ) -> None:
         """Stores the settings; nothing is read before the fit.
 
@@ -99,6 +125,9 @@ class InfluenceCallback(L.Callback):
             output_dir: Folder of the results; None: `influence` in the folder of the first logger, else in the
                 Trainer's `default_root_dir`.
             overwrite: Whether the scores of an earlier fit in `output_dir` are replaced.
+            weights: Weights that are scored at the end: those that the fit ends with, or those of the best checkpoint
+                of a ModelCheckpoint.
+            strict: Whether a scoring that is not possible or fails ends the fit with its error.
 
         Raises:
             InputError: A setting is out of range, or the method needs a recorded run.
@@ -106,30 +135,95 @@ class InfluenceCallback(L.Callback):
         refuse_below_one(every_n_epochs=every_n_epochs, num_queries=num_queries, batch_size=batch_size)
         self.queries, self.num_queries, self.every_n_epochs = queries, num_queries, every_n_epochs
         self.output_dir, self.overwrite = output_dir, overwrite
+        if weights not in ("last", "best"):
+            raise InputError(f"InfluenceCallback: weights must be 'last' or 'best', got {weights!r}.")
+        self.weights, self.strict = weights, strict
         patterns = [parameters] if isinstance(parameters, str) else parameters
         chosen = None if patterns is None else tuple(patterns)
         self._scorer = EpochScorer(method, chosen, damping, sample_losses, l2, self_influence, dtype, batch_size)
         self._fit: _Fit | None = None
-        self._scored_at, self._to_clear, self._table = NEVER, False, ""
+        self._attempt: _Attempt | None = None
+        self._record: dict[str, object] | None = None
+        self._to_clear = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Moves the callback behind all others, some of which replace the weights when the fit ends."""
+        if stage == "fit":
+            self._fit = self._attempt = self._record = None
+            others = [one for one in trainer.callbacks if one is not self]  # type: ignore[attr-defined]  # undeclared
+            trainer.callbacks = [*others, self]  # type: ignore[attr-defined]  # a new list: Lightning walks the old one
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Reads the queries and scores a few samples on a copy, in every process, so that errors occur before training.
 
         Raises:
-            InputError: Queries, data, module and method do not fit together, or the output folder holds other scores.
+            InputError: With `strict`: queries, data, module and method do not fit together, or the output folder holds
+                other scores.
         """
         root = self._root(trainer)  # an exchange in which all processes take part
-        loader = _loader(trainer)
+        self._record = data_record(trainer)
+        try:
+            self._fit = self._begun(trainer, pl_module, root)
+        except Exception as error:  # of the user's code, too: what is only an addition must not end a fit
+            if self.strict:
+                raise
+            if trainer.is_global_zero:
+                log.warning("InfluenceCallback is off for this fit: %s", in_one_line(error))
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._score(trainer, pl_module, Moment(trainer.current_epoch + 1, trainer.global_step, RAW))
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Scores the weights that the fit ends with, which other callbacks replace in `on_train_end` or `on_fit_end`."""
+        if self._fit is None or not trainer.is_global_zero:
+            return
+        end = Moment(trainer.current_epoch, trainer.global_step, LAST)
+        if self.weights == "best":
+            self._score(trainer, pl_module, replace(end, weights=BEST, best=True))
+        else:
+            self._score_last(trainer, pl_module, end)
+            if (differs := other_best(trainer, pl_module)) is not None:
+                log.warning(differs)
+        if self._attempt is not None and self._attempt.table:
+            print(self._attempt.table, flush=True)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Scores again where a hook that runs after this callback's `on_fit_end` changed the weights."""
+        if stage == "fit":
+            done = self._attempt
+            if done is not None and not done.moment.best and done.weights != weights_of(pl_module):
+                log.warning("The weights changed after on_fit_end: they are scored again.")
+                self._score(trainer, pl_module, replace(done.moment, weights=LAST))
+                print(self._attempt.table, flush=True)
+            self._fit = self._attempt = None
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, object]
+    ) -> None:
+        """Writes what the fit trained on into the checkpoint, so that later runs can hold to it."""
+        if self._record is not None:
+            checkpoint.setdefault(KEY, self._record)
+
+    def _begun(self, trainer: L.Trainer, module: L.LightningModule, root: Path) -> _Fit:
+        """Reads the queries, tries the scorer on a few samples, and checks the output folder.
+
+        Raises:
+            InputError: Queries, data, module and method do not fit together, or the folder holds other scores.
+        """
+        if self.weights == "best":
+            refuse_without_checkpoints(trainer)
+        loader = training_loader(trainer)
         sequential(loader, 1)
-        _warn_of_hooks(trainer, pl_module)
+        warn_of_hooks(trainer, module)
         with undisturbed_with(loader.dataset, loader.collate_fn, self.queries):
-            queries = _query_batch(self.queries, self.num_queries, loader)
+            queries = query_batch(self.queries, self.num_queries, loader)
             ids = ids_of(queries)
             if len(set(ids)) != len(ids):
                 raise InputError(
                     f"InfluenceCallback: queries hold an id twice: {list(ids)}.\n  Each has files of its own."
                 )
-            self._scorer.try_on_few(detached(pl_module), loader, queries)
+            scorer = self._scorer.try_on_few(partial(detached, module), loader, queries)
         folders = EpochFolders(root, self._scorer.identity_settings(queries))
         self._to_clear = False
         try:
@@ -138,93 +232,60 @@ class InfluenceCallback(L.Callback):
             if not self.overwrite:
                 raise
             self._to_clear = True  # when new scores are complete
-        self._fit, self._scored_at = _Fit(queries, folders, SnapshotLog()), NEVER
+        return _Fit(queries, scorer, folders, SnapshotLog())
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._score(trainer, pl_module, trainer.current_epoch + 1)
+    def _score_last(self, trainer: L.Trainer, module: L.LightningModule, end: Moment) -> None:
+        """Scores the last weights, unless the scores of the last epoch are of the same ones."""
+        done = self._attempt
+        if done is None or (done.moment.step, done.weights) != (end.step, weights_of(module)):
+            self._score(trainer, module, end)
+        elif self._fit is not None and done.snapshot is not None:
+            moment = replace(done.moment, weights=LAST)
+            self._fit.folders.relabel(done.snapshot, moment)
+            self._attempt = replace(done, moment=moment)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._scored_at != trainer.global_step:
-            self._score(trainer, pl_module, trainer.current_epoch)
-        if self._table:
-            print(self._table, flush=True)
-        self._fit = None
-
-    def _score(self, trainer: L.Trainer, module: L.LightningModule, epoch: int) -> None:
+    def _score(self, trainer: L.Trainer, module: L.LightningModule, moment: Moment) -> None:
         """Scores, writes and logs in the first process; a failure is a warning, so that the fit goes on."""
         if self._fit is None or not trainer.is_global_zero:
             return
-        self._scored_at, self._table = trainer.global_step, ""
+        self._attempt = _Attempt(moment, weights_of(module))
         try:
-            loader, fit = _loader(trainer), self._fit
-            with undisturbed_with(loader.dataset, loader.collate_fn):
-                snapshot = self._scorer.score(detached(module), loader, fit.queries)
-            if self._to_clear:
-                fit.folders.clear()
-                self._to_clear = False
-            fit.folders.write(snapshot, epoch, trainer.global_step)
-            fit.loggers.log(trainer.loggers, snapshot, trainer.global_step)
-            self._table = table(snapshot, epoch, str(fit.folders.of(epoch).root))
+            self._attempt = self._scored(trainer, module, self._attempt, self._fit)
         except Exception as error:
+            if self.strict:
+                raise
             log.warning(
-                "No influence scores after epoch %d; the fit is untouched. %s: %s", epoch, type(error).__name__, error
+                "No influence scores %s; the fit is untouched. %s: %s", moment, type(error).__name__, error
             )
+
+    def _scored(self, trainer: L.Trainer, module: L.LightningModule, begun: _Attempt, fit: _Fit) -> _Attempt:
+        loader, moment = training_loader(trainer), begun.moment
+        best = BestCheckpoint.of(trainer) if moment.best else None
+        if best is not None:
+            moment = best.moment
+
+        def copied() -> L.LightningModule:
+            one = detached(module)
+            if best is not None:
+                best.load_into(one)
+            return one.to(trainer.strategy.root_device)  # Lightning has moved the module to the host when a fit ends
+
+        with (
+            undisturbed_with(loader.dataset, loader.collate_fn),
+            shown_when_slow(lambda: _announcement(sample_count(loader), batch_size(fit.queries), moment)) as tick,
+        ):
+            snapshot = fit.scorer.score_somehow(copied, loader, fit.queries, tick)
+        if self._to_clear:
+            fit.folders.clear()
+            self._to_clear = False
+        fit.folders.write(snapshot, moment)
+        fit.loggers.log(trainer.loggers, snapshot, moment.step)
+        return _Attempt(moment, begun.weights, snapshot, str(fit.folders.of(moment).root))
 
     def _root(self, trainer: L.Trainer) -> Path:
         folder = trainer.log_dir or trainer.default_root_dir
         return Path(self.output_dir) if self.output_dir is not None else Path(folder) / FOLDER
 
 
-def _loader(trainer: L.Trainer) -> DataLoader[Batch]:
-    """Returns the training loader.
-
-    Raises:
-        InputError: There are several loaders, or the weights are split among processes.
-    """
-    loader = trainer.train_dataloader
-    if not isinstance(loader, DataLoader):
-        raise InputError(
-            "InfluenceCallback scores the data set behind one training DataLoader; this fit has a "
-            f"{type(loader).__name__}.\n"
-            "  Concatenate the data sets (torch.utils.data.ConcatDataset), or score after the fit."
-        )
-    if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
-        raise InputError(
-            f"InfluenceCallback needs the whole module in one process; {type(trainer.strategy).__name__} may split it "
-            f"among {trainer.world_size}.\n  Use strategy='ddp', or score after the fit."
-        )
-    return loader
-
-
-def _warn_of_hooks(trainer: L.Trainer, module: L.LightningModule) -> None:
-    data: L.LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it undeclared
-    owners = {
-        "module": (module, L.LightningModule),
-        "data module": (data, L.LightningDataModule),
-    }
-    found = [
-        f"{name} of the {owner}" for owner, (one, base) in owners.items() for name in overridden(one, BATCH_HOOKS, base)
-    ]
-    if found:
-        log.warning("Influence is scored on batches as the training loader makes them: without %s.", ", ".join(found))
-
-
-def _query_loader(queries: object, train: DataLoader[Batch]) -> DataLoader[Batch]:
-    if isinstance(queries, DataLoader):
-        return queries
-    # Whatever has a length and items serves as a dataset.
-    return DataLoader(queries, collate_fn=unwrap_loader(train)[1])  # type: ignore[arg-type]
-
-
-def _query_batch(queries: Batch | Dataset[Batch] | DataLoader[Batch], count: int, train: DataLoader[Batch]) -> Batch:
-    """Returns the test samples as one batch on the host; those of a data set are collated as training samples are.
-
-    Raises:
-        InputError: There is no sample.
-    """
-    batch: Batch = queries
-    if isinstance(queries, DataLoader) or not isinstance(queries, (Tensor, Mapping, list, tuple)):
-        batch = next(iter(sequential(_query_loader(queries, train), count)))
-    batch_size(batch)
-    return map_tensors(lambda x: x.detach().cpu(), batch)
+def _announcement(n: int, m: int, moment: Moment) -> str:
+    return f"influence: scoring {n:,} training samples against {m:,} test samples {moment} ..."

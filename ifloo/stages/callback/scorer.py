@@ -1,11 +1,15 @@
-"""Scorer of the training samples during a fit; a trial on a few samples before the fit finds errors early."""
+"""Scorer of the training samples during a fit; a trial on a few samples before the fit finds errors early.
+
+Where nothing else is asked for, scores go through the last layer, and where that layer cannot serve, by gradient dot
+products, which need no curvature: every fit has scores, and the manifest says of which method.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ifloo.attribution import InfluenceFunction, Method, TrainedModel, last_layer_self, loss_ranking
+from ifloo.attribution import GradientDot, InfluenceFunction, Method, TrainedModel, last_layer_self, loss_ranking
 from ifloo.curvature import LinearHead, LinearOperator, head_or_hessian
-from ifloo.errors import InputError, WorkError
+from ifloo.errors import InputError, WorkError, first_sentence
 from ifloo.models import Adapted, unwrap
 from ifloo.models.adapted import SampleLossFunction
 from ifloo.objective import Batch, Objective, preflight, scoring, sequential
@@ -24,12 +28,14 @@ from ifloo.objective.batches import batch_size, slice_batch, to_device
 from ifloo.objective.loaders import sample_count
 from ifloo.objective.protocol import states_losses
 from ifloo.params import DTYPES, author_name
+from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers import Auto, SolveError
+from ifloo.stages.callback.moment import weights_of
 from ifloo.stages.callback.snapshot import OwnRankings, Snapshot, ids_of
 from ifloo.stages.scores.engine_choice import HEAD_BYTES
 from ifloo.stages.scores.self_influence import NO_LAST_LAYER, last_linear_layer
 from ifloo.stages.settings import settings_json
-from ifloo.store import JSON, content_of, sha256_of_tensors
+from ifloo.store import JSON, content_of
 
 log = logging.getLogger(__name__)
 TRIED = 32  # training samples in the trial before a fit
@@ -76,13 +82,18 @@ class EpochScorer:
             "queries": {str(t): content for t, content in zip(ids_of(queries), _contents(queries), strict=True)},
         }
 
-    def try_on_few(self, module: L.LightningModule, loader: DataLoader[Batch], queries: Batch) -> None:
+    def try_on_few(
+        self, copied: Callable[[], L.LightningModule], loader: DataLoader[Batch], queries: Batch
+    ) -> EpochScorer:
         """Scores a few samples, so that errors occur before the training.
 
         Args:
-            module: Copy of the user's module, which is not used again.
+            copied: Function that returns a copy of the user's module.
             loader: Loader of the training data.
             queries: Test samples.
+
+        Returns:
+            This scorer, or one by gradient dot products where the last layer cannot serve.
 
         Raises:
             InputError: Module, data and method do not fit together.
@@ -90,21 +101,67 @@ class EpochScorer:
         few = sequential(loader, TRIED, slice(0, TRIED))
         n = sample_count(loader)
         try:
-            self.score(module, few, queries, n)
-        except InputError:
-            raise
+            self.score(copied(), few, queries, n)
         except WorkError as error:  # may be due to the small number of samples; a later failure is a warning of its own
             log.info("the trial of influence scores: %s", error)
         except Exception as error:
+            if self._may_fall_back:
+                other = self._without_curvature()
+                other.try_on_few(copied, loader, queries)
+                _warn_of_fallback(error)
+                return other
+            if isinstance(error, InputError):
+                raise
             raise InputError(
                 f"Influence scores of {min(TRIED, n)} training samples were tried before the fit, and failed: "
                 f"{type(error).__name__}: {error}\n"
                 "  Look at what InfluenceCallback was given (queries, sample_losses, method): it must go together with "
-                f"{type(unwrap(module)).__name__} and its training data."
+                f"{type(unwrap(copied())).__name__} and its training data."
             ) from error
+        return self
+
+    def score_somehow(
+        self,
+        copied: Callable[[], L.LightningModule],
+        loader: DataLoader[Batch],
+        queries: Batch,
+        tick: OnProgress = no_progress,
+    ) -> Snapshot:
+        """Scores all samples of a loader, by gradient dot products where the last layer cannot serve.
+
+        Args:
+            copied: Function that returns a copy of the user's module.
+            loader: Loader of the training data.
+            queries: Test samples.
+            tick: Callback that receives the progress.
+
+        Raises:
+            InputError: Module, data and method do not fit together.
+            WorkError: The scores cannot be computed.
+        """
+        try:
+            return self.score(copied(), loader, queries, None, tick)
+        except (InputError, WorkError) as error:
+            if not self._may_fall_back:
+                raise
+            snapshot = self._without_curvature().score(copied(), loader, queries, None, tick)
+            _warn_of_fallback(error)
+            return snapshot
+
+    @property
+    def _may_fall_back(self) -> bool:
+        return self.method is None and self.parameters is None
+
+    def _without_curvature(self) -> EpochScorer:
+        return replace(self, method=GradientDot())
 
     def score(
-        self, module: L.LightningModule, loader: DataLoader[Batch], queries: Batch, n: int | None = None
+        self,
+        module: L.LightningModule,
+        loader: DataLoader[Batch],
+        queries: Batch,
+        n: int | None = None,
+        tick: OnProgress = no_progress,
     ) -> Snapshot:
         """Scores all samples of a loader.
 
@@ -113,24 +170,30 @@ class EpochScorer:
             loader: Loader of the training data.
             queries: Test samples.
             n: Number of samples of the whole training set, if the loader holds only some of them.
+            tick: Callback that receives the progress.
 
         Raises:
             InputError: Module, data and method do not fit together.
             SolveError: A solve failed, and float64 is not available or did not help.
         """
-        start, weights = time.perf_counter(), sha256_of_tensors(module.state_dict())
+        start, weights = time.perf_counter(), weights_of(module)
         module = self._adapted(module)
         try:
-            snapshot = self._snapshot(module, loader, queries, n)
+            snapshot = self._snapshot(module, loader, queries, n, tick)
         except SolveError as error:
             if self.dtype is not None or not _may_be_double(module):
                 raise
             log.info("scores again, in float64. %s", str(error).splitlines()[0])
-            snapshot = self._snapshot(module.double(), loader, queries, n)
+            snapshot = self._snapshot(module.double(), loader, queries, n, tick)
         return replace(snapshot, weights=weights, seconds=time.perf_counter() - start)
 
     def _snapshot(
-        self, module: L.LightningModule, loader: DataLoader[Batch], queries: Batch, n: int | None
+        self,
+        module: L.LightningModule,
+        loader: DataLoader[Batch],
+        queries: Batch,
+        n: int | None,
+        tick: OnProgress,
     ) -> Snapshot:
         method, patterns = self._method(module)
         size = self.batch_size or loader.batch_size or 1
@@ -140,8 +203,9 @@ class EpochScorer:
         if self.method is None:
             _refuse_large_head(objective, n or objective.n)
         with scoring(module):
-            scores = method.scores(TrainedModel(objective, theta), to_device(queries, theta.device, theta.dtype))
-            own = self._self_influence(module, objective, loader, size) if self.self_influence else None
+            moved = to_device(queries, theta.device, theta.dtype)
+            scores = method.scores(TrainedModel(objective, theta), moved, tick)
+            own = self._self_influence(module, objective, loader, size, tick) if self.self_influence else None
         return Snapshot(
             scores=scores,
             test_ids=ids_of(queries),
@@ -181,9 +245,14 @@ class EpochScorer:
         return InfluenceFunction(label, last_layer_curvature, self.damping, Auto()), patterns
 
     def _self_influence(
-        self, module: L.LightningModule, objective: Objective, loader: DataLoader[Batch], size: int
+        self,
+        module: L.LightningModule,
+        objective: Objective,
+        loader: DataLoader[Batch],
+        size: int,
+        tick: OnProgress,
     ) -> OwnRankings:
-        loss, layer = loss_ranking(objective, objective.losses.theta()), last_linear_layer(module)
+        loss, layer = loss_ranking(objective, objective.losses.theta(), tick), last_linear_layer(module)
         if layer is None:
             log.info(NO_LAST_LAYER)
             return OwnRankings(loss, None)
@@ -191,7 +260,7 @@ class EpochScorer:
         if (need := LinearHead.bytes_kept(part)) > HEAD_BYTES:
             log.warning("self-influence: none of the last layer, whose curvature would keep %.1f GiB.", need / 2**30)
             return OwnRankings(loss, None)
-        return OwnRankings(loss, last_layer_self(part, part.losses.theta(), self.damping))
+        return OwnRankings(loss, last_layer_self(part, part.losses.theta(), self.damping, tick=tick))
 
 
 def refuse_below_one(**counts: int | None) -> None:
@@ -224,6 +293,13 @@ def last_layer(module: L.LightningModule) -> str:
 def last_layer_curvature(objective: Objective, theta: Tensor) -> LinearOperator:
     """Returns H of one layer: a `LinearHead` if the inputs of the layer are known, else the Hessian by products."""
     return head_or_hessian(objective, theta, lambda why: log.info("last layer: its Hessian by products. %s", why))
+
+
+def _warn_of_fallback(error: Exception) -> None:
+    log.warning(
+        "Influence is scored by gradient dot products of all parameters, not through the last layer: %s.",
+        first_sentence(error),
+    )
 
 
 def _refuse_method(method: object) -> None:

@@ -37,6 +37,7 @@ class Snapshot:
         own: Rankings of the training samples by their own losses; None unless requested.
         data: SHA-256 of the training samples.
         dtype: Precision of the scoring.
+        notes: Sentences on what the scores are of, for the reader of the table.
         weights: SHA-256 of the module's state.
         seconds: Duration of the scoring, seconds.
     """
@@ -49,6 +50,7 @@ class Snapshot:
     own: OwnRankings | None
     data: str
     dtype: str
+    notes: tuple[str, ...] = ()
     weights: str = ""
     seconds: float = 0.0
 
