@@ -23,6 +23,7 @@ MARKS = {"Any": 4.0, "getattr or hasattr": 1.5, "cast": 0.1, "type: ignore": 2.1
 # Ways to an attribute by its name that are not called getattr.
 STAND_INS = {"attrgetter", "methodcaller", "getattr_static", "__getattribute__", "vars", "__dict__"}
 INTROSPECTION = {
+    "ifloo.data.subset_rows": "looks for data sets that a data set holds, whatever their names",
     "ifloo.store.groups": "its own fields, as keys of a line",
     "ifloo.store.removals": "its own fields, as arrays of a file",
     "ifloo.store.self_influence": "its own fields, as arrays of a file",
