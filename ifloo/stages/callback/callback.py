@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,17 +22,18 @@ from ifloo.objective.batches import batch_size
 from ifloo.objective.loaders import sample_count
 from ifloo.stages.callback.epoch_files import EpochFolders
 from ifloo.stages.callback.loggers import SnapshotLog, table
-from ifloo.stages.callback.moment import BEST, LAST, RAW, BestCheckpoint, Moment, refuse_without_checkpoints, weights_of
+from ifloo.stages.callback.moment import BEST, LAST, RAW, BestCheckpoint, Moment, other_best, refuse_without_checkpoints, weights_of
 from ifloo.stages.callback.queries import query_batch
 from ifloo.stages.callback.scorer import EpochScorer, refuse_below_one
 from ifloo.stages.callback.slow_scoring import shown_when_slow
 from ifloo.stages.callback.snapshot import Snapshot, ids_of
-from ifloo.stages.callback.training_data import data_record, training_loader, warn_of_hooks
+from ifloo.stages.callback.training_data import data_record, is_augmented, training_loader, warn_of_hooks
 from ifloo.stages.isolation import detached, undisturbed_with
 from ifloo.stages.scores.self_influence import DAMPING
 
 log = logging.getLogger(__name__)
 FOLDER = "influence"
+ONE_DRAW = "two reads of a training sample differ (augmentation): the scores are of one draw of each, seeded by its row."
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class _Fit:
     scorer: EpochScorer
     folders: EpochFolders
     loggers: SnapshotLog
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -162,13 +165,8 @@ class InfluenceCallback(L.Callback):
         """
         root = self._root(trainer)  # an exchange in which all processes take part
         self._record = data_record(trainer)
-        try:
+        with self._warning(trainer, lambda error: f"InfluenceCallback is off for this fit: {in_one_line(error)}"):
             self._fit = self._begun(trainer, pl_module, root)
-        except Exception as error:  # of the user's code, too: what is only an addition must not end a fit
-            if self.strict:
-                raise
-            if trainer.is_global_zero:
-                log.warning("InfluenceCallback is off for this fit: %s", in_one_line(error))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
@@ -179,24 +177,25 @@ class InfluenceCallback(L.Callback):
         if self._fit is None or not trainer.is_global_zero:
             return
         end = Moment(trainer.current_epoch, trainer.global_step, LAST)
-        if self.weights == "best":
-            self._score(trainer, pl_module, replace(end, weights=BEST, best=True))
-        else:
-            self._score_last(trainer, pl_module, end)
-            if (differs := other_best(trainer, pl_module)) is not None:
-                log.warning(differs)
-        if self._attempt is not None and self._attempt.table:
-            print(self._attempt.table, flush=True)
+        with self._warning(trainer, partial(_without_scores, end)):
+            if self.weights == "best":
+                self._score(trainer, pl_module, replace(end, weights=BEST, best=True))
+            else:
+                self._score_last(trainer, pl_module, end)
+            self._print_table()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Scores again where a hook that runs after this callback's `on_fit_end` changed the weights."""
-        if stage == "fit":
-            done = self._attempt
-            if done is not None and not done.moment.best and done.weights != weights_of(pl_module):
-                log.warning("The weights changed after on_fit_end: they are scored again.")
-                self._score(trainer, pl_module, replace(done.moment, weights=LAST))
-                print(self._attempt.table, flush=True)
-            self._fit = self._attempt = None
+        if stage != "fit":
+            return
+        done = self._attempt
+        if done is not None and not done.moment.best:
+            with self._warning(trainer, partial(_without_scores, done.moment)):
+                if done.weights != weights_of(pl_module):
+                    log.warning("The weights changed after on_fit_end; they are scored again.")
+                    self._score(trainer, pl_module, replace(done.moment, weights=LAST))
+                    self._print_table()
+        self._fit = self._attempt = None
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, object]
@@ -224,6 +223,7 @@ class InfluenceCallback(L.Callback):
                     f"InfluenceCallback: queries hold an id twice: {list(ids)}.\n  Each has files of its own."
                 )
             scorer = self._scorer.try_on_few(partial(detached, module), loader, queries)
+            notes = (ONE_DRAW,) if is_augmented(loader) else ()
         folders = EpochFolders(root, self._scorer.identity_settings(queries))
         self._to_clear = False
         try:
@@ -232,7 +232,7 @@ class InfluenceCallback(L.Callback):
             if not self.overwrite:
                 raise
             self._to_clear = True  # when new scores are complete
-        return _Fit(queries, scorer, folders, SnapshotLog())
+        return _Fit(queries, scorer, folders, SnapshotLog(), notes)
 
     def _score_last(self, trainer: L.Trainer, module: L.LightningModule, end: Moment) -> None:
         """Scores the last weights, unless the scores of the last epoch are of the same ones."""
@@ -240,23 +240,34 @@ class InfluenceCallback(L.Callback):
         if done is None or (done.moment.step, done.weights) != (end.step, weights_of(module)):
             self._score(trainer, module, end)
         elif self._fit is not None and done.snapshot is not None:
-            moment = replace(done.moment, weights=LAST)
-            self._fit.folders.relabel(done.snapshot, moment)
-            self._attempt = replace(done, moment=moment)
+            self._attempt = replace(done, moment=replace(done.moment, weights=LAST))
+            self._fit.folders.write_label(done.snapshot, self._attempt.moment)
+        if (differs := other_best(trainer, module)) is not None:
+            log.warning(differs)
+
+    def _print_table(self) -> None:
+        if self._attempt is not None and self._attempt.table:
+            print(self._attempt.table, flush=True)
 
     def _score(self, trainer: L.Trainer, module: L.LightningModule, moment: Moment) -> None:
         """Scores, writes and logs in the first process; a failure is a warning, so that the fit goes on."""
         if self._fit is None or not trainer.is_global_zero:
             return
-        self._attempt = _Attempt(moment, weights_of(module))
-        try:
+        self._attempt = None
+        with self._warning(trainer, partial(_without_scores, moment)):
+            self._attempt = _Attempt(moment, weights_of(module))
             self._attempt = self._scored(trainer, module, self._attempt, self._fit)
-        except Exception as error:
+
+    @contextmanager
+    def _warning(self, trainer: L.Trainer, text: Callable[[Exception], str]) -> Generator[None, None, None]:
+        """Turns an error into a warning, unless `strict`: what is only an addition must not end a fit."""
+        try:
+            yield
+        except Exception as error:  # the user's code may raise any
             if self.strict:
                 raise
-            log.warning(
-                "No influence scores %s; the fit is untouched. %s: %s", moment, type(error).__name__, error
-            )
+            if trainer.is_global_zero:
+                log.warning("%s", text(error))
 
     def _scored(self, trainer: L.Trainer, module: L.LightningModule, begun: _Attempt, fit: _Fit) -> _Attempt:
         loader, moment = training_loader(trainer), begun.moment
@@ -275,6 +286,7 @@ class InfluenceCallback(L.Callback):
             shown_when_slow(lambda: _announcement(sample_count(loader), batch_size(fit.queries), moment)) as tick,
         ):
             snapshot = fit.scorer.score_somehow(copied, loader, fit.queries, tick)
+        snapshot = replace(snapshot, notes=(*snapshot.notes, *fit.notes))
         if self._to_clear:
             fit.folders.clear()
             self._to_clear = False
@@ -285,6 +297,10 @@ class InfluenceCallback(L.Callback):
     def _root(self, trainer: L.Trainer) -> Path:
         folder = trainer.log_dir or trainer.default_root_dir
         return Path(self.output_dir) if self.output_dir is not None else Path(folder) / FOLDER
+
+
+def _without_scores(moment: Moment, error: Exception) -> str:
+    return f"No influence scores {moment}; the fit is untouched. {type(error).__name__}: {error}"
 
 
 def _announcement(n: int, m: int, moment: Moment) -> str:

@@ -94,7 +94,7 @@ class EpochFolders:
             self.manifest.record(RUN, self.compared, {})
         self.manifest.record(layout.root.name, own, _recorded(snapshot, moment))
 
-    def relabel(self, snapshot: Snapshot, moment: Moment) -> None:
+    def write_label(self, snapshot: Snapshot, moment: Moment) -> None:
         """Records that scores written before are those of another moment, whose weights are the same."""
         self.manifest.record(moment.folder, self._settings(snapshot), _recorded(snapshot, moment))
 

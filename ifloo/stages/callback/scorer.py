@@ -23,7 +23,7 @@ from ifloo.curvature import LinearHead, LinearOperator, head_or_hessian
 from ifloo.errors import InputError, WorkError, first_sentence
 from ifloo.models import Adapted, unwrap
 from ifloo.models.adapted import SampleLossFunction
-from ifloo.objective import Batch, Objective, preflight, scoring, sequential
+from ifloo.objective import Batch, Objective, Stationarity, preflight, scoring, sequential
 from ifloo.objective.batches import batch_size, slice_batch, to_device
 from ifloo.objective.loaders import sample_count
 from ifloo.objective.protocol import states_losses
@@ -31,7 +31,7 @@ from ifloo.params import DTYPES, author_name
 from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers import Auto, SolveError
 from ifloo.stages.callback.moment import weights_of
-from ifloo.stages.callback.snapshot import OwnRankings, Snapshot, ids_of
+from ifloo.stages.callback.snapshot import OwnRankings, Snapshot, away_from_minimum, ids_of
 from ifloo.stages.scores.engine_choice import HEAD_BYTES
 from ifloo.stages.scores.self_influence import NO_LAST_LAYER, last_linear_layer
 from ifloo.stages.settings import settings_json
@@ -215,6 +215,7 @@ class EpochScorer:
             own=own,
             data=_content_of_data(objective),
             dtype=str(theta.dtype).removeprefix("torch."),
+            notes=(away_from_minimum(stationarity),) if _claims_refits(method, stationarity) else (),
         )
 
     def _adapted(self, module: L.LightningModule) -> L.LightningModule:
@@ -314,6 +315,10 @@ def _refuse_method(method: object) -> None:
             "  Leave method out (the last layer), give one that needs no run, such as GradientDot(), or give a "
             "InfluenceFunction its damping."
         )
+
+
+def _claims_refits(method: Method, stationarity: Stationarity) -> bool:
+    return isinstance(method, InfluenceFunction) and stationarity.warning is not None
 
 
 def _may_be_double(module: L.LightningModule) -> bool:

@@ -55,6 +55,14 @@ class Snapshot:
     seconds: float = 0.0
 
 
+def away_from_minimum(found: Stationarity) -> str:
+    """Returns the note on scores by a curvature away from a minimum of J."""
+    return (
+        f"these weights are not at a minimum of J: |grad J| is {found.grad_norm / found.sample_share:.2g} times one "
+        "sample's share. The scores rank the training samples; they predict no refit."
+    )
+
+
 def ids_of(queries: Batch) -> tuple[int, ...]:
     """Returns the ids of test samples: those in the batch, else their positions."""
     ids = sample_ids(queries)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 
 import lightning as L
+import torch
 from torch.utils.data import DataLoader
 
-from ifloo.data.fit_record import FitRecord
+from ifloo.data.trainer_record import record_of_fit
 from ifloo.errors import InputError, in_one_line
 from ifloo.models.hooks import overridden
 from ifloo.objective import Batch
+from ifloo.objective.batches import fetch_samples, tensors_of
 from ifloo.objective.layers import BATCH_HOOKS
+from ifloo.objective.loaders import samples_behind
 from ifloo.stages.isolation import undisturbed_with
 
 log = logging.getLogger(__name__)
@@ -58,6 +61,19 @@ def _is_ddp(strategy: object) -> bool:
     return ONE_MODULE in (base.__name__ for base in type(strategy).__mro__)
 
 
+def is_augmented(loader: DataLoader[Batch]) -> bool:
+    """Tells whether two reads of a training sample differ, for the first, the middle and the last one."""
+    dataset = samples_behind(loader)
+    n = len(dataset)
+    rows = sorted({0, n // 2, n - 1})
+    first, second = ([list(tensors_of(fetch_samples(dataset, [i]))) for i in rows] for _ in range(2))
+    return any(
+        a.shape != b.shape or not torch.equal(a, b)
+        for one, other in zip(first, second, strict=True)
+        for a, b in zip(one, other, strict=False)
+    )
+
+
 def data_record(trainer: L.Trainer) -> dict[str, object] | None:
     """Returns the record of the data that a fit trains on, for its checkpoints; None where they cannot be read."""
     if not trainer.is_global_zero:
@@ -65,18 +81,7 @@ def data_record(trainer: L.Trainer) -> dict[str, object] | None:
     try:
         loader = training_loader(trainer)
         with undisturbed_with(loader.dataset, loader.collate_fn):
-            return FitRecord.of(
-                loader,
-                _evaluation(trainer),
-                trainer.limit_train_batches,
-                trainer.overfit_batches,
-            ).record()
+            return record_of_fit(trainer)
     except Exception as error:  # of the user's code, too
         log.info("checkpoints hold no record of the training data: %s", in_one_line(error))
         return None
-
-
-def _evaluation(trainer: L.Trainer) -> dict[str, DataLoader[Batch]]:
-    found = trainer.val_dataloaders
-    loaders = found if isinstance(found, (list, tuple)) else [found]
-    return {"val": loaders[0]} if loaders and isinstance(loaders[0], DataLoader) else {}
