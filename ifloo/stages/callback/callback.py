@@ -147,12 +147,13 @@ class InfluenceCallback(L.Callback):
         self._fit: _Fit | None = None
         self._attempt: _Attempt | None = None
         self._record: dict[str, object] | None = None
+        self._seconds: float | None = None  # duration of the last scoring
         self._to_clear = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Moves the callback behind all others, some of which replace the weights when the fit ends."""
         if stage == "fit":
-            self._fit = self._attempt = self._record = None
+            self._fit = self._attempt = self._record = self._seconds = None
             others = [one for one in trainer.callbacks if one is not self]  # type: ignore[attr-defined]  # undeclared
             trainer.callbacks = [*others, self]  # type: ignore[attr-defined]  # a new list: Lightning walks the old one
 
@@ -281,11 +282,10 @@ class InfluenceCallback(L.Callback):
                 best.load_into(one)
             return one.to(trainer.strategy.root_device)  # Lightning has moved the module to the host when a fit ends
 
-        with (
-            undisturbed_with(loader.dataset, loader.collate_fn),
-            shown_when_slow(lambda: _announcement(sample_count(loader), batch_size(fit.queries), moment)) as tick,
-        ):
+        text = _announcement(sample_count(loader), batch_size(fit.queries), moment, self._seconds)
+        with undisturbed_with(loader.dataset, loader.collate_fn), shown_when_slow(text) as tick:
             snapshot = fit.scorer.score_somehow(copied, loader, fit.queries, tick)
+        self._seconds = snapshot.seconds
         snapshot = replace(snapshot, notes=(*snapshot.notes, *fit.notes))
         if self._to_clear:
             fit.folders.clear()
@@ -303,5 +303,14 @@ def _without_scores(moment: Moment, error: Exception) -> str:
     return f"No influence scores {moment}; the fit is untouched. {type(error).__name__}: {error}"
 
 
-def _announcement(n: int, m: int, moment: Moment) -> str:
-    return f"influence: scoring {n:,} training samples against {m:,} test samples {moment} ..."
+def _announcement(n: int, m: int, moment: Moment, seconds: float | None) -> str:
+    """Returns the line about a scoring that takes long.
+
+    Args:
+        n: Number of training samples.
+        m: Number of test samples.
+        moment: Point of the fit.
+        seconds: Duration of the last scoring; None before the first.
+    """
+    duration = "" if seconds is None else f" (the last time it took {seconds:.0f} s)"
+    return f"influence: scoring {n:,} training samples against {m:,} test samples {moment}{duration} ..."

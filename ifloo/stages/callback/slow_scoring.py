@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from tqdm import tqdm
@@ -16,11 +16,11 @@ SECONDS = 3.0  # duration of a scoring that shows nothing
 
 
 @contextmanager
-def shown_when_slow(describe: Callable[[], str], seconds: float | None = None) -> Generator[OnProgress, None, None]:
+def shown_when_slow(text: str, seconds: float | None = None) -> Generator[OnProgress, None, None]:
     """Writes one line to stderr when the block has run for some seconds, and draws a bar from then on.
 
     Args:
-        describe: Text of the line, built when it is written.
+        text: Text of the line.
         seconds: Duration without a line; None: `SECONDS`.
 
     Yields:
@@ -28,7 +28,7 @@ def shown_when_slow(describe: Callable[[], str], seconds: float | None = None) -
     """
     after = SECONDS if seconds is None else seconds
     display = _Bar(time.monotonic() + after)
-    timer = threading.Timer(after, lambda: tqdm.write(describe(), file=sys.stderr))
+    timer = threading.Timer(after, lambda: tqdm.write(text, file=sys.stderr))
     timer.daemon = True  # a process that ends does not wait for it
     timer.start()
     try:
