@@ -26,6 +26,7 @@ from ifloo.models.decay import COUPLED, decoupled
 from ifloo.models.module import SampleLossModule
 from ifloo.objective.batches import Batch, batch_size, tensors_of, with_items
 from ifloo.objective.functional import silenced
+from ifloo.objective.user_code import user_code
 
 # Functions that the user provides, typed by the user's own classes.
 SampleLossFunction = Callable[..., Tensor]  # (the user's module, a batch) -> [b], nats
@@ -104,6 +105,13 @@ class Adapted(SampleLossModule):
         with silenced(self.model):
             return self.losses(self.model, batch) if self.losses else _step_losses(self.model, batch)
 
+    def single_loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """Computes ℓ of the sample in a batch of one, nats: by definition the loss of the training step on it."""
+        if self.losses:
+            return super().single_loss(batch)
+        with silenced(self.model):
+            return _step(self.model, batch)
+
     def step_loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Computes the loss that the module's `training_step` returns for a batch, nats."""
         with silenced(self.model):
@@ -151,11 +159,13 @@ class Adapted(SampleLossModule):
 
     @property
     def hparams(self) -> AttributeDict | MutableMapping[str, object]:
-        return self.model.hparams
+        with user_code(f"hparams of {type(self.model).__name__}"):
+            return self.model.hparams
 
     @property
     def hparams_initial(self) -> AttributeDict:
-        return self.model.hparams_initial
+        with user_code(f"hparams_initial of {type(self.model).__name__}"):
+            return self.model.hparams_initial
 
     @property
     def _current_fx_name(self) -> str | None:

@@ -98,9 +98,11 @@ def test_a_reduced_loss():
 
 def test_a_loss_that_is_not_finite():
     message = _refusal(lambda h: torch.where(torch.arange(len(h)) == 3, float("nan"), h.sum(1)))
+    drawn = torch.randperm(40, generator=torch.Generator().manual_seed(0))
     assert message == (
-        "sample_losses gave nan for row 3 of the first batch.\n"
-        "  The checkpoint's weights or this sample are not finite; no score can be computed."
+        f"The loss of training sample {drawn[3]} is nan: no score can be computed.\n"
+        "  Its targets may all be ignored (ignore_index, padding), so that their mean is 0/0, or the sample or the "
+        "weights are not finite. Leave the sample out, or divide by max(count, 1)."
     )
 
 
