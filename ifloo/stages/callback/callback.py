@@ -18,8 +18,8 @@ from ifloo.data.fit_record import KEY
 from ifloo.errors import InputError, in_one_line
 from ifloo.models.adapted import SampleLossFunction
 from ifloo.objective import Batch, sequential
-from ifloo.objective.batches import batch_size
 from ifloo.objective.loaders import sample_count
+from ifloo.objective.singles import Singles
 from ifloo.stages.callback.epoch_files import EpochFolders
 from ifloo.stages.callback.loggers import SnapshotLog, table
 from ifloo.stages.callback.moment import BEST, LAST, RAW, BestCheckpoint, Moment, other_best, refuse_without_checkpoints, weights_of
@@ -40,7 +40,7 @@ ONE_DRAW = "two reads of a training sample differ (augmentation): the scores are
 class _Fit:
     """Parts of the callback that stay the same during a fit."""
 
-    queries: Batch
+    queries: Singles
     scorer: EpochScorer
     folders: EpochFolders
     loggers: SnapshotLog
@@ -282,7 +282,7 @@ class InfluenceCallback(L.Callback):
                 best.load_into(one)
             return one.to(trainer.strategy.root_device)  # Lightning has moved the module to the host when a fit ends
 
-        text = _announcement(sample_count(loader), batch_size(fit.queries), moment, self._seconds)
+        text = _announcement(sample_count(loader), len(fit.queries), moment, self._seconds)
         with undisturbed_with(loader.dataset, loader.collate_fn), shown_when_slow(text) as tick:
             snapshot = fit.scorer.score_somehow(copied, loader, fit.queries, tick)
         self._seconds = snapshot.seconds

@@ -9,12 +9,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ifloo.objective import Batch, sequential
-from ifloo.objective.batches import batch_size, fetch_samples, map_tensors, tensors_of
-from ifloo.objective.loaders import unwrap_loader
+from ifloo.objective.batch_axes import singles_of
+from ifloo.objective.batches import batch_size, concatenate, fetch_samples
+from ifloo.objective.forms import map_tensors, tensors_of
+from ifloo.objective.functional import FunctionalLosses, Path
+from ifloo.objective.loaders import separately, unwrap_loader
+from ifloo.objective.singles import Singles
 
 
-def query_batch(queries: Batch | Dataset[Batch] | DataLoader[Batch], count: int, train: DataLoader[Batch]) -> Batch:
-    """Returns the test samples as one batch on the host; those of a data set are collated as training samples are.
+def query_batch(queries: Batch | Dataset[Batch] | DataLoader[Batch], count: int, train: DataLoader[Batch]) -> Singles:
+    """Returns the test samples on the host: one by one, and as one batch; both are collated as training samples are.
 
     Args:
         queries: A batch, a data set (a list of samples is one), a single sample, or a DataLoader.
@@ -24,14 +28,25 @@ def query_batch(queries: Batch | Dataset[Batch] | DataLoader[Batch], count: int,
     Raises:
         InputError: There is no sample.
     """
-    batch: Batch = queries
-    if not isinstance(queries, DataLoader):
-        data = _as_data_set(queries, train)
-        queries = data if data is None else _loader_of(data, train)
-    if queries is not None:
-        batch = next(iter(sequential(queries, count)))
-    batch_size(batch)
-    return map_tensors(lambda x: x.detach().cpu(), batch)
+    loader = queries if isinstance(queries, DataLoader) else None
+    if loader is None and (data := _as_data_set(queries, train)) is not None:
+        loader = _loader_of(data, train)
+    if loader is not None:
+        sequential(loader, count)  # checks that its samples have positions
+        found = next(iter(sequential(separately(loader, with_whole=True), count)))
+    else:
+        batch_size(queries)
+        found = singles_of(queries, train)
+    moved = map_tensors(lambda x: x.detach().cpu(), found)
+    assert isinstance(moved, Singles)
+    return moved
+
+
+def in_form_of(losses: FunctionalLosses, queries: Singles) -> Batch:
+    """Returns the test samples in the form in which losses are taken: one by one, or as one batch."""
+    if losses.path is Path.LOOP:
+        return Singles(queries.batches)
+    return concatenate(queries.batches) if queries.whole is None else queries.whole
 
 
 def _loader_of(data: object, train: DataLoader[Batch]) -> DataLoader[Batch]:

@@ -24,13 +24,15 @@ from ifloo.errors import InputError, WorkError, first_sentence
 from ifloo.models import Adapted, unwrap
 from ifloo.models.adapted import SampleLossFunction
 from ifloo.objective import Batch, Objective, Stationarity, preflight, scoring, sequential
-from ifloo.objective.batches import batch_size, slice_batch, to_device
+from ifloo.objective.batches import to_device
 from ifloo.objective.loaders import sample_count
 from ifloo.objective.protocol import states_losses
+from ifloo.objective.singles import Singles
 from ifloo.params import DTYPES, author_name
 from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers import Auto, SolveError
 from ifloo.stages.callback.moment import weights_of
+from ifloo.stages.callback.queries import in_form_of
 from ifloo.stages.callback.snapshot import OwnRankings, Snapshot, away_from_minimum, ids_of
 from ifloo.stages.scores.engine_choice import HEAD_BYTES
 from ifloo.stages.scores.self_influence import NO_LAST_LAYER, last_linear_layer
@@ -70,7 +72,7 @@ class EpochScorer:
         if self.method is not None:
             _refuse_method(self.method)
 
-    def identity_settings(self, queries: Batch) -> dict[str, JSON]:
+    def identity_settings(self, queries: Singles) -> dict[str, JSON]:
         """Returns the settings that change a number; they stay the same throughout a fit."""
         return {
             "method": settings_json(self.method) or "last_layer",
@@ -83,7 +85,7 @@ class EpochScorer:
         }
 
     def try_on_few(
-        self, copied: Callable[[], L.LightningModule], loader: DataLoader[Batch], queries: Batch
+        self, copied: Callable[[], L.LightningModule], loader: DataLoader[Batch], queries: Singles
     ) -> EpochScorer:
         """Scores a few samples, so that errors occur before the training.
 
@@ -124,7 +126,7 @@ class EpochScorer:
         self,
         copied: Callable[[], L.LightningModule],
         loader: DataLoader[Batch],
-        queries: Batch,
+        queries: Singles,
         tick: OnProgress = no_progress,
     ) -> Snapshot:
         """Scores all samples of a loader, by gradient dot products where the last layer cannot serve.
@@ -159,7 +161,7 @@ class EpochScorer:
         self,
         module: L.LightningModule,
         loader: DataLoader[Batch],
-        queries: Batch,
+        queries: Singles,
         n: int | None = None,
         tick: OnProgress = no_progress,
     ) -> Snapshot:
@@ -191,7 +193,7 @@ class EpochScorer:
         self,
         module: L.LightningModule,
         loader: DataLoader[Batch],
-        queries: Batch,
+        queries: Singles,
         n: int | None,
         tick: OnProgress,
     ) -> Snapshot:
@@ -203,7 +205,7 @@ class EpochScorer:
         if self.method is None:
             _refuse_large_head(objective, n or objective.n)
         with scoring(module):
-            moved = to_device(queries, theta.device, theta.dtype)
+            moved = to_device(in_form_of(objective.losses, queries), theta.device, theta.dtype)
             scores = method.scores(TrainedModel(objective, theta), moved, tick)
             own = self._self_influence(module, objective, loader, size, tick) if self.self_influence else None
         return Snapshot(
@@ -335,8 +337,8 @@ def _refuse_large_head(objective: Objective, n: int) -> None:
         )
 
 
-def _contents(queries: Batch) -> Sequence[str]:
-    return [content_of(slice_batch(queries, slice(k, k + 1))) for k in range(batch_size(queries))]
+def _contents(queries: Singles) -> Sequence[str]:
+    return [content_of(one) for one in queries.batches]
 
 
 def _content_of_data(objective: Objective) -> str:
