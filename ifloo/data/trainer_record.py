@@ -22,9 +22,8 @@ def record_of_fit(trainer: L.Trainer) -> dict[str, object]:
             f"The record of a fit is of one training DataLoader; this fit has a {type(loader).__name__}.\n"
             "  Concatenate the data sets (torch.utils.data.ConcatDataset)."
         )
-    return FitRecord.of(
-        loader, _evaluation(trainer), trainer.limit_train_batches, trainer.overfit_batches
-    ).record()
+    limits = trainer.limit_train_batches, trainer.overfit_batches  # type: ignore[attr-defined]  # Lightning sets it
+    return FitRecord.of(loader, _evaluation(trainer), *limits).record()
 
 
 def _evaluation(trainer: L.Trainer) -> dict[str, DataLoader[Batch]]:

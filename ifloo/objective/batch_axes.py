@@ -22,7 +22,7 @@ def singles_of(batch: Batch, loader: DataLoader[Batch]) -> Singles:
     """Divides a batch, of the form that the collate function of a loader makes, into batches of one sample.
 
     Raises:
-        InputError: The samples cannot be told apart, as in a batch of graphs whose nodes are joined.
+        InputError: The samples cannot be separated, as in a batch of graphs whose nodes are joined.
     """
     if loader.batch_sampler is None:  # each item of the dataset is a batch, and counts as one sample
         return Singles((batch,), batch)
@@ -64,7 +64,7 @@ def _axis(one: Tensor, two: Tensor, kind: str) -> int | None:
 
 def _joined(kind: str) -> str:
     return (
-        f"The samples of a batch ({kind}) cannot be told apart: its tensors have no dimension with one entry for each.\n"
+        f"The samples of a batch ({kind}) cannot be separated: its tensors have no dimension with one entry for each.\n"
         "  Give the samples as a data set, or as a list."
     )
 

@@ -22,7 +22,17 @@ from ifloo.objective.loaders import sample_count
 from ifloo.objective.singles import Singles
 from ifloo.stages.callback.epoch_files import EpochFolders
 from ifloo.stages.callback.loggers import SnapshotLog, table
-from ifloo.stages.callback.moment import BEST, LAST, RAW, BestCheckpoint, Moment, other_best, refuse_without_checkpoints, weights_of
+from ifloo.stages.callback.moment import (
+    BEST,
+    LAST,
+    RAW,
+    BestCheckpoint,
+    Moment,
+    last_or_best,
+    other_best,
+    refuse_without_checkpoints,
+    weights_of,
+)
 from ifloo.stages.callback.queries import query_batch
 from ifloo.stages.callback.scorer import EpochScorer, refuse_below_one
 from ifloo.stages.callback.slow_scoring import shown_when_slow
@@ -33,7 +43,9 @@ from ifloo.stages.scores.self_influence import DAMPING
 
 log = logging.getLogger(__name__)
 FOLDER = "influence"
-ONE_DRAW = "two reads of a training sample differ (augmentation): the scores are of one draw of each, seeded by its row."
+ONE_DRAW = (
+    "two reads of a training sample differ (augmentation): the scores are of one draw of each, seeded by its row."
+)
 
 
 @dataclass(frozen=True)
@@ -78,16 +90,24 @@ class InfluenceCallback(L.Callback):
     loader itself is not changed.
 
     The fit ends with the same weights, bit by bit, as without the callback: scoring works on a copy of the module and
-    restores every random state. A failure of scoring is a warning; invalid arguments raise an InputError before the
-    first step.
+    restores every random state. The scores at the end are of the weights that the fit ends with, after every other
+    callback, such as one that averages weights; those of an epoch are of the raw weights. Settings that do not fit the
+    module or its data turn the callback off for the fit, and a failure of scoring is a warning, unless `strict`. Where
+    the last layer cannot serve, the default method is `GradientDot`.
 
-    Files in `output_dir` are `epoch_<e>/influences_test_<t>.npz` (and `self_influence.npz`) after e epochs, and
-    `manifest.json`, which names the completed epochs. TensorBoard receives histograms and quantiles, any other logger
-    quantiles.
+    Files in `output_dir` are `epoch_<e>/influences_test_<t>.npz` (and `self_influence.npz`) after e epochs, the same
+    in `best` for the best checkpoint, and `manifest.json`, which names what is complete. TensorBoard receives
+    histograms and quantiles, any other logger quantiles. Checkpoints of the fit receive a record of its data.
 
     Under ddp the first process scores while the others wait for it in their next exchange. If scoring takes longer than
     the timeout of the process group (30 minutes for gloo, 10 for nccl), give `DDPStrategy(timeout=...)` a longer one.
     """
+
+    _fit: _Fit | None = None
+    _attempt: _Attempt | None = None
+    _record: dict[str, object] | None = None  # of the data, for checkpoints
+    _seconds: float | None = None  # duration of the last scoring
+    _to_clear = False  # whether complete new scores replace those of an earlier fit
 
     def __init__(
         self,
@@ -108,16 +128,15 @@ class InfluenceCallback(L.Callback):
         weights: Literal["last", "best"] = "last",
         strict: bool = False,
     ) -> None:
-        """Stores the settings; nothing is read before the fit.
+        """Stores the settings.
 
         Args:
-            queries: Test samples: a batch, or a dataset or DataLoader whose first `num_queries` samples are used. Their
-                ids are those in the batch (key `idx` or `sample_index`, third item of a tuple), else their positions.
+            queries: Test samples: a batch, or a dataset, list of samples or DataLoader whose first `num_queries` are
+                used. Their ids are those in the batch (key `idx` or `sample_index`), else their positions.
             every_n_epochs: Number of epochs between scorings during the fit; None: at the end only.
             method: Any `Method` that needs no recorded run. None: influence through the last linear layer with its
                 inputs fixed, −(1/n) ∇L_t·(H + δI)⁻¹∇ℓ_i, which is convex at any weights, unlike the whole network.
-            parameters: Shell-style patterns of the parameters attributed; None: those of the last linear layer, or all
-                if a method is given.
+            parameters: Shell-style patterns of parameters; None: the last linear layer's, or all if a method is given.
             sample_losses: Function of (module, batch) that returns unreduced losses, `[b]`, nats; None: the module's.
             l2: Strength λ >= 0 of a penalty ½λ‖θ‖² that the training adds and `sample_losses` does not.
             self_influence: Whether the effect of each training sample on its own loss is computed, in the last layer.
@@ -125,11 +144,9 @@ class InfluenceCallback(L.Callback):
             dtype: Precision of scoring; None: as trained, float32 for 16 bits, float64 where the solve needs it.
             num_queries: Number of test samples taken from a dataset or DataLoader.
             batch_size: Number of training samples scored at once; None: that of the training loader.
-            output_dir: Folder of the results; None: `influence` in the folder of the first logger, else in the
-                Trainer's `default_root_dir`.
+            output_dir: Folder of the results; None: `influence` in the first logger's folder or `default_root_dir`.
             overwrite: Whether the scores of an earlier fit in `output_dir` are replaced.
-            weights: Weights that are scored at the end: those that the fit ends with, or those of the best checkpoint
-                of a ModelCheckpoint.
+            weights: Weights scored at the end: those that the fit ends with, or those of the best checkpoint.
             strict: Whether a scoring that is not possible or fails ends the fit with its error.
 
         Raises:
@@ -138,17 +155,10 @@ class InfluenceCallback(L.Callback):
         refuse_below_one(every_n_epochs=every_n_epochs, num_queries=num_queries, batch_size=batch_size)
         self.queries, self.num_queries, self.every_n_epochs = queries, num_queries, every_n_epochs
         self.output_dir, self.overwrite = output_dir, overwrite
-        if weights not in ("last", "best"):
-            raise InputError(f"InfluenceCallback: weights must be 'last' or 'best', got {weights!r}.")
-        self.weights, self.strict = weights, strict
+        self.weights, self.strict = last_or_best(weights), strict
         patterns = [parameters] if isinstance(parameters, str) else parameters
         chosen = None if patterns is None else tuple(patterns)
         self._scorer = EpochScorer(method, chosen, damping, sample_losses, l2, self_influence, dtype, batch_size)
-        self._fit: _Fit | None = None
-        self._attempt: _Attempt | None = None
-        self._record: dict[str, object] | None = None
-        self._seconds: float | None = None  # duration of the last scoring
-        self._to_clear = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Moves the callback behind all others, some of which replace the weights when the fit ends."""
@@ -174,7 +184,7 @@ class InfluenceCallback(L.Callback):
             self._score(trainer, pl_module, Moment(trainer.current_epoch + 1, trainer.global_step, RAW))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Scores the weights that the fit ends with, which other callbacks replace in `on_train_end` or `on_fit_end`."""
+        """Scores the weights that the fit ends with; other callbacks replace them in `on_train_end` or `on_fit_end`."""
         if self._fit is None or not trainer.is_global_zero:
             return
         end = Moment(trainer.current_epoch, trainer.global_step, LAST)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import lightning as L
 import torch
@@ -17,6 +17,7 @@ from ifloo.store import sha256_of_tensors
 RAW = "raw weights at the end of an epoch"
 LAST = "weights that the fit ends with"
 BEST = "best checkpoint"
+WeightsT = TypeVar("WeightsT", bound=str)
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,17 @@ def other_best(trainer: L.Trainer, module: L.LightningModule) -> str | None:
         f"The last weights are scored; the best checkpoint {path} (epoch {best.moment.epoch}, step {best.moment.step}) "
         "has others. InfluenceCallback(weights='best') scores it."
     )
+
+
+def last_or_best(weights: WeightsT) -> WeightsT:
+    """Returns the name of the weights that are scored at the end of a fit.
+
+    Raises:
+        InputError: It is neither `last` nor `best`.
+    """
+    if weights not in ("last", "best"):
+        raise InputError(f"InfluenceCallback: weights must be 'last' or 'best', got {weights!r}.")
+    return weights
 
 
 def refuse_without_checkpoints(trainer: L.Trainer) -> None:

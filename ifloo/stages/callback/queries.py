@@ -57,7 +57,7 @@ def _loader_of(data: object, train: DataLoader[Batch]) -> DataLoader[Batch]:
 def _as_data_set(queries: object, train: DataLoader[Batch]) -> object | None:
     """Returns the queries as a data set; None if they are a batch.
 
-    A list may be either: of tensors for the model, or of samples for the collate function. The training data tell which.
+    A list may be either: of tensors for the model, or of samples for the collate function, as the training data show.
     """
     sample, batch = _forms(train)
     if _same_form(queries, batch):

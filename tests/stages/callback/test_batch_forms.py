@@ -148,7 +148,7 @@ def test_each_sample_counts_once(tmp_path, name, form, caplog):
     callback = InfluenceCallback(queries, method=GradientDot())
     fitted(module, DataLoader(train, batch_size=5, collate_fn=collate), [callback], tmp_path)
     if (name, form) == ("graphs", "batch"):
-        assert any("The samples of a batch (Graphs) cannot be told apart" in text for text in caplog.messages)
+        assert any("The samples of a batch (Graphs) cannot be separated" in text for text in caplog.messages)
         return
     expected = plain(module, train, tests, collate)
     for t in (0, 1):
@@ -161,7 +161,7 @@ def test_axes_of_the_samples():
     for name, expected in {"[T, b]": [1, 1], "padded texts": [0, 0]}.items():
         _, draw, collate = KINDS[name]
         assert sample_axes(DataLoader(Drawn(draw, 0, N), collate_fn=collate)) == expected
-    with pytest.raises(InputError, match=r"The samples of a batch \(Graphs\) cannot be told apart"):
+    with pytest.raises(InputError, match=r"The samples of a batch \(Graphs\) cannot be separated"):
         sample_axes(DataLoader(Drawn(graph, 0, N), collate_fn=joined))
 
 

@@ -78,7 +78,9 @@ def gradient_dots(module: L.LightningModule, data: DataLoader) -> np.ndarray:
         loss = module.training_step((x[None], y[None]), 0)
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(module.parameters()))])
 
-    G, g = (torch.stack([gradient(x, y) for x, y in zip(*set_[:], strict=True)]) for set_ in (data.dataset, samples(2, 1)))
+    G, g = (
+        torch.stack([gradient(x, y) for x, y in zip(*set_[:], strict=True)]) for set_ in (data.dataset, samples(2, 1))
+    )
     return (-g @ G.T / len(G)).numpy()
 
 
@@ -265,7 +267,9 @@ def test_a_best_checkpoint_with_objects_is_not_executed(tmp_path, caplog, weight
     (text,) = [r.getMessage() for r in caplog.records if r.name.startswith("ifloo") and r.levelname == "WARNING"]
     cannot = f"The best checkpoint {best.best_model_path} cannot be read as plain values"
     if weights == "last":
-        assert text.startswith(f"The last weights are scored; whether the best checkpoint has others is unknown. {cannot}")
+        assert text.startswith(
+            f"The last weights are scored; whether the best checkpoint has others is unknown. {cannot}"
+        )
         assert close(stored(tmp_path), gradient_dots(module, loader()))
     else:
         assert text.startswith(f"No influence scores of the best checkpoint; the fit is untouched. WorkError: {cannot}")
@@ -277,5 +281,7 @@ def test_the_last_layer_of_averaged_weights(tmp_path):
     fitted(module, loader(), [InfluenceCallback(QUERIES, damping=0.01), ema()], tmp_path)
     objective = Objective.of(Adapted(module), loader())
     theta = objective.losses.theta()
-    expected = InfluenceEngine(objective, theta, Damped(Hessian(objective, theta), 0.01), CG(rtol=1e-12)).scores(QUERIES)
+    expected = InfluenceEngine(objective, theta, Damped(Hessian(objective, theta), 0.01), CG(rtol=1e-12)).scores(
+        QUERIES
+    )
     assert close(stored(tmp_path), expected.value.numpy())

@@ -15,7 +15,6 @@ from tests.stages.callback.fits import FEATURES, samples
 from tests.stages.callback.test_moment import close, gradient_dots, loader, stored
 
 pl = pytest.importorskip("pytorch_lightning")
-from pytorch_lightning.callbacks import ModelCheckpoint, StochasticWeightAveraging  # noqa: E402
 
 
 class Net(pl.LightningModule):
@@ -46,12 +45,12 @@ class Data(pl.LightningDataModule):
 @pytest.mark.parametrize("weights", ["last", "best"])
 def test_the_callback_serves_them(tmp_path, weights):
     module = Net()
-    best = ModelCheckpoint(tmp_path / "kept", monitor="score", mode="min")
+    best = pl.callbacks.ModelCheckpoint(tmp_path / "kept", monitor="score", mode="min")
     callback = InfluenceCallback(samples(2, seed=1), method=GradientDot(), weights=weights)
     trainer = pl.Trainer(
         accelerator="cpu",
         default_root_dir=tmp_path,
-        callbacks=[callback, StochasticWeightAveraging(swa_lrs=0.5, swa_epoch_start=1), best],
+        callbacks=[callback, pl.callbacks.StochasticWeightAveraging(swa_lrs=0.5, swa_epoch_start=1), best],
         max_epochs=3,
         logger=False,
         enable_progress_bar=False,

@@ -53,7 +53,7 @@ def test_another_total_is_another_bar(capfd):
 
 
 def test_an_error_within_ends_the_display(capfd):
-    with pytest.raises(ValueError, match="^broken$"), shown_when_slow("a line", 0.05):
+    with pytest.raises(ValueError, match=r"^broken$"), shown_when_slow("a line", 0.05):
         raise ValueError("broken")
     time.sleep(0.15)
     assert capfd.readouterr().err == ""
