@@ -69,6 +69,6 @@ def _backward_products(
 
     Unlike `jvp`, it respects `torch.no_grad()` and tensor hooks as training does (Christianson 1992, section 3).
     """
-    values, pull = vjp(lambda at: losses.sample_losses(at, batch), theta)
+    values, pull = vjp(lambda at: losses.sample_losses(at, batch), theta)[:2]
     push = vjp(lambda u: pull(u)[0], torch.zeros_like(values))[1]
     return torch.stack([push(direction)[0] for direction in directions])

@@ -108,7 +108,7 @@ class ForwardProducts(Products):
             return max(float(gradient_norms(losses, self.theta, b).max()) for _, b in self.objective.data.with_ids())
 
     def _to_device(self, batch: Batch) -> Batch:
-        return to_device(batch, self.theta.device, self.theta.dtype)
+        return self.objective.losses.in_form(to_device(batch, self.theta.device, self.theta.dtype))
 
 
 def gradient_dots(
@@ -129,6 +129,6 @@ def gradient_chunks(objective: Objective, theta: Float[Tensor, " p"], size: int)
 
 def query_gradients(objective: Objective, theta: Float[Tensor, " p"], queries: Batch) -> Float[Tensor, "m p"]:
     """Computes ∇L_t(θ) of each query, in blocks of queries."""
-    products = ForwardProducts(objective, theta)
+    products, queries = ForwardProducts(objective, theta), objective.losses.in_form(queries)
     starts = range(0, batch_size(queries), QUERY_BLOCK)
     return torch.cat([products.query_gradients(slice_batch(queries, slice(i, i + QUERY_BLOCK))) for i in starts])

@@ -31,7 +31,7 @@ from ifloo.doctor.layer_findings import diagnose
 from ifloo.doctor.loader_findings import hook_findings, loader_findings
 from ifloo.errors import InputError
 from ifloo.models import Adapted, SampleLossModule, unwrap
-from ifloo.models.adapted import run_step
+from ifloo.models.training_step import run_step
 from ifloo.objective import Batch, Objective, Stationarity, preflight, scoring
 from ifloo.objective.batches import batch_size, slice_batch, without_ids
 from ifloo.objective.preflight import ROWS, rounding

@@ -6,7 +6,7 @@ Supported are dicts, `(x, y)`, `(x, y, idx)`, and nestings of these. The ids of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 

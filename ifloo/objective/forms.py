@@ -36,11 +36,13 @@ def map_tensors(function: Callable[[Tensor], object], batch: Batch) -> Batch:
     if isinstance(batch, Mapping):
         return with_values(batch, {k: map_tensors(function, v) for k, v in batch.items()})
     if isinstance(batch, PackedSequence):
-        return batch._replace(data=function(batch.data))
+        data = function(batch.data)
+        assert isinstance(data, Tensor)
+        return PackedSequence(data, batch.batch_sizes, batch.sorted_indices, batch.unsorted_indices)
     if isinstance(batch, (tuple, list)):
         return with_items(batch, (map_tensors(function, v) for v in batch))
-    if held := _attributes(batch):
-        return _with_attributes(batch, {name: map_tensors(function, v) for name, v in held.items()})
+    if held := attributes(batch):
+        return with_attributes(batch, {name: map_tensors(function, v) for name, v in held.items()})
     return batch
 
 
@@ -55,7 +57,7 @@ def tensors_of(batch: Batch) -> Iterator[Tensor]:
         for value in batch:
             yield from tensors_of(value)
     else:
-        for value in _attributes(batch).values():
+        for value in attributes(batch).values():
             yield from tensors_of(value)
 
 
@@ -71,7 +73,7 @@ def with_values(like: Mapping[object, object], values: dict[object, object]) -> 
     return type(like)(values)  # type: ignore[call-arg]
 
 
-def _attributes(part: object) -> dict[str, object]:
+def attributes(part: object) -> dict[str, object]:
     """Returns the attributes of an object that may hold tensors: a dataclass, or an instance of a user's class."""
     if isinstance(part, _LEAVES) or callable(part):
         return {}
@@ -90,7 +92,8 @@ def _direct(value: object) -> Iterator[Tensor]:
             yield from _direct(item)
 
 
-def _with_attributes(like: object, values: Mapping[str, object]) -> object:
+def with_attributes(like: object, values: Mapping[str, object]) -> object:
+    """Returns a copy of an object with other values of some attributes."""
     copied = copy.copy(like)
     for name, value in values.items():
         object.__setattr__(copied, name, value)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from enum import Enum
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, batch_size, map_tensors, slice_batch, without_ids
+from ifloo.objective.layout import Layout
 from ifloo.objective.plain import Scalar, gradient_and_value, recordable
 from ifloo.objective.protocol import OutputLosses, contract_of, states_outputs
 from ifloo.objective.silence import logging_to, silenced
@@ -103,10 +105,17 @@ class FunctionalLosses:
         space: Parameters that θ consists of.
         path: Way in which derivatives are computed; `ifloo.objective.paths` chooses it.
         vmapped: Whether `torch.func.vmap` runs the losses of single samples; if not, they are computed in a loop.
+        layout: Layout of batches, by which a loop takes apart a batch that holds no `Singles`; None if unknown, or if
+            no batch can be taken apart: it then counts as one sample.
     """
 
     def __init__(
-        self, module: nn.Module, space: ParamSpace, path: Path = Path.FORWARD, vmapped: bool = True
+        self,
+        module: nn.Module,
+        space: ParamSpace,
+        path: Path = Path.FORWARD,
+        vmapped: bool = True,
+        layout: Layout | None = None,
     ) -> None:
         """Binds a module; its parameters are never changed, neither here nor by a call.
 
@@ -114,22 +123,43 @@ class FunctionalLosses:
             InputError: The module has no `sample_losses` or no `penalty`.
         """
         self.module, self.space, self.contract = module, space, contract_of(module)
-        self.path, self.vmapped = path, vmapped
+        self.path, self.vmapped, self.layout = path, vmapped, layout
         self._caller = _Caller(module)
 
     def restricted(self, space: ParamSpace) -> FunctionalLosses:
         """Returns the same losses as functions of other parameters, computed in the same way."""
-        return FunctionalLosses(self.module, space, self.path, self.vmapped)
+        return FunctionalLosses(self.module, space, self.path, self.vmapped, self.layout)
 
     def theta(self) -> Float[Tensor, " p"]:
         """Returns the module's current values as a detached copy."""
         return self.space.values_of(self.module)
+
+    def in_form(self, batch: Batch) -> Batch:
+        """Returns a batch in the form that the losses are computed in: for a loop, as `Singles`.
+
+        Raises:
+            InputError: The batch holds several samples and cannot be taken apart.
+        """
+        inner = without_ids(batch)
+        if self.path is not Path.LOOP or isinstance(inner, Singles):
+            return batch
+        parts = self.layout.split(inner) if self.layout else None
+        singles = Singles(parts or (inner,))
+        if not isinstance(batch, Identified):
+            return singles
+        if len(singles) != len(batch.positions):
+            raise InputError(
+                f"{len(batch.positions)} samples came in one batch ({type(inner).__name__}) that cannot be taken apart."
+                "\n  Give them as a dataset or DataLoader: each is then collated alone."
+            )
+        return Identified(singles, batch.positions, batch.factors)
 
     def sample_losses(self, theta: Float[Tensor, " p"], batch: Batch) -> Tensor:
         """Returns ℓ of each sample, `[b]`, times its factor if the batch has factors.
 
         The shape is that of the model's own result, which `choose_path` checks.
         """
+        batch = self.in_form(batch)
         inner = without_ids(batch)
         if isinstance(inner, Singles):
             losses = torch.stack([self.single_loss(theta, one) for one in inner.batches])
@@ -147,14 +177,16 @@ class FunctionalLosses:
         """Returns ∇ℓ_i(θ) of each sample, by vmap or, where that does not run the module, one after the other."""
         if self.path is Path.LOOP or not self.vmapped:
             return torch.stack(list(self.gradients_one_by_one(theta, batch)))
-        gradients: Tensor = vmap(grad(self.loss_alone), in_dims=(None, 0))(theta, batch)
-        return gradients
+        gradients: Tensor = vmap(grad(self.loss_alone), in_dims=(None, 0))(theta, without_ids(batch))
+        factors = batch.factors if isinstance(batch, Identified) else None
+        return gradients if factors is None else gradients * factors.unsqueeze(1)
 
     def gradients_one_by_one(self, theta: Float[Tensor, " p"], batch: Batch) -> Iterator[Float[Tensor, " p"]]:
         """Yields ∇ℓ_i(θ) of each sample of a batch, from a backward pass of its own."""
+        batch = self.in_form(batch)
         for k in range(batch_size(batch)):
             one = slice_batch(batch, slice(k, k + 1))
-            yield self.gradient_and_value(lambda at, one=one: self.sample_losses(at, one).sum(), theta)[0]
+            yield self.gradient_and_value(partial(_sum_of_losses, self, one), theta)[0]
 
     def gradient_and_value(self, function: Scalar, theta: Float[Tensor, " p"]) -> tuple[Tensor, Tensor]:
         """Returns ∇f(θ) and f(θ) of a function of these losses, by torch.func or, for `LOOP`, by plain autograd."""
@@ -203,3 +235,7 @@ class FunctionalLosses:
         values = {n: p.detach() for n, p in self.module.named_parameters()} | self.space.unflatten(theta)
         result: Tensor = functional_call(self._caller, {f"module.{n}": v for n, v in values.items()}, (function, *args))
         return result
+
+
+def _sum_of_losses(losses: FunctionalLosses, batch: Batch, theta: Tensor) -> Tensor:
+    return losses.sample_losses(theta, batch).sum()

@@ -88,7 +88,7 @@ def separately(loader: DataLoader[Batch], with_whole: bool) -> DataLoader[Batch]
     return DataLoader(
         _Separately(dataset, batched),
         batch_size=loader.batch_size or 1,
-        collate_fn=CollateSingles(collate, with_whole and batched),  # type: ignore[arg-type]  # takes what is fetched
+        collate_fn=CollateSingles(collate, with_whole and batched),
         num_workers=loader.num_workers,
     )
 

@@ -99,9 +99,7 @@ class Objective:
     def value(self, theta: Float[Tensor, " p"]) -> Float[Tensor, ""]:
         """Returns J(θ; w), nats."""
         with torch.no_grad():
-            parts = [
-                term(theta) for ids, batch in self.data.with_ids() for term in self.terms(ids, batch)
-            ]
+            parts = [term(theta) for ids, batch in self.data.with_ids() for term in self.terms(ids, batch)]
             return torch.stack(parts).sum() + self.losses.penalty(theta)
 
     def gradient(self, theta: Float[Tensor, " p"]) -> Float[Tensor, " p"]:

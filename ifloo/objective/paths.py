@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from ifloo.errors import IflooError, InputError
 from ifloo.objective.batches import Batch, fetch_samples, sample_ids, to_device
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
+from ifloo.objective.layout import Layout
 from ifloo.objective.loaders import samples_behind, separately, sequential, unwrap_loader
 from ifloo.objective.out_of_memory import is_out_of_memory
 from ifloo.objective.plain import recordable, recording
@@ -95,6 +96,12 @@ class DrawnSamples:
         return to_device(collated, self.device, self.dtype)
 
     @cached_property
+    def layout(self) -> Layout | None:
+        """Layout of the batches; None where batches cannot be taken apart."""
+        first = fetch_samples(self.dataset, [self.rows[0]])  # type: ignore[arg-type]
+        return Layout.of(self.collate, first[0]) if self.batched and isinstance(first, list) else None
+
+    @cached_property
     def ids(self) -> Int[Tensor, " b"]:
         """Ids of the samples: those they carry, or their positions."""
         found = [sample_ids(one) for one in self.singles]
@@ -111,7 +118,6 @@ class Reference:
         losses: ℓ_i, `[b]`.
         slopes: ∇ℓ_i · v by the backward pass, `[b]`.
         scales: ‖∇ℓ_i‖ ‖v‖, the largest that a slope can be, `[b]`.
-        share: Mean of ‖∇ℓ_i‖.
     """
 
     direction: Float[Tensor, " p"]
@@ -126,7 +132,7 @@ class Reference:
         v = torch.randn(len(theta), generator=torch.Generator().manual_seed(SEED), dtype=torch.float64).to(theta)
         values, slopes, norms = [], [], []
         for one in samples.singles:
-            slope, value = loop.gradient_and_value(lambda at, one=one: loop.single_loss(at, one), theta)
+            slope, value = loop.gradient_and_value(partial(_single_loss, loop, one), theta)
             values.append(value)
             slopes.append(slope @ v)
             norms.append(slope.norm())
@@ -198,7 +204,8 @@ class _Trial:
         return self.losses.theta()
 
     def _along(self, path: Path, vmapped: bool) -> FunctionalLosses:
-        return FunctionalLosses(self.losses.module, self.losses.space, path, vmapped)
+        layout = self.samples.layout if path is Path.LOOP else None
+        return FunctionalLosses(self.losses.module, self.losses.space, path, vmapped, layout)
 
     def _forward(self) -> Tensor:
         v = self.reference.direction
@@ -206,7 +213,7 @@ class _Trial:
         return found
 
     def _backward(self) -> Tensor:
-        values, pull = vjp(lambda at: self.losses.sample_losses(at, self.samples.batch), self.theta)
+        values, pull = vjp(lambda at: self.losses.sample_losses(at, self.samples.batch), self.theta)[:2]
         push = vjp(lambda u: pull(u)[0], torch.zeros_like(values))[1]
         found: Tensor = push(self.reference.direction)[0]
         return found
@@ -236,6 +243,10 @@ class _Trial:
         eps = 1e3 * torch.finfo(value.dtype).eps
         tolerance = eps * (reference.scales.mean() + reference.losses.abs().mean())
         return bool((value - mean).abs() <= rounding(mean)) and bool((slope - slopes).abs() <= tolerance)
+
+
+def _single_loss(losses: FunctionalLosses, single: Batch, theta: Tensor) -> Tensor:
+    return losses.single_loss(theta, single)
 
 
 def _attempt(work: Callable[[], Tensor]) -> Tensor | None:

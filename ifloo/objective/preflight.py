@@ -54,7 +54,6 @@ def preflight(objective: Objective, theta: Float[Tensor, " p"]) -> Stationarity:
             or cannot be differentiated.
     """
     ids, few = _drawn(objective)
-    b = batch_size(few)
     with scoring(objective.losses.module):
         in_batch = _losses_in_batch(objective, theta, few)
         _check_losses(in_batch, ids)

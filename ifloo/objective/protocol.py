@@ -97,7 +97,11 @@ class ModelContract(ABC, Generic[BatchT_contra]):
         return self.sample_losses(batch).mean()
 
     def single_loss(self, batch: BatchT_contra) -> Float[Tensor, ""]:
-        """Returns ℓ of the sample in a batch of one, nats, without penalty."""
+        """Returns ℓ of the sample in a batch of one, nats, without penalty.
+
+        Raises:
+            InputError: `sample_losses` gives no loss for each sample.
+        """
         losses = self.sample_losses(batch)
         if losses.shape != (1,):
             raise InputError(

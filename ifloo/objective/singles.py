@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ifloo.objective.forms import Batch, tensors_of
+from ifloo.objective.forms import Batch, map_tensors, tensors_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,12 @@ class Singles:
 
     def __len__(self) -> int:
         return len(self.batches)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Singles:
+        """Moves all tensors to a device; a Trainer calls it, as it does for every part of a batch that has it."""
+        moved = map_tensors(lambda x: x.to(device, non_blocking=non_blocking), self)
+        assert isinstance(moved, Singles)
+        return moved
 
     def pick(self, index: slice | Int[Tensor, " b"]) -> Singles:
         """Returns some of the samples, without their whole batch unless all are taken."""

@@ -8,11 +8,12 @@ from numbers import Number
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ifloo.errors import InputError
 from ifloo.objective import Batch, sequential
-from ifloo.objective.batch_axes import singles_of
-from ifloo.objective.batches import batch_size, concatenate, fetch_samples
+from ifloo.objective.batches import batch_size, concatenate, fetch_samples, slice_batch
 from ifloo.objective.forms import map_tensors, tensors_of
 from ifloo.objective.functional import FunctionalLosses, Path
+from ifloo.objective.layout import Layout
 from ifloo.objective.loaders import separately, unwrap_loader
 from ifloo.objective.singles import Singles
 
@@ -35,8 +36,7 @@ def query_batch(queries: Batch | Dataset[Batch] | DataLoader[Batch], count: int,
         sequential(loader, count)  # checks that its samples have positions
         found = next(iter(sequential(separately(loader, with_whole=True), count)))
     else:
-        batch_size(queries)
-        found = singles_of(queries, train)
+        found = _separated(queries, train)
     moved = map_tensors(lambda x: x.detach().cpu(), found)
     assert isinstance(moved, Singles)
     return moved
@@ -47,6 +47,27 @@ def in_form_of(losses: FunctionalLosses, queries: Singles) -> Batch:
     if losses.path is Path.LOOP:
         return Singles(queries.batches)
     return concatenate(queries.batches) if queries.whole is None else queries.whole
+
+
+def _separated(batch: Batch, train: DataLoader[Batch]) -> Singles:
+    """Divides a batch into batches of one sample.
+
+    Raises:
+        InputError: There is no tensor with dimensions, or the samples cannot be separated.
+    """
+    if train.batch_sampler is None:  # each item of the data set is a batch, and counts as one sample
+        return Singles((batch,), batch)
+    b = batch_size(batch)
+    sample, like = _forms(train)
+    layout = Layout.of(unwrap_loader(train)[1], sample) if _same_form(batch, like) else None
+    if layout is not None and (parts := layout.split(batch)) is not None:
+        return Singles(parts, batch)
+    if any(len(x) != b for x in tensors_of(batch) if x.ndim):
+        raise InputError(
+            f"The samples of a batch ({type(batch).__name__}) cannot be separated: its tensors differ in their first "
+            "dimension.\n  Give them as a data set, or as a list of samples: each is then collated alone."
+        )
+    return Singles(tuple(slice_batch(batch, slice(k, k + 1)) for k in range(b)), batch)
 
 
 def _loader_of(data: object, train: DataLoader[Batch]) -> DataLoader[Batch]:

@@ -204,8 +204,8 @@ class EpochScorer:
         stationarity = preflight(objective, theta)
         if self.method is None:
             _refuse_large_head(objective, n or objective.n)
+        moved = to_device(in_form_of(objective.losses, queries), theta.device, theta.dtype)
         with scoring(module):
-            moved = to_device(in_form_of(objective.losses, queries), theta.device, theta.dtype)
             scores = method.scores(TrainedModel(objective, theta), moved, tick)
             own = self._self_influence(module, objective, loader, size, tick) if self.self_influence else None
         return Snapshot(

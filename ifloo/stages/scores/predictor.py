@@ -25,6 +25,7 @@ from ifloo.objective.protocol import states_losses
 from ifloo.stages.distributed.process_group import ProcessGroup
 from ifloo.stages.isolation import detached
 from ifloo.stages.scores.engine_choice import engine_for
+from ifloo.stages.scores.queries import samples_for
 from ifloo.stages.settings import AttributionSettings
 
 log = logging.getLogger(__name__)
@@ -188,7 +189,9 @@ class InfluencePredictor(L.LightningModule):
                 "  Give it a batch of test samples: InfluencePredictor(module, train_loader, queries=batch)."
             )
         self.directions, self._failure = None, None
-        engine, world, m = self.build_engine(), self.world, batch_size(self.queries)
+        engine, world = self.build_engine(), self.world
+        self.queries = samples_for(engine.objective.losses, self.queries)
+        m = batch_size(self.queries)
         own = world.share(m, SOLVED_TOGETHER)
         solved: Directions | None = None
         with world.raise_together():

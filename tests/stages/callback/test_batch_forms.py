@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ifloo.attribution import GradientDot
-from ifloo.errors import InputError
-from ifloo.objective.batch_axes import sample_axes
 from ifloo.stages import InfluenceCallback
 from ifloo.store import influences
 from tests.stages.callback.fits import fitted
@@ -155,21 +153,6 @@ def test_each_sample_counts_once(tmp_path, name, form, caplog):
         found = influences.load(tmp_path / "influence" / "epoch_003" / f"influences_test_{t}.npz")
         assert len(found.scores) == N
         np.testing.assert_allclose(found.scores, expected[t], rtol=0, atol=1e-6 * abs(expected[t]).max())
-
-
-def test_axes_of_the_samples():
-    for name, expected in {"[T, b]": [1, 1], "padded texts": [0, 0]}.items():
-        _, draw, collate = KINDS[name]
-        assert sample_axes(DataLoader(Drawn(draw, 0, N), collate_fn=collate)) == expected
-    with pytest.raises(InputError, match=r"The samples of a batch \(Graphs\) cannot be separated"):
-        sample_axes(DataLoader(Drawn(graph, 0, N), collate_fn=joined))
-
-
-def test_a_tensor_that_all_samples_share_stays_whole():
-    def collate(samples: Any) -> Any:
-        return {**padded(samples), "prior": torch.ones(3)}
-
-    assert sample_axes(DataLoader(Drawn(text, 0, N), collate_fn=collate)) == [0, 0, None]
 
 
 class Pixels(L.LightningModule):
