@@ -18,8 +18,8 @@ from ifloo.data.fit_record import KEY
 from ifloo.errors import InputError, in_one_line
 from ifloo.models.adapted import SampleLossFunction
 from ifloo.objective import Batch, sequential
+from ifloo.objective.id_rule import IdSetting
 from ifloo.objective.loaders import sample_count
-from ifloo.objective.singles import Singles
 from ifloo.stages.callback.epoch_files import EpochFolders
 from ifloo.stages.callback.loggers import SnapshotLog, table
 from ifloo.stages.callback.moment import (
@@ -33,10 +33,10 @@ from ifloo.stages.callback.moment import (
     refuse_without_checkpoints,
     weights_of,
 )
-from ifloo.stages.callback.queries import query_batch
+from ifloo.stages.callback.queries import Queries
 from ifloo.stages.callback.scorer import EpochScorer, refuse_below_one
 from ifloo.stages.callback.slow_scoring import shown_when_slow
-from ifloo.stages.callback.snapshot import Snapshot, ids_of
+from ifloo.stages.callback.snapshot import Snapshot
 from ifloo.stages.callback.training_data import data_record, is_augmented, training_loader, warn_of_hooks
 from ifloo.stages.isolation import detached, undisturbed_with
 from ifloo.stages.scores.self_influence import DAMPING
@@ -52,7 +52,7 @@ ONE_DRAW = (
 class _Fit:
     """Parts of the callback that stay the same during a fit."""
 
-    queries: Singles
+    queries: Queries
     scorer: EpochScorer
     folders: EpochFolders
     loggers: SnapshotLog
@@ -101,6 +101,26 @@ class InfluenceCallback(L.Callback):
 
     Under ddp the first process scores while the others wait for it in their next exchange. If scoring takes longer than
     the timeout of the process group (30 minutes for gloo, 10 for nccl), give `DDPStrategy(timeout=...)` a longer one.
+
+    Args:
+        queries: Test samples: a batch, or a dataset, list of samples or DataLoader whose first `num_queries` are
+            used. Their ids are those in the batch (key `idx` or `sample_index`), else their positions.
+        every_n_epochs: Number of epochs between scorings during the fit; None: at the end only.
+        method: Any `Method` that needs no recorded run. None: influence through the last linear layer with its
+            inputs fixed, −(1/n) ∇L_t·(H + δI)⁻¹∇ℓ_i, which is convex at any weights, unlike the whole network.
+        parameters: Shell-style patterns of parameters; None: the last linear layer's, or all if a method is given.
+        sample_losses: Function of (module, batch) that returns unreduced losses, `[b]`, nats; None: the module's.
+        l2: Strength λ >= 0 of a penalty ½λ‖θ‖² that the training adds and `sample_losses` does not.
+        self_influence: Whether the effect of each training sample on its own loss is computed, in the last layer.
+        damping: Number δ >= 0 added to the last layer's curvature, nats per squared parameter.
+        dtype: Precision of scoring; None: as trained, float32 for 16 bits, float64 where the solve needs it.
+        num_queries: Number of test samples taken from a dataset or DataLoader.
+        batch_size: Number of training samples scored at once; None: that of the training loader.
+        output_dir: Folder of the results; None: `influence` in the first logger's folder or `default_root_dir`.
+        overwrite: Whether the scores of an earlier fit in `output_dir` are replaced.
+        weights: Weights scored at the end: those that the fit ends with, or those of the best checkpoint.
+        strict: Whether a scoring that is not possible or fails ends the fit with its error.
+        ids: Setting of the sample ids: `auto` (a unique key `idx`, else positions), `third` item or `positions`.
     """
 
     _fit: _Fit | None = None
@@ -127,27 +147,9 @@ class InfluenceCallback(L.Callback):
         overwrite: bool = False,
         weights: Literal["last", "best"] = "last",
         strict: bool = False,
+        ids: IdSetting = "auto",
     ) -> None:
-        """Stores the settings.
-
-        Args:
-            queries: Test samples: a batch, or a dataset, list of samples or DataLoader whose first `num_queries` are
-                used. Their ids are those in the batch (key `idx` or `sample_index`), else their positions.
-            every_n_epochs: Number of epochs between scorings during the fit; None: at the end only.
-            method: Any `Method` that needs no recorded run. None: influence through the last linear layer with its
-                inputs fixed, −(1/n) ∇L_t·(H + δI)⁻¹∇ℓ_i, which is convex at any weights, unlike the whole network.
-            parameters: Shell-style patterns of parameters; None: the last linear layer's, or all if a method is given.
-            sample_losses: Function of (module, batch) that returns unreduced losses, `[b]`, nats; None: the module's.
-            l2: Strength λ >= 0 of a penalty ½λ‖θ‖² that the training adds and `sample_losses` does not.
-            self_influence: Whether the effect of each training sample on its own loss is computed, in the last layer.
-            damping: Number δ >= 0 added to the last layer's curvature, nats per squared parameter.
-            dtype: Precision of scoring; None: as trained, float32 for 16 bits, float64 where the solve needs it.
-            num_queries: Number of test samples taken from a dataset or DataLoader.
-            batch_size: Number of training samples scored at once; None: that of the training loader.
-            output_dir: Folder of the results; None: `influence` in the first logger's folder or `default_root_dir`.
-            overwrite: Whether the scores of an earlier fit in `output_dir` are replaced.
-            weights: Weights scored at the end: those that the fit ends with, or those of the best checkpoint.
-            strict: Whether a scoring that is not possible or fails ends the fit with its error.
+        """Stores the settings; nothing is read before the fit.
 
         Raises:
             InputError: A setting is out of range, or the method needs a recorded run.
@@ -158,7 +160,7 @@ class InfluenceCallback(L.Callback):
         self.weights, self.strict = last_or_best(weights), strict
         patterns = [parameters] if isinstance(parameters, str) else parameters
         chosen = None if patterns is None else tuple(patterns)
-        self._scorer = EpochScorer(method, chosen, damping, sample_losses, l2, self_influence, dtype, batch_size)
+        self._scorer = EpochScorer(method, chosen, damping, sample_losses, l2, self_influence, dtype, batch_size, ids)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Moves the callback behind all others, some of which replace the weights when the fit ends."""
@@ -227,12 +229,7 @@ class InfluenceCallback(L.Callback):
         sequential(loader, 1)
         warn_of_hooks(trainer, module)
         with undisturbed_with(loader.dataset, loader.collate_fn, self.queries):
-            queries = query_batch(self.queries, self.num_queries, loader)
-            ids = ids_of(queries)
-            if len(set(ids)) != len(ids):
-                raise InputError(
-                    f"InfluenceCallback: queries hold an id twice: {list(ids)}.\n  Each has files of its own."
-                )
+            queries = Queries.of(self.queries, self.num_queries, loader, self._scorer.ids)
             scorer = self._scorer.try_on_few(partial(detached, module), loader, queries)
             notes = (ONE_DRAW,) if is_augmented(loader) else ()
         folders = EpochFolders(root, self._scorer.identity_settings(queries))

@@ -3,50 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from numbers import Number
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ifloo.errors import InputError
 from ifloo.objective import Batch, sequential
-from ifloo.objective.batches import batch_size, concatenate, fetch_samples, slice_batch
+from ifloo.objective.batches import Identified, batch_size, concatenate, fetch_samples, slice_batch, without_ids
 from ifloo.objective.forms import map_tensors, tensors_of
 from ifloo.objective.functional import FunctionalLosses, Path
+from ifloo.objective.id_rule import IdRule, IdSetting
+from ifloo.objective.ids import identified_queries, query_ids
 from ifloo.objective.layout import Layout
 from ifloo.objective.loaders import separately, unwrap_loader
 from ifloo.objective.singles import Singles
+from ifloo.store import content_of
 
 
-def query_batch(queries: Batch | Dataset[Batch] | DataLoader[Batch], count: int, train: DataLoader[Batch]) -> Singles:
-    """Returns the test samples on the host: one by one, and as one batch; both are collated as training samples are.
+@dataclass(frozen=True)
+class Queries:
+    """Test samples on the host.
 
-    Args:
-        queries: A batch, a data set (a list of samples is one), a single sample, or a DataLoader.
-        count: Number of samples taken from a data set or DataLoader.
-        train: Training loader; a batch has the form that its collate function makes.
-
-    Raises:
-        InputError: There is no sample.
+    Attributes:
+        singles: The samples one by one, and as one batch; both are collated as training samples are.
+        ids: Ids of the samples.
     """
-    loader = queries if isinstance(queries, DataLoader) else None
-    if loader is None and (data := _as_data_set(queries, train)) is not None:
-        loader = _loader_of(data, train)
-    if loader is not None:
-        sequential(loader, count)  # checks that its samples have positions
-        found = next(iter(sequential(separately(loader, with_whole=True), count)))
-    else:
-        found = _separated(queries, train)
-    moved = map_tensors(lambda x: x.detach().cpu(), found)
-    assert isinstance(moved, Singles)
-    return moved
 
+    singles: Singles
+    ids: tuple[int, ...]
 
-def in_form_of(losses: FunctionalLosses, queries: Singles) -> Batch:
-    """Returns the test samples in the form in which losses are taken: one by one, or as one batch."""
-    if losses.path is Path.LOOP:
-        return Singles(queries.batches)
-    return concatenate(queries.batches) if queries.whole is None else queries.whole
+    @classmethod
+    def of(
+        cls,
+        queries: Batch | Dataset[Batch] | DataLoader[Batch],
+        count: int,
+        train: DataLoader[Batch],
+        ids: IdSetting = "auto",
+    ) -> Queries:
+        """Reads test samples.
+
+        Args:
+            queries: A batch, a data set (a list of samples is one), a single sample, or a DataLoader.
+            count: Number of samples taken from a data set or DataLoader.
+            train: Training loader; a batch has the form that its collate function makes.
+            ids: Setting of the ids.
+
+        Raises:
+            InputError: There is no sample, the samples of a batch cannot be separated, or an id occurs twice.
+        """
+        loader = queries if isinstance(queries, DataLoader) else None
+        if loader is None and not isinstance(queries, Identified):
+            data = _as_data_set(queries, train)
+            loader = None if data is None else _loader_of(data, train)
+        if loader is not None:
+            rule = sequential(loader, count, slice(0, count), ids).id_rule
+            found = next(iter(sequential(separately(loader, with_whole=True), count)))
+        else:
+            rule, found = IdRule(ids), _separated(without_ids(queries), train)
+        moved = map_tensors(lambda x: x.detach().cpu(), without_ids(found))
+        assert isinstance(moved, Singles)
+        named = Identified(moved, queries.positions) if isinstance(queries, Identified) else moved
+        own = query_ids(identified_queries(named, rule)).tolist()
+        if len(set(own)) != len(own):
+            raise InputError(f"InfluenceCallback: queries hold an id twice: {own}.\n  Each has files of its own.")
+        return cls(moved, tuple(own))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def contents(self) -> list[str]:
+        """SHA-256 of each sample."""
+        return [content_of(one) for one in self.singles.batches]
+
+    def in_form_of(self, losses: FunctionalLosses) -> Identified:
+        """Returns the samples in the form in which losses are taken: one by one, or as one batch."""
+        one_by_one, ids = self.singles.batches, torch.tensor(self.ids)
+        if losses.path is Path.LOOP:
+            return Identified(Singles(one_by_one), ids)
+        return Identified(concatenate(one_by_one) if self.singles.whole is None else self.singles.whole, ids)
 
 
 def _separated(batch: Batch, train: DataLoader[Batch]) -> Singles:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -25,17 +25,18 @@ from ifloo.models import Adapted, unwrap
 from ifloo.models.adapted import SampleLossFunction
 from ifloo.objective import Batch, Objective, Stationarity, preflight, scoring, sequential
 from ifloo.objective.batches import to_device
+from ifloo.objective.id_rule import IdSetting
 from ifloo.objective.loaders import sample_count
+from ifloo.objective.logits_layer import first_sample, logits_layer
 from ifloo.objective.protocol import states_losses
-from ifloo.objective.singles import Singles
 from ifloo.params import DTYPES, author_name
 from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers import Auto, SolveError
 from ifloo.stages.callback.moment import weights_of
-from ifloo.stages.callback.queries import in_form_of
-from ifloo.stages.callback.snapshot import OwnRankings, Snapshot, away_from_minimum, ids_of
+from ifloo.stages.callback.queries import Queries
+from ifloo.stages.callback.snapshot import OwnRankings, Snapshot, away_from_minimum
 from ifloo.stages.scores.engine_choice import HEAD_BYTES
-from ifloo.stages.scores.self_influence import NO_LAST_LAYER, last_linear_layer
+from ifloo.stages.scores.self_influence import last_linear_layer
 from ifloo.stages.settings import settings_json
 from ifloo.store import JSON, content_of
 
@@ -59,6 +60,7 @@ class EpochScorer:
     self_influence: bool
     dtype: Literal["float64", "float32"] | None
     batch_size: int | None
+    ids: IdSetting = "auto"
 
     def __post_init__(self) -> None:
         """Checks the settings.
@@ -72,7 +74,7 @@ class EpochScorer:
         if self.method is not None:
             _refuse_method(self.method)
 
-    def identity_settings(self, queries: Singles) -> dict[str, JSON]:
+    def identity_settings(self, queries: Queries) -> dict[str, JSON]:
         """Returns the settings that change a number; they stay the same throughout a fit."""
         return {
             "method": settings_json(self.method) or "last_layer",
@@ -81,11 +83,12 @@ class EpochScorer:
             "sample_losses": settings_json(self.sample_losses),
             "l2": self.l2,
             "dtype": self.dtype,
-            "queries": {str(t): content for t, content in zip(ids_of(queries), _contents(queries), strict=True)},
+            **({} if self.ids == "auto" else {"ids": self.ids}),
+            "queries": {str(t): content for t, content in zip(queries.ids, queries.contents, strict=True)},
         }
 
     def try_on_few(
-        self, copied: Callable[[], L.LightningModule], loader: DataLoader[Batch], queries: Singles
+        self, copied: Callable[[], L.LightningModule], loader: DataLoader[Batch], queries: Queries
     ) -> EpochScorer:
         """Scores a few samples, so that errors occur before the training.
 
@@ -100,7 +103,7 @@ class EpochScorer:
         Raises:
             InputError: Module, data and method do not fit together.
         """
-        few = sequential(loader, TRIED, slice(0, TRIED))
+        few = sequential(loader, TRIED, slice(0, TRIED), self.ids)
         n = sample_count(loader)
         try:
             self.score(copied(), few, queries, n)
@@ -126,7 +129,7 @@ class EpochScorer:
         self,
         copied: Callable[[], L.LightningModule],
         loader: DataLoader[Batch],
-        queries: Singles,
+        queries: Queries,
         tick: OnProgress = no_progress,
     ) -> Snapshot:
         """Scores all samples of a loader, by gradient dot products where the last layer cannot serve.
@@ -161,7 +164,7 @@ class EpochScorer:
         self,
         module: L.LightningModule,
         loader: DataLoader[Batch],
-        queries: Singles,
+        queries: Queries,
         n: int | None = None,
         tick: OnProgress = no_progress,
     ) -> Snapshot:
@@ -193,24 +196,24 @@ class EpochScorer:
         self,
         module: L.LightningModule,
         loader: DataLoader[Batch],
-        queries: Singles,
+        queries: Queries,
         n: int | None,
         tick: OnProgress,
     ) -> Snapshot:
-        method, patterns = self._method(module)
+        method, patterns = self._method(module, loader)
         size = self.batch_size or loader.batch_size or 1
-        objective = Objective.of(module, loader, patterns, size)
+        objective = Objective.of(module, sequential(loader, size, ids=self.ids), patterns, size)
         theta = objective.losses.theta()
         stationarity = preflight(objective, theta)
         if self.method is None:
             _refuse_large_head(objective, n or objective.n)
-        moved = to_device(in_form_of(objective.losses, queries), theta.device, theta.dtype)
+        moved = to_device(queries.in_form_of(objective.losses), theta.device, theta.dtype)
         with scoring(module):
             scores = method.scores(TrainedModel(objective, theta), moved, tick)
             own = self._self_influence(module, objective, loader, size, tick) if self.self_influence else None
         return Snapshot(
             scores=scores,
-            test_ids=ids_of(queries),
+            test_ids=queries.ids,
             method=method,
             parameters=tuple(author_name(module, pattern) for pattern in patterns),
             stationarity=stationarity,
@@ -240,10 +243,10 @@ class EpochScorer:
         dtype = self.dtype or ("float32" if first is not None and first.dtype in HALVES else None)
         return module.to(DTYPES[dtype]) if dtype else module
 
-    def _method(self, module: L.LightningModule) -> tuple[Method, tuple[str, ...]]:
+    def _method(self, module: L.LightningModule, loader: DataLoader[Batch]) -> tuple[Method, tuple[str, ...]]:
         if self.method is not None:
             return self.method, self.parameters or ("*",)
-        patterns = self.parameters or (f"{last_layer(module)}.*",)
+        patterns = self.parameters or (f"{last_layer(module, loader)}.*",)
         label = "hessian" if self.parameters else "last_layer"
         return InfluenceFunction(label, last_layer_curvature, self.damping, Auto()), patterns
 
@@ -255,9 +258,8 @@ class EpochScorer:
         size: int,
         tick: OnProgress,
     ) -> OwnRankings:
-        loss, layer = loss_ranking(objective, objective.losses.theta(), tick), last_linear_layer(module)
+        loss, layer = loss_ranking(objective, objective.losses.theta(), tick), last_linear_layer(objective)
         if layer is None:
-            log.info(NO_LAST_LAYER)
             return OwnRankings(loss, None)
         part = Objective.of(module, loader, (f"{layer}.*",), size)
         if (need := LinearHead.bytes_kept(part)) > HEAD_BYTES:
@@ -277,20 +279,22 @@ def refuse_below_one(**counts: int | None) -> None:
             raise InputError(f"InfluenceCallback: {name} must be >= 1, got {count}.")
 
 
-def last_layer(module: L.LightningModule) -> str:
-    """Returns the name of the last linear layer.
+def last_layer(module: L.LightningModule, loader: DataLoader[Batch]) -> str:
+    """Returns the name of the layer that gives the logits.
 
     Raises:
-        InputError: The module has no last linear layer with trainable weights that it shares with no other layer.
+        InputError: The module has no such layer with trainable weights that it shares with no other layer.
     """
-    if (layer := last_linear_layer(module)) is not None:
-        return layer
-    raise InputError(
-        "InfluenceCallback scores through the last linear layer by default, and "
-        f"{type(unwrap(module)).__name__} ends in none with trainable weights of its own.\n"
-        "  Give another method, such as method=GradientDot() of ifloo.attribution, or parameters=['name.*'] of one "
-        "nn.Linear."
-    )
+    try:
+        return logits_layer(module, first_sample(loader, module))
+    except InputError as error:
+        raise InputError(
+            "InfluenceCallback scores through the last linear layer by default, and "
+            f"{type(unwrap(module)).__name__} ends in none with trainable weights of its own. "
+            f"{str(error).splitlines()[0]}\n"
+            "  Give another method, such as method=GradientDot() of ifloo.attribution, or parameters=['name.*'] of one "
+            "nn.Linear."
+        ) from error
 
 
 def last_layer_curvature(objective: Objective, theta: Tensor) -> LinearOperator:
@@ -335,10 +339,6 @@ def _refuse_large_head(objective: Objective, n: int) -> None:
             f"Influence through the last layer would keep {need / 2**30:.1f} GiB of its inputs and curvatures for "
             f"{n:,} training samples.\n  Give another method: method=GradientDot() of ifloo.attribution keeps nothing."
         )
-
-
-def _contents(queries: Singles) -> Sequence[str]:
-    return [content_of(one) for one in queries.batches]
 
 
 def _content_of_data(objective: Objective) -> str:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ifloo.attribution import Method, Scores
-from ifloo.objective import Batch, Stationarity, sample_ids
-from ifloo.objective.batches import batch_size
+from ifloo.objective import Stationarity
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,3 @@ def away_from_minimum(found: Stationarity) -> str:
         f"these weights are not at a minimum of J: |grad J| is {found.grad_norm / found.sample_share:.2g} times one "
         "sample's share. The scores rank the training samples; they predict no refit."
     )
-
-
-def ids_of(queries: Batch) -> tuple[int, ...]:
-    """Returns the ids of test samples: those in the batch, else their positions."""
-    ids = sample_ids(queries)
-    return tuple(range(batch_size(queries))) if ids is None else tuple(ids.tolist())

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ifloo.attribution import DEFINITIONS
+from ifloo.data.adapted import training_loader
 from ifloo.data.protocol import AttributionData
 from ifloo.errors import InputError
 from ifloo.objective import sequential
@@ -245,7 +246,7 @@ class InfluenceStage:
 
     @cached_property
     def _predictor(self) -> InfluencePredictor:
-        loader = sequential(self.datamodule.train_dataloader(), self.settings.batch_size)
+        loader = sequential(training_loader(self.datamodule), self.settings.batch_size)
         return InfluencePredictor(self.module, loader, self.settings)
 
     def _blocks(self, test_ids: Sequence[int] | None, deliver: Callable[[ScoredBlock], None]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ifloo.attribution import Method, Scores, TrainedModel, Unrolled
 from ifloo.attribution.recorded import RecordedRun
+from ifloo.data.adapted import training_loader
 from ifloo.data.protocol import AttributionData
 from ifloo.errors import InputError
 from ifloo.objective import Objective, preflight
@@ -123,7 +124,7 @@ class MethodRun:
         """
         # A copy, since refits start from the given module, in its own precision and on its device.
         module = detached(self.module).to(self.device, self.settings.torch_dtype)
-        loader = self.datamodule.train_dataloader()
+        loader = training_loader(self.datamodule)
         objective = Objective.of(module, loader, self.settings.parameters, self.settings.batch_size)
         theta = objective.losses.theta()
         preflight(objective, theta)  # the end of a run need not be a minimum: each method defines its own derivative

@@ -20,7 +20,9 @@ from ifloo.errors import InputError
 from ifloo.models import Adapted
 from ifloo.objective import Batch, Objective, Stationarity, preflight
 from ifloo.objective.batches import batch_size, slice_batch, to_device
-from ifloo.objective.ids import query_ids
+from ifloo.objective.id_rule import IdRule, IdSetting
+from ifloo.objective.ids import identified_queries, query_ids
+from ifloo.objective.loaders import sequential
 from ifloo.objective.protocol import states_losses
 from ifloo.stages.distributed.process_group import ProcessGroup
 from ifloo.stages.isolation import detached
@@ -67,6 +69,7 @@ class InfluencePredictor(L.LightningModule):
         settings: AttributionSettings | None = None,
         right_hand_sides: int | None = None,
         queries: Batch = None,
+        ids: IdSetting = "auto",
     ) -> None:
         """Wraps a module.
 
@@ -77,6 +80,7 @@ class InfluencePredictor(L.LightningModule):
             settings: Settings of the attribution, whose `test_ids` are not used; None: the defaults.
             right_hand_sides: Number of queries and other solves in all; None: the number of queries.
             queries: Batch of test samples, with or without ids.
+            ids: Setting of the ids of training samples and queries: `auto` (see `IdRule`), `third` or `positions`.
 
         Raises:
             InputError: The settings name a method other than the curvature, or the module has no loss to score.
@@ -88,7 +92,7 @@ class InfluencePredictor(L.LightningModule):
         module = module if states_losses(module) else Adapted(module)
         # A copy if the precision differs, so that the caller's module stays as it was.
         self.module = detached(module).to(settings.torch_dtype) if settings.torch_dtype else module
-        self.loader, self.settings = loader, settings
+        self.loader, self.settings, self.ids = loader, settings, ids
         self.queries = queries
         count = 1 if queries is None else batch_size(queries)
         self.right_hand_sides = count if right_hand_sides is None else right_hand_sides
@@ -131,7 +135,8 @@ class InfluencePredictor(L.LightningModule):
         """
         if self._engine is None:
             settings, count = self.settings, right_hand_sides or self.right_hand_sides
-            objective = Objective.of(self.module, self.loader, settings.parameters, settings.batch_size)
+            loader = sequential(self.loader, settings.batch_size, ids=self.ids)
+            objective = Objective.of(self.module, loader, settings.parameters, settings.batch_size)
             theta = objective.losses.theta()
             self.stationarity = preflight(objective, theta)
             if self.stationarity.warning:
@@ -195,7 +200,8 @@ class InfluencePredictor(L.LightningModule):
         own = world.share(m, SOLVED_TOGETHER)
         solved: Directions | None = None
         with world.raise_together():
-            queries = to_device(self.queries, engine.theta.device, engine.theta.dtype)
+            queries = identified_queries(self.queries, IdRule(self.ids))
+            queries = to_device(queries, engine.theta.device, engine.theta.dtype)
             if own.start < own.stop:
                 with solver_progress(engine, world.first):
                     solved = engine.directions(queries if world.size == 1 else slice_batch(queries, own))
@@ -221,7 +227,7 @@ class InfluencePredictor(L.LightningModule):
         parts = world.all_gathered(None if solved is None else _on_host(solved.certificate))
         return Directions(
             world.spread_rows(value, SOLVED_TOGETHER),
-            query_ids(self.queries),
+            query_ids(identified_queries(self.queries, IdRule(self.ids))),
             Certificate.joined([part for part in parts if part is not None]),
         )
 

@@ -18,7 +18,7 @@ from ifloo.attribution import GradientDot, InfluenceEngine, InfluenceFunction, T
 from ifloo.curvature import Damped, LinearHead
 from ifloo.errors import InputError
 from ifloo.models import Adapted
-from ifloo.objective import Objective
+from ifloo.objective import Identified, Objective
 from ifloo.solvers import Cholesky, SolveError
 from ifloo.stages import InfluenceCallback
 from ifloo.store import Manifest, influences
@@ -35,6 +35,9 @@ class Headless(Plain):
         super().__init__()
         self.body, self.head = nn.Sequential(nn.Unflatten(1, (1, 6))), nn.Sequential(nn.Conv1d(1, 3, 6), nn.Flatten())
         self.double()
+
+
+LAST = "head.0 (Conv1d)"
 
 
 class Locked(Stated):
@@ -119,8 +122,13 @@ def test_a_missing_last_layer_leaves_self_influence_out(tmp_path, caplog):
         fitted(Headless(), loader(), [asked], tmp_path, max_epochs=1)
     named = [text for text in caplog.messages if "self-influence" in text]
     assert set(named) == {
-        "self-influence through the last layer: none, since that layer is missing or shares its weights."
+        "self-influence through the last layer: none. No trainable linear map (nn.Linear, convolution of one pixel) "
+        f"gives the logits; last before the loss: {LAST}."
     }
+
+
+def of_another_module(model, batch):
+    return model.tail(batch)
 
 
 FITS: dict[str, tuple[Any, Any, Any, str]] = {
@@ -141,10 +149,9 @@ FITS: dict[str, tuple[Any, Any, Any, str]] = {
     "a function that fails": (
         Plain,
         loader,
-        {"sample_losses": lambda model, batch: model.tail(batch)},
-        "Influence scores of 32 training samples were tried before the fit, and failed: AttributeError: 'Plain' object "
-        "has no attribute 'tail'\n  Look at what InfluenceCallback was given (queries, sample_losses, method): it must "
-        "go together with Plain and its training data.",
+        {"sample_losses": of_another_module},
+        "sample_losses given for Plain failed: AttributeError: 'Plain' object has no attribute 'tail' "
+        f"(tests/stages/callback/{Path(__file__).name}:{of_another_module.__code__.co_firstlineno + 1})",
     ),
     "no such parameters": (
         Stated,
@@ -155,7 +162,7 @@ FITS: dict[str, tuple[Any, Any, Any, str]] = {
     "an id twice": (
         Stated,
         loader,
-        {"queries": (*QUERIES, torch.tensor([4, 4]))},
+        {"queries": Identified(QUERIES, torch.tensor([4, 4]))},
         "InfluenceCallback: queries hold an id twice: [4, 4].\n  Each has files of its own.",
     ),
     "no tensor": (

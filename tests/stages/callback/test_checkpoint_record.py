@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, random_split
 
 from ifloo.data.fit_record import KEY, FitRecord
+from ifloo.objective import Identified
 from ifloo.stages import InfluenceCallback
 from tests.stages.callback.fits import N, Stated, fitted, loader, samples
 
@@ -59,7 +60,7 @@ def test_limits_of_the_trainer_are_recorded(tmp_path):
 
 
 def test_a_fit_that_is_not_scored_records_its_data_too(tmp_path, caplog):
-    trainer = fitted(Stated(), loader(), [InfluenceCallback((*QUERIES, torch.tensor([4, 4])))], tmp_path)
+    trainer = fitted(Stated(), loader(), [InfluenceCallback(Identified(QUERIES, torch.tensor([4, 4])))], tmp_path)
     assert any("InfluenceCallback is off for this fit" in text for text in caplog.messages)
     trainer.save_checkpoint(tmp_path / "c.ckpt")
     assert record_in(tmp_path / "c.ckpt").n == N

@@ -9,14 +9,14 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ifloo.errors import InputError
 from ifloo.objective.forms import tensors_of
-from ifloo.stages.callback import queries as forms
+from ifloo.stages.callback.queries import Queries
 
 X, Y = torch.arange(12.0).reshape(4, 3), torch.tensor([0, 1, 2, 1])
 
 
 def query_batch(queries: Any, count: int, train: DataLoader[Any]) -> Any:
     """Returns the samples as one batch; as batches of one they must be the same."""
-    found = forms.query_batch(queries, count, train)
+    found = Queries.of(queries, count, train).singles
     for k, one in enumerate(found.batches):
         if train.batch_sampler is not None:
             assert same(tensors(one), [x[k : k + 1] for x in tensors(found.whole)])
