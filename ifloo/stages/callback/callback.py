@@ -21,6 +21,7 @@ from ifloo.objective import Batch, sequential
 from ifloo.objective.id_rule import IdSetting
 from ifloo.objective.loaders import sample_count
 from ifloo.stages.callback.epoch_files import EpochFolders
+from ifloo.stages.callback.fit_weights import FitWeights
 from ifloo.stages.callback.loggers import SnapshotLog, table
 from ifloo.stages.callback.moment import (
     BEST,
@@ -38,7 +39,7 @@ from ifloo.stages.callback.scorer import EpochScorer, refuse_below_one
 from ifloo.stages.callback.slow_scoring import shown_when_slow
 from ifloo.stages.callback.snapshot import Snapshot
 from ifloo.stages.callback.training_data import data_record, is_augmented, training_loader, warn_of_hooks
-from ifloo.stages.isolation import detached, undisturbed_with
+from ifloo.stages.isolation import undisturbed_with
 from ifloo.stages.scores.self_influence import DAMPING
 
 log = logging.getLogger(__name__)
@@ -230,7 +231,7 @@ class InfluenceCallback(L.Callback):
         warn_of_hooks(trainer, module)
         with undisturbed_with(loader.dataset, loader.collate_fn, self.queries):
             queries = Queries.of(self.queries, self.num_queries, loader, self._scorer.ids)
-            scorer = self._scorer.try_on_few(partial(detached, module), loader, queries)
+            scorer = self._scorer.try_on_few(FitWeights(trainer, module), loader, queries)
             notes = (ONE_DRAW,) if is_augmented(loader) else ()
         folders = EpochFolders(root, self._scorer.identity_settings(queries))
         self._to_clear = False
@@ -282,16 +283,10 @@ class InfluenceCallback(L.Callback):
         best = BestCheckpoint.of(trainer) if moment.best else None
         if best is not None:
             moment = best.moment
-
-        def copied() -> L.LightningModule:
-            one = detached(module)
-            if best is not None:
-                best.load_into(one)
-            return one.to(trainer.strategy.root_device)  # Lightning has moved the module to the host when a fit ends
-
+        weights = FitWeights(trainer, module, best)
         text = _announcement(sample_count(loader), len(fit.queries), moment, self._seconds)
         with undisturbed_with(loader.dataset, loader.collate_fn), shown_when_slow(text) as tick:
-            snapshot = fit.scorer.score_somehow(copied, loader, fit.queries, tick)
+            snapshot = fit.scorer.score_somehow(weights, loader, fit.queries, tick)
         self._seconds = snapshot.seconds
         snapshot = replace(snapshot, notes=(*snapshot.notes, *fit.notes))
         if self._to_clear:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -32,6 +31,7 @@ from ifloo.objective.protocol import states_losses
 from ifloo.params import DTYPES, author_name
 from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers import Auto, SolveError
+from ifloo.stages.callback.fit_weights import FitWeights
 from ifloo.stages.callback.moment import weights_of
 from ifloo.stages.callback.queries import Queries
 from ifloo.stages.callback.snapshot import OwnRankings, Snapshot, away_from_minimum
@@ -87,13 +87,11 @@ class EpochScorer:
             "queries": {str(t): content for t, content in zip(queries.ids, queries.contents, strict=True)},
         }
 
-    def try_on_few(
-        self, copied: Callable[[], L.LightningModule], loader: DataLoader[Batch], queries: Queries
-    ) -> EpochScorer:
+    def try_on_few(self, weights: FitWeights, loader: DataLoader[Batch], queries: Queries) -> EpochScorer:
         """Scores a few samples, so that errors occur before the training.
 
         Args:
-            copied: Function that returns a copy of the user's module.
+            weights: Weights of the fit.
             loader: Loader of the training data.
             queries: Test samples.
 
@@ -106,13 +104,13 @@ class EpochScorer:
         few = sequential(loader, TRIED, slice(0, TRIED), self.ids)
         n = sample_count(loader)
         try:
-            self.score(copied(), few, queries, n)
+            self.score(weights, few, queries, n)
         except WorkError as error:  # may be due to the small number of samples; a later failure is a warning of its own
             log.info("the trial of influence scores: %s", error)
         except Exception as error:
             if self._may_fall_back:
                 other = self._without_curvature()
-                other.try_on_few(copied, loader, queries)
+                other.try_on_few(weights, loader, queries)
                 _warn_of_fallback(error)
                 return other
             if isinstance(error, InputError):
@@ -121,13 +119,13 @@ class EpochScorer:
                 f"Influence scores of {min(TRIED, n)} training samples were tried before the fit, and failed: "
                 f"{type(error).__name__}: {error}\n"
                 "  Look at what InfluenceCallback was given (queries, sample_losses, method): it must go together with "
-                f"{type(unwrap(copied())).__name__} and its training data."
+                f"{type(unwrap(weights.module)).__name__} and its training data."
             ) from error
         return self
 
     def score_somehow(
         self,
-        copied: Callable[[], L.LightningModule],
+        weights: FitWeights,
         loader: DataLoader[Batch],
         queries: Queries,
         tick: OnProgress = no_progress,
@@ -135,7 +133,7 @@ class EpochScorer:
         """Scores all samples of a loader, by gradient dot products where the last layer cannot serve.
 
         Args:
-            copied: Function that returns a copy of the user's module.
+            weights: Weights of the fit.
             loader: Loader of the training data.
             queries: Test samples.
             tick: Callback that receives the progress.
@@ -145,11 +143,11 @@ class EpochScorer:
             WorkError: The scores cannot be computed.
         """
         try:
-            return self.score(copied(), loader, queries, None, tick)
+            return self.score(weights, loader, queries, None, tick)
         except (InputError, WorkError) as error:
             if not self._may_fall_back:
                 raise
-            snapshot = self._without_curvature().score(copied(), loader, queries, None, tick)
+            snapshot = self._without_curvature().score(weights, loader, queries, None, tick)
             _warn_of_fallback(error)
             return snapshot
 
@@ -162,7 +160,7 @@ class EpochScorer:
 
     def score(
         self,
-        module: L.LightningModule,
+        weights: FitWeights,
         loader: DataLoader[Batch],
         queries: Queries,
         n: int | None = None,
@@ -171,7 +169,7 @@ class EpochScorer:
         """Scores all samples of a loader.
 
         Args:
-            module: Copy of the user's module, which may be changed.
+            weights: Weights of the fit.
             loader: Loader of the training data.
             queries: Test samples.
             n: Number of samples of the whole training set, if the loader holds only some of them.
@@ -181,8 +179,9 @@ class EpochScorer:
             InputError: Module, data and method do not fit together.
             SolveError: A solve failed, and float64 is not available or did not help.
         """
-        start, weights = time.perf_counter(), weights_of(module)
-        module = self._adapted(module)
+        start, module = time.perf_counter(), weights.copied()
+        digest, module = weights_of(module), self._adapted(module)
+        weights.describe_to(module)
         try:
             snapshot = self._snapshot(module, loader, queries, n, tick)
         except SolveError as error:
@@ -190,7 +189,7 @@ class EpochScorer:
                 raise
             log.info("scores again, in float64. %s", str(error).splitlines()[0])
             snapshot = self._snapshot(module.double(), loader, queries, n, tick)
-        return replace(snapshot, weights=weights, seconds=time.perf_counter() - start)
+        return replace(snapshot, weights=digest, seconds=time.perf_counter() - start)
 
     def _snapshot(
         self,

@@ -10,11 +10,13 @@ from torch.utils.data import DataLoader
 
 from ifloo.data.trainer_record import record_of_fit
 from ifloo.errors import InputError, in_one_line
+from ifloo.models import Adapted
 from ifloo.models.hooks import overridden
 from ifloo.objective import Batch
 from ifloo.objective.batches import fetch_samples, tensors_of
 from ifloo.objective.layers import BATCH_HOOKS
 from ifloo.objective.loaders import samples_behind
+from ifloo.objective.protocol import states_losses
 from ifloo.stages.isolation import undisturbed_with
 
 log = logging.getLogger(__name__)
@@ -43,7 +45,9 @@ def training_loader(trainer: L.Trainer) -> DataLoader[Batch]:
 
 
 def warn_of_hooks(trainer: L.Trainer, module: L.LightningModule) -> None:
-    """Warns of hooks that change batches between the training loader and the module."""
+    """Warns of hooks that change batches before a module that states its losses: only a training step has them."""
+    if isinstance(module, Adapted) or not states_losses(module):
+        return
     data: L.LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it undeclared
     owners = {
         "module": (module, L.LightningModule),

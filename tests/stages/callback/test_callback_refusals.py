@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset, Weighte
 from ifloo.attribution import GradientDot, InfluenceEngine, InfluenceFunction, TracIn
 from ifloo.curvature import Damped, LinearHead
 from ifloo.errors import InputError
-from ifloo.models import Adapted
 from ifloo.objective import Identified, Objective
 from ifloo.solvers import Cholesky, SolveError
 from ifloo.stages import InfluenceCallback
@@ -313,23 +312,6 @@ def test_hooks_on_batches_are_named(tmp_path, caplog):
     said = [r.getMessage() for r in caplog.records if r.name == "ifloo.stages.callback.training_data"]
     assert said == [
         "Influence is scored on batches as the training loader makes them: without on_after_batch_transfer of the "
-        "module."
-    ]
-
-
-def test_hooks_of_an_adapted_module_are_named(tmp_path, caplog):
-    class Hooked(Plain):
-        def on_before_batch_transfer(self, batch, dataloader_idx):
-            return batch
-
-        def on_train_epoch_end(self):  # its losses are not taken from training_step, which keeps them
-            pass
-
-    module = Adapted(Hooked(), losses_of)
-    fitted(module, loader(), [InfluenceCallback(QUERIES)], tmp_path, max_epochs=1)
-    said = [r.getMessage() for r in caplog.records if r.name == "ifloo.stages.callback.training_data"]
-    assert said == [
-        "Influence is scored on batches as the training loader makes them: without on_before_batch_transfer of the "
         "module."
     ]
 
