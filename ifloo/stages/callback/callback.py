@@ -100,8 +100,9 @@ class InfluenceCallback(L.Callback):
     in `best` for the best checkpoint, and `manifest.json`, which names what is complete. TensorBoard receives
     histograms and quantiles, any other logger quantiles. Checkpoints of the fit receive a record of its data.
 
-    Under ddp the first process scores while the others wait for it in their next exchange. If scoring takes longer than
-    the timeout of the process group (30 minutes for gloo, 10 for nccl), give `DDPStrategy(timeout=...)` a longer one.
+    Under ddp the first process scores while the others wait for it in their next exchange, such as that of a test after
+    the fit. If scoring takes longer than the timeout of the process group (30 minutes for gloo, 10 for nccl), give
+    `DDPStrategy(timeout=...)` a longer one.
 
     Args:
         queries: Test samples: a batch, or a dataset, list of samples or DataLoader whose first `num_queries` are
@@ -177,9 +178,9 @@ class InfluenceCallback(L.Callback):
             InputError: With `strict`: queries, data, module and method do not fit together, or the output folder holds
                 other scores.
         """
-        root = self._root(trainer)  # an exchange in which all processes take part
-        self._record = data_record(trainer)
         with self._warning(trainer, lambda error: f"InfluenceCallback is off for this fit: {in_one_line(error)}"):
+            root = self._root(trainer)  # an exchange in which all processes take part
+            self._record = data_record(trainer)
             self._fit = self._begun(trainer, pl_module, root)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

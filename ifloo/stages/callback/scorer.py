@@ -245,7 +245,7 @@ class EpochScorer:
     def _method(self, module: L.LightningModule, loader: DataLoader[Batch]) -> tuple[Method, tuple[str, ...]]:
         if self.method is not None:
             return self.method, self.parameters or ("*",)
-        patterns = self.parameters or (f"{last_layer(module, loader)}.*",)
+        patterns = self.parameters or (f"{logits_layer(module, first_sample(loader, module))}.*",)
         label = "hessian" if self.parameters else "last_layer"
         return InfluenceFunction(label, last_layer_curvature, self.damping, Auto()), patterns
 
@@ -276,24 +276,6 @@ def refuse_below_one(**counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and count < 1:
             raise InputError(f"InfluenceCallback: {name} must be >= 1, got {count}.")
-
-
-def last_layer(module: L.LightningModule, loader: DataLoader[Batch]) -> str:
-    """Returns the name of the layer that gives the logits.
-
-    Raises:
-        InputError: The module has no such layer with trainable weights that it shares with no other layer.
-    """
-    try:
-        return logits_layer(module, first_sample(loader, module))
-    except InputError as error:
-        raise InputError(
-            "InfluenceCallback scores through the last linear layer by default, and "
-            f"{type(unwrap(module)).__name__} ends in none with trainable weights of its own. "
-            f"{str(error).splitlines()[0]}\n"
-            "  Give another method, such as method=GradientDot() of ifloo.attribution, or parameters=['name.*'] of one "
-            "nn.Linear."
-        ) from error
 
 
 def last_layer_curvature(objective: Objective, theta: Tensor) -> LinearOperator:

@@ -6,6 +6,7 @@ import logging
 
 import lightning as L
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ifloo.data.trainer_record import record_of_fit
@@ -67,10 +68,14 @@ def _is_ddp(strategy: object) -> bool:
 
 def is_augmented(loader: DataLoader[Batch]) -> bool:
     """Tells whether two reads of a training sample differ, for the first, the middle and the last one."""
-    dataset = samples_behind(loader)
+    dataset, collate, batched = samples_behind(loader), loader.collate_fn, loader.batch_sampler is not None
     n = len(dataset)
-    rows = sorted({0, n // 2, n - 1})
-    first, second = ([list(tensors_of(fetch_samples(dataset, [i]))) for i in rows] for _ in range(2))
+
+    def read(i: int) -> list[Tensor]:
+        one: object = fetch_samples(dataset, [i]) if batched else dataset[i]
+        return list(tensors_of(collate(one)))  # type: ignore[arg-type]  # a list of samples, or what __getitems__ gives
+
+    first, second = ([read(i) for i in sorted({0, n // 2, n - 1})] for _ in range(2))
     return any(
         a.shape != b.shape or not torch.equal(a, b)
         for one, other in zip(first, second, strict=True)

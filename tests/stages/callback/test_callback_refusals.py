@@ -94,8 +94,8 @@ def test_without_a_last_layer_scores_are_gradient_dot_products(tmp_path, caplog)
     fitted(Headless(), loader(), [InfluenceCallback(QUERIES)], tmp_path / "default")
     assert warnings_of(caplog) == [
         "Influence is scored by gradient dot products of all parameters, not through the last layer: "
-        "InfluenceCallback scores through the last linear layer by default, and Headless ends in none with trainable "
-        "weights of its own."
+        "No trainable linear map (nn.Linear, convolution of one pixel) gives the logits; last before the loss: "
+        f"{LAST}."
     ]
     L.seed_everything(0, verbose=False)
     fitted(Headless(), loader(), [InfluenceCallback(QUERIES, method=GradientDot())], tmp_path / "named")
