@@ -135,13 +135,17 @@ def matches(module: nn.Module, name: str, pattern: str) -> bool:
 
 
 def _refuse_second_names(module: nn.Module, patterns: Sequence[str], chosen: Mapping[str, Tensor]) -> None:
-    """Refuses patterns that match only a second name of a tied parameter: they would take what is left of a layer."""
+    """Checks that no pattern matches only a second name of a tied parameter: it would take what is left of a layer.
+
+    Raises:
+        InputError: A pattern does.
+    """
     owners = {p: n for n, p in module.named_parameters()}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         owner = owners[parameter]
-        if name != owner and parameter.requires_grad and owner not in chosen:
-            if any(matches(module, name, x) for x in patterns):
-                raise InputError(_second_name(author_name(module, name), author_name(module, owner), patterns))
+        left_out = name != owner and parameter.requires_grad and owner not in chosen
+        if left_out and any(matches(module, name, x) for x in patterns):
+            raise InputError(_second_name(author_name(module, name), author_name(module, owner), patterns))
 
 
 def _second_name(name: str, owner: str, patterns: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, batch_size, fetch_samples, tensors_of, without_ids
 from ifloo.objective.id_rule import IdSetting, third_ids
 from ifloo.objective.ids import decide
-from ifloo.objective.loaders import identified, sequential, unwrap_loader
+from ifloo.objective.loaders import identified, sample_count, sequential, unwrap_loader
 from ifloo.objective.singles import Singles
 
 READ_AT_ONCE = 512  # samples per batch while the data are read once
@@ -43,8 +43,11 @@ class Samples:
         """Reads all data once if the batches carry ids.
 
         Raises:
-            InputError: If the loader has no fixed set of samples, or the third item is to be the id and is none.
+            InputError: If the loader has no fixed set of samples or none at all, or the third item is to be the id and
+                is none.
         """
+        if sample_count(loader) == 0:
+            raise InputError(f"{where} holds no sample.\n  Check its paths, its split and its limits.")
         self.loader, self.where = sequential(loader, READ_AT_ONCE), where
         self.dataset, self.collate = unwrap_loader(self.loader)
         self.ids: Int64[Tensor, " n"]
@@ -160,7 +163,7 @@ class AdaptedData(L.LightningDataModule):
             InputError: If the data module does not return a single loader over a fixed set of samples.
         """
         loader = _single(self.data.train_dataloader(), "train_dataloader", self.data)
-        return identified(loader, self.train_set.id_rule.source)
+        return identified(loader, self.train_set.id_rule.source) if sample_count(loader) else loader
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
         return self.data.val_dataloader() if self._has("val_dataloader") else []

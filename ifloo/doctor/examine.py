@@ -37,6 +37,7 @@ from ifloo.objective.batches import batch_size, slice_batch, without_ids
 from ifloo.objective.preflight import ROWS, rounding
 from ifloo.objective.protocol import contract_of
 from ifloo.objective.randomness import undisturbed
+from ifloo.objective.user_code import failed_user_code
 from ifloo.stages.isolation import detached
 from ifloo.stages.settings import AttributionSettings
 
@@ -153,7 +154,7 @@ def collected(where: str, check: Callable[[], Sequence[Finding] | None]) -> list
     try:
         return list(check() or ())
     except Exception as error:
-        return [Finding.of_error(error, where)]
+        return [Finding.of_error(failed_user_code(error) or error, where)]
 
 
 def _fit_findings(subject: DoctorInput, fit: Fit) -> list[Finding]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Sized
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
+from torch import Tensor
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -85,12 +87,44 @@ def identified(loader: DataLoader[Batch], ids: IdSetting | Source = "auto") -> D
     )
 
 
+class _CollateWeighted:
+    """The collate function for `_Positioned` that puts the ids and factors of samples beside their batch."""
+
+    def __init__(self, collate: Collate, ids: Tensor, factors: Tensor) -> None:
+        self.collate, self.ids, self.factors = collate, ids, factors
+
+    def __call__(self, drawn: tuple[object, list[int]]) -> Identified:
+        samples, rows = drawn
+        return Identified(self.collate(samples), self.ids[rows], self.factors[rows])
+
+
+def weighted(loader: DataLoader[Batch], ids: Tensor, factors: Tensor) -> DataLoader[Batch]:
+    """Returns a loader whose batches carry the factor n·c_i of each sample, for J = Σ_i c_i ℓ_i.
+
+    Args:
+        loader: Loader of the training data in order, such as that of a `TrainingData`.
+        ids: Id of each sample, `[n]`.
+        factors: Factor of each sample, `[n]`.
+    """
+    collate = loader.collate_fn
+    if isinstance(collate, CollateSingles):  # a step on a whole batch has the weights, so that sums can be taken of it
+        collate = replace(collate, with_whole=True)
+    return DataLoader(
+        _Positioned(samples_behind(loader)),
+        batch_size=loader.batch_size,
+        collate_fn=_CollateWeighted(collate, ids.cpu(), factors.cpu()),
+        num_workers=loader.num_workers,
+    )
+
+
 def rule_behind(loader: DataLoader[Batch]) -> IdRule:
     """Returns the rule that a loader carries, by `identified` or `sequential`; undecided for any other."""
     if isinstance(loader, StatesIds):
         return loader.id_rule
     if isinstance(loader.collate_fn, _Collate):
         return loader.collate_fn.id_rule
+    if isinstance(loader.collate_fn, _CollateWeighted):
+        return IdRule("positions", loader.collate_fn.ids)
     return IdRule("auto", rows_of(loader.dataset))
 
 

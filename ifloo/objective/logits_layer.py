@@ -1,4 +1,4 @@
-"""The linear map whose output is the logits, found by watching a forward pass: names and order of layers tell nothing."""
+"""The linear map whose output is the logits, found by watching a forward pass: the order of layers tells nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeAlias
 
-import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils.data import DataLoader
@@ -22,6 +21,10 @@ from ifloo.objective.singles import Singles
 from ifloo.params import author_name, tied_name
 
 LinearMap: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+class NoLogitsLayerError(InputError):
+    """A module has no last layer through which alone its samples could be scored."""
 
 
 def is_linear_map(layer: nn.Module) -> TypeIs[LinearMap]:
@@ -44,26 +47,26 @@ def logits_layer(module: nn.Module, batch: Batch) -> str:
         batch: Samples, of which the first is run in evaluation mode.
 
     Raises:
-        InputError: No such layer exists, several do (a module of several heads), or its weight is that of another layer.
+        NoLogitsLayerError: No such layer exists, several do (several heads), or its weight is that of another layer.
     """
     reached = _reached(module, batch)
     found = {name: layer for name, layer in reached.items() if is_linear_map(layer) and layer.weight.requires_grad}
     names = [author_name(module, name) for name in found]
     if len(names) > 1:
-        raise InputError(
+        raise NoLogitsLayerError(
             f"The outputs of {len(names)} layers are logits ({summarise(names)}): none of them is the last layer.\n"
             f"  Name one: parameters ['{names[0]}.*']; the others are then fixed."
         )
     if not names:
         others = [f"{author_name(module, n)} ({type(m).__name__})" for n, m in reached.items() if n]
-        raise InputError(
+        raise NoLogitsLayerError(
             f"No trainable linear map (nn.Linear, convolution of one pixel) gives the logits; last before the loss: "
             f"{summarise(others) if others else 'no layer'}.\n"
             "  Name the parameters to attribute, or take a method for all of them."
         )
     (name,) = found
     if (shared := tied_name(module, f"{name}.weight")) is not None:
-        raise InputError(
+        raise NoLogitsLayerError(
             f"The weight of the last layer {names[0]} is also {author_name(module, shared)}: its inputs depend on it.\n"
             "  Name other parameters to attribute, or take a method for all of them."
         )
@@ -90,8 +93,9 @@ def _reached(module: nn.Module, batch: Batch) -> dict[str, nn.Module]:
 
 def _one_loss(module: nn.Module, batch: Batch) -> Tensor:
     inner = without_ids(batch)
-    one = inner.batches[0] if isinstance(inner, Singles) else slice_batch(inner, slice(0, 1))
-    return contract_of(module).single_loss(recordable(one))
+    one = recordable(inner.batches[0] if isinstance(inner, Singles) else slice_batch(inner, slice(0, 1)))
+    contract = contract_of(module)
+    return contract.single_loss(one) if contract.one_by_one else contract.sample_losses(one).sum()
 
 
 @contextmanager
@@ -115,7 +119,7 @@ def _watched(module: nn.Module, outputs: dict[Node, str]) -> Generator[None, Non
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Tells whether a module is the smallest that gives the output of its parameters: attention calls no layer within."""
+    """Tells whether a module uses its parameters itself: attention calls no layer within."""
     if isinstance(module, nn.MultiheadAttention) or is_linear_map(module):
         return True
     return next(module.children(), None) is None and next(module.parameters(), None) is not None

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.func import grad
 from torch.utils.data import DataLoader
 
+from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, SampleSource, TrainingData, slice_batch, without_ids
 from ifloo.objective.functional import FunctionalLosses
+from ifloo.objective.loaders import weighted
 from ifloo.objective.paths import choose_path
 from ifloo.objective.singles import Singles
 from ifloo.objective.weights import SampleWeights
@@ -68,6 +70,23 @@ class Objective:
     def reweighted(self, weights: SampleWeights) -> Objective:
         """Returns the objective of a refit: the same losses and data with other weights w."""
         return replace(self, weights=weights)
+
+    def weighted(self, weights: Float[Tensor, " n"]) -> Objective:
+        """Returns J = Σ_i c_i ℓ_i + R with c_i = a_i / Σ a, for training steps that weigh the samples of a batch.
+
+        Args:
+            weights: Relative weights a_i >= 0 of the training samples, in their order. A training step on a batch must
+                be Σ a_i ℓ_i / Σ a_i over the batch.
+
+        Raises:
+            InputError: The objective runs over a subsample of the data.
+        """
+        if not isinstance(self.data, TrainingData) or not isinstance(self.data.loader, DataLoader):
+            raise InputError("Samples can be weighted where the objective runs over all training data.")
+        factors = weights.double() * (self.n / weights.double().sum())
+        space = self.losses.space
+        loader = weighted(self.data.loader, self.data.ids, factors.to(space.dtype))
+        return replace(self, data=TrainingData(loader, space.device, space.dtype))
 
     def part(self, theta: Float[Tensor, " p"], ids: Tensor, batch: Batch) -> Float[Tensor, ""]:
         """Returns the share of one batch in (1/n) Σ_i w_i ℓ_i, in nats.

@@ -44,6 +44,7 @@ from ifloo.store import (
     Section,
     StoredInfluences,
     contents_of,
+    has_results,
     influences,
     save_topk,
     settings_stamp,
@@ -180,7 +181,8 @@ class InfluenceStage:
     def _section(self, name: str, test_ids: Sequence[int], paths: Sequence[Path]) -> Section:
         """Returns the section of the manifest: tests already scored must be the same samples, others may join."""
         manifest, queries = Manifest.at(self.layout.manifest), contents_of(self.datamodule.test_batch, test_ids)
-        compared = manifest.joined(name, self._identity_settings(), queries, self._free_settings(), self.overwrite)
+        afresh = self.overwrite or not has_results(paths)
+        compared = manifest.joined(name, self._identity_settings(), queries, self._free_settings(), afresh)
         derived = self.layout.verdict_files if name == "influence" else []
         return Section(manifest, name, compared, self._free_settings(), paths, derived)
 
