@@ -244,8 +244,7 @@ class TrainingData:
     def sample(self, positions: Int[Tensor, " b"]) -> Batch:
         """Returns the samples at these positions, in this order, as one batch (positions may repeat)."""
         if self._cache is None:
-            dataset, collate = self.loader.dataset, self.loader.collate_fn  # type: ignore[attr-defined]
-            return self._prepare(collate(fetch_samples(dataset, positions.tolist())))
+            return self._collated(positions)
         lengths = torch.tensor([batch_size(b) for b in self._cache])
         ends = lengths.cumsum(0)
         batch_index = torch.searchsorted(ends, positions.cpu(), right=True)
@@ -255,10 +254,25 @@ class TrainingData:
             slice_batch(self._cache[int(i)], offset[batch_index == i].to(self.device))
             for i in torch.unique(batch_index)
         ]
+        if not _same_widths(parts):  # texts padded batch by batch
+            return self._collated(positions)
         return slice_batch(concatenate(parts), torch.argsort(order).to(self.device))
+
+    def _collated(self, positions: Int[Tensor, " b"]) -> Batch:
+        """Reads samples anew and collates them by the loader's own function."""
+        dataset, collate = self.loader.dataset, self.loader.collate_fn  # type: ignore[attr-defined]
+        return self._prepare(collate(fetch_samples(dataset, positions.tolist())))
 
     def _prepare(self, batch: Batch) -> Batch:
         return to_device(batch, self.device, self.dtype, non_blocking=True)
+
+
+def _same_widths(parts: Sequence[Batch]) -> bool:
+    """Tells whether the tensors of all parts have the same shapes but for their first dimension, or are singles."""
+    if isinstance(without_ids(parts[0]), Singles):
+        return True
+    widths = {tuple(tuple(x.shape[1:]) for x in tensors_of(part)) for part in parts}
+    return len(widths) == 1
 
 
 def _refuse_non_finite(batch: Batch, position: int) -> None:

@@ -13,12 +13,13 @@ from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad, jvp, vjp, vmap
 from torch.utils.data import DataLoader
 
 from ifloo.errors import IflooError, InputError
 from ifloo.objective.batches import Batch, fetch_samples, sample_ids, to_device
+from ifloo.objective.forms import tensors_of
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
 from ifloo.objective.layout import Layout
 from ifloo.objective.loaders import samples_behind, separately, sequential, unwrap_loader
@@ -26,6 +27,7 @@ from ifloo.objective.out_of_memory import is_out_of_memory
 from ifloo.objective.plain import recordable, recording
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.singles import length_of
+from ifloo.params import ParamSpace
 
 DRAWN = 256  # samples whose lengths are compared
 CHECKED = 16  # samples, the shortest and the longest among them, on which fast forms are compared with the definition
@@ -46,6 +48,10 @@ class Choice:
     losses: FunctionalLosses
     one_by_one: bool = False
     with_whole: bool = False
+
+    def of(self, module: nn.Module, space: ParamSpace) -> FunctionalLosses:
+        """Returns the losses of a module of the same class, computed in the same way."""
+        return FunctionalLosses(module, space, self.losses.path, self.losses.vmapped, self.losses.layout)
 
     def loader(self, loader: DataLoader[Batch], size: int) -> DataLoader[Batch]:
         """Returns the loader for the sums of J, in order, with at most `size` samples in a batch."""
@@ -77,9 +83,15 @@ class DrawnSamples:
 
     @classmethod
     def of(cls, loader: DataLoader[Batch], device: torch.device, dtype: torch.dtype) -> DrawnSamples:
-        """Draws samples and collates each alone."""
+        """Draws samples and collates each alone.
+
+        Raises:
+            InputError: There is no sample.
+        """
         dataset, collate = unwrap_loader(loader)
         n, batched = len(samples_behind(loader)), loader.batch_sampler is not None
+        if n == 0:
+            raise InputError("The training data hold no sample.")
         drawn = torch.randperm(n, generator=torch.Generator().manual_seed(SEED))[:DRAWN].tolist()
         fetched = separately(loader, with_whole=False).dataset
         alone = {i: collate(one) for i, one in zip(drawn, fetched.__getitems__(drawn), strict=True)}  # type: ignore[attr-defined]
@@ -264,6 +276,8 @@ def _attempt(work: Callable[[], Tensor]) -> Tensor | None:
 def _check_reference(losses: FunctionalLosses, samples: DrawnSamples, reference: Reference) -> None:
     if not bool(torch.isfinite(reference.losses).all()):
         k = int((~torch.isfinite(reference.losses)).nonzero()[0])
+        if not all(bool(torch.isfinite(x).all()) for x in tensors_of(samples.singles[k])):
+            return  # `TrainingData` refuses the sample itself
         raise InputError(not_finite(int(samples.ids[k]), float(reference.losses[k])))
     with recording(), torch.no_grad():
         loop = FunctionalLosses(losses.module, losses.space, Path.LOOP)
