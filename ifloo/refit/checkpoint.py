@@ -11,9 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from ifloo.data.fit_record import KEY
 from ifloo.data.protocol import AttributionData
-from ifloo.data.trainer_record import record_of_fit
 from ifloo.errors import InputError, WorkError, first_sentence
 from ifloo.minimize.newton_cg import FitEnd
 from ifloo.models import unwrap
@@ -93,7 +91,7 @@ def fit_base(
 
 
 class _Recorder(L.Callback):
-    """Adds ifloo's sections to the checkpoint: plain values only, so that it loads with weights_only=True."""
+    """Adds ifloo's section to the checkpoint: plain values only, so that it loads with weights_only=True."""
 
     def __init__(self, record: dict[str, Any]) -> None:
         self.record = record
@@ -102,7 +100,6 @@ class _Recorder(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, object]
     ) -> None:
         checkpoint[SECTION] = self.record
-        checkpoint[KEY] = record_of_fit(trainer)
 
 
 def load_base(path: Path) -> BaseCheckpoint:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ifloo.data.trainer_record import record_of_fit
+from ifloo.data.fit_record import FitRecord
 from ifloo.errors import InputError, in_one_line
 from ifloo.models import Adapted
 from ifloo.models.hooks import overridden
@@ -90,7 +90,14 @@ def data_record(trainer: L.Trainer) -> dict[str, object] | None:
     try:
         loader = training_loader(trainer)
         with undisturbed_with(loader.dataset, loader.collate_fn):
-            return record_of_fit(trainer)
+            limits = trainer.limit_train_batches, trainer.overfit_batches  # type: ignore[attr-defined]  # undeclared
+            return FitRecord.of(loader, _evaluation(trainer), *limits).record()
     except Exception as error:  # of the user's code, too
         log.info("checkpoints hold no record of the training data: %s", in_one_line(error))
         return None
+
+
+def _evaluation(trainer: L.Trainer) -> dict[str, DataLoader[Batch]]:
+    found = trainer.val_dataloaders
+    first = found[0] if isinstance(found, (list, tuple)) and found else found
+    return {"val": first} if isinstance(first, DataLoader) else {}

@@ -70,7 +70,7 @@ def test_data_that_cannot_be_read_leave_the_record_out(tmp_path, monkeypatch):
     def fail(*args: Any) -> None:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr("ifloo.data.trainer_record.FitRecord.of", fail)
+    monkeypatch.setattr("ifloo.stages.callback.training_data.FitRecord.of", fail)
     trainer = fitted(Stated(), loader(), [InfluenceCallback(QUERIES)], tmp_path)
     trainer.save_checkpoint(tmp_path / "c.ckpt")
     assert KEY not in torch.load(tmp_path / "c.ckpt", weights_only=True)
