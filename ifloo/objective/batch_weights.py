@@ -165,9 +165,10 @@ class PairProbe:
         own = self.singles([sample])[0]
         other, reference, weight = max(self.references, key=lambda r: float((own - r[1]).norm()))
         direction, gap = own - reference, float((own - reference).norm())
-        if gap == 0.0 and sample is other:
+        if sample is other:
             return weight
-        bound = 2 * self.noise * max(1.0, float(own.norm() + reference.norm()) / (2 * self.size))
+        size = max(self.size, float(own.norm() + reference.norm()) / 2)
+        bound = 2 * self.noise * size / (self.size or 1.0)
         if not gap > 100 * bound:  # also where a gradient is not finite
             raise NoWeights
         pair = self.step.gradient([sample, other], self.without) - self.penalty

@@ -110,8 +110,9 @@ class ObjectiveCertificate:
                 f"{self._numbers} ({names}){weighs}"
             )
         else:
-            line = f"J is not what was trained: the gradient of a training step differs by {self._numbers}"
-            line += f" ({names or 'cause not found'}){', accepted by --adapt.accept_objective' if self.accepted else ''}"
+            differs = f"the gradient of a training step differs by {self._numbers} ({names or 'cause not found'})"
+            line = f"J is not what was trained: {names if self._same_gradient else differs}"
+            line += ", accepted by --adapt.accept_objective" if self.accepted else ""
         return f"{line}; {self.note}" if self.note else line
 
     @property
@@ -119,7 +120,13 @@ class ObjectiveCertificate:
         cosine = "" if self.cosine is None else f", cosine {_cosine(self.cosine)}"
         if self.outcome in (Outcome.EQUAL, Outcome.WEIGHTED):
             return f"relative difference {self.relative_difference:.1e}"
-        return f"{100 * self.relative_difference:.2g} %{cosine}"
+        percent = 100 * self.relative_difference
+        return f"{percent:.0f} %{cosine}" if percent >= 100 else f"{percent:.2g} %{cosine}"
+
+    @property
+    def _same_gradient(self) -> bool:
+        """Whether the gradients are equal to rounding, so that the cause lies in the parameters."""
+        return self.relative_difference <= self.tolerance
 
     def require(self) -> None:
         """Raises an error for an outcome that cannot be scored.
