@@ -21,28 +21,30 @@ from ifloo.objective.batches import Batch, tensors_of
 from ifloo.objective.certificate import WeightTable
 from ifloo.objective.step_comparison import BatchOfSingles, Samples, TrainingStep, Without
 
-Keys: TypeAlias = Mapping[str, int]  # what a sample's weight may depend on, by a noun phrase
+Keys: TypeAlias = Mapping[str, float]  # what a sample's weight may depend on, by a noun phrase
 KeysOf: TypeAlias = Callable[[object], Keys]
 
 IGNORED = (-100, -1, 0, 255)  # labels and padding that losses commonly leave out
 TABLE = 128  # largest number of different values of a rule
+REMEMBERED = 2000  # samples whose weights are kept, and the samples with them
 REFERENCES = 4  # samples that others are compared with; the one whose gradient differs most is taken
-COUNTS = "the number of"  # first words of the rules by counts
-OWN = "the sample"  # rule by which every sample has a weight of its own
+VALUE, COUNT = "the value of", "the number of"  # first words of the rules
+OWN = "a number of its own for each sample"  # rule by which weights follow from nothing that a sample carries
 
 
-def sample_keys(batch: Batch) -> dict[str, int]:
+def sample_keys(batch: Batch) -> dict[str, float]:
     """Returns what the weight of a sample may depend on, from its batch of one."""
-    keys: dict[str, int] = {}
+    keys: dict[str, float] = {}
     for name, x in _named(batch, "the batch"):
-        whole = not x.is_floating_point() and not x.is_complex() and x.dtype is not torch.bool
-        if whole and x.numel() == 1:
-            keys[f"the value of {name}"] = int(x)
-        elif whole:
-            keys[f"{COUNTS} entries of {name}"] = x.numel()
-            keys |= {f"{COUNTS} entries of {name} other than {v}": int((x != v).sum()) for v in IGNORED}
-        elif x.numel() > 1 and ((x == 0) | (x == 1)).all():
-            keys[f"{COUNTS} nonzero entries of {name}"] = int(x.sum())
+        if x.is_complex():
+            continue
+        if x.numel() == 1:
+            keys[f"{VALUE} {name}"] = float(x)
+        elif not x.is_floating_point() and x.dtype is not torch.bool:
+            keys[f"{COUNT} entries of {name}"] = x.numel()
+            keys |= {f"{COUNT} entries of {name} other than {v}": int((x != v).sum()) for v in IGNORED}
+        elif x.numel() and ((x == 0) | (x == 1)).all():
+            keys[f"{COUNT} nonzero entries of {name}"] = int(x.sum())
     return keys
 
 
@@ -89,7 +91,7 @@ class BatchWeights:
 
     rule: str
     shift: int | None
-    values: dict[int, float]
+    values: dict[float, float]
     keys_of: KeysOf = field(repr=False)
     probe: Callable[[object], float] = field(repr=False)
 
@@ -97,13 +99,13 @@ class BatchWeights:
         """Returns the weight of a sample, from a pair if it has a value that no sample had before.
 
         Raises:
-            NoWeights: If the gradient of the pair is no weighted mean.
+            NoWeightsError: If the gradient of the pair is no weighted mean.
         """
         if self.rule == OWN:
             return self.probe(sample)
         value = self.keys_of(sample)[self.rule]
         if self.shift is not None:
-            return float(max(value - self.shift, 0))
+            return max(value - self.shift, 0.0)
         if value not in self.values:
             self.values[value] = self.probe(sample)
         return self.values[value]
@@ -125,14 +127,14 @@ class BatchWeights:
 
     @property
     def table(self) -> WeightTable:
-        """Returns rule and values as plain values; the weight of the smallest value of the rule is 1."""
+        """Rule and values as plain values; the weight of the smallest value of the rule is 1."""
         if self.shift is not None:
             return WeightTable(f"{self.rule}{f' less {self.shift}' if self.shift else ''}", {})
         unit = self.values[min(self.values)] if self.values else 1.0
-        return WeightTable(self.rule, {str(key): self.values[key] / (unit or 1.0) for key in sorted(self.values)})
+        return WeightTable(self.rule, {f"{key:g}": self.values[key] / (unit or 1.0) for key in sorted(self.values)})
 
 
-class NoWeights(Exception):
+class NoWeightsError(Exception):
     """Signals that the loss of a pair is no weighted mean of the losses of its samples."""
 
 
@@ -143,9 +145,10 @@ class PairProbe:
         """Chooses the samples that others are compared with, and finds their weights.
 
         Raises:
-            NoWeights: If one of their pairs has a gradient that is no weighted mean.
+            NoWeightsError: If one of their pairs has a gradient that is no weighted mean.
         """
         self.step, self.without, self.penalty = step, without, penalty
+        self._found: dict[int, tuple[object, float]] = {}  # with the sample, whose identity no other then has
         first = batches[0].singles
         self.size, self.singles = first.size, first.singles
         # Roundings are independent: the mean of a pair has √(b/2) times the noise of a mean of b.
@@ -160,8 +163,16 @@ class PairProbe:
         """Returns the weight of a sample; that of the first reference is 1.
 
         Raises:
-            NoWeights: If the gradient of the pair is no weighted mean of those of its samples.
+            NoWeightsError: If the gradient of the pair is no weighted mean of those of its samples.
         """
+        if (known := self._found.get(id(sample))) is not None:
+            return known[1]
+        weight = self._of_pair(sample)
+        if len(self._found) < REMEMBERED:
+            self._found[id(sample)] = sample, weight
+        return weight
+
+    def _of_pair(self, sample: object) -> float:
         own = self.singles([sample])[0]
         other, reference, weight = max(self.references, key=lambda r: float((own - r[1]).norm()))
         direction, gap = own - reference, float((own - reference).norm())
@@ -170,12 +181,12 @@ class PairProbe:
         size = max(self.size, float(own.norm() + reference.norm()) / 2)
         bound = 2 * self.noise * size / (self.size or 1.0)
         if not gap > 100 * bound:  # also where a gradient is not finite
-            raise NoWeights
+            raise NoWeightsError
         pair = self.step.gradient([sample, other], self.without) - self.penalty
         t = float((pair - reference) @ direction) / gap**2
         residual = float((pair - reference - t * direction).norm())
         if not (residual <= bound and -bound <= t * gap and t <= 0.999):
-            raise NoWeights
+            raise NoWeightsError
         return weight * max(t, 0.0) / (1 - max(t, 0.0))
 
 
@@ -194,8 +205,8 @@ def find_weights(
     keys = [[keys_of(sample) for sample in batch.singles.samples] for batch in batches]
     rows = [row for batch in keys for row in batch]
     names = [name for name in rows[0] if all(name in row for row in rows) and len({row[name] for row in rows}) > 1]
-    for name in (n for n in names if n.startswith(COUNTS)):
-        for shift in (0, 1):
+    for name in names:
+        for shift in (0, 1) if name.startswith(COUNT) else (0,):
             found = BatchWeights(name, shift, {}, keys_of, _no_probe)
             if found.explain(batches):
                 return found
@@ -208,9 +219,9 @@ def find_weights(
                     return table
         own = BatchWeights(OWN, None, {}, keys_of, probe)
         return own if own.explain(batches) else None
-    except NoWeights:
+    except NoWeightsError:
         return None
 
 
 def _no_probe(sample: object) -> float:
-    raise NoWeights
+    raise NoWeightsError

@@ -144,7 +144,9 @@ class ObjectiveCertificate:
         lines += [f"  {cause.name}: {cause.remedy}" for cause in self.causes]
         if self.ruled_out:
             lines.append(f"  Ruled out: {', '.join(self.ruled_out)}.")
-        lines.append("  Scores of J as it is: --adapt.accept_objective true; every output then carries this difference.")
+        lines.append(
+            "  Scores of J as it is: --adapt.accept_objective true; every output then carries this difference."
+        )
         return "\n".join(lines)
 
     def record(self) -> dict[str, object]:

@@ -80,8 +80,8 @@ class Examined:
 def certify(subject: Subject) -> Examined:
     """Compares the gradient of a training step with that of J, and finds what makes a difference."""
     found = _Examination(subject).result()
-    untrained = () if subject.trained is None else tuple(n for n in subject.step.sizes if n not in subject.trained)
     certificate = replace(found.certificate, note=_decay_note(subject))
+    untrained = () if subject.trained is None else tuple(n for n in subject.step.sizes if n not in subject.trained)
     if untrained:
         cause = untrained_cause(untrained, subject.trained or ())
         certificate = replace(certificate, outcome=Outcome.UNEXPLAINED, causes=(cause, *certificate.causes))
@@ -127,6 +127,8 @@ class _Examination:
     def result(self) -> Examined:
         """Returns the outcome, from the most common to the least."""
         trained = self.difference(frozenset())
+        if not all(bool(torch.isfinite(batch.mean).all()) for batch in self.singles):
+            return Examined(self._certificate(Outcome.UNEXPLAINED, trained, (_NOT_FINITE,), ()))
         if trained.equal:
             return Examined(self._certificate(Outcome.EQUAL, trained, (), tuple(self._words(self.step.parts))))
         if self.evaluation and self.difference(self.evaluation).equal:
@@ -256,6 +258,10 @@ class _Examination:
 _OTHER_LOSS = Cause(
     "another loss of a sample than that of training_step on a batch of one",
     "state what training_step adds up in --adapt.sample_losses and --adapt.penalty, or leave both out.",
+)
+_NOT_FINITE = Cause(
+    "samples whose own loss or gradient is not a finite number",
+    "leave such samples out (all targets ignored, labels out of range), or give them a loss of 0.",
 )
 _ACROSS = Cause(
     "a loss taken across the batch (contrastive, by ranks or pairs)",

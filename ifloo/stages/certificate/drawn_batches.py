@@ -49,7 +49,7 @@ def drawn_batches(loader: DataLoader[Batch], count: int = 3, limit: int = ROWS) 
         count: Number of batches.
         limit: Largest number of samples of a batch; a larger batch is cut.
     """
-    dataset, collate = unwrap_loader(loader)
+    dataset, _ = unwrap_loader(loader)
     with undisturbed_with(loader.sampler, loader.batch_sampler, loader.generator, dataset):
         torch.manual_seed(SEED)
         rows = [list(batch)[:limit] for batch in _spread(_batches(loader), count)]
@@ -58,8 +58,8 @@ def drawn_batches(loader: DataLoader[Batch], count: int = 3, limit: int = ROWS) 
             drawn = torch.randperm(len(dataset))[:size] if size <= len(dataset) else torch.arange(len(dataset))
             rows[-1 if len(rows) > 1 else len(rows) :] = [drawn.tolist()]
         kept = [tuple(batch) for batch in rows if batch]
-        read, made = _reader(dataset, collate, loader.batch_sampler is None)
-        return DrawnBatches(tuple(kept), tuple(read(batch) for batch in kept), made)
+        source = SampleSource.of(loader)
+        return DrawnBatches(tuple(kept), tuple(source.read(batch) for batch in kept), source.collate)
 
 
 def _batches(loader: DataLoader[Batch]) -> Iterable[Sequence[int]]:
@@ -81,12 +81,33 @@ def _in_order(rows: Sequence[int]) -> bool:
     return list(rows) == list(range(rows[0], rows[0] + len(rows)))
 
 
-def _reader(
-    dataset: MapDataset, collate: Callable[..., Batch], unbatched: bool
-) -> tuple[Callable[[Sequence[int]], Samples], CollateSamples]:
-    """Returns a function that reads samples once, and one that collates any of them."""
-    if unbatched:  # each item of the dataset is a batch already
-        return lambda rows: [dataset[i] for i in rows], lambda samples: collate(samples[0])
-    if isinstance(fetch_samples(dataset, [0]), list):
-        return lambda rows: [dataset[i] for i in rows], lambda samples: collate(list(samples))
-    return list, lambda rows: collate(fetch_samples(dataset, rows))  # type: ignore[arg-type]  # these samples are rows
+@dataclass(frozen=True)
+class SampleSource:
+    """Dataset of a loader, sample by sample.
+
+    Attributes:
+        dataset: The user's dataset.
+        collate: Function that makes a batch of samples as `read` returns them.
+        by_position: Whether a sample is its position, because the dataset returns whole batches only.
+    """
+
+    dataset: MapDataset
+    collate: CollateSamples
+    by_position: bool
+
+    @classmethod
+    def of(cls, loader: DataLoader[Batch]) -> SampleSource:
+        """Finds how the dataset of a loader is read."""
+        dataset, collate = unwrap_loader(loader)
+        if loader.batch_sampler is None:  # each item of the dataset is a batch already
+            return cls(dataset, lambda samples: collate(samples[0]), False)
+        if isinstance(fetch_samples(dataset, [0]), list):
+            return cls(dataset, lambda samples: collate(list(samples)), False)
+        return cls(dataset, lambda rows: collate(fetch_samples(dataset, list(rows))), True)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, rows: Sequence[int]) -> Samples:
+        """Reads the samples at these positions, each once."""
+        return list(rows) if self.by_position else [self.dataset[row] for row in rows]

@@ -51,7 +51,7 @@ def manual_gradients(
             setattr(module, name, function)
             stack.callback(delattr, module, name)
         for optimizer in optimizers:
-            optimizer.step = stepping(optimizer)  # type: ignore[method-assign]  # until exit
+            optimizer.step = stepping(optimizer)  # type: ignore[method-assign,assignment]  # until exit
             stack.callback(delattr, optimizer, "step")
         stack.enter_context(precision.train_step_context())
         run()

@@ -25,7 +25,7 @@ from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ifloo.errors import IflooError, InputError
+from ifloo.errors import InputError
 from ifloo.models.decay import COUPLED, decoupled
 from ifloo.models.fit_settings import optimizers_in
 from ifloo.models.lightning_classes import defines
@@ -155,7 +155,7 @@ class Replay:
             try:
                 batch = self._transferred(held, self.source.collate(samples), off)
                 found = self._gradients(held, batch, off)
-            except IflooError:
+            except InputError:
                 raise
             except Exception as error:
                 raise InputError(_failed(self.source.module, len(samples), error)) from error
@@ -272,7 +272,7 @@ class Replay:
         with held.precision.train_step_context():
             loss = _loss(module, step(*arguments))
         if not hooked:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         else:
             module.on_before_backward(loss)
             module.backward(loss)

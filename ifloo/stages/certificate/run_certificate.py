@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import lightning as L
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ifloo.errors import InputError
 from ifloo.models import SampleLossModule, unwrap
 from ifloo.models.adapted import Adapted
 from ifloo.models.run_state import RunState, attached, stand_in_trainer
-from ifloo.objective.batch_weights import sample_keys
+from ifloo.objective.batch_weights import BatchWeights, NoWeightsError, sample_keys
 from ifloo.objective.batches import Batch, to_device
+from ifloo.objective.certificate import Cause, ObjectiveCertificate, Outcome
 from ifloo.objective.certify import Examined, Subject, certify
 from ifloo.objective.functional import FunctionalLosses, scoring
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.step_comparison import Samples
 from ifloo.params import ParamSpace, author_name
-from ifloo.stages.certificate.drawn_batches import CollateSamples, DrawnBatches, drawn_batches
+from ifloo.stages.certificate.drawn_batches import CollateSamples, DrawnBatches, SampleSource, drawn_batches
+from ifloo.stages.certificate.gradient_hooks import GradientHooks
+from ifloo.stages.certificate.parts import HALVES
 from ifloo.stages.certificate.replay import Replay, ReplaySource, wide
+from ifloo.stages.isolation import detached
 
+log = logging.getLogger(__name__)
+DECISIVE = 1e-3  # relative difference that rounding may allow before the comparison is made in float64
 OWN_LOSS_ROWS = 32  # samples compared for a module whose training step is that of SampleLossModule
 
 
@@ -53,9 +63,49 @@ class CertificateRequest:
 def examined(request: CertificateRequest) -> Examined:
     """Compares J with the user's own training step on batches of the training loader.
 
+    What float32 cannot decide, because its rounding hides a difference, is compared in float64 where the module allows.
+
     Raises:
-        InputError: If the user's code fails on a batch.
+        InputError: If the user's code fails on a batch, and the difference is not accepted beforehand.
     """
+    try:
+        found = _compared(request)
+    except InputError as error:
+        if not request.accept:
+            raise
+        cause = Cause("the training step cannot be run again", str(error))
+        found = Examined(ObjectiveCertificate(Outcome.UNEXPLAINED, math.nan, None, 0.0, (), (cause,)))
+    if _undecided(request, found.certificate):
+        found = _in_double(request, found)
+    return replace(found, certificate=replace(found.certificate, accepted=request.accept))
+
+
+def _undecided(request: CertificateRequest, certificate: ObjectiveCertificate) -> bool:
+    """Whether rounding of float32 leaves the outcome open."""
+    dtypes = {p.dtype for p in request.module.parameters()}
+    if dtypes != {torch.float32} or request.state.precision in HALVES:
+        return False
+    if certificate.outcome is Outcome.UNEXPLAINED:
+        return not certificate.relative_difference <= certificate.tolerance
+    return certificate.tolerance > DECISIVE
+
+
+def _in_double(request: CertificateRequest, found: Examined) -> Examined:
+    """Returns the result of a comparison in float64; the given one if the module does not run in float64."""
+    try:
+        double = detached(request.module).double()
+        with GradientHooks.of(unwrap(request.module)).registered(unwrap(double)):
+            result = _compared(replace(request, module=double))
+    except Exception as error:  # a module may fix its precision in any way
+        log.info("no comparison in float64: %s", error)
+        return found
+    before = found.certificate
+    note = f"compared in float64 (in float32 {before.relative_difference:.1e}, rounding allows {before.tolerance:.1e})"
+    notes = [text for text in (result.certificate.note, note) if text]
+    return replace(result, certificate=replace(result.certificate, note="; ".join(notes)))
+
+
+def _compared(request: CertificateRequest) -> Examined:
     module = request.module
     drawn = _drawn(request)
     space = ParamSpace.of(module, request.parameters)
@@ -79,8 +129,7 @@ def examined(request: CertificateRequest) -> Examined:
         decay=replay.decay(),
         trained=replay.trained(),
     )
-    found = certify(subject)
-    return replace(found, certificate=replace(found.certificate, accepted=request.accept))
+    return certify(subject)
 
 
 def objective_certificate(request: CertificateRequest) -> Examined:
@@ -92,6 +141,24 @@ def objective_certificate(request: CertificateRequest) -> Examined:
     found = examined(request)
     found.certificate.require()
     return found
+
+
+def sample_factors(weights: BatchWeights, loader: DataLoader[Batch]) -> Float[Tensor, " n"]:
+    """Returns n·c_i of every training sample, so that J is the mean of n·c_i ℓ_i; reads each sample once.
+
+    Raises:
+        InputError: If the weight of a sample cannot be found.
+    """
+    source = SampleSource.of(loader)
+    try:
+        found = [weights.of(sample) for row in range(len(source)) for sample in source.read([row])]
+    except NoWeightsError as error:
+        raise InputError(
+            "The weight of a training sample in the loss of its batch cannot be found.\n"
+            "  State the weighted loss of a sample: --adapt.sample_losses."
+        ) from error
+    factors = torch.tensor(found, dtype=torch.float64)
+    return factors / factors.mean()
 
 
 def single_gradients(
