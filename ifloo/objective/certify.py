@@ -172,7 +172,16 @@ class _Examination:
         """Returns the outcome where batch hooks that draw at random are the whole difference; None if they are not."""
         if Part.BATCH_HOOKS not in self.step.parts:
             return None
-        without = self.evaluation | {Part.BATCH_HOOKS}
+        # Hooks that are a fixed function of each sample keep the loss of a batch a mean, with them and without.
+        if not self._additive(self.evaluation | {Part.BATCH_HOOKS}) or self._additive(self.evaluation):
+            return None
+        name = f"{self.step.parts[Part.BATCH_HOOKS]}, which draw at random or mix samples"
+        others = tuple(self._words([p for p in self.step.parts if p is not Part.BATCH_HOOKS]))
+        cause = Cause(name, "none needed.")
+        return Examined(self._certificate(Outcome.EVALUATION, trained, (cause,), others))
+
+    def _additive(self, without: frozenset[Part]) -> bool:
+        """Tells whether the step on a batch has the mean of its own gradients on batches of one."""
 
         def singles(samples: Samples) -> Tensor:
             return torch.stack([self.step.gradient([sample], without) for sample in samples])
@@ -181,12 +190,7 @@ class _Examination:
         for batch, bound in zip(self.singles, self.bounds, strict=True):
             own = BatchOfSingles.of(batch.samples, singles)
             total.add(self.step.gradient(batch.samples, without), own.mean, own.norm, bound)
-        if not total.result().equal or self.difference(without).equal:
-            return None  # the second: the scored loss is without the hooks
-        name = f"{self.step.parts[Part.BATCH_HOOKS]}, which draw at random or mix samples"
-        others = tuple(self._words([p for p in self.step.parts if p is not Part.BATCH_HOOKS]))
-        cause = Cause(name, "none needed.")
-        return Examined(self._certificate(Outcome.EVALUATION, trained, (cause,), others))
+        return total.result().equal
 
     def _unexplained(self, trained: Difference) -> Examined:
         causes, ruled_out = [], self._words(self._ordered(self.evaluation))
