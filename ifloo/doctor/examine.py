@@ -7,7 +7,6 @@ may still fail later.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -32,12 +31,13 @@ from ifloo.doctor.layer_findings import diagnose
 from ifloo.doctor.loader_findings import hook_findings, loader_findings
 from ifloo.errors import InputError
 from ifloo.models import Adapted, SampleLossModule, unwrap
-from ifloo.models.adapted import run_step
+from ifloo.models.training_step import run_step
 from ifloo.objective import Batch, Objective, Stationarity, preflight, scoring
 from ifloo.objective.batches import batch_size, slice_batch, without_ids
 from ifloo.objective.preflight import ROWS, rounding
 from ifloo.objective.protocol import contract_of
 from ifloo.objective.randomness import undisturbed
+from ifloo.stages.isolation import detached
 from ifloo.stages.settings import AttributionSettings
 
 
@@ -171,7 +171,7 @@ def _fit_findings(subject: DoctorInput, fit: Fit) -> list[Finding]:
 
 
 def _copy_for_fit(module: L.LightningModule, fit: Fit) -> L.LightningModule:
-    copied = copy.deepcopy(module)
+    copied = detached(module)
     copied.trainer = fit.stand_in  # type: ignore[assignment]  # stands for a Trainer
     return copied
 

@@ -18,6 +18,7 @@ from torch.utils.data import (
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, MapDataset, fetch_samples, sample_ids
+from ifloo.objective.singles import CollateSingles
 
 Collate: TypeAlias = Callable[..., object]  # (result of `fetch_samples`) -> batch
 
@@ -56,6 +57,38 @@ def identified(loader: DataLoader[Batch]) -> DataLoader[Batch]:
         _Positioned(dataset),
         batch_sampler=loader.batch_sampler,
         collate_fn=_Collate(loader.collate_fn),  # type: ignore[arg-type]  # takes the result of `_Positioned.__getitems__`
+        num_workers=loader.num_workers,
+    )
+
+
+class _Separately(Dataset[object]):
+    """A dataset that returns its samples one by one, each in the form that the user's collate function takes."""
+
+    def __init__(self, dataset: MapDataset, batched: bool) -> None:
+        self.dataset, self.batched = dataset, batched
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, rows: Sequence[int]) -> list[object]:
+        if not self.batched:  # a loader of batch_size=None: each item is a batch
+            return [self.dataset[i] for i in rows]
+        return [fetch_samples(self.dataset, [i]) for i in rows]
+
+
+def separately(loader: DataLoader[Batch], with_whole: bool) -> DataLoader[Batch]:
+    """Returns a loader of `Singles`: each sample as the batch of one that the user's dataset and collate function make.
+
+    Args:
+        loader: Training loader.
+        with_whole: Whether the samples of each batch are also collated into one.
+    """
+    dataset, collate = unwrap_loader(loader)
+    batched = loader.batch_sampler is not None
+    return DataLoader(
+        _Separately(dataset, batched),
+        batch_size=loader.batch_size or 1,
+        collate_fn=CollateSingles(collate, with_whole and batched),
         num_workers=loader.num_workers,
     )
 

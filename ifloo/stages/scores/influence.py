@@ -22,6 +22,7 @@ from ifloo.stages.memory import in_blocks, queries_at_once
 from ifloo.stages.scores.corrected_removals import correct_removals
 from ifloo.stages.scores.other_methods import MethodRun, scores_there
 from ifloo.stages.scores.predictor import InfluencePredictor, InfluenceWriter, ScoredBlock
+from ifloo.stages.scores.queries import QuerySamples, samples_for
 from ifloo.stages.scores.records import (
     indexed_test,
     stored_influences,
@@ -140,9 +141,10 @@ class InfluenceStage:
 
     def correct(self, scored: Sequence[StoredInfluences], ids: Sequence[int]) -> None:
         """Predicts the removals of these ids with leverage; raises the errors of `correct_removals`."""
-        queries = self.datamodule.test_batch([one.test_id for one in scored])
+        samples = QuerySamples(self.datamodule, tuple(one.test_id for one in scored))
         solves = len(scored) * (1 + self.settings.top_k)
-        correct_removals(self._predictor.build_engine(solves), queries, scored, ids, self.layout)
+        engine = self._predictor.build_engine(solves)
+        correct_removals(engine, samples_for(engine.objective.losses, samples), scored, ids, self.layout)
 
     def score_with(self, test_ids: Sequence[int]) -> None:
         """Scores by the methods in `settings.compare_with`; raises the errors of `MethodRun.further`."""
@@ -274,7 +276,7 @@ class InfluenceStage:
 
             def work(now: Sequence[int]) -> None:
                 bar.n = ids.index(now[0]) * n  # the pairs of a failed block are counted again
-                queries = self.datamodule.test_batch(now)
+                queries = QuerySamples(self.datamodule, tuple(now))
                 with world.watch_peers():
                     predictor.explain(queries, self.make_trainer(writer, single))
 
