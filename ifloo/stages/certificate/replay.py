@@ -32,8 +32,10 @@ from ifloo.models.lightning_classes import defines
 from ifloo.models.run_state import RunState, StandInTrainer, attached, stand_in_trainer
 from ifloo.objective.batches import Batch, to_device
 from ifloo.objective.certificate import Part
+from ifloo.objective.functional import uncompiled_graphs
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.step_comparison import Samples, Without
+from ifloo.objective.user_code import user_code
 from ifloo.stages.certificate.drawn_batches import CollateSamples
 from ifloo.stages.certificate.gradient_hooks import GradientHooks
 from ifloo.stages.certificate.manual_optimization import manual_gradients
@@ -152,13 +154,10 @@ class Replay:
             held.trainer.training = Part.TRAINING_FLAG not in off
             for p in module.parameters():
                 p.grad = None
-            try:
+            what, when = f"training_step of {type(module).__name__}", f"when it was run again on {len(samples)} samples"
+            with user_code(what, when, _LEAVE_OUT):
                 batch = self._transferred(held, self.source.collate(samples), off)
                 found = self._gradients(held, batch, off)
-            except InputError:
-                raise
-            except Exception as error:
-                raise InputError(_failed(self.source.module, len(samples), error)) from error
         return torch.cat([self._flat(module, name, found) for name in self.sizes])
 
     def decay(self) -> Float[Tensor, " q"]:
@@ -183,7 +182,8 @@ class Replay:
 
     def _flat(self, module: nn.Module, name: str, found: Mapping[int, Tensor]) -> Tensor:
         parameter = module.get_parameter(name)
-        return wide(found.get(id(parameter), torch.zeros_like(parameter)).detach().reshape(-1))
+        gradient = found.get(id(parameter), torch.zeros_like(parameter)).detach()
+        return wide(gradient.to_dense() if gradient.is_sparse else gradient).reshape(-1)
 
     def _copy(self, precision: str) -> _Copy:
         """Returns the copy of the module that runs in a precision; the empty one is that of its weights."""
@@ -233,6 +233,7 @@ class Replay:
             torch.manual_seed(SEED)
             np.random.seed(SEED)
             random.seed(SEED)
+            stack.enter_context(uncompiled_graphs())
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
             stack.enter_context(torch.inference_mode(False))
@@ -313,15 +314,10 @@ def _loss(module: nn.Module, out: object) -> Tensor:
     )
 
 
-def _failed(module: nn.Module, b: int, error: Exception) -> str:
-    return (
-        f"The training step of {type(module).__name__} failed when it was run again on {b} samples of the training "
-        f"loader: {type(error).__name__}: {error}\n"
-        "  The check that J is what was trained needs it to run on a copy of the module; --adapt.accept_objective true "
-        "leaves the check out."
-    )
-
-
+_LEAVE_OUT = (
+    "The check that J is what was trained runs it on a copy of the module; --adapt.accept_objective true leaves the "
+    "check out."
+)
 _PLUGINS: Mapping[str, Callable[[str, str], Precision]] = {
     "": lambda name, device: Precision(),
     "64-true": lambda name, device: DoublePrecision(),

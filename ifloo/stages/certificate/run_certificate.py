@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import lightning as L
@@ -17,12 +16,12 @@ from torch.utils.data import DataLoader
 from ifloo.errors import InputError
 from ifloo.models import SampleLossModule, unwrap
 from ifloo.models.adapted import Adapted
-from ifloo.models.run_state import RunState, attached, stand_in_trainer
+from ifloo.models.run_state import RunState
 from ifloo.objective.batch_weights import BatchWeights, NoWeightsError, sample_keys
 from ifloo.objective.batches import Batch, to_device
 from ifloo.objective.certificate import Cause, ObjectiveCertificate, Outcome
 from ifloo.objective.certify import Examined, Subject, certify
-from ifloo.objective.functional import FunctionalLosses, scoring
+from ifloo.objective.functional import FunctionalLosses, Path, scoring
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.step_comparison import Samples
 from ifloo.params import ParamSpace, author_name
@@ -30,7 +29,7 @@ from ifloo.stages.certificate.drawn_batches import CollateSamples, DrawnBatches,
 from ifloo.stages.certificate.gradient_hooks import GradientHooks
 from ifloo.stages.certificate.parts import HALVES
 from ifloo.stages.certificate.replay import Replay, ReplaySource, wide
-from ifloo.stages.isolation import detached
+from ifloo.stages.isolation import detached, undisturbed_with
 
 log = logging.getLogger(__name__)
 DECISIVE = 1e-3  # relative difference that rounding may allow before the comparison is made in float64
@@ -48,6 +47,7 @@ class CertificateRequest:
         datamodule: Data module of the fit, as the user wrote it.
         parameters: Patterns of the names of the attributed parameters.
         ran: Whether this very module has run through the fit.
+        stated: Whether the fit was of the stated losses (`ifloo fit`), not of the user's own training step.
         accept: Whether the user accepts an unexplained difference.
     """
 
@@ -57,7 +57,13 @@ class CertificateRequest:
     datamodule: L.LightningDataModule | None = None
     parameters: tuple[str, ...] = ("*",)
     ran: bool = False
+    stated: bool = False
     accept: bool = False
+
+    @property
+    def replayed(self) -> L.LightningModule:
+        """The module whose training step is replayed."""
+        return self.module if self.stated else unwrap(self.module)
 
 
 def examined(request: CertificateRequest) -> Examined:
@@ -94,8 +100,9 @@ def _in_double(request: CertificateRequest, found: Examined) -> Examined:
     """Returns the result of a comparison in float64; the given one if the module does not run in float64."""
     try:
         double = detached(request.module).double()
-        with GradientHooks.of(unwrap(request.module)).registered(unwrap(double)):
-            result = _compared(replace(request, module=double))
+        double_request = replace(request, module=double)
+        with GradientHooks.of(request.replayed).registered(double_request.replayed):
+            result = _compared(double_request)
     except Exception as error:  # a module may fix its precision in any way
         log.info("no comparison in float64: %s", error)
         return found
@@ -106,25 +113,22 @@ def _in_double(request: CertificateRequest, found: Examined) -> Examined:
 
 
 def _compared(request: CertificateRequest) -> Examined:
-    module = request.module
+    module, replayed = request.module, request.replayed
     drawn = _drawn(request)
     space = ParamSpace.of(module, request.parameters)
-    names = tuple(author_name(module, name) for name in space.names)
-    replay = Replay(
-        ReplaySource(
-            unwrap(module), drawn.collate, request.state, request.datamodule, request.loader, names, request.ran
-        )
+    names = tuple(name if replayed is module else author_name(module, name) for name in space.names)
+    source = ReplaySource(
+        replayed, drawn.collate, request.state, request.datamodule, request.loader, names, request.ran
     )
-    losses = FunctionalLosses(module, space)
-    theta = losses.theta().requires_grad_()
-    with _plain_autograd():
-        penalty = _gradient(losses.penalty(theta), theta)
+    replay = Replay(source)
+    losses = FunctionalLosses(module, space, Path.LOOP)
+    theta = losses.theta()
     subject = Subject(
         step=replay,
         batches=drawn.samples,
-        singles=single_gradients(losses, drawn.collate, request),
-        penalty=penalty,
-        theta=wide(theta.detach()),
+        singles=single_gradients(losses, drawn.collate),
+        penalty=wide(losses.gradient_and_value(losses.penalty, theta)[0]),
+        theta=wide(theta),
         keys_of=lambda sample: sample_keys(drawn.collate([sample])),
         decay=replay.decay(),
         trained=replay.trained(),
@@ -151,7 +155,8 @@ def sample_factors(weights: BatchWeights, loader: DataLoader[Batch]) -> Float[Te
     """
     source = SampleSource.of(loader)
     try:
-        found = [weights.of(sample) for row in range(len(source)) for sample in source.read([row])]
+        with undisturbed_with(source.dataset):
+            found = [weights.of(sample) for row in range(len(source)) for sample in source.read([row])]
     except NoWeightsError as error:
         raise InputError(
             "The weight of a training sample in the loss of its batch cannot be found.\n"
@@ -161,42 +166,23 @@ def sample_factors(weights: BatchWeights, loader: DataLoader[Batch]) -> Float[Te
     return factors / factors.mean()
 
 
-def single_gradients(
-    losses: FunctionalLosses, collate: CollateSamples, request: CertificateRequest
-) -> Callable[[Samples], Tensor]:
-    """Returns a function that computes the gradient of each sample's loss as it is scored, in a loop, by autograd."""
-    contract, space, own = losses.contract, losses.space, unwrap(request.module)
-    trainer = stand_in_trainer(request.state, request.datamodule, request.loader, own)
+def single_gradients(losses: FunctionalLosses, collate: CollateSamples) -> Callable[[Samples], Tensor]:
+    """Returns a function that computes the gradient of each sample's loss as it is scored: by definition, in a loop."""
+    loop, space = FunctionalLosses(losses.module, losses.space, Path.LOOP), losses.space
+    theta = loop.theta()
 
     def gradient(sample: object) -> Tensor:
-        theta = losses.theta().requires_grad_()
-        batch = to_device(collate([sample]), space.device, space.dtype)
-        loss = losses.step_loss(theta, batch) if contract.one_by_one else losses.sample_losses(theta, batch).sum()
-        return _gradient(loss, theta)
+        single = to_device(collate([sample]), space.device, space.dtype)
+        return wide(loop.gradient_and_value(lambda at: loop.single_loss(at, single), theta)[0])
 
     def gradients(samples: Samples) -> Tensor:
-        with _plain_autograd(), scoring(losses.module), attached(own, trainer):
+        with undisturbed(), scoring(losses.module):
             return torch.stack([gradient(sample) for sample in samples])
 
     return gradients
-
-
-@contextmanager
-def _plain_autograd() -> Generator[None, None, None]:
-    """Turns gradients on, within `predict` too, and restores random states on exit."""
-    with undisturbed(), torch.inference_mode(False), torch.enable_grad():
-        yield
 
 
 def _drawn(request: CertificateRequest) -> DrawnBatches:
     if isinstance(request.module, SampleLossModule) and not isinstance(request.module, Adapted):
         return drawn_batches(request.loader, 1, OWN_LOSS_ROWS)
     return drawn_batches(request.loader)
-
-
-def _gradient(value: Tensor, theta: Tensor) -> Tensor:
-    """Returns the gradient of a number, zeros if it does not depend on θ."""
-    if not value.requires_grad:
-        return wide(torch.zeros_like(theta))
-    (found,) = torch.autograd.grad(value, theta, allow_unused=True)
-    return wide(torch.zeros_like(theta) if found is None else found)

@@ -42,6 +42,7 @@ from tests.stages.certificate.modules import (
     Smoothed,
     Summed,
     TextData,
+    Transferred,
     WeightedByInput,
     WeightedByRow,
     WeightedRows,
@@ -55,8 +56,9 @@ END = RunState(epoch=7, global_step=20, max_epochs=8)
 def of(net, data=None, state=END, parameters=("*",), accept=False, **adapt):
     torch.manual_seed(0)
     module, data = net() if isinstance(net, type) else net, data or Data()
-    loader = data.train_dataloader()
-    return CertificateRequest(Adapted(module, **adapt), loader, state, data, parameters, accept=accept)
+    loader, adapted = data.train_dataloader(), Adapted(module, **adapt)
+    adapted.describe_fit(state, data, loader)
+    return CertificateRequest(adapted, loader, state, data, parameters, accept=accept)
 
 
 def certificate(net, data=None, **settings):
@@ -68,6 +70,7 @@ def certificate(net, data=None, **settings):
     [
         (Net, {}),
         (Moment, {}),
+        (Transferred, {}),
         (Net, {"sample_losses": losses, "l2": L2}),
         (ByHand, {"sample_losses": losses, "l2": L2}),
         (Decayed, {"l2": 0.0005}),
@@ -243,6 +246,15 @@ def test_unexplained_differences_are_refused_with_their_cause(net, cause, remedy
     accepted = objective_certificate(of(net, accept=True)).certificate
     assert accepted.outcome is Outcome.UNEXPLAINED
     assert "accepted by --adapt.accept_objective" in accepted.text
+
+
+def test_a_loss_scored_at_another_epoch_is_refused():
+    request = of(Moment)
+    request.module.describe_fit(RunState(), request.datamodule, request.loader)
+    with pytest.raises(
+        InputError, match=r"epoch 7 or step 20 in the loss: .*name the checkpoint of the end of the fit"
+    ):
+        objective_certificate(request)
 
 
 def test_a_penalty_of_the_training_step_is_measured():

@@ -128,7 +128,7 @@ def test_a_failing_step_is_the_users_error():
 
     module, data = Failing(), Whole()
     replay, samples = replay_of(module, data, RunState())
-    with pytest.raises(InputError, match="training step of Failing failed when it was run again on 90 samples"):
+    with pytest.raises(InputError, match="training_step of Failing failed when it was run again on 90 samples"):
         replay.gradient(samples)
 
 
