@@ -149,6 +149,20 @@ class ObjectiveCertificate:
         )
         return "\n".join(lines)
 
+    @property
+    def causes_of_a_distance(self) -> str:
+        """Sentences on why weights may be away from a minimum of J: what is ruled out, what is not, and remedies."""
+        ruled_out, remaining = list(self.ruled_out), [cause.name for cause in self.causes]
+        if self.outcome in (Outcome.EQUAL, Outcome.WEIGHTED):
+            ruled_out.insert(0, f"another loss than the one trained ({self._numbers})")
+        elif remaining:
+            remaining[-1] += f" (a training step differs by {self._numbers})"
+        if self.note:
+            remaining.append(self.note)
+        remaining.append("a fit that ended early (train longer; optimizer lbfgs is finished to 1e-10)")
+        excluded = f"Ruled out: {', '.join(ruled_out)}. " if ruled_out else ""
+        return f"{excluded}Not ruled out: {', '.join(remaining)}. The scores are a ranking at best."
+
     def record(self) -> dict[str, object]:
         """Returns the certificate as plain values for a file."""
         weights = None if self.weights is None else {"rule": self.weights.rule, "values": dict(self.weights.values)}

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence, Sized
 from typing import TypeAlias
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -17,7 +19,7 @@ from torch.utils.data import (
 )
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, Identified, MapDataset, fetch_samples, sample_ids
+from ifloo.objective.batches import Batch, Identified, MapDataset, fetch_samples, sample_ids, without_ids
 from ifloo.objective.singles import CollateSingles
 
 Collate: TypeAlias = Callable[..., object]  # (result of `fetch_samples`) -> batch
@@ -163,5 +165,46 @@ def sequential(loader: DataLoader[Batch], size: int, shard: slice | None = None)
         batch_size=max(1, min(size, len(chosen))),
         shuffle=False,
         collate_fn=collate,
+        num_workers=loader.num_workers,
+    )
+
+
+class _Weighted(Dataset[object]):
+    """A dataset that returns samples together with their positions and factors."""
+
+    def __init__(self, dataset: MapDataset, factors: Float[Tensor, " n"]) -> None:
+        self.dataset, self.factors = dataset, factors
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, rows: Sequence[int]) -> tuple[object, list[int], Tensor]:
+        return fetch_samples(self.dataset, rows), list(rows), self.factors[list(rows)]
+
+
+class _CollateWeighted:
+    """The collate function for `_Weighted`: it keeps ids and factors beside the batch."""
+
+    def __init__(self, collate: Collate) -> None:
+        self.collate = collate
+
+    def __call__(self, drawn: tuple[object, list[int], Tensor]) -> Identified:
+        samples, rows, factors = drawn
+        batch = self.collate(samples)
+        ids = sample_ids(batch)
+        return Identified(without_ids(batch), torch.tensor(rows) if ids is None else ids, factors)
+
+
+def weighted(loader: DataLoader[Batch], factors: Float[Tensor, " n"]) -> DataLoader[Batch]:
+    """Returns a loader in order whose batches carry the factors n·c_i of their samples in J = Σ c_i ℓ_i.
+
+    Args:
+        loader: Loader in order, such as that of `sequential`.
+        factors: Factor of each sample of the dataset.
+    """
+    return DataLoader(
+        _Weighted(samples_behind(loader), factors),
+        batch_size=loader.batch_size,
+        collate_fn=_CollateWeighted(loader.collate_fn),  # type: ignore[arg-type]  # takes the result of `_Weighted`
         num_workers=loader.num_workers,
     )

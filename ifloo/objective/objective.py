@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from ifloo.objective.batches import Batch, Identified, SampleSource, TrainingData, slice_batch, without_ids
 from ifloo.objective.functional import FunctionalLosses
+from ifloo.objective.loaders import weighted
 from ifloo.objective.paths import choose_path
 from ifloo.objective.singles import Singles
 from ifloo.objective.weights import SampleWeights
@@ -37,7 +38,12 @@ class Objective:
 
     @classmethod
     def of(
-        cls, module: nn.Module, loader: DataLoader[Batch], parameters: Sequence[str] = ("*",), batch_size: int = 5000
+        cls,
+        module: nn.Module,
+        loader: DataLoader[Batch],
+        parameters: Sequence[str] = ("*",),
+        batch_size: int = 5000,
+        factors: Float[Tensor, " n"] | None = None,
     ) -> Objective:
         """Builds J of a module that meets the contract (`SampleLosses`), over the dataset of a training loader.
 
@@ -46,14 +52,19 @@ class Objective:
             loader: Training loader; its order and batch size do not matter.
             parameters: Shell-style patterns for the names of the parameters that θ consists of.
             batch_size: Number of samples per batch in sums over the data.
+            factors: n·c_i of each sample in J = Σ c_i ℓ_i, where a training step on a batch has the mean with these
+                weights as its loss; None if J is the plain mean.
 
         Raises:
             InputError: No parameter matches, or the data have no fixed order, contain NaN or repeat an id.
         """
         space = ParamSpace.of(module, parameters)
         choice = choose_path(FunctionalLosses(module, space), loader)
-        data = TrainingData(choice.loader(loader, batch_size), space.device, space.dtype)
-        return cls(choice.losses, data)
+        if factors is not None and choice.one_by_one:
+            choice = replace(choice, with_whole=True)
+        ordered = choice.loader(loader, batch_size)
+        ordered = ordered if factors is None else weighted(ordered, factors)
+        return cls(choice.losses, TrainingData(ordered, space.device, space.dtype))
 
     @property
     def n(self) -> int:
