@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightning as L
 from torch import Tensor
@@ -31,6 +31,8 @@ class Adaptation:
         l2: λ of the penalty ½λ‖θ‖²; equals an optimizer's weight_decay that adds λθ to the gradient.
         skip_training: Whether fits take no step of the module's own optimizer, only the Newton steps that finish a fit:
             for warm refits of a model at a minimum, with `finish.after always`.
+        accept_objective: Whether scores are computed though the gradient of a training step differs from that of J for
+            an unexplained reason; every output then carries the difference.
     """
 
     sample_losses: str | None = None
@@ -39,6 +41,7 @@ class Adaptation:
     penalty: str | None = None
     l2: float = 0.0
     skip_training: bool = False
+    accept_objective: bool = False
 
     def of(self, module: L.LightningModule) -> SampleLossModule:
         """Returns the module under the contract.
@@ -47,7 +50,7 @@ class Adaptation:
             InputError: If a function does not exist, or the module states its losses itself.
         """
         if isinstance(module, SampleLossModule):
-            if self != Adaptation():
+            if replace(self, accept_objective=False) != Adaptation():
                 raise InputError(
                     f"{type(module).__name__} states its losses and its penalty itself; the settings adapt.* are for "
                     "modules that do not.\n  Leave them out."

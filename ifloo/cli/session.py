@@ -121,6 +121,8 @@ class Session:
             overwrite=self.overwrite,
             recorded=RunFolder.of(exp.checkpoint),
             refit_recipe=exp.base.record.get("given", {}) if exp.base else {},
+            stated=exp.base is not None and exp.base.record.get("model_class") is not None,
+            accept_objective=exp.adaptation.accept_objective,
         )
 
     def refit_stage(self, recipe: TrainerSettings) -> RefitStage:

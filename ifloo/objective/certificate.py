@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeAlias
 
 from ifloo.errors import InputError, summarise
 
+Plain: TypeAlias = "Mapping[str, Plain] | Sequence[Plain] | str | int | float | None"  # what a JSON file holds
 LISTED = 8  # weights that a sentence lists; a record holds all
 
 
@@ -163,9 +165,11 @@ class ObjectiveCertificate:
         excluded = f"Ruled out: {', '.join(ruled_out)}. " if ruled_out else ""
         return f"{excluded}Not ruled out: {', '.join(remaining)}. The scores are a ranking at best."
 
-    def record(self) -> dict[str, object]:
+    def record(self) -> dict[str, Plain]:
         """Returns the certificate as plain values for a file."""
-        weights = None if self.weights is None else {"rule": self.weights.rule, "values": dict(self.weights.values)}
+        weights: Plain = (
+            None if self.weights is None else {"rule": self.weights.rule, "values": dict(self.weights.values)}
+        )
         return {
             "outcome": self.outcome.value,
             "relative_difference": self.relative_difference,

@@ -62,6 +62,7 @@ class ReplaySource:
         datamodule: Data module of the fit, as the user wrote it.
         loader: Training loader, for modules that read it.
         names: Names of the attributed parameters.
+        hooks: Hooks on the gradients of the user's own weights, which a copy of the module loses.
         ran: Whether this very module has run through the fit, so that its hooks for the start of one were called.
     """
 
@@ -71,6 +72,7 @@ class ReplaySource:
     datamodule: L.LightningDataModule | None
     loader: object
     names: tuple[str, ...]
+    hooks: GradientHooks
     ran: bool = False
 
 
@@ -205,7 +207,7 @@ class Replay:
         data = copy.copy(source.datamodule) if source.datamodule is not None else None
         trainer = stand_in_trainer(source.state, data, source.loader, module)
         tensors = {name: x.detach().clone() for name, x in _tensors(module).items()}
-        held = _Copy(module, plugin, trainer, tensors, GradientHooks.of(source.module))
+        held = _Copy(module, plugin, trainer, tensors, source.hooks)
         with self._moment(held, frozenset()):
             if not source.ran:
                 self._start(held)

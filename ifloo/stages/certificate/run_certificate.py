@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import lightning as L
@@ -16,12 +16,13 @@ from torch.utils.data import DataLoader
 from ifloo.errors import InputError
 from ifloo.models import SampleLossModule, unwrap
 from ifloo.models.adapted import Adapted
-from ifloo.models.run_state import RunState
+from ifloo.models.run_state import RunState, StandInTrainer
 from ifloo.objective.batch_weights import BatchWeights, NoWeightsError, sample_keys
 from ifloo.objective.batches import Batch, to_device
 from ifloo.objective.certificate import Cause, ObjectiveCertificate, Outcome
 from ifloo.objective.certify import Examined, Subject, certify
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
+from ifloo.objective.plain import recording
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.step_comparison import Samples
 from ifloo.params import ParamSpace, author_name
@@ -47,6 +48,8 @@ class CertificateRequest:
         datamodule: Data module of the fit, as the user wrote it.
         parameters: Patterns of the names of the attributed parameters.
         ran: Whether this very module has run through the fit.
+        device: Device of the comparison; None for that of the module.
+        dtype: Precision of the comparison; None for that of the module.
         stated: Whether the fit was of the stated losses (`ifloo fit`), not of the user's own training step.
         accept: Whether the user accepts an unexplained difference.
     """
@@ -59,6 +62,26 @@ class CertificateRequest:
     ran: bool = False
     stated: bool = False
     accept: bool = False
+    device: torch.device | None = None
+    dtype: torch.dtype | None = None
+
+    @classmethod
+    def of(
+        cls, module: L.LightningModule, loader: DataLoader[Batch], parameters: Sequence[str] = ("*",)
+    ) -> CertificateRequest:
+        """Returns the request of a module that carries what is known of its fit.
+
+        The fit is what `Adapted.describe_fit` states, else that of the Trainer of the module; where there is none, its
+        beginning stands for its end.
+        """
+        described = module.fit_described if isinstance(module, Adapted) else None
+        own, patterns = unwrap(module), tuple(parameters)
+        trainer = own._trainer
+        if described is not None:
+            return cls(module, loader, described.run_state, _data_of(described), patterns)
+        if trainer is None or isinstance(trainer, StandInTrainer):
+            return cls(module, loader, RunState(), None, patterns)
+        return cls(module, loader, RunState.of_trainer(trainer), _data_of(trainer), patterns, ran=True)
 
     @property
     def replayed(self) -> L.LightningModule:
@@ -75,20 +98,27 @@ def examined(request: CertificateRequest) -> Examined:
         InputError: If the user's code fails on a batch, and the difference is not accepted beforehand.
     """
     try:
-        found = _compared(request)
+        with recording():
+            found = _compared(request, request.dtype)
     except InputError as error:
         if not request.accept:
             raise
         cause = Cause("the training step cannot be run again", str(error))
         found = Examined(ObjectiveCertificate(Outcome.UNEXPLAINED, math.nan, None, 0.0, (), (cause,)))
     if _undecided(request, found.certificate):
-        found = _in_double(request, found)
+        with recording():
+            found = _in_double(request, found)
     return replace(found, certificate=replace(found.certificate, accepted=request.accept))
+
+
+def _data_of(trainer: L.Trainer) -> L.LightningDataModule | None:
+    found: L.LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it undeclared
+    return found
 
 
 def _undecided(request: CertificateRequest, certificate: ObjectiveCertificate) -> bool:
     """Whether rounding of float32 leaves the outcome open."""
-    dtypes = {p.dtype for p in request.module.parameters()}
+    dtypes = {p.dtype for p in request.module.parameters()} if request.dtype is None else {request.dtype}
     if dtypes != {torch.float32} or request.state.precision in HALVES:
         return False
     if certificate.outcome is Outcome.UNEXPLAINED:
@@ -99,10 +129,7 @@ def _undecided(request: CertificateRequest, certificate: ObjectiveCertificate) -
 def _in_double(request: CertificateRequest, found: Examined) -> Examined:
     """Returns the result of a comparison in float64; the given one if the module does not run in float64."""
     try:
-        double = detached(request.module).double()
-        double_request = replace(request, module=double)
-        with GradientHooks.of(request.replayed).registered(double_request.replayed):
-            result = _compared(double_request)
+        result = _compared(request, torch.float64)
     except Exception as error:  # a module may fix its precision in any way
         log.info("no comparison in float64: %s", error)
         return found
@@ -112,13 +139,16 @@ def _in_double(request: CertificateRequest, found: Examined) -> Examined:
     return replace(result, certificate=replace(result.certificate, note="; ".join(notes)))
 
 
-def _compared(request: CertificateRequest) -> Examined:
+def _compared(request: CertificateRequest, dtype: torch.dtype | None) -> Examined:
+    hooks = GradientHooks.of(request.replayed)
+    if dtype is not None or request.device is not None:
+        request = replace(request, module=detached(request.module).to(device=request.device, dtype=dtype))
     module, replayed = request.module, request.replayed
     drawn = _drawn(request)
     space = ParamSpace.of(module, request.parameters)
     names = tuple(name if replayed is module else author_name(module, name) for name in space.names)
     source = ReplaySource(
-        replayed, drawn.collate, request.state, request.datamodule, request.loader, names, request.ran
+        replayed, drawn.collate, request.state, request.datamodule, request.loader, names, hooks, request.ran
     )
     replay = Replay(source)
     losses = FunctionalLosses(module, space, Path.LOOP)
@@ -136,15 +166,31 @@ def _compared(request: CertificateRequest) -> Examined:
     return certify(subject)
 
 
-def objective_certificate(request: CertificateRequest) -> Examined:
-    """Examines a run and refuses an objective that was not trained.
+@dataclass(frozen=True)
+class ExaminedRun:
+    """What a run must know of its objective.
+
+    Attributes:
+        certificate: Comparison of J with what was trained; None if they were not compared.
+        factors: n·c_i of each training sample in J = Σ c_i ℓ_i; None if J is the plain mean.
+    """
+
+    certificate: ObjectiveCertificate | None = None
+    factors: Float[Tensor, " n"] | None = None
+
+
+def objective_certificate(request: CertificateRequest) -> ExaminedRun:
+    """Examines a run, logs the outcome, and refuses an objective that was not trained.
 
     Raises:
         InputError: If the difference between J and the training step is unexplained and not accepted.
     """
     found = examined(request)
-    found.certificate.require()
-    return found
+    certificate = found.certificate
+    certificate.require()
+    plain = certificate.outcome in (Outcome.EQUAL, Outcome.WEIGHTED) and not certificate.note
+    log.log(logging.INFO if plain else logging.WARNING, "objective: %s.", certificate.text)
+    return ExaminedRun(certificate, None if found.weights is None else sample_factors(found.weights, request.loader))
 
 
 def sample_factors(weights: BatchWeights, loader: DataLoader[Batch]) -> Float[Tensor, " n"]:
@@ -155,7 +201,7 @@ def sample_factors(weights: BatchWeights, loader: DataLoader[Batch]) -> Float[Te
     """
     source = SampleSource.of(loader)
     try:
-        with undisturbed_with(source.dataset):
+        with recording(), undisturbed_with(source.dataset):
             found = [weights.of(sample) for row in range(len(source)) for sample in source.read([row])]
     except NoWeightsError as error:
         raise InputError(

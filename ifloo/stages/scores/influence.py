@@ -68,6 +68,8 @@ class InfluenceStage:
         overwrite: Whether results of other settings are replaced.
         recorded: Recorded training run, for methods that follow it.
         refit_recipe: Trainer settings of later refits, where the checkpoint does not hold them; recorded for these.
+        stated: Whether the model was fitted to the losses that it states (`ifloo fit`), not by its own training step.
+        accept_objective: Whether an unexplained difference between J and what was trained is accepted.
     """
 
     module: L.LightningModule
@@ -79,6 +81,8 @@ class InfluenceStage:
     overwrite: bool = False
     recorded: RunFolder | None = None
     refit_recipe: Mapping[str, JSON] = field(default_factory=dict)
+    stated: bool = False
+    accept_objective: bool = False
 
     def score_tests(self) -> list[StoredInfluences]:
         """Writes and returns the scores of the listed test ids, with their top-k ids; scores already stored are kept.
@@ -163,8 +167,13 @@ class InfluenceStage:
     @cached_property
     def _methods(self) -> MethodRun:
         """Run of the methods other than curvature and solver, which share the data that they read and check."""
-        device = self.make_trainer(InfluenceWriter(lambda block: None), False).strategy.root_device
-        return MethodRun(self.module, self.datamodule, self.settings, self.layout, device, self.recorded)
+        device = self._device
+        examined = self._predictor.examined()
+        return MethodRun(self.module, self.datamodule, self.settings, self.layout, device, self.recorded, examined)
+
+    @cached_property
+    def _device(self) -> torch.device:
+        return self.make_trainer(InfluenceWriter(lambda block: None), False).strategy.root_device
 
     def serve(self) -> None:
         """Works as a process other than the first, which names the tests to score; writes nothing."""
@@ -194,8 +203,14 @@ class InfluenceStage:
             "test_ids": ids if ids == "all" else list(ids),
             "top_k": self.settings.top_k,
             "batch_size": self.settings.batch_size,
+            "objective": self._objective(),
             **({"recipe": dict(self.refit_recipe)} if self.refit_recipe else {}),
         }
+
+    def _objective(self) -> JSON:
+        """Returns the certificate of the objective as plain values."""
+        certificate = self._predictor.examined().certificate
+        return None if certificate is None else certificate.record()
 
     def _identity_settings(self) -> dict[str, JSON]:
         settings = self.settings
@@ -245,8 +260,17 @@ class InfluenceStage:
 
     @cached_property
     def _predictor(self) -> InfluencePredictor:
-        loader = sequential(self.datamodule.train_dataloader(), self.settings.batch_size)
-        return InfluencePredictor(self.module, loader, self.settings)
+        own = self.datamodule.train_dataloader()
+        predictor = InfluencePredictor(
+            self.module,
+            sequential(own, self.settings.batch_size),
+            self.settings,
+            accept_objective=self.accept_objective,
+        )
+        predictor.objective_request = replace(
+            predictor.objective_request, loader=own, stated=self.stated, device=self._device
+        )
+        return predictor
 
     def _blocks(self, test_ids: Sequence[int] | None, deliver: Callable[[ScoredBlock], None]) -> None:
         """Prepares the solver once, then solves, scores and delivers block by block, in all processes of the Trainer.

@@ -11,6 +11,7 @@ from ifloo.errors import InputError
 from ifloo.models.run_state import RunState
 from ifloo.objective.certificate import Part
 from ifloo.stages.certificate.drawn_batches import drawn_batches
+from ifloo.stages.certificate.gradient_hooks import GradientHooks
 from ifloo.stages.certificate.replay import Replay, ReplaySource
 from tests.stages.certificate.modules import (
     ByHand,
@@ -70,7 +71,9 @@ def replay_of(net, data, state, ran=False):
     loader = data.train_dataloader()
     drawn = drawn_batches(loader, 1)
     names = tuple(name for name, _ in net.named_parameters())
-    return Replay(ReplaySource(net, drawn.collate, state, data, loader, names, ran)), drawn.samples[0]
+    return Replay(
+        ReplaySource(net, drawn.collate, state, data, loader, names, GradientHooks.of(net), ran)
+    ), drawn.samples[0]
 
 
 @pytest.mark.filterwarnings("ignore:You have overridden `transfer_batch_to_device`")
