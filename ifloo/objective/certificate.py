@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -172,9 +173,9 @@ class ObjectiveCertificate:
         )
         return {
             "outcome": self.outcome.value,
-            "relative_difference": self.relative_difference,
+            "relative_difference": self.relative_difference if math.isfinite(self.relative_difference) else None,
             "cosine": self.cosine,
-            "tolerance": self.tolerance,
+            "tolerance": self.tolerance if math.isfinite(self.tolerance) else None,
             "rows": list(self.rows),
             "causes": [cause.name for cause in self.causes],
             "ruled_out": list(self.ruled_out),
