@@ -12,6 +12,7 @@ from torch import Tensor
 from ifloo.data import AdaptedData, AttributionData
 from ifloo.errors import InputError
 from ifloo.models import Adapted, AdaptedOutputs, LossesOfOutputs, SampleLossModule
+from ifloo.objective.id_rule import IdSetting
 from ifloo.store import JSON
 
 _MISSING = object()
@@ -31,6 +32,9 @@ class Adaptation:
         l2: λ of the penalty ½λ‖θ‖²; equals an optimizer's weight_decay that adds λθ to the gradient.
         skip_training: Whether fits take no step of the module's own optimizer, only the Newton steps that finish a fit:
             for warm refits of a model at a minimum, with `finish.after always`.
+        ids: Ids of the samples. `auto`: key `idx` or `sample_index` of a batch where it is one unique whole number per
+            sample, else the position in the dataset (through Subset: that of the dataset behind it). `third`: the third
+            item of (x, y, id). `positions`: always the position.
         accept_objective: Whether scores are computed though the gradient of a training step differs from that of J for
             an unexplained reason; every output then carries the difference.
     """
@@ -41,6 +45,7 @@ class Adaptation:
     penalty: str | None = None
     l2: float = 0.0
     skip_training: bool = False
+    ids: IdSetting = "auto"
     accept_objective: bool = False
 
     def of(self, module: L.LightningModule) -> SampleLossModule:
@@ -50,7 +55,7 @@ class Adaptation:
             InputError: If a function does not exist, or the module states its losses itself.
         """
         if isinstance(module, SampleLossModule):
-            if replace(self, accept_objective=False) != Adaptation():
+            if replace(self, ids="auto", accept_objective=False) != Adaptation():
                 raise InputError(
                     f"{type(module).__name__} states its losses and its penalty itself; the settings adapt.* are for "
                     "modules that do not.\n  Leave them out."
@@ -72,7 +77,7 @@ class Adaptation:
         return LossesOfOutputs(dotted(self.outputs, "adapt.outputs"), dotted(self.output_losses, "adapt.output_losses"))
 
     def identity_settings(self) -> dict[str, JSON]:
-        """Returns the settings that change a number."""
+        """Returns the settings that change a number; the ids are part of the fingerprint of the data."""
         parts = {"outputs": self.outputs, "output_losses": self.output_losses} if self.outputs else {}
         return {"sample_losses": self.sample_losses, **parts, "penalty": self.penalty, "l2": self.l2}
 
@@ -103,9 +108,20 @@ def dotted(path: str, setting: str) -> Callable[..., Tensor]:
     return function
 
 
-def data_of(datamodule: L.LightningDataModule) -> AttributionData:
-    """Returns the data module under the data contract."""
-    return datamodule if isinstance(datamodule, AttributionData) else AdaptedData(datamodule)
+def data_of(datamodule: L.LightningDataModule, ids: IdSetting = "auto") -> AttributionData:
+    """Returns the data module under the data contract.
+
+    Raises:
+        InputError: The data module states the ids of its samples itself, and a setting names others.
+    """
+    if not isinstance(datamodule, AttributionData):
+        return AdaptedData(datamodule, ids)
+    if ids != "auto":
+        raise InputError(
+            f"{type(datamodule).__name__} states the ids of its samples itself; the setting adapt.ids is for data "
+            "modules that do not.\n  Leave it out."
+        )
+    return datamodule
 
 
 def _no_function(path: str, setting: str, why: str) -> str:

@@ -15,6 +15,7 @@ from ifloo.cli.doctor import doctor, warn_once
 from ifloo.cli.experiment import Experiment
 from ifloo.cli.session import Session
 from ifloo.data import DataNotes
+from ifloo.data.adapted import training_loader
 from ifloo.errors import InputError
 from ifloo.refit import TrainerSettings, controls, fit_base, load_base, removals
 from ifloo.report import Reporter, SampleGradients
@@ -159,7 +160,7 @@ def report(session: Session) -> None:
 def _reporter(exp: Experiment) -> Reporter:
     outcomes = model_answers.outcomes(exp.module, exp.datamodule, exp.test_ids)
     parameters = tuple(exp.attribution.parameters)
-    gradients = SampleGradients(exp.module, exp.datamodule.train_dataloader(), parameters)
+    gradients = SampleGradients(exp.module, training_loader(exp.datamodule), parameters)
     return Reporter(exp.layout, exp.datamodule, Path("lightning_logs") / exp.name, outcomes, gradients)
 
 

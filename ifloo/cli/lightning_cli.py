@@ -195,7 +195,7 @@ class IflooCLI(LightningCLI):
         experiment = Experiment(
             name=config.experiment,
             module=made.adapt.of(self.model),
-            datamodule=data_of(self.datamodule),
+            datamodule=data_of(self.datamodule, made.adapt.ids),
             attribution=made.attribution,
             refit=made.refit,
             finish=made.finish,

@@ -7,15 +7,17 @@ thousands, or that starts after the first epoch.
 from __future__ import annotations
 
 import lightning as L
+import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from ifloo.doctor.finding import Finding, Severity
 from ifloo.models.hooks import overridden
 from ifloo.objective import Batch, sample_ids
 from ifloo.objective.batch_samplers import SamplerBatches
-from ifloo.objective.batches import fetch_samples, tensors_of
+from ifloo.objective.batches import batch_size, fetch_samples, tensors_of
+from ifloo.objective.id_rule import third_ids
 from ifloo.objective.layers import BATCH_HOOKS
-from ifloo.objective.loaders import sample_count, unwrap_loader
+from ifloo.objective.loaders import rule_behind, sample_count, unwrap_loader
 from ifloo.objective.randomness import undisturbed
 
 SAMPLES_READ = 16  # samples read twice: a random flip of probability 1/2 is missed once in 65,536 times
@@ -154,7 +156,20 @@ def _augmented(how: str, where: str) -> Finding:
     )
 
 
+def _third_ignored(where: str) -> Finding:
+    return Finding(
+        "a third item of whole numbers that are not the positions of the samples",
+        where,
+        "It is taken for data: the id of a sample is its position in the dataset.",
+        "None needed if it is data, such as a length or a label; if it is the id, give `--adapt.ids third`.",
+        Severity.NOTE,
+    )
+
+
 def _missing_ids(loader: DataLoader[Batch], batch: Batch, where: str) -> list[Finding]:
+    third, rule = third_ids(batch, b := batch_size(batch)), rule_behind(loader)
+    if third is not None and rule.source != "third":
+        return [] if torch.equal(third, rule.of_rows(torch.arange(b))) else [_third_ignored(where)]
     batches = loader.batch_sampler
     drawn_by = batches.sampler if isinstance(batches, SamplerBatches) else loader.sampler
     if sample_ids(batch) is not None or not isinstance(drawn_by, RandomSampler):
@@ -165,8 +180,8 @@ def _missing_ids(loader: DataLoader[Batch], batch: Batch, where: str) -> list[Fi
             "shuffled batches without sample ids",
             where,
             f"Handled: the id of a sample is its position in the dataset, 0 to {n - 1}, in whatever order it is drawn.",
-            "None needed while the dataset keeps its order; else give each sample an id (key `idx` or `sample_index`, "
-            "or the third item of (x, y, idx)).",
+            "None needed while the dataset keeps its order; else give each sample an id (key `idx` or "
+            "`sample_index`, or the third item of (x, y, idx) and `--adapt.ids third`).",
             Severity.NOTE,
         )
     ]

@@ -98,7 +98,8 @@ class SampleLossModule(L.LightningModule, ModelContract[BatchT_contra]):
                 raise InputError(
                     f"Removing samples {self.sample_weights.ids.tolist()[:5]} needs batches that carry sample ids; "
                     f"this one, a {type(batch).__name__}, has none.\n"
-                    "  Give each sample its id: key `idx` or `sample_index`, or the third item of (x, y, idx)."
+                    "  Give each sample its id under key `idx` or `sample_index`, or load the batches by "
+                    "ifloo.objective.loaders.identified."
                 )
             return torch.full(
                 (batch_size(batch),), self.sample_weights.default, dtype=losses.dtype, device=losses.device

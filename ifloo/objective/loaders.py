@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Sized
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import (
     DataLoader,
@@ -19,7 +19,9 @@ from torch.utils.data import (
 )
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, Identified, MapDataset, fetch_samples, sample_ids, without_ids
+from ifloo.objective.batches import Batch, Identified, MapDataset, fetch_samples
+from ifloo.objective.id_rule import IdRule, IdSetting, Source, StatesIds, rows_of
+from ifloo.objective.ids import decide
 from ifloo.objective.singles import CollateSingles
 
 Collate: TypeAlias = Callable[..., object]  # (result of `fetch_samples`) -> batch
@@ -39,28 +41,91 @@ class _Positioned(Dataset[object]):
 
 
 class _Collate:
-    """The collate function for `_Positioned`: it keeps the positions beside the batch."""
+    """The collate function for `_Positioned`: it keeps the ids beside the batch."""
 
-    def __init__(self, collate: Collate) -> None:
-        self.collate = collate
+    def __init__(self, collate: Collate, rule: IdRule) -> None:
+        self.collate, self.id_rule = collate, rule
 
     def __call__(self, drawn: tuple[object, list[int]]) -> Identified:
         samples, rows = drawn
-        return Identified(self.collate(samples), torch.tensor(rows))
+        batch = self.collate(samples)
+        return Identified(batch, self.id_rule.of(batch, torch.tensor(rows)))
 
 
-def identified(loader: DataLoader[Batch]) -> DataLoader[Batch]:
-    """Returns the loader itself if its batches carry ids, or else one that yields them as `Identified`."""
+class FixedOrder(DataLoader[Batch]):
+    """A loader of samples in the order of their dataset, which knows where their ids stand.
+
+    Attributes:
+        id_rule: The rule, as the first pass over all samples decides it.
+    """
+
+    id_rule = IdRule()
+
+
+def identified(loader: DataLoader[Batch], ids: IdSetting | Source = "auto") -> DataLoader[Batch]:
+    """Returns the loader itself if `sample_ids` finds the ids of its batches, or one that yields them as `Identified`.
+
+    Args:
+        loader: Training loader.
+        ids: Setting, or the source of an `IdRule` that is decided already.
+    """
     dataset = samples_behind(loader)
-    first = loader.collate_fn(fetch_samples(dataset, [0]))  # type: ignore[arg-type]  # a list of samples or the result of __getitems__
-    if sample_ids(first) is not None or loader.batch_sampler is None:
+    if isinstance(dataset, _Positioned) or loader.batch_sampler is None:
+        return loader
+    collate: Collate = loader.collate_fn
+    if ids in ("auto", "third"):
+        rule, _ = decide(dataset, collate, ids, loader.batch_size, loader.num_workers)
+    else:
+        rule = IdRule(ids, rows_of(dataset))
+    if rule.source == "idx":
         return loader
     return DataLoader(
         _Positioned(dataset),
         batch_sampler=loader.batch_sampler,
-        collate_fn=_Collate(loader.collate_fn),  # type: ignore[arg-type]  # takes the result of `_Positioned.__getitems__`
+        collate_fn=_Collate(collate, rule),  # type: ignore[arg-type]  # takes the result of `_Positioned.__getitems__`
         num_workers=loader.num_workers,
     )
+
+
+class _CollateWeighted:
+    """The collate function for `_Positioned` that puts the ids and factors of samples beside their batch."""
+
+    def __init__(self, collate: Collate, ids: Tensor, factors: Tensor) -> None:
+        self.collate, self.ids, self.factors = collate, ids, factors
+
+    def __call__(self, drawn: tuple[object, list[int]]) -> Identified:
+        samples, rows = drawn
+        return Identified(self.collate(samples), self.ids[rows], self.factors[rows])
+
+
+def weighted(loader: DataLoader[Batch], ids: Tensor, factors: Tensor) -> DataLoader[Batch]:
+    """Returns a loader whose batches carry the factor n·c_i of each sample, for J = Σ_i c_i ℓ_i.
+
+    Args:
+        loader: Loader of the training data in order, such as that of a `TrainingData`.
+        ids: Id of each sample, `[n]`.
+        factors: Factor of each sample, `[n]`.
+    """
+    collate = loader.collate_fn
+    if isinstance(collate, CollateSingles):  # a step on a whole batch has the weights, so that sums can be taken of it
+        collate = replace(collate, with_whole=True)
+    return DataLoader(
+        _Positioned(samples_behind(loader)),
+        batch_size=loader.batch_size,
+        collate_fn=_CollateWeighted(collate, ids.cpu(), factors.cpu()),
+        num_workers=loader.num_workers,
+    )
+
+
+def rule_behind(loader: DataLoader[Batch]) -> IdRule:
+    """Returns the rule that a loader carries, by `identified` or `sequential`; undecided for any other."""
+    if isinstance(loader, StatesIds):
+        return loader.id_rule
+    if isinstance(loader.collate_fn, _Collate):
+        return loader.collate_fn.id_rule
+    if isinstance(loader.collate_fn, _CollateWeighted):
+        return IdRule("positions", loader.collate_fn.ids)
+    return IdRule("auto", rows_of(loader.dataset))
 
 
 class _Separately(Dataset[object]):
@@ -87,12 +152,14 @@ def separately(loader: DataLoader[Batch], with_whole: bool) -> DataLoader[Batch]
     """
     dataset, collate = unwrap_loader(loader)
     batched = loader.batch_sampler is not None
-    return DataLoader(
+    singles = FixedOrder(
         _Separately(dataset, batched),
         batch_size=loader.batch_size or 1,
         collate_fn=CollateSingles(collate, with_whole and batched),
         num_workers=loader.num_workers,
     )
+    singles.id_rule = rule_behind(loader)
+    return singles
 
 
 def unwrap_loader(loader: DataLoader[Batch]) -> tuple[MapDataset, Collate]:
@@ -145,13 +212,14 @@ def _refuse_partial(loader: DataLoader[Batch]) -> None:
         raise InputError("The training data hold no sample.")
 
 
-def sequential(loader: DataLoader[Batch], size: int, shard: slice | None = None) -> DataLoader[Batch]:
+def sequential(loader: DataLoader[Batch], size: int, shard: slice | None = None, ids: IdSetting = "auto") -> FixedOrder:
     """Returns a loader of the same dataset in its own order, each sample once, for scoring and the sums of J.
 
     Args:
         loader: Training loader.
         size: Number of samples per batch.
         shard: Positions of the samples to load, such as the share of one process; None for all.
+        ids: Setting of the ids, for a loader that carries no rule.
 
     Raises:
         InputError: The dataset is iterable, so that its order and length are unknown; the sampler draws only part of
@@ -159,52 +227,18 @@ def sequential(loader: DataLoader[Batch], size: int, shard: slice | None = None)
     """
     _refuse_partial(loader)
     dataset, collate = unwrap_loader(loader)
-    chosen = dataset if shard is None else Subset(dataset, range(*shard.indices(len(dataset))))  # type: ignore[arg-type]
-    return DataLoader(
+    rule, chosen = rule_behind(loader), dataset
+    if rule.source == "auto":
+        rule = IdRule(ids, rule.rows)
+    if shard is not None:
+        positions = range(*shard.indices(len(dataset)))
+        rule, chosen = rule.part(positions), Subset(dataset, positions)  # type: ignore[arg-type]
+    fixed = FixedOrder(
         chosen,  # type: ignore[arg-type]  # typed as Dataset; anything with a length and items works
         batch_size=max(1, min(size, len(chosen))),
         shuffle=False,
         collate_fn=collate,
         num_workers=loader.num_workers,
     )
-
-
-class _Weighted(Dataset[object]):
-    """A dataset that returns samples together with their positions and factors."""
-
-    def __init__(self, dataset: MapDataset, factors: Float[Tensor, " n"]) -> None:
-        self.dataset, self.factors = dataset, factors
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitems__(self, rows: Sequence[int]) -> tuple[object, list[int], Tensor]:
-        return fetch_samples(self.dataset, rows), list(rows), self.factors[list(rows)]
-
-
-class _CollateWeighted:
-    """The collate function for `_Weighted`: it keeps ids and factors beside the batch."""
-
-    def __init__(self, collate: Collate) -> None:
-        self.collate = collate
-
-    def __call__(self, drawn: tuple[object, list[int], Tensor]) -> Identified:
-        samples, rows, factors = drawn
-        batch = self.collate(samples)
-        ids = sample_ids(batch)
-        return Identified(without_ids(batch), torch.tensor(rows) if ids is None else ids, factors)
-
-
-def weighted(loader: DataLoader[Batch], factors: Float[Tensor, " n"]) -> DataLoader[Batch]:
-    """Returns a loader in order whose batches carry the factors n·c_i of their samples in J = Σ c_i ℓ_i.
-
-    Args:
-        loader: Loader in order, such as that of `sequential`.
-        factors: Factor of each sample of the dataset.
-    """
-    return DataLoader(
-        _Weighted(samples_behind(loader), factors),
-        batch_size=loader.batch_size,
-        collate_fn=_CollateWeighted(loader.collate_fn),  # type: ignore[arg-type]  # takes the result of `_Weighted`
-        num_workers=loader.num_workers,
-    )
+    fixed.id_rule = rule
+    return fixed

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import grad
 from torch.utils.data import DataLoader
 
+from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, SampleSource, TrainingData, slice_batch, without_ids
 from ifloo.objective.functional import FunctionalLosses
 from ifloo.objective.loaders import weighted
@@ -38,12 +39,7 @@ class Objective:
 
     @classmethod
     def of(
-        cls,
-        module: nn.Module,
-        loader: DataLoader[Batch],
-        parameters: Sequence[str] = ("*",),
-        batch_size: int = 5000,
-        factors: Float[Tensor, " n"] | None = None,
+        cls, module: nn.Module, loader: DataLoader[Batch], parameters: Sequence[str] = ("*",), batch_size: int = 5000
     ) -> Objective:
         """Builds J of a module that meets the contract (`SampleLosses`), over the dataset of a training loader.
 
@@ -52,19 +48,14 @@ class Objective:
             loader: Training loader; its order and batch size do not matter.
             parameters: Shell-style patterns for the names of the parameters that θ consists of.
             batch_size: Number of samples per batch in sums over the data.
-            factors: n·c_i of each sample in J = Σ c_i ℓ_i, where a training step on a batch has the mean with these
-                weights as its loss; None if J is the plain mean.
 
         Raises:
             InputError: No parameter matches, or the data have no fixed order, contain NaN or repeat an id.
         """
         space = ParamSpace.of(module, parameters)
         choice = choose_path(FunctionalLosses(module, space), loader)
-        if factors is not None and choice.one_by_one:
-            choice = replace(choice, with_whole=True)
-        ordered = choice.loader(loader, batch_size)
-        ordered = ordered if factors is None else weighted(ordered, factors)
-        return cls(choice.losses, TrainingData(ordered, space.device, space.dtype))
+        data = TrainingData(choice.loader(loader, batch_size), space.device, space.dtype)
+        return cls(choice.losses, data)
 
     @property
     def n(self) -> int:
@@ -79,6 +70,23 @@ class Objective:
     def reweighted(self, weights: SampleWeights) -> Objective:
         """Returns the objective of a refit: the same losses and data with other weights w."""
         return replace(self, weights=weights)
+
+    def weighted(self, weights: Float[Tensor, " n"]) -> Objective:
+        """Returns J = Σ_i c_i ℓ_i + R with c_i = a_i / Σ a, for training steps that weigh the samples of a batch.
+
+        Args:
+            weights: Relative weights a_i >= 0 of the training samples, in their order. A training step on a batch must
+                be Σ a_i ℓ_i / Σ a_i over the batch.
+
+        Raises:
+            InputError: The objective runs over a subsample of the data.
+        """
+        if not isinstance(self.data, TrainingData) or not isinstance(self.data.loader, DataLoader):
+            raise InputError("Samples can be weighted where the objective runs over all training data.")
+        factors = weights.double() * (self.n / weights.double().sum())
+        space = self.losses.space
+        loader = weighted(self.data.loader, self.data.ids, factors.to(space.dtype))
+        return replace(self, data=TrainingData(loader, space.device, space.dtype))
 
     def part(self, theta: Float[Tensor, " p"], ids: Tensor, batch: Batch) -> Float[Tensor, ""]:
         """Returns the share of one batch in (1/n) Σ_i w_i ℓ_i, in nats.

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from ifloo.errors import IflooError, InputError
 from ifloo.objective.batches import Batch, fetch_samples, sample_ids, to_device
+from ifloo.objective.forms import tensors_of
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
 from ifloo.objective.layout import Layout
 from ifloo.objective.loaders import samples_behind, separately, sequential, unwrap_loader
@@ -77,9 +78,15 @@ class DrawnSamples:
 
     @classmethod
     def of(cls, loader: DataLoader[Batch], device: torch.device, dtype: torch.dtype) -> DrawnSamples:
-        """Draws samples and collates each alone."""
+        """Draws samples and collates each alone.
+
+        Raises:
+            InputError: There is no sample.
+        """
         dataset, collate = unwrap_loader(loader)
         n, batched = len(samples_behind(loader)), loader.batch_sampler is not None
+        if n == 0:
+            raise InputError("The training data hold no sample.")
         drawn = torch.randperm(n, generator=torch.Generator().manual_seed(SEED))[:DRAWN].tolist()
         fetched = separately(loader, with_whole=False).dataset
         alone = {i: collate(one) for i, one in zip(drawn, fetched.__getitems__(drawn), strict=True)}  # type: ignore[attr-defined]
@@ -264,6 +271,8 @@ def _attempt(work: Callable[[], Tensor]) -> Tensor | None:
 def _check_reference(losses: FunctionalLosses, samples: DrawnSamples, reference: Reference) -> None:
     if not bool(torch.isfinite(reference.losses).all()):
         k = int((~torch.isfinite(reference.losses)).nonzero()[0])
+        if not all(bool(torch.isfinite(x).all()) for x in tensors_of(samples.singles[k])):
+            return  # `TrainingData` refuses the sample itself
         raise InputError(not_finite(int(samples.ids[k]), float(reference.losses[k])))
     with recording(), torch.no_grad():
         loop = FunctionalLosses(losses.module, losses.space, Path.LOOP)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from ifloo.errors import IflooError, InputError, summarise
-from ifloo.objective.batches import Batch, TrainingData, batch_size, slice_batch
+from ifloo.objective.batches import Batch, Identified, TrainingData, batch_size, slice_batch
 from ifloo.objective.certificate import ObjectiveCertificate
 from ifloo.objective.functional import Path, scoring
 from ifloo.objective.layers import kinds, places, recurrent_layers
@@ -121,7 +121,9 @@ def _check_step_loss(objective: Objective, theta: Tensor, few: Batch, losses: Te
     """
     if not objective.losses.contract.one_by_one:
         return
-    whole, mean = objective.losses.step_loss(theta, few), losses.mean()
+    factors = few.factors if isinstance(few, Identified) else None
+    whole = objective.losses.step_loss(theta, few)
+    mean = losses.mean() if factors is None else losses.sum() / factors.sum()
     if (whole - mean).abs() > rounding(mean):
         raise InputError(
             f"training_step on a batch of {len(losses)} gives {float(whole):.9g}, the mean over its samples as batches "

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -73,10 +72,3 @@ class CollateSingles:
 def length_of(single: Batch) -> int:
     """Returns the number of entries of all tensors of a batch of one: the length of a sample, up to a constant."""
     return sum(tensor.numel() for tensor in tensors_of(single))
-
-
-def ids_of_singles(singles: Singles, ids_of: Callable[[Batch], Tensor | None]) -> Tensor | None:
-    """Returns the ids that the batches of one carry, `[b]`; None if they carry none."""
-    found = [ids_of(one) for one in singles.batches]
-    present = [ids for ids in found if ids is not None]
-    return torch.cat(present) if len(present) == len(found) else None

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import NamedTuple
 
 import torch
@@ -65,6 +65,33 @@ def user_code(what: str, when: str = "", remedy: str = "") -> Generator[None, No
             raise
         failure = user_error(what, when, error, remedy)
         raise failure from error
+
+
+def failed_user_code(error: BaseException) -> InputError | None:
+    """Returns the error of the user's code that raised an exception; None for a failure of ifloo itself.
+
+    It is for the outermost place of a program, where exceptions of user code arrive that no `user_code` has turned.
+    """
+    found: BaseException | None = error
+    while isinstance(found, Exception) and not passes(found):
+        if entry := _entry_into_user_code(found.__traceback__):
+            owner, name = entry.f_locals.get("self"), entry.f_code.co_name
+            return user_error(name if owner is None else f"{name} of {type(owner).__name__}", "", found)
+        found = found.__cause__ or found.__context__  # jsonargparse raises an error of its own from that of a class
+    return None
+
+
+def _entry_into_user_code(trace: TracebackType | None) -> FrameType | None:
+    """Returns the first frame of the user's code below the last of ifloo; None if the failure is in ifloo itself."""
+    entry: FrameType | None = None
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if Path(file).is_relative_to(_IFLOO):
+            entry = None
+        elif entry is None and not _of_frameworks(file) and not _installed(file):
+            entry = trace.tb_frame
+        trace = trace.tb_next
+    return entry
 
 
 def passes(error: Exception) -> bool:

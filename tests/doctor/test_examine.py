@@ -82,15 +82,13 @@ def test_data_that_are_not_finite():
     ]
 
 
-def test_ids_that_repeat():
-    twice = torch.arange(N).remainder(N - 1)
-    assert found(loader=loaded(TensorDataset(X, Y, twice))) == [
-        error(
-            "Sample ids must be unique; 1 occur more than once, the first is 0.",
-            "Data.train_dataloader()",
-            "Give each training sample its own id (key `idx` or `sample_index`, or the third item of the batch).",
-        )
-    ]
+def test_numbers_that_repeat_are_no_ids():
+    lengths = torch.arange(N).remainder(5) + 1
+    (one,) = found(loader=loaded(TensorDataset(X, Y, lengths)))
+    assert (one.what, one.severity) == (
+        "a third item of whole numbers that are not the positions of the samples",
+        Severity.NOTE,
+    )
 
 
 STREAM = error(
@@ -155,11 +153,8 @@ def test_a_loss_that_one_sample_has_not():
     watched, refused, note = (found(Plain(more=across)) + [None] * 3)[:3]
     assert refused.what == "F.batch_norm by the statistics of the batch"
     assert (watched.where, watched.severity) == ("Plain", Severity.FATAL)
-    assert watched.what.startswith("The losses of the first 16 samples cannot be computed: ")
-    assert watched.remedy == (
-        "A loss taken from training_step runs it on batches of one under torch.func.vmap: no BatchNorm by batch "
-        "statistics, no `.item()`, no metric that is updated there. Or give the losses as a function of your own."
-    )
+    failure = "training_step of Plain failed on one sample: ValueError: Expected more than 1 value"
+    assert watched.what.startswith(failure)
     assert note is None
 
 

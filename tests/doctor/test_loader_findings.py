@@ -153,12 +153,21 @@ def test_shuffling_without_ids():
             "shuffled batches without sample ids",
             WHERE,
             "Handled: the id of a sample is its position in the dataset, 0 to 119, in whatever order it is drawn.",
-            "None needed while the dataset keeps its order; else give each sample an id (key `idx` or `sample_index`, "
-            "or the third item of (x, y, idx)).",
+            "None needed while the dataset keeps its order; else give each sample an id (key `idx` or "
+            "`sample_index`, or the third item of (x, y, idx) and `--adapt.ids third`).",
             Severity.NOTE,
         )
     ]
     assert of(identified(loaded(dataset(ids=False), shuffle=True))) == of(loaded(dataset(ids=False), shuffle=True))
+
+
+def test_a_third_item_that_is_no_position():
+    lengths = TensorDataset(X, Y, 1 + torch.arange(len(X)) % 5)
+    (one,) = of(loaded(lengths))
+    assert one.what == "a third item of whole numbers that are not the positions of the samples"
+    assert one.consequence == "It is taken for data: the id of a sample is its position in the dataset."
+    assert one.severity is Severity.NOTE
+    assert of(identified(loaded(TensorDataset(X, Y, 7 + torch.arange(len(X)))), "third")) == []
 
 
 class Apart:

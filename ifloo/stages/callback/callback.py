@@ -19,6 +19,8 @@ from ifloo.models.adapted import SampleLossFunction
 from ifloo.models.hooks import overridden
 from ifloo.objective import Batch, sequential
 from ifloo.objective.batches import batch_size, map_tensors
+from ifloo.objective.id_rule import IdRule, IdSetting
+from ifloo.objective.ids import identified_queries
 from ifloo.objective.layers import BATCH_HOOKS
 from ifloo.objective.loaders import unwrap_loader
 from ifloo.stages.callback.epoch_files import EpochFolders
@@ -78,12 +80,12 @@ class InfluenceCallback(L.Callback):
         batch_size: int | None = None,
         output_dir: str | Path | None = None,
         overwrite: bool = False,
+        ids: IdSetting = "auto",
     ) -> None:
         """Stores the settings; nothing is read before the fit.
 
         Args:
-            queries: Test samples: a batch, or a dataset or DataLoader whose first `num_queries` samples are used. Their
-                ids are those in the batch (key `idx` or `sample_index`, third item of a tuple), else their positions.
+            queries: Test samples: a batch, or a dataset or DataLoader whose first `num_queries` samples are used.
             every_n_epochs: Number of epochs between scorings during the fit; None: at the end only.
             method: Any `Method` that needs no recorded run. None: influence through the last linear layer with its
                 inputs fixed, −(1/n) ∇L_t·(H + δI)⁻¹∇ℓ_i, which is convex at any weights, unlike the whole network.
@@ -96,9 +98,9 @@ class InfluenceCallback(L.Callback):
             dtype: Precision of scoring; None: as trained, float32 for 16 bits, float64 where the solve needs it.
             num_queries: Number of test samples taken from a dataset or DataLoader.
             batch_size: Number of training samples scored at once; None: that of the training loader.
-            output_dir: Folder of the results; None: `influence` in the folder of the first logger, else in the
-                Trainer's `default_root_dir`.
+            output_dir: Folder of the results; None: `influence` in the first logger's, else the `default_root_dir`.
             overwrite: Whether the scores of an earlier fit in `output_dir` are replaced.
+            ids: Setting of the sample ids: `auto` (a unique key `idx`, else positions), `third` item or `positions`.
 
         Raises:
             InputError: A setting is out of range, or the method needs a recorded run.
@@ -108,7 +110,7 @@ class InfluenceCallback(L.Callback):
         self.output_dir, self.overwrite = output_dir, overwrite
         patterns = [parameters] if isinstance(parameters, str) else parameters
         chosen = None if patterns is None else tuple(patterns)
-        self._scorer = EpochScorer(method, chosen, damping, sample_losses, l2, self_influence, dtype, batch_size)
+        self._scorer = EpochScorer(method, chosen, damping, sample_losses, l2, self_influence, dtype, batch_size, ids)
         self._fit: _Fit | None = None
         self._scored_at, self._to_clear, self._table = NEVER, False, ""
 
@@ -123,7 +125,7 @@ class InfluenceCallback(L.Callback):
         sequential(loader, 1)
         _warn_of_hooks(trainer, pl_module)
         with undisturbed_with(loader.dataset, loader.collate_fn, self.queries):
-            queries = _query_batch(self.queries, self.num_queries, loader)
+            queries = _query_batch(self.queries, self.num_queries, loader, self._scorer.ids)
             ids = ids_of(queries)
             if len(set(ids)) != len(ids):
                 raise InputError(
@@ -217,7 +219,9 @@ def _query_loader(queries: object, train: DataLoader[Batch]) -> DataLoader[Batch
     return DataLoader(queries, collate_fn=unwrap_loader(train)[1])  # type: ignore[arg-type]
 
 
-def _query_batch(queries: Batch | Dataset[Batch] | DataLoader[Batch], count: int, train: DataLoader[Batch]) -> Batch:
+def _query_batch(
+    queries: Batch | Dataset[Batch] | DataLoader[Batch], count: int, train: DataLoader[Batch], ids: IdSetting
+) -> Batch:
     """Returns the test samples as one batch on the host; those of a data set are collated as training samples are.
 
     Raises:
@@ -225,6 +229,9 @@ def _query_batch(queries: Batch | Dataset[Batch] | DataLoader[Batch], count: int
     """
     batch: Batch = queries
     if isinstance(queries, DataLoader) or not isinstance(queries, (Tensor, Mapping, list, tuple)):
-        batch = next(iter(sequential(_query_loader(queries, train), count)))
-    batch_size(batch)
+        first = sequential(_query_loader(queries, train), count, slice(0, count), ids)
+        batch = identified_queries(next(iter(first)), first.id_rule)
+    else:
+        batch_size(batch)
+        batch = identified_queries(batch, IdRule(ids))
     return map_tensors(lambda x: x.detach().cpu(), batch)

@@ -21,13 +21,15 @@ from ifloo.models import Adapted, unwrap
 from ifloo.models.adapted import SampleLossFunction
 from ifloo.objective import Batch, Objective, preflight, scoring, sequential
 from ifloo.objective.batches import batch_size, slice_batch, to_device
+from ifloo.objective.id_rule import IdSetting
 from ifloo.objective.loaders import sample_count
+from ifloo.objective.logits_layer import first_sample, logits_layer
 from ifloo.objective.protocol import states_losses
 from ifloo.params import DTYPES, author_name
 from ifloo.solvers import Auto, SolveError
 from ifloo.stages.callback.snapshot import OwnRankings, Snapshot, ids_of
 from ifloo.stages.scores.engine_choice import HEAD_BYTES
-from ifloo.stages.scores.self_influence import NO_LAST_LAYER, last_linear_layer
+from ifloo.stages.scores.self_influence import last_linear_layer
 from ifloo.stages.settings import settings_json
 from ifloo.store import JSON, content_of, sha256_of_tensors
 
@@ -51,6 +53,7 @@ class EpochScorer:
     self_influence: bool
     dtype: Literal["float64", "float32"] | None
     batch_size: int | None
+    ids: IdSetting = "auto"
 
     def __post_init__(self) -> None:
         """Checks the settings.
@@ -73,6 +76,7 @@ class EpochScorer:
             "sample_losses": settings_json(self.sample_losses),
             "l2": self.l2,
             "dtype": self.dtype,
+            **({} if self.ids == "auto" else {"ids": self.ids}),
             "queries": {str(t): content for t, content in zip(ids_of(queries), _contents(queries), strict=True)},
         }
 
@@ -87,7 +91,7 @@ class EpochScorer:
         Raises:
             InputError: Module, data and method do not fit together.
         """
-        few = sequential(loader, TRIED, slice(0, TRIED))
+        few = sequential(loader, TRIED, slice(0, TRIED), self.ids)
         n = sample_count(loader)
         try:
             self.score(module, few, queries, n)
@@ -132,9 +136,9 @@ class EpochScorer:
     def _snapshot(
         self, module: L.LightningModule, loader: DataLoader[Batch], queries: Batch, n: int | None
     ) -> Snapshot:
-        method, patterns = self._method(module)
+        method, patterns = self._method(module, loader)
         size = self.batch_size or loader.batch_size or 1
-        objective = Objective.of(module, loader, patterns, size)
+        objective = Objective.of(module, sequential(loader, size, ids=self.ids), patterns, size)
         theta = objective.losses.theta()
         stationarity = preflight(objective, theta)
         if self.method is None:
@@ -174,19 +178,18 @@ class EpochScorer:
         dtype = self.dtype or ("float32" if first is not None and first.dtype in HALVES else None)
         return module.to(DTYPES[dtype]) if dtype else module
 
-    def _method(self, module: L.LightningModule) -> tuple[Method, tuple[str, ...]]:
+    def _method(self, module: L.LightningModule, loader: DataLoader[Batch]) -> tuple[Method, tuple[str, ...]]:
         if self.method is not None:
             return self.method, self.parameters or ("*",)
-        patterns = self.parameters or (f"{last_layer(module)}.*",)
+        patterns = self.parameters or (f"{last_layer(module, loader)}.*",)
         label = "hessian" if self.parameters else "last_layer"
         return InfluenceFunction(label, last_layer_curvature, self.damping, Auto()), patterns
 
     def _self_influence(
         self, module: L.LightningModule, objective: Objective, loader: DataLoader[Batch], size: int
     ) -> OwnRankings:
-        loss, layer = loss_ranking(objective, objective.losses.theta()), last_linear_layer(module)
+        loss, layer = loss_ranking(objective, objective.losses.theta()), last_linear_layer(objective)
         if layer is None:
-            log.info(NO_LAST_LAYER)
             return OwnRankings(loss, None)
         part = Objective.of(module, loader, (f"{layer}.*",), size)
         if (need := LinearHead.bytes_kept(part)) > HEAD_BYTES:
@@ -206,20 +209,22 @@ def refuse_below_one(**counts: int | None) -> None:
             raise InputError(f"InfluenceCallback: {name} must be >= 1, got {count}.")
 
 
-def last_layer(module: L.LightningModule) -> str:
-    """Returns the name of the last linear layer.
+def last_layer(module: L.LightningModule, loader: DataLoader[Batch]) -> str:
+    """Returns the name of the layer that gives the logits.
 
     Raises:
-        InputError: The module has no last linear layer with trainable weights that it shares with no other layer.
+        InputError: The module has no such layer with trainable weights that it shares with no other layer.
     """
-    if (layer := last_linear_layer(module)) is not None:
-        return layer
-    raise InputError(
-        "InfluenceCallback scores through the last linear layer by default, and "
-        f"{type(unwrap(module)).__name__} ends in none with trainable weights of its own.\n"
-        "  Give another method, such as method=GradientDot() of ifloo.attribution, or parameters=['name.*'] of one "
-        "nn.Linear."
-    )
+    try:
+        return logits_layer(module, first_sample(loader, module))
+    except InputError as error:
+        raise InputError(
+            "InfluenceCallback scores through the last linear layer by default, and "
+            f"{type(unwrap(module)).__name__} ends in none with trainable weights of its own. "
+            f"{str(error).splitlines()[0]}\n"
+            "  Give another method, such as method=GradientDot() of ifloo.attribution, or parameters=['name.*'] of one "
+            "nn.Linear."
+        ) from error
 
 
 def last_layer_curvature(objective: Objective, theta: Tensor) -> LinearOperator:

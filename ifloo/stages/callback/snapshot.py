@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ifloo.attribution import Method, Scores
-from ifloo.objective import Batch, Stationarity, sample_ids
-from ifloo.objective.batches import batch_size
+from ifloo.objective import Batch, Stationarity, query_ids
 
 
 @dataclass(frozen=True)
@@ -55,5 +54,4 @@ class Snapshot:
 
 def ids_of(queries: Batch) -> tuple[int, ...]:
     """Returns the ids of test samples: those in the batch, else their positions."""
-    ids = sample_ids(queries)
-    return tuple(range(batch_size(queries))) if ids is None else tuple(ids.tolist())
+    return tuple(query_ids(queries).tolist())

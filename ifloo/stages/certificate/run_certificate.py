@@ -22,6 +22,7 @@ from ifloo.objective.batches import Batch, to_device
 from ifloo.objective.certificate import Cause, ObjectiveCertificate, Outcome
 from ifloo.objective.certify import Examined, Subject, certify
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
+from ifloo.objective.objective import Objective
 from ifloo.objective.plain import recording
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.step_comparison import Samples
@@ -172,11 +173,15 @@ class ExaminedRun:
 
     Attributes:
         certificate: Comparison of J with what was trained; None if they were not compared.
-        factors: n·c_i of each training sample in J = Σ c_i ℓ_i; None if J is the plain mean.
+        weights: Relative weight a_i of each training sample in J = Σ a_i ℓ_i / Σ a_i; None if J is the plain mean.
     """
 
     certificate: ObjectiveCertificate | None = None
-    factors: Float[Tensor, " n"] | None = None
+    weights: Float[Tensor, " n"] | None = None
+
+    def weighed(self, objective: Objective) -> Objective:
+        """Returns J with the weights that were found."""
+        return objective if self.weights is None else objective.weighted(self.weights)
 
 
 def objective_certificate(request: CertificateRequest) -> ExaminedRun:
@@ -190,11 +195,11 @@ def objective_certificate(request: CertificateRequest) -> ExaminedRun:
     certificate.require()
     plain = certificate.outcome in (Outcome.EQUAL, Outcome.WEIGHTED) and not certificate.note
     log.log(logging.INFO if plain else logging.WARNING, "objective: %s.", certificate.text)
-    return ExaminedRun(certificate, None if found.weights is None else sample_factors(found.weights, request.loader))
+    return ExaminedRun(certificate, None if found.weights is None else sample_weights(found.weights, request.loader))
 
 
-def sample_factors(weights: BatchWeights, loader: DataLoader[Batch]) -> Float[Tensor, " n"]:
-    """Returns n·c_i of every training sample, so that J is the mean of n·c_i ℓ_i; reads each sample once.
+def sample_weights(weights: BatchWeights, loader: DataLoader[Batch]) -> Float[Tensor, " n"]:
+    """Returns the weight a_i of every training sample, so that J = Σ a_i ℓ_i / Σ a_i; reads each sample once.
 
     Raises:
         InputError: If the weight of a sample cannot be found.
@@ -208,8 +213,7 @@ def sample_factors(weights: BatchWeights, loader: DataLoader[Batch]) -> Float[Te
             "The weight of a training sample in the loss of its batch cannot be found.\n"
             "  State the weighted loss of a sample: --adapt.sample_losses."
         ) from error
-    factors = torch.tensor(found, dtype=torch.float64)
-    return factors / factors.mean()
+    return torch.tensor(found, dtype=torch.float64)
 
 
 def single_gradients(losses: FunctionalLosses, collate: CollateSamples) -> Callable[[Samples], Tensor]:

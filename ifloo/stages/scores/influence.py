@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ifloo.attribution import DEFINITIONS
+from ifloo.data.adapted import training_loader
 from ifloo.data.protocol import AttributionData
 from ifloo.errors import InputError
 from ifloo.objective import sequential
@@ -43,6 +44,7 @@ from ifloo.store import (
     Section,
     StoredInfluences,
     contents_of,
+    has_results,
     influences,
     save_topk,
     settings_stamp,
@@ -188,7 +190,8 @@ class InfluenceStage:
     def _section(self, name: str, test_ids: Sequence[int], paths: Sequence[Path]) -> Section:
         """Returns the section of the manifest: tests already scored must be the same samples, others may join."""
         manifest, queries = Manifest.at(self.layout.manifest), contents_of(self.datamodule.test_batch, test_ids)
-        compared = manifest.joined(name, self._identity_settings(), queries, self._free_settings(), self.overwrite)
+        afresh = self.overwrite or not has_results(paths)
+        compared = manifest.joined(name, self._identity_settings(), queries, self._free_settings(), afresh)
         derived = self.layout.verdict_files if name == "influence" else []
         return Section(manifest, name, compared, self._free_settings(), paths, derived)
 
@@ -260,7 +263,7 @@ class InfluenceStage:
 
     @cached_property
     def _predictor(self) -> InfluencePredictor:
-        own = self.datamodule.train_dataloader()
+        own = training_loader(self.datamodule)
         predictor = InfluencePredictor(
             self.module,
             sequential(own, self.settings.batch_size),

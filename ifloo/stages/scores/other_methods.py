@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ifloo.attribution import Method, Scores, TrainedModel, Unrolled
 from ifloo.attribution.recorded import RecordedRun
+from ifloo.data.adapted import training_loader
 from ifloo.data.protocol import AttributionData
 from ifloo.errors import InputError
 from ifloo.objective import Objective, preflight
@@ -126,13 +127,12 @@ class MethodRun:
         """
         # A copy, since refits start from the given module, in its own precision and on its device.
         module = detached(self.module).to(self.device, self.settings.torch_dtype)
-        loader = self.datamodule.train_dataloader()
-        found = self.objective or ExaminedRun()
-        objective = Objective.of(module, loader, self.settings.parameters, self.settings.batch_size, found.factors)
+        loader, found = training_loader(self.datamodule), self.objective or ExaminedRun()
+        objective = Objective.of(module, loader, self.settings.parameters, self.settings.batch_size)
+        objective = found.weighed(objective)
         theta = objective.losses.theta()
-        preflight(
-            objective, theta, found.certificate
-        )  # the end of a run need not be a minimum: each method defines its own derivative
+        # The end of a run need not be a minimum: each method defines its own derivative.
+        preflight(objective, theta, found.certificate)
         return TrainedModel(objective, theta, self._run(theta))
 
     def _run(self, theta: Tensor) -> RecordedRun | None:

@@ -20,7 +20,9 @@ from ifloo.errors import InputError
 from ifloo.models import Adapted
 from ifloo.objective import Batch, Objective, Stationarity, preflight
 from ifloo.objective.batches import batch_size, slice_batch, to_device
-from ifloo.objective.ids import query_ids
+from ifloo.objective.id_rule import IdRule, IdSetting
+from ifloo.objective.ids import identified_queries, query_ids
+from ifloo.objective.loaders import sequential
 from ifloo.objective.protocol import states_losses
 from ifloo.stages.certificate.run_certificate import CertificateRequest, ExaminedRun, objective_certificate
 from ifloo.stages.distributed.process_group import ProcessGroup
@@ -70,6 +72,7 @@ class InfluencePredictor(L.LightningModule):
         settings: AttributionSettings | None = None,
         right_hand_sides: int | None = None,
         queries: Batch = None,
+        ids: IdSetting = "auto",
         accept_objective: bool = False,
     ) -> None:
         """Wraps a module.
@@ -81,6 +84,7 @@ class InfluencePredictor(L.LightningModule):
             settings: Settings of the attribution, whose `test_ids` are not used; None: the defaults.
             right_hand_sides: Number of queries and other solves in all; None: the number of queries.
             queries: Batch of test samples, with or without ids.
+            ids: Setting of the ids of training samples and queries: `auto` (see `IdRule`), `third` or `positions`.
             accept_objective: Whether scores are computed though the gradient of a training step differs from that of J
                 for an unexplained reason.
 
@@ -94,7 +98,7 @@ class InfluencePredictor(L.LightningModule):
         module = module if states_losses(module) else Adapted(module)
         # A copy if the precision differs, so that the caller's module stays as it was.
         self.module = detached(module).to(settings.torch_dtype) if settings.torch_dtype else module
-        self.loader, self.settings = loader, settings
+        self.loader, self.settings, self.ids = loader, settings, ids
         self.queries = queries
         count = 1 if queries is None else batch_size(queries)
         self.right_hand_sides = count if right_hand_sides is None else right_hand_sides
@@ -150,8 +154,9 @@ class InfluencePredictor(L.LightningModule):
         """
         if self._engine is None:
             settings, count = self.settings, right_hand_sides or self.right_hand_sides
-            found = self.examined()
-            objective = Objective.of(self.module, self.loader, settings.parameters, settings.batch_size, found.factors)
+            found, loader = self.examined(), sequential(self.loader, settings.batch_size, ids=self.ids)
+            objective = Objective.of(self.module, loader, settings.parameters, settings.batch_size)
+            objective = found.weighed(objective)
             theta = objective.losses.theta()
             self.stationarity = preflight(objective, theta, found.certificate)
             if self.stationarity.warning:
@@ -215,7 +220,8 @@ class InfluencePredictor(L.LightningModule):
         own = world.share(m, SOLVED_TOGETHER)
         solved: Directions | None = None
         with world.raise_together():
-            queries = to_device(self.queries, engine.theta.device, engine.theta.dtype)
+            queries = identified_queries(self.queries, IdRule(self.ids))
+            queries = to_device(queries, engine.theta.device, engine.theta.dtype)
             if own.start < own.stop:
                 with solver_progress(engine, world.first):
                     solved = engine.directions(queries if world.size == 1 else slice_batch(queries, own))
@@ -241,7 +247,7 @@ class InfluencePredictor(L.LightningModule):
         parts = world.all_gathered(None if solved is None else _on_host(solved.certificate))
         return Directions(
             world.spread_rows(value, SOLVED_TOGETHER),
-            query_ids(self.queries),
+            query_ids(identified_queries(self.queries, IdRule(self.ids))),
             Certificate.joined([part for part in parts if part is not None]),
         )
 

@@ -179,7 +179,8 @@ def test_gradient_dot_over_all_parameters(tmp_path):
 def test_ids_are_the_samples_own_else_positions(tmp_path, queries, ids):
     data = Augmented()
     data.scale = 0.0
-    fitted(Stated(), loader(data), [InfluenceCallback(queries, num_queries=3)], tmp_path / "own")
+    setting = "third" if isinstance(queries, tuple) else "auto"
+    fitted(Stated(), loader(data), [InfluenceCallback(queries, num_queries=3, ids=setting)], tmp_path / "own")
     found = tmp_path / "own" / "influence" / "epoch_003"
     assert sorted(p.name for p in found.iterdir()) == sorted(f"influences_test_{t}.npz" for t in ids)
     stored = influences.load(found / f"influences_test_{ids[0]}.npz")

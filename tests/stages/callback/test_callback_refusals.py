@@ -17,7 +17,7 @@ from ifloo.attribution import GradientDot, InfluenceEngine, InfluenceFunction, T
 from ifloo.curvature import Damped, LinearHead
 from ifloo.errors import InputError
 from ifloo.models import Adapted
-from ifloo.objective import Objective
+from ifloo.objective import Identified, Objective
 from ifloo.solvers import Cholesky
 from ifloo.stages import InfluenceCallback
 from ifloo.store import Manifest, influences
@@ -34,6 +34,9 @@ class Headless(Plain):
         super().__init__()
         self.body, self.head = nn.Sequential(nn.Unflatten(1, (1, 6))), nn.Sequential(nn.Conv1d(1, 3, 6), nn.Flatten())
         self.double()
+
+
+LAST = "head.0 (Conv1d)"
 
 
 class Locked(Stated):
@@ -92,7 +95,8 @@ def test_a_missing_last_layer_leaves_self_influence_out(tmp_path, caplog):
         fitted(Headless(), loader(), [asked], tmp_path, max_epochs=1)
     named = [text for text in caplog.messages if "self-influence" in text]
     assert set(named) == {
-        "self-influence through the last layer: none, since that layer is missing or shares its weights."
+        "self-influence through the last layer: none. No trainable linear map (nn.Linear, convolution of one pixel) "
+        f"gives the logits; last before the loss: {LAST}."
     }
 
 
@@ -102,7 +106,8 @@ FITS: dict[str, tuple[Any, Any, Any, str]] = {
         loader,
         {},
         "InfluenceCallback scores through the last linear layer by default, and Headless ends in none with "
-        "trainable weights of its own.\n  Give another method, such as method=GradientDot() of ifloo.attribution, or "
+        "trainable weights of its own. No trainable linear map (nn.Linear, convolution of one pixel) gives the logits; "
+        f"last before the loss: {LAST}.\n  Give another method, such as method=GradientDot() of ifloo.attribution, or "
         "parameters=['name.*'] of one nn.Linear.",
     ),
     "two contracts": (
@@ -136,7 +141,7 @@ FITS: dict[str, tuple[Any, Any, Any, str]] = {
     "an id twice": (
         Stated,
         loader,
-        {"queries": (*QUERIES, torch.tensor([4, 4]))},
+        {"queries": Identified(QUERIES, torch.tensor([4, 4]))},
         "InfluenceCallback: queries hold an id twice: [4, 4].\n  Each has files of its own.",
     ),
     "no tensor": (

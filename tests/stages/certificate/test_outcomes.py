@@ -15,7 +15,7 @@ from ifloo.stages.certificate.run_certificate import (
     CertificateRequest,
     examined,
     objective_certificate,
-    sample_factors,
+    sample_weights,
 )
 from tests.stages.certificate.modules import (
     CLASS_WEIGHTS,
@@ -153,18 +153,17 @@ def test_weights_are_found_under_a_penalty_that_is_stated_apart():
     assert found.weights.values == pytest.approx({"0": 1.0, "1": 5.0, "2": 2.0}, rel=1e-10)
 
 
-def test_factors_of_all_samples_make_the_mean_the_trained_loss():
-    """J = mean of n·c_i ℓ_i has the gradient of the training step on all samples at once, by plain autograd."""
+def test_weights_of_all_samples_make_the_mean_the_trained_loss():
+    """J = Σ a_i ℓ_i / Σ a_i has the gradient of the training step on all samples at once, by plain autograd."""
     for net, data in ((ClassWeights, Data()), (NextToken, TextData()), (WeightedByInput, Data())):
         request = of(net, data)
         weights = examined(request).weights
-        factors = sample_factors(weights, request.loader)
-        assert float(factors.mean()) == pytest.approx(1.0, rel=1e-12)
+        shares = sample_weights(weights, request.loader)
         module, dataset = request.module.model, data.dataset
         collate = request.loader.collate_fn
         alone = [module.training_step(collate([dataset[i]]), 0) for i in range(len(dataset))]
         whole = module.training_step(collate([dataset[i] for i in range(len(dataset))]), 0)
-        j = (factors * torch.stack(alone)).mean()
+        j = (shares * torch.stack(alone)).sum() / shares.sum()
         torch.testing.assert_close(j, whole, rtol=1e-10, atol=0)
 
 
