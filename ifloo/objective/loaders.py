@@ -22,7 +22,7 @@ from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, MapDataset, fetch_samples
 from ifloo.objective.id_rule import IdRule, IdSetting, Source, StatesIds, rows_of
 from ifloo.objective.ids import decide
-from ifloo.objective.singles import CollateSingles
+from ifloo.objective.singles import Apart, CollateSingles, Singles
 
 Collate: TypeAlias = Callable[..., object]  # (result of `fetch_samples`) -> batch
 
@@ -87,6 +87,44 @@ def identified(loader: DataLoader[Batch], ids: IdSetting | Source = "auto") -> D
     )
 
 
+class _CollateApart(_Collate):
+    """The collate function for `_Positioned` that takes some samples apart, wherever a batch holds one of them."""
+
+    def __init__(self, collate: Collate, rule: IdRule, apart: Tensor) -> None:
+        super().__init__(collate, rule)
+        self.apart = apart.cpu()
+
+    def __call__(self, drawn: tuple[object, list[int]]) -> Identified:
+        samples, rows = drawn
+        decided = self.id_rule.source in ("auto", "positions")
+        ids = self._ids(rows) if decided else self.id_rule.of(self.collate(samples), torch.tensor(rows))
+        alone = torch.isin(ids, self.apart)
+        if not isinstance(samples, list) or not bool(alone.any()):
+            return Identified(self.collate(samples), ids)
+        single = [k for k, out in enumerate(alone.tolist()) if out]
+        rest = [sample for sample, out in zip(samples, alone.tolist(), strict=True) if not out]
+        singles = Singles(tuple(self.collate([samples[k]]) for k in single))
+        parts = Apart(self.collate(rest) if rest else None, singles, ids[~alone], ids[alone])
+        return Identified(parts, torch.cat([parts.rest_ids, parts.single_ids]))
+
+    def _ids(self, rows: list[int]) -> Tensor:
+        return self.id_rule.of_rows(torch.tensor(rows))
+
+
+def apart(loader: DataLoader[Batch], ids: Tensor) -> DataLoader[Batch]:
+    """Returns a training loader whose batches hold the samples with these ids apart (`Apart`), with the same order."""
+    dataset, rule = samples_behind(loader), rule_behind(loader)
+    collate: Collate = loader.collate_fn
+    if isinstance(dataset, _Positioned) and isinstance(collate, _Collate):
+        dataset, collate = dataset.dataset, collate.collate
+    return DataLoader(
+        _Positioned(dataset),
+        batch_sampler=loader.batch_sampler,
+        collate_fn=_CollateApart(collate, rule, ids),  # type: ignore[arg-type]  # takes what `_Positioned` fetches
+        num_workers=loader.num_workers,
+    )
+
+
 class _CollateWeighted:
     """The collate function for `_Positioned` that puts the ids and factors of samples beside their batch."""
 
@@ -112,7 +150,7 @@ def weighted(loader: DataLoader[Batch], ids: Tensor, factors: Tensor) -> DataLoa
     return DataLoader(
         _Positioned(samples_behind(loader)),
         batch_size=loader.batch_size,
-        collate_fn=_CollateWeighted(collate, ids.cpu(), factors.cpu()),
+        collate_fn=_CollateWeighted(collate, ids.cpu(), factors.cpu()),  # type: ignore[arg-type]  # as `apart`
         num_workers=loader.num_workers,
     )
 

@@ -50,6 +50,29 @@ class Singles:
 
 
 @dataclass(frozen=True)
+class Apart:
+    """A training batch from which some samples are taken apart, for steps in which they have other weights.
+
+    Attributes:
+        rest: The other samples, collated; None if there are none.
+        singles: The samples taken apart.
+        rest_ids: Ids of the others.
+        single_ids: Ids of the samples taken apart.
+    """
+
+    rest: Batch | None
+    singles: Singles
+    rest_ids: Int[Tensor, " r"]
+    single_ids: Int[Tensor, " s"]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Apart:
+        """Moves all tensors to a device, as a Trainer asks of every part of a batch that has this method."""
+        moved = map_tensors(lambda x: x.to(device, non_blocking=non_blocking), self)
+        assert isinstance(moved, Apart)
+        return moved
+
+
+@dataclass(frozen=True)
 class CollateSingles:
     """Collate function of samples that were fetched one by one: makes `Singles` of them.
 
