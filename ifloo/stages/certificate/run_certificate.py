@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import lightning as L
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -26,6 +26,7 @@ from ifloo.objective.objective import Objective
 from ifloo.objective.plain import recording
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.step_comparison import Samples
+from ifloo.objective.weights import SampleWeights
 from ifloo.params import ParamSpace, author_name
 from ifloo.stages.certificate.drawn_batches import CollateSamples, DrawnBatches, SampleSource, drawn_batches
 from ifloo.stages.certificate.gradient_hooks import GradientHooks
@@ -182,6 +183,12 @@ class ExaminedRun:
     def weighed(self, objective: Objective) -> Objective:
         """Returns J with the weights that were found."""
         return objective if self.weights is None else objective.weighted(self.weights)
+
+    def state_weights(self, module: L.LightningModule, ids: Int[Tensor, " n"]) -> None:
+        """States the weights in the module, for refits; `ids` are those of the training samples in their order."""
+        if self.weights is not None and isinstance(module, Adapted):
+            order = torch.argsort(ids)
+            module.batch_weights = SampleWeights(1.0, ids[order].cpu(), self.weights[order].cpu())
 
 
 def objective_certificate(request: CertificateRequest) -> ExaminedRun:

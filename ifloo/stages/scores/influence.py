@@ -18,6 +18,7 @@ from ifloo.errors import InputError
 from ifloo.objective import sequential
 from ifloo.objective.loaders import sample_count
 from ifloo.params import ParamSpace
+from ifloo.stages.certificate.run_certificate import ExaminedRun
 from ifloo.stages.distributed.process_group import ProcessGroup
 from ifloo.stages.memory import in_blocks, queries_at_once
 from ifloo.stages.scores.corrected_removals import correct_removals
@@ -70,8 +71,7 @@ class InfluenceStage:
         overwrite: Whether results of other settings are replaced.
         recorded: Recorded training run, for methods that follow it.
         refit_recipe: Trainer settings of later refits, where the checkpoint does not hold them; recorded for these.
-        stated: Whether the model was fitted to the losses that it states (`ifloo fit`), not by its own training step.
-        accept_objective: Whether an unexplained difference between J and what was trained is accepted.
+        objective: Comparison of J with what was trained; None for one that the stage makes itself.
     """
 
     module: L.LightningModule
@@ -83,8 +83,7 @@ class InfluenceStage:
     overwrite: bool = False
     recorded: RunFolder | None = None
     refit_recipe: Mapping[str, JSON] = field(default_factory=dict)
-    stated: bool = False
-    accept_objective: bool = False
+    objective: ExaminedRun | None = None
 
     def score_tests(self) -> list[StoredInfluences]:
         """Writes and returns the scores of the listed test ids, with their top-k ids; scores already stored are kept.
@@ -264,15 +263,10 @@ class InfluenceStage:
     @cached_property
     def _predictor(self) -> InfluencePredictor:
         own = training_loader(self.datamodule)
-        predictor = InfluencePredictor(
-            self.module,
-            sequential(own, self.settings.batch_size),
-            self.settings,
-            accept_objective=self.accept_objective,
-        )
-        predictor.objective_request = replace(
-            predictor.objective_request, loader=own, stated=self.stated, device=self._device
-        )
+        predictor = InfluencePredictor(self.module, sequential(own, self.settings.batch_size), self.settings)
+        predictor.objective_request = replace(predictor.objective_request, loader=own, device=self._device)
+        if self.objective is not None:
+            predictor.assume(self.objective)
         return predictor
 
     def _blocks(self, test_ids: Sequence[int] | None, deliver: Callable[[ScoredBlock], None]) -> None:

@@ -133,6 +133,10 @@ class InfluencePredictor(L.LightningModule):
         """
         return self.world.share(self.engine.objective.n)
 
+    def assume(self, examined: ExaminedRun) -> None:
+        """Sets what is known of J and the training step, which is then not examined again."""
+        self._examined = examined
+
     def examined(self) -> ExaminedRun:
         """Holds J against the training step, once; logs the outcome.
 
