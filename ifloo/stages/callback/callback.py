@@ -123,6 +123,8 @@ class InfluenceCallback(L.Callback):
         weights: Weights scored at the end: those that the fit ends with, or those of the best checkpoint.
         strict: Whether a scoring that is not possible or fails ends the fit with its error.
         ids: Setting of the sample ids: `auto` (a unique key `idx`, else positions), `third` item or `positions`.
+        accept_objective: Whether scores are computed though the gradient of a training step differs from that of the
+            objective for an unexplained reason.
     """
 
     _fit: _Fit | None = None
@@ -150,6 +152,7 @@ class InfluenceCallback(L.Callback):
         weights: Literal["last", "best"] = "last",
         strict: bool = False,
         ids: IdSetting = "auto",
+        accept_objective: bool = False,
     ) -> None:
         """Stores the settings; nothing is read before the fit.
 
@@ -162,7 +165,9 @@ class InfluenceCallback(L.Callback):
         self.weights, self.strict = last_or_best(weights), strict
         patterns = [parameters] if isinstance(parameters, str) else parameters
         chosen = None if patterns is None else tuple(patterns)
-        self._scorer = EpochScorer(method, chosen, damping, sample_losses, l2, self_influence, dtype, batch_size, ids)
+        self._scorer = EpochScorer(
+            method, chosen, damping, sample_losses, l2, self_influence, dtype, batch_size, ids, accept_objective
+        )
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Moves the callback behind all others, some of which replace the weights when the fit ends."""
@@ -232,7 +237,7 @@ class InfluenceCallback(L.Callback):
         warn_of_hooks(trainer, module)
         with undisturbed_with(loader.dataset, loader.collate_fn, self.queries):
             queries = Queries.of(self.queries, self.num_queries, loader, self._scorer.ids)
-            scorer = self._scorer.try_on_few(FitWeights(trainer, module), loader, queries)
+            scorer = self._scorer.try_on_few(FitWeights(trainer, module, ran=False), loader, queries)
             notes = (ONE_DRAW,) if is_augmented(loader) else ()
         folders = EpochFolders(root, self._scorer.identity_settings(queries))
         self._to_clear = False

@@ -126,6 +126,7 @@ def _recorded(snapshot: Snapshot, moment: Moment) -> dict[str, JSON]:
         "epoch": moment.epoch,
         "global_step": moment.step,
         "scored": moment.weights,
+        "objective": snapshot.certificate.record(),
         "notes": list(snapshot.notes),
         "test_ids": list(snapshot.test_ids),
         "n": len(snapshot.scores.train_ids),

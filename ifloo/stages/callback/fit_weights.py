@@ -20,11 +20,13 @@ class FitWeights:
         trainer: Trainer of the fit, which is only read.
         module: Module of the fit, which is copied.
         best: Checkpoint with other weights than those of the module at present; None: the present ones.
+        ran: Whether the fit has run; False before its first step.
     """
 
     trainer: L.Trainer
     module: L.LightningModule
     best: BestCheckpoint | None = None
+    ran: bool = True
 
     def copied(self) -> L.LightningModule:
         """Returns a copy of the module with these weights, without its Trainer, on the device of the fit.

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from numpy.typing import NDArray
 
 from ifloo.stages.callback.moment import RAW, Moment
+from ifloo.stages.callback.objective_check import in_arguments
 from ifloo.stages.callback.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,8 @@ def table(snapshot: Snapshot, moment: Moment, folder: str) -> str:
         f"training samples, nats per unit weight; |grad J| = {far.grad_norm:.1e}, one sample's share "
         f"{far.sample_share:.1e}"
     )
-    return "\n".join([head, *lines, f"Files: {folder}", *(f"Note: {note}" for note in snapshot.notes)])
+    objective = f"Objective: {in_arguments(snapshot.certificate.text)}."
+    return "\n".join([head, *lines, f"Files: {folder}", objective, *(f"Note: {note}" for note in snapshot.notes)])
 
 
 def _kind(moment: Moment) -> str:

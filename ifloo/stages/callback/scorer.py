@@ -33,6 +33,7 @@ from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers import Auto, SolveError
 from ifloo.stages.callback.fit_weights import FitWeights
 from ifloo.stages.callback.moment import weights_of
+from ifloo.stages.callback.objective_check import CheckedObjective
 from ifloo.stages.callback.queries import Queries
 from ifloo.stages.callback.snapshot import OwnRankings, Snapshot, away_from_minimum
 from ifloo.stages.scores.engine_choice import HEAD_BYTES
@@ -61,6 +62,7 @@ class EpochScorer:
     dtype: Literal["float64", "float32"] | None
     batch_size: int | None
     ids: IdSetting = "auto"
+    accept_objective: bool = False
 
     def __post_init__(self) -> None:
         """Checks the settings.
@@ -183,17 +185,18 @@ class EpochScorer:
         digest, module = weights_of(module), self._adapted(module)
         weights.describe_to(module)
         try:
-            snapshot = self._snapshot(module, loader, queries, n, tick)
+            snapshot = self._snapshot(module, weights, loader, queries, n, tick)
         except SolveError as error:
             if self.dtype is not None or not _may_be_double(module):
                 raise
             log.info("scores again, in float64. %s", str(error).splitlines()[0])
-            snapshot = self._snapshot(module.double(), loader, queries, n, tick)
+            snapshot = self._snapshot(module.double(), weights, loader, queries, n, tick)
         return replace(snapshot, weights=digest, seconds=time.perf_counter() - start)
 
     def _snapshot(
         self,
         module: L.LightningModule,
+        weights: FitWeights,
         loader: DataLoader[Batch],
         queries: Queries,
         n: int | None,
@@ -201,15 +204,16 @@ class EpochScorer:
     ) -> Snapshot:
         method, patterns = self._method(module, loader)
         size = self.batch_size or loader.batch_size or 1
-        objective = Objective.of(module, sequential(loader, size, ids=self.ids), patterns, size)
+        checked = CheckedObjective.of(module, weights, patterns, self.accept_objective)
+        objective = checked.weighed(Objective.of(module, sequential(loader, size, ids=self.ids), patterns, size))
         theta = objective.losses.theta()
-        stationarity = preflight(objective, theta)
+        stationarity = preflight(objective, theta, checked.certificate)
         if self.method is None:
             _refuse_large_head(objective, n or objective.n)
         moved = to_device(queries.in_form_of(objective.losses), theta.device, theta.dtype)
         with scoring(module):
             scores = method.scores(TrainedModel(objective, theta), moved, tick)
-            own = self._self_influence(module, objective, loader, size, tick) if self.self_influence else None
+            own = self._self_influence(objective, checked, loader, size, tick) if self.self_influence else None
         return Snapshot(
             scores=scores,
             test_ids=queries.ids,
@@ -219,6 +223,7 @@ class EpochScorer:
             own=own,
             data=_content_of_data(objective),
             dtype=str(theta.dtype).removeprefix("torch."),
+            certificate=checked.certificate,
             notes=(away_from_minimum(stationarity),) if _claims_refits(method, stationarity) else (),
         )
 
@@ -251,8 +256,8 @@ class EpochScorer:
 
     def _self_influence(
         self,
-        module: L.LightningModule,
         objective: Objective,
+        checked: CheckedObjective,
         loader: DataLoader[Batch],
         size: int,
         tick: OnProgress,
@@ -260,7 +265,7 @@ class EpochScorer:
         loss, layer = loss_ranking(objective, objective.losses.theta(), tick), last_linear_layer(objective)
         if layer is None:
             return OwnRankings(loss, None)
-        part = Objective.of(module, loader, (f"{layer}.*",), size)
+        part = checked.weighed(Objective.of(objective.losses.module, loader, (f"{layer}.*",), size))
         if (need := LinearHead.bytes_kept(part)) > HEAD_BYTES:
             log.warning("self-influence: none of the last layer, whose curvature would keep %.1f GiB.", need / 2**30)
             return OwnRankings(loss, None)

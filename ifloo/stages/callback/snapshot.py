@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ifloo.attribution import Method, Scores
 from ifloo.objective import Stationarity
+from ifloo.objective.certificate import ObjectiveCertificate
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Snapshot:
         own: Rankings of the training samples by their own losses; None unless requested.
         data: SHA-256 of the training samples.
         dtype: Precision of the scoring.
+        certificate: Comparison of J with what was trained.
         notes: Sentences on what the scores are of, for the reader of the table.
         weights: SHA-256 of the module's state.
         seconds: Duration of the scoring, seconds.
@@ -49,6 +51,7 @@ class Snapshot:
     own: OwnRankings | None
     data: str
     dtype: str
+    certificate: ObjectiveCertificate
     notes: tuple[str, ...] = ()
     weights: str = ""
     seconds: float = 0.0
@@ -56,7 +59,8 @@ class Snapshot:
 
 def away_from_minimum(found: Stationarity) -> str:
     """Returns the note on scores by a curvature away from a minimum of J."""
+    causes = "" if found.certificate is None else f" {found.certificate.causes_of_a_distance}"
     return (
         f"these weights are not at a minimum of J: |grad J| is {found.grad_norm / found.sample_share:.2g} times one "
-        "sample's share. The scores rank the training samples; they predict no refit."
+        f"sample's share. The scores rank the training samples; they predict no refit.{causes}"
     )
