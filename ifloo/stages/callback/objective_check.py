@@ -26,6 +26,7 @@ ARGUMENTS = {
     "--adapt.l2 ": "l2=",
     "--adapt.l2": "l2",
     "--attribution.parameters ": "parameters=",
+    "--attribution.parameters": "parameters",
 }
 
 

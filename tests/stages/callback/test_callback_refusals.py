@@ -142,7 +142,7 @@ FITS: dict[str, tuple[Any, Any, Any, str]] = {
         Plain,
         loader,
         {"sample_losses": lambda model, batch: losses_of(model, batch).mean()},
-        "sample_losses must return one loss a sample, shape [16] for a batch of 16; got [].\n"
+        "sample_losses must return one loss a sample, shape [1] for a batch of one; got [].\n"
         "  Leave out the reduction (reduction='none') and sum over everything but the first dimension.",
     ),
     "a function that fails": (

@@ -1,5 +1,7 @@
 """What a reader of the table must know of the scores stands below it, and in the manifest."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -25,10 +27,13 @@ def test_scores_away_from_a_minimum_are_named_a_ranking(tmp_path, capsys):
     recorded = Manifest.at(tmp_path / "influence" / "manifest.json").sections()["epoch_003"]["recorded"]
     (note,) = notes(tmp_path)
     ratio = recorded["grad_norm"] / recorded["sample_share"]
+    differs = re.search(r"differs by (.*) \(dropout\)", recorded["objective"]["text"])[1]  # type: ignore[index]
     assert ratio > 0.1
     assert note == (
         f"these weights are not at a minimum of J: |grad J| is {ratio:.2g} times one sample's share. The scores rank "
-        "the training samples; they predict no refit."
+        "the training samples; they predict no refit. Ruled out: a branch on self.training or trainer.training, "
+        f"parameters that no optimizer has. Not ruled out: dropout (a training step differs by {differs}), a fit that "
+        "ended early (train longer; optimizer lbfgs is finished to 1e-10). The scores are a ranking at best."
     )
     assert capsys.readouterr().out.splitlines()[-1] == f"Note: {note}"
 
