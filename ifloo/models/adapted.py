@@ -131,6 +131,11 @@ class Adapted(SampleLossModule):
         data = datamodule if isinstance(datamodule, counterparts(L.LightningDataModule)) else None
         self._stand_in = stand_in_trainer(state, data, train_loader, self.model)
 
+    @property
+    def fit_described(self) -> StandInTrainer | None:
+        """The Trainer that answers as at the end of the fit; None before the fit is described or read."""
+        return self._stand_in
+
     @contextmanager
     def _as_in_the_fit(self) -> Generator[None, None, None]:
         """Attaches the Trainer of the present fit, or else one that answers as at the end of the fit, until exit."""
