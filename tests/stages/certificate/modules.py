@@ -26,6 +26,9 @@ class Data(L.LightningDataModule):
     def train_dataloader(self):
         return DataLoader(self.dataset, batch_size=BATCH, shuffle=self.shuffle, collate_fn=self.collate)
 
+    def val_dataloader(self):
+        return DataLoader(TensorDataset(*rows(9, seed=1)), batch_size=9)
+
 
 class Net(L.LightningModule):
     """A linear classifier with the penalty ½ · 0.02 ‖θ‖² in its training step."""
@@ -39,6 +42,9 @@ class Net(L.LightningModule):
 
     def training_step(self, batch, _):
         return F.cross_entropy(self.lin(batch[0]), batch[1]) + self.l2()
+
+    def validation_step(self, batch, _):
+        """Has nothing to measure; Lightning warns of validation data without it."""
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
