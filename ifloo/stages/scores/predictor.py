@@ -19,6 +19,7 @@ from ifloo.attribution import Certificate, Directions, InfluenceEngine, Scores
 from ifloo.errors import InputError
 from ifloo.models import Adapted
 from ifloo.objective import Batch, Objective, Stationarity, preflight
+from ifloo.objective.augmentation import warn_of_augmentation
 from ifloo.objective.batches import batch_size, slice_batch, to_device
 from ifloo.objective.id_rule import IdRule, IdSetting
 from ifloo.objective.ids import identified_queries, query_ids
@@ -158,6 +159,7 @@ class InfluencePredictor(L.LightningModule):
         """
         if self._engine is None:
             settings, count = self.settings, right_hand_sides or self.right_hand_sides
+            warn_of_augmentation(self.loader)
             found, loader = self.examined(), sequential(self.loader, settings.batch_size, ids=self.ids)
             objective = Objective.of(self.module, loader, settings.parameters, settings.batch_size)
             objective = found.weighed(objective)
