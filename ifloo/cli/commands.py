@@ -174,6 +174,7 @@ def pipeline(session: Session) -> None:
     test_ids = exp.test_ids
     session.require_one_process("pipeline")
     exp.load_data()
+    exp.hold_data()
     exp.datamodule.test_batch(test_ids)  # an id out of range fails before the fit, not after it
     if exp.base is None:
         fit(session)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 
 import lightning as L
 import numpy as np
@@ -15,13 +16,17 @@ from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ifloo.data.fit_data import HeldRows
+from ifloo.data.fit_record import FitRecord
+from ifloo.data.kept_samples import ReadSettings, SampleReads
 from ifloo.data.protocol import AttributionData, DataNotes
+from ifloo.data.second_setup import SecondSetup
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, batch_size, fetch_samples, tensors_of, without_ids
 from ifloo.objective.id_rule import IdSetting, third_ids
 from ifloo.objective.ids import decide
 from ifloo.objective.loaders import identified, sample_count, sequential, unwrap_loader
-from ifloo.objective.singles import Singles
+from ifloo.objective.singles import Singles, first_draw
 
 READ_AT_ONCE = 512  # samples per batch while the data are read once
 SMALLEST = 4  # smallest side of an image, pixels: smaller tensors are not shown as images
@@ -46,8 +51,6 @@ class Samples:
             InputError: If the loader has no fixed set of samples or none at all, or the third item is to be the id and
                 is none.
         """
-        if sample_count(loader) == 0:
-            raise InputError(f"{where} holds no sample.\n  Check its paths, its split and its limits.")
         self.loader, self.where = sequential(loader, READ_AT_ONCE), where
         self.dataset, self.collate = unwrap_loader(self.loader)
         self.ids: Int64[Tensor, " n"]
@@ -126,10 +129,19 @@ class AdaptedData(L.LightningDataModule):
 
     free_settings: frozenset[str] = frozenset({"num_workers", "pin_memory", "persistent_workers", "prefetch_factor"})
 
-    def __init__(self, data: L.LightningDataModule, ids: IdSetting = "auto") -> None:
-        """Wraps a data module without copying it."""
+    def __init__(self, data: L.LightningDataModule, ids: IdSetting = "auto", reads: ReadSettings | None = None) -> None:
+        """Wraps a data module without copying it.
+
+        Args:
+            data: Data module to wrap.
+            ids: Setting of the sample ids.
+            reads: Way in which scores read its samples; None for the defaults.
+        """
         super().__init__()
         self.data, self.ids = data, ids
+        self._reads = SampleReads(reads or ReadSettings())
+        self._rows = HeldRows()
+        self._second_setup: SecondSetup | None = None
         self._ready: set[str | None] = set()
         self._sets: dict[str, Samples] = {}
         self._fingerprint: str | None = None
@@ -162,7 +174,7 @@ class AdaptedData(L.LightningDataModule):
         Raises:
             InputError: If the data module does not return a single loader over a fixed set of samples.
         """
-        loader = _single(self.data.train_dataloader(), "train_dataloader", self.data)
+        loader = self._read("train", "train_dataloader", self.data.train_dataloader())
         return identified(loader, self.train_set.id_rule.source) if sample_count(loader) else loader
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
@@ -204,19 +216,51 @@ class AdaptedData(L.LightningDataModule):
         if self._fingerprint is None:
             digest = hashlib.sha256()
             for batch in self.train_set.contents():
-                for x in tensors_of(batch):
+                for x in tensors_of(first_draw(batch)):  # the same data, however many draws are scored
                     digest.update(f"{x.dtype} {tuple(x.shape[1:])} {batch_size(batch)}".encode())
                     digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
             digest.update(self.train_set.ids.numpy().data)
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
+    def hold_to(self, record: FitRecord) -> None:
+        """Holds the samples to the rows of a fit, from now on; a split drawn at random becomes that of the fit."""
+        if not self._rows.agrees_with(record):
+            self._sets, self._fingerprint, self._reads = {}, None, SampleReads(self._reads.settings)
+        self._rows = HeldRows(record)
+
+    def prepare_second_setup(self) -> None:
+        """Keeps a copy of the data module for `split_is_random`, unless it is set up already."""
+        if not self._ready:
+            self._second_setup = SecondSetup(self.data)
+
+    def split_is_random(self) -> bool:
+        """Whether a set-up under another seed gives other training samples; False where no second one is possible."""
+        return self._second_setup is not None and bool(self._second_setup.differs(self.train_dataloader()))
+
+    def evaluation_loaders(self) -> dict[str, DataLoader[Batch]]:
+        """Returns the validation and test loaders that the data module makes, by the names `val` and `test`."""
+        found: dict[str, DataLoader[Batch]] = {}
+        for name, make in (("val", self.data.val_dataloader), ("test", self.data.test_dataloader)):
+            if self._has(f"{name}_dataloader"):
+                with suppress(Exception):  # one that needs the set-up of another stage is left out
+                    found[name] = _single(make(), f"{name}_dataloader", self.data)
+        return found
+
     def _samples(self, name: str, loader: str, build: Callable[[], object], stage: str) -> Samples:
         if name not in self._sets:
             self.setup(stage)
-            single = _single(build(), loader, self.data)
-            self._sets[name] = Samples(single, f"{type(self.data).__name__}.{loader}", self.ids)
+            single, where = self._read(name, loader, build()), f"{type(self.data).__name__}.{loader}"
+            if name == "test" and sample_count(single) == 0:
+                raise InputError(f"{where} holds no sample.\n  Check its paths, its split and its limits.")
+            self._sets[name] = Samples(single, where, self.ids)
         return self._sets[name]
+
+    def _read(self, name: str, loader: str, made: object) -> DataLoader[Batch]:
+        """Returns a loader of the data module with the rows held, whose samples scores read in a fixed way and once."""
+        single = _single(made, loader, self.data)
+        rows = self._rows.applied(single, loader.removesuffix("_dataloader"), f"{type(self.data).__name__}.{loader}")
+        return self._reads.of(rows, name, self._reads.settings.draws if name == "train" else 1)
 
     def _has(self, loader: str) -> bool:
         return is_overridden(loader, self.data)

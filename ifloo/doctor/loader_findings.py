@@ -13,14 +13,14 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 from ifloo.doctor.finding import Finding, Severity
 from ifloo.models.hooks import overridden
 from ifloo.objective import Batch, sample_ids
+from ifloo.objective.augmentation import Augmentation, find_augmentation
 from ifloo.objective.batch_samplers import SamplerBatches
-from ifloo.objective.batches import batch_size, fetch_samples, tensors_of
+from ifloo.objective.batches import batch_size, fetch_samples
 from ifloo.objective.id_rule import third_ids
 from ifloo.objective.layers import BATCH_HOOKS
 from ifloo.objective.loaders import rule_behind, sample_count, unwrap_loader
 from ifloo.objective.randomness import undisturbed
 
-SAMPLES_READ = 16  # samples read twice: a random flip of probability 1/2 is missed once in 65,536 times
 FEW_SAMPLES = 100  # training samples; with fewer, each is more than one percent of J
 
 
@@ -119,39 +119,30 @@ def _count(n: int, where: str) -> list[Finding]:
 
 
 def _samples(loader: DataLoader[Batch], where: str) -> list[Finding]:
-    """Reads a few samples twice and compares them; an error while reading passes through."""
-    positions = list(range(min(SAMPLES_READ, sample_count(loader))))
-    with undisturbed():
-        first, second = (_read(loader, positions) for _ in range(2))
-    return [*_changed_samples(first, second, where), *_missing_ids(loader, first, where)]
-
-
-def _read(loader: DataLoader[Batch], positions: list[int]) -> Batch:
+    """Reads a few samples again and compares them; an error while reading passes through."""
     dataset, collate = unwrap_loader(loader)
-    return collate(fetch_samples(dataset, positions))
+    with undisturbed():
+        first = collate(fetch_samples(dataset, [0]))
+        found = find_augmentation(loader)
+    return [*([] if found is None else [_augmented(found, where)]), *_missing_ids(loader, first, where)]
 
 
-def _changed_samples(first: Batch, second: Batch, where: str) -> list[Finding]:
-    for a, b in zip(tensors_of(first), tensors_of(second), strict=True):
-        if a.shape != b.shape:
-            how = f"two reads of the first samples have shapes {list(a.shape)} and {list(b.shape)}"
-            return [_augmented(how, where)]
-        apart = (a != b) & ~((a != a) & (b != b))  # NaN is no change
-        if apart.any():
-            row = int(apart.reshape(len(a) if a.ndim else 1, -1).any(1).nonzero()[0])
-            largest = float((a.double() - b.double()).abs()[apart].max())
-            return [_augmented(f"two reads of training sample {row} differ, by up to {largest:.3g}", where)]
-    return []
-
-
-def _augmented(how: str, where: str) -> Finding:
+def _augmented(found: Augmentation, where: str) -> Finding:
+    if found.seeded:
+        return Finding(
+            found.how,
+            where,
+            "Handled: scores are of one draw of each sample (or the mean over adapt.draws), under seeds of their own, "
+            "the same in every pass and run; training saw others (augmentation, or noise drawn in the dataset).",
+            "None needed; --adapt.draws K scores the mean over K draws of each sample.",
+            Severity.WARNING,
+        )
     return Finding(
-        how,
+        found.how,
         where,
-        "Scores would be of another sample than was trained on, and of another one each time (augmentation, or noise "
-        "drawn in the dataset).",
-        "Turn random transforms off, for the fit too; or make them once and keep the results in the dataset as samples "
-        "of their own.",
+        "Scores would be of another sample than was trained on, and of another one each time: its random numbers do "
+        "not come from the generators of torch, numpy and Python, which are seeded for each sample.",
+        "Draw them from these generators; or turn random transforms off, for the fit too.",
         Severity.FATAL,
     )
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ifloo.errors import InputError
 from ifloo.objective.forms import Batch, map_tensors, tensors_of, with_items, with_values
 from ifloo.objective.id_rule import IdReader, IdRule, StatesIds, carried_ids
-from ifloo.objective.singles import Singles
+from ifloo.objective.singles import Drawn, Singles
 from ifloo.progress import OnProgress, no_progress
 
 
@@ -70,7 +70,7 @@ def sample_ids(batch: Batch) -> Int[Tensor, " b"] | None:
     """Returns the ids beside a batch, or else under its key of ids; None if there are none."""
     if isinstance(batch, Identified):
         return batch.positions
-    return carried_ids(batch, batch_size(batch)) if isinstance(batch, (Mapping, Singles)) else None
+    return carried_ids(batch, batch_size(batch)) if isinstance(batch, (Mapping, Singles, Drawn)) else None
 
 
 def slice_batch(batch: Batch, index: slice | Int[Tensor, " b"]) -> Batch:
@@ -105,6 +105,12 @@ def concatenate_chunks(chunks: Iterable[Tensor], n: int, tick: OnProgress = no_p
         done += chunk.shape[-1]
         tick(done, n)
     return torch.cat(parts, -1)
+
+
+def times_factors(losses: Float[Tensor, " b"], batch: Batch) -> Float[Tensor, " b"]:
+    """Returns the losses times the factors n·c_i of their samples in J, if the batch has factors."""
+    factors = batch.factors if isinstance(batch, Identified) else None
+    return losses if factors is None else losses * factors
 
 
 @runtime_checkable

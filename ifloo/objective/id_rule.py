@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from ifloo.errors import InputError
-from ifloo.objective.singles import Singles
+from ifloo.objective.singles import Singles, first_draw
 
 log = logging.getLogger(__name__)
 ID_KEYS: tuple[Literal["idx", "sample_index"], ...] = ("idx", "sample_index")
@@ -176,7 +176,7 @@ class IdReader:
 
 
 def _is_mapping(batch: object) -> bool:
-    return isinstance(batch.batches[0] if isinstance(batch, Singles) else batch, Mapping)
+    return isinstance(first_draw(batch.batches[0] if isinstance(batch, Singles) else batch), Mapping)
 
 
 def _under(batch: object, source: Source, b: int) -> Int[Tensor, " b"] | None:
@@ -184,7 +184,7 @@ def _under(batch: object, source: Source, b: int) -> Int[Tensor, " b"] | None:
     if isinstance(batch, Singles):
         parts = [found for one in batch.batches if (found := _under(one, source, 1)) is not None]
         return torch.cat(parts) if parts and len(parts) == b else None
-    value: object = None
+    batch, value = first_draw(batch), None
     if source == "third":
         value = batch[2] if isinstance(batch, (tuple, list)) and len(batch) == 3 else None
     elif isinstance(batch, Mapping):

@@ -22,6 +22,7 @@ from ifloo.objective.id_rule import (
     rows_of,
     third_ids,
 )
+from ifloo.objective.seeded_draws import is_kept, training_reads
 
 
 def decide(
@@ -43,7 +44,7 @@ def decide(
     Raises:
         InputError: The setting asks for the third item, which is not one unique whole number per sample.
     """
-    n, rule = len(dataset), IdRule(source, rows_of(dataset))
+    n, rule = len(dataset), IdRule(source, rows_of(training_reads(dataset)))
     by_position = IdRule("positions", rule.rows)
     if source == "auto" and n:
         first = _at(dataset, collate, 0)
@@ -58,7 +59,7 @@ def decide(
         dataset,  # type: ignore[arg-type]  # typed as Dataset; anything with a length and items works
         size or 1,
         collate_fn=collate,
-        num_workers=workers,
+        num_workers=0 if is_kept(dataset) else workers,
     )
     for batch in loader:
         reader.add(batch, batch_size(batch))

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Sequence, Sized
 from dataclasses import replace
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    DataLoader,
-    Dataset,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-)
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, MapDataset, fetch_samples
 from ifloo.objective.id_rule import IdRule, IdSetting, Source, StatesIds, rows_of
 from ifloo.objective.ids import decide
-from ifloo.objective.singles import Apart, CollateSingles, Singles
-
-Collate: TypeAlias = Callable[..., object]  # (result of `fetch_samples`) -> batch
+from ifloo.objective.sampling import refuse_partial
+from ifloo.objective.seeded_draws import Collate, FixedReads, is_kept, scored_reads, training_reads
+from ifloo.objective.singles import Apart, CollateItems, CollateSingles, Singles
 
 
 class _Positioned(Dataset[object]):
@@ -74,9 +65,9 @@ def identified(loader: DataLoader[Batch], ids: IdSetting | Source = "auto") -> D
         return loader
     collate: Collate = loader.collate_fn
     if ids in ("auto", "third"):
-        rule, _ = decide(dataset, collate, ids, loader.batch_size, loader.num_workers)
+        rule, _ = decide(*unwrap_loader(loader), ids, loader.batch_size, loader.num_workers)
     else:
-        rule = IdRule(ids, rows_of(dataset))
+        rule = IdRule(ids, rows_of(own_dataset(loader)))
     if rule.source == "idx":
         return loader
     return DataLoader(
@@ -125,6 +116,14 @@ def apart(loader: DataLoader[Batch], ids: Tensor) -> DataLoader[Batch]:
     )
 
 
+class _PositionedReads(_Positioned, FixedReads):
+    """The same of a dataset whose reads are fixed."""
+
+    def __init__(self, dataset: MapDataset) -> None:
+        super().__init__(dataset)
+        self.kept = is_kept(dataset)
+
+
 class _CollateWeighted:
     """The collate function for `_Positioned` that puts the ids and factors of samples beside their batch."""
 
@@ -148,7 +147,7 @@ def weighted(loader: DataLoader[Batch], ids: Tensor, factors: Tensor) -> DataLoa
     if isinstance(collate, CollateSingles):  # a step on a whole batch has the weights, so that sums can be taken of it
         collate = replace(collate, with_whole=True)
     return DataLoader(
-        _Positioned(samples_behind(loader)),
+        _PositionedReads(samples_behind(loader)),
         batch_size=loader.batch_size,
         collate_fn=_CollateWeighted(collate, ids.cpu(), factors.cpu()),  # type: ignore[arg-type]  # as `apart`
         num_workers=loader.num_workers,
@@ -163,21 +162,19 @@ def rule_behind(loader: DataLoader[Batch]) -> IdRule:
         return loader.collate_fn.id_rule
     if isinstance(loader.collate_fn, _CollateWeighted):
         return IdRule("positions", loader.collate_fn.ids)
-    return IdRule("auto", rows_of(loader.dataset))
+    return IdRule("auto", rows_of(own_dataset(loader)))
 
 
-class _Separately(Dataset[object]):
+class _Separately(FixedReads):
     """A dataset that returns its samples one by one, each in the form that the user's collate function takes."""
 
-    def __init__(self, dataset: MapDataset, batched: bool) -> None:
-        self.dataset, self.batched = dataset, batched
+    def __init__(self, dataset: MapDataset) -> None:
+        self.dataset, self.kept = dataset, is_kept(dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitems__(self, rows: Sequence[int]) -> list[object]:
-        if not self.batched:  # a loader of batch_size=None: each item is a batch
-            return [self.dataset[i] for i in rows]
         return [fetch_samples(self.dataset, [i]) for i in rows]
 
 
@@ -191,21 +188,63 @@ def separately(loader: DataLoader[Batch], with_whole: bool) -> DataLoader[Batch]
     dataset, collate = unwrap_loader(loader)
     batched = loader.batch_sampler is not None
     singles = FixedOrder(
-        _Separately(dataset, batched),
+        _Separately(dataset),
         batch_size=loader.batch_size or 1,
         collate_fn=CollateSingles(collate, with_whole and batched),
-        num_workers=loader.num_workers,
+        num_workers=0 if is_kept(dataset) else loader.num_workers,
     )
     singles.id_rule = rule_behind(loader)
     return singles
 
 
 def unwrap_loader(loader: DataLoader[Batch]) -> tuple[MapDataset, Collate]:
-    """Returns the user's own dataset and collate function of a loader, without the wrappers of `identified`."""
-    dataset = samples_behind(loader)
-    if isinstance(dataset, _Positioned) and isinstance(loader.collate_fn, _Collate):
-        return dataset.dataset, loader.collate_fn.collate
-    return dataset, loader.collate_fn
+    """Returns dataset and collate function of a loader as scores read them, without the wrappers of `identified`.
+
+    An augmented sample is read under a seed of its own (`SeededDraws`), so that each read gives the same draw.
+    """
+    dataset, collate = samples_behind(loader), loader.collate_fn
+    if isinstance(dataset, _Positioned) and isinstance(collate, _Collate):
+        dataset, collate = dataset.dataset, collate.collate
+    if loader.batch_sampler is None:  # of batch_size=None
+        collate = CollateItems(collate)
+    return scored_reads(dataset, collate)
+
+
+def training_dataset(loader: DataLoader[Batch]) -> MapDataset:
+    """Returns the dataset of a loader as training reads it, with its augmentation.
+
+    Raises:
+        InputError: The dataset has no length or no samples by position.
+    """
+    samples_behind(loader)
+    dataset = own_dataset(loader)
+    assert isinstance(dataset, MapDataset)
+    return dataset
+
+
+def own_dataset(loader: DataLoader[Batch]) -> object:
+    """Returns the user's own dataset, of any kind, behind a loader."""
+    dataset: object = loader.dataset
+    return training_reads(dataset.dataset if isinstance(dataset, _Positioned) else dataset)
+
+
+def with_dataset(loader: DataLoader[Batch], dataset: MapDataset) -> DataLoader[Batch]:
+    """Returns a loader with the settings and the sampler of another one, over other samples of the same number."""
+    batches = loader.batch_sampler
+    drawn = {"batch_size": None, "sampler": loader.sampler} if batches is None else {"batch_sampler": batches}
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]  # typed as Dataset; anything with a length and items works
+        **drawn,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+    )
 
 
 def sample_count(loader: DataLoader[Batch]) -> int:
@@ -238,18 +277,6 @@ def samples_behind(loader: DataLoader[Batch]) -> MapDataset:
     )
 
 
-def _refuse_partial(loader: DataLoader[Batch]) -> None:
-    if isinstance(loader.dataset, IterableDataset):
-        return
-    if not isinstance(loader.sampler, (SequentialSampler, RandomSampler, DistributedSampler)):
-        raise InputError(
-            f"The training loader draws with {type(loader.sampler).__name__}; J is the mean over every sample once.\n"
-            "  Use shuffle=True or False; for a part of the data wrap the dataset (torch.utils.data.Subset)."
-        )
-    if sample_count(loader) == 0:
-        raise InputError("The training data hold no sample.")
-
-
 def sequential(loader: DataLoader[Batch], size: int, shard: slice | None = None, ids: IdSetting = "auto") -> FixedOrder:
     """Returns a loader of the same dataset in its own order, each sample once, for scoring and the sums of J.
 
@@ -263,7 +290,9 @@ def sequential(loader: DataLoader[Batch], size: int, shard: slice | None = None,
         InputError: The dataset is iterable, so that its order and length are unknown; the sampler draws only part of
             the data or some of it twice, so that the fit has another objective; or the dataset is empty.
     """
-    _refuse_partial(loader)
+    refuse_partial(loader)
+    if sample_count(loader) == 0:
+        raise InputError("The training data hold no sample.")
     dataset, collate = unwrap_loader(loader)
     rule, chosen = rule_behind(loader), dataset
     if rule.source == "auto":
@@ -276,7 +305,7 @@ def sequential(loader: DataLoader[Batch], size: int, shard: slice | None = None,
         batch_size=max(1, min(size, len(chosen))),
         shuffle=False,
         collate_fn=collate,
-        num_workers=loader.num_workers,
+        num_workers=0 if is_kept(dataset) else loader.num_workers,
     )
     fixed.id_rule = rule
     return fixed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -15,8 +16,25 @@ from torch import Tensor
 
 from ifloo.objective.forms import Batch, map_tensors, tensors_of
 
+# `Singles` and `Apart` are not frozen: Lightning rebuilds the dataclasses in a batch when it converts their precision.
 
-@dataclass(frozen=True)
+
+class Drawn(NamedTuple):
+    """Several draws of the same augmented samples, each a batch; the loss of a sample is the mean over them.
+
+    Attributes:
+        draws: Batch of each draw.
+    """
+
+    draws: tuple[Batch, ...]
+
+
+def first_draw(batch: Batch) -> Batch:
+    """Returns the first draw of a batch of several, else the batch itself."""
+    return batch.draws[0] if isinstance(batch, Drawn) else batch
+
+
+@dataclass(eq=False)
 class Singles:
     """Samples of a batch, one by one.
 
@@ -50,7 +68,7 @@ class Singles:
         return cls(tuple(one for part in parts for one in part.batches))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Apart:
     """A training batch from which some samples are taken apart, for steps in which they have other weights.
 
@@ -71,6 +89,21 @@ class Apart:
         moved = map_tensors(lambda x: x.to(device, non_blocking=non_blocking), self)
         assert isinstance(moved, Apart)
         return moved
+
+
+@dataclass(frozen=True)
+class CollateItems:
+    """Collate function for a loader of `batch_size=None`, each item of whose dataset is a batch already.
+
+    Attributes:
+        convert: The loader's own function of one item.
+    """
+
+    convert: Callable[..., Batch]
+
+    def __call__(self, items: Sequence[object]) -> Batch:
+        batches = tuple(self.convert(item) for item in items)
+        return batches[0] if len(batches) == 1 else Singles(batches)
 
 
 @dataclass(frozen=True)
