@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -135,7 +135,7 @@ def _tensors(out: object) -> Iterator[Tensor]:
         yield from _tensors(list(out.values()))
 
 
-def _ends(start: list[Node | None], outputs: dict[Node, str], past: bool = False) -> list[Node]:
+def _ends(start: Sequence[Node | None], outputs: dict[Node, str], past: bool = False) -> list[Node]:
     """Walks the graph back and returns the outputs of layers that are met; goes on behind them only if `past`."""
     stack, seen, found = [node for node in start if node is not None], set[Node](), []
     while stack:
