@@ -10,6 +10,8 @@ import lightning as L
 from ifloo.cli.experiment import Experiment
 from ifloo.data.adapted import training_loader
 from ifloo.errors import InputError
+from ifloo.models import Adapted
+from ifloo.models.run_state import RunState
 from ifloo.refit import RefitStage, TrainerSettings, weights_sha256
 from ifloo.stages import InfluenceStage, InfluenceWriter
 from ifloo.stages.certificate.run_certificate import CertificateRequest, ExaminedRun, objective_certificate
@@ -122,6 +124,8 @@ class Session:
         key = weights_sha256(exp.module)
         if key not in self.objectives:
             request = CertificateRequest.of(exp.module, training_loader(exp.datamodule), exp.attribution.parameters)
+            if not isinstance(exp.module, Adapted):  # the same whether the module was fitted now or read from a file
+                request = replace(request, state=RunState(), datamodule=None, ran=False)
             request = replace(
                 request,
                 stated=exp.base is not None and exp.base.record.get("model_class") is not None,

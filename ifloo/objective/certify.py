@@ -79,8 +79,9 @@ class Examined:
 
 def certify(subject: Subject) -> Examined:
     """Compares the gradient of a training step with that of J, and finds what makes a difference."""
-    found = _Examination(subject).result()
-    certificate = replace(found.certificate, note=_decay_note(subject))
+    examination = _Examination(subject)
+    found = examination.result()
+    certificate = replace(found.certificate, note=examination.note)
     untrained = () if subject.trained is None else tuple(n for n in subject.step.sizes if n not in subject.trained)
     if untrained:
         cause = untrained_cause(untrained, subject.trained or ())
@@ -102,11 +103,15 @@ class _Examination:
         self.bounds = []
         for batch, still in zip(self.singles, self.still, strict=True):
             response = float((step.gradient(batch.samples, self.evaluation, rounded=True) - still).norm())
-            self.bounds.append(rounding_bound(step, batch, response))
-        # The decay of an optimizer may be a part of the penalty of J, which the training step then lacks.
+            added = 4 * step.unit_roundoff * float(subject.penalty.norm())
+            self.bounds.append(rounding_bound(step, batch, response) + added)
+        # The penalty of J may be in the training step, or in the decay of the optimizer, or only stated.
         self.offsets = [subject.penalty]
         if bool(subject.decay.any()):
             self.offsets.append(subject.penalty - subject.decay)
+        if bool(subject.penalty.any()):
+            self.offsets.append(torch.zeros_like(subject.penalty))
+        self.chosen = 0
 
     def difference(self, without: Without, weights: BatchWeights | None = None) -> Difference:
         """Compares the training step without some parts with J."""
@@ -115,7 +120,9 @@ class _Examination:
             for k, batch in enumerate(self.singles)
         ]
         expected = [b.mean if weights is None else b.weighted(weights.of_all(b.samples)) for b in self.singles]
-        return min((self._sum(trained, expected, offset) for offset in self.offsets), key=lambda d: d.ratio)
+        found = [self._sum(trained, expected, offset) for offset in self.offsets]
+        self.chosen = min(range(len(found)), key=lambda k: found[k].ratio)
+        return found[self.chosen]
 
     def _sum(self, trained: Sequence[Tensor], expected: Sequence[Tensor], offset: Tensor) -> Difference:
         total = DifferenceSum()
@@ -140,6 +147,22 @@ class _Examination:
         if weighted.equal or not self.evaluation or weighted.ratio <= 2:
             return Examined(self._certificate(Outcome.WEIGHTED, weighted, (), (), weights), weights)
         return self._evaluation(weighted, weights)
+
+    @property
+    def note(self) -> str:
+        """Sentence on a decay of the optimizer or a penalty of J that the other lacks; empty if there is none."""
+        decay, penalty = self.subject.decay, self.subject.penalty
+        if bool(decay.any()) and float((penalty - decay).norm()) > 1e-6 * float(decay.norm()):
+            l2 = f"{self._strength(decay):.4g}"
+            return f"the optimizer adds weight decay {l2}, which J lacks: give --adapt.l2 {l2}"
+        if bool(penalty.any()) and not bool(decay.any()) and not bool(self.offsets[self.chosen].any()):
+            return "J has the stated penalty, which a training step lacks: it acts as damping does"
+        return ""
+
+    def _strength(self, slope: Tensor) -> float:
+        """Returns λ of a gradient λθ."""
+        theta = self.subject.theta
+        return float(slope @ theta) / max(float(theta @ theta), 1e-300)
 
     def _weights(self) -> BatchWeights | None:
         for offset in self.offsets:
@@ -221,15 +244,10 @@ class _Examination:
         gaps = [one - b.mean for one, b in zip(own, self.singles, strict=True)]
         l2 = sum(float(gap @ theta) for gap in gaps) / max(len(gaps) * float(theta @ theta), 1e-300)
         if all(float((gap - l2 * theta).norm()) <= 2 * bound for gap, bound in zip(gaps, self.bounds, strict=True)):
-            value = f"{l2 + self._present_l2():.4g}"
+            value = f"{l2 + self._strength(self.subject.penalty):.4g}"
             return [Cause("a penalty in training_step that J lacks", f"give --adapt.l2 {value}.")]
         ruled_out += ["a sum in place of the mean", "a penalty on all weights", "weights of samples in a batch"]
         return [_OTHER_LOSS if self._differs_alone() else _ACROSS]
-
-    def _present_l2(self) -> float:
-        """Returns λ of the penalty that J has, if it is ½λ‖θ‖²."""
-        theta, penalty = self.subject.theta, self.subject.penalty
-        return float(penalty @ theta) / max(float(theta @ theta), 1e-300)
 
     def _differs_alone(self) -> bool:
         """Tells whether the step on a batch of one differs from the loss of the sample."""
@@ -271,14 +289,3 @@ _ACROSS = Cause(
     "a loss taken across the batch (contrastive, by ranks or pairs)",
     "state the loss of one sample: --adapt.sample_losses; where no such loss exists, these scores do not exist.",
 )
-
-
-def _decay_note(subject: Subject) -> str:
-    """Returns a sentence on the decay of the optimizer, if it adds one that J does not contain."""
-    theta, decay = subject.theta, subject.decay
-    if not bool(decay.any()):
-        return ""
-    l2 = float(decay @ theta) / max(float(theta @ theta), 1e-300)
-    if float((subject.penalty - decay).norm()) <= 1e-6 * float(decay.norm()):
-        return ""
-    return f"the optimizer adds weight decay {l2:.4g}, which J lacks: give --adapt.l2 {l2:.4g}"

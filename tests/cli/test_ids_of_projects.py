@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from ifloo.cli.adaptation import Adaptation, data_of
+from ifloo.data import AdaptedData, MNISTDataModule, Samples
+from ifloo.data.adapted import training_loader
+from ifloo.errors import InputError
+from ifloo.models import LogisticRegression
+from ifloo.objective import sample_ids
 from ifloo.objective.id_rule import note
+from ifloo.stages import AttributionSettings, InfluencePredictor
 from ifloo.store import influences
 from tests.cli import id_projects
 from tests.cli.plain_running import QUIET
@@ -135,3 +142,44 @@ def test_a_pattern_of_a_second_name_of_tied_weights(tmp_path):
     assert outcome.code == 0, outcome.err
     expected = dense(module, id_projects.Data().samples(N, 0), id_projects.Data().samples(id_projects.TESTS, 1)[2])
     np.testing.assert_allclose(list(scores(tmp_path, 2).values()), expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
+def test_the_setting_is_for_data_that_do_not_state_their_ids():
+    with pytest.raises(InputError) as caught:
+        data_of(MNISTDataModule(), "third")
+    assert str(caught.value) == (
+        "MNISTDataModule states the ids of its samples itself; the setting adapt.ids is for data modules that do not.\n"
+        "  Leave it out."
+    )
+    assert Adaptation(ids="third").of(plain := LogisticRegression()) is plain  # its losses are its own matter
+
+
+class _Contract(id_projects.NamedData):
+    """Meets the contract by its own members, and states ids as the third item of its batches."""
+
+    free_settings: frozenset[str] = frozenset()
+
+    @property
+    def train_set(self) -> Any:
+        return Samples(self.train_dataloader(), "train", "third")
+
+
+def test_a_data_module_of_the_contract_states_ids_by_its_training_set():
+    data = _Contract()
+    batches = list(training_loader(data))
+    found = {int(i): x.tolist() for b in batches for i, x in zip(sample_ids(b), b.batch[0], strict=True)}
+    x = id_projects.rows(N, 0)[0]
+    assert found == {1000 - i: x[i].tolist() for i in range(N)}
+    assert sample_ids(next(iter(training_loader(AdaptedData(id_projects.Data()))))).sort()[0].tolist() == list(range(N))
+
+
+@pytest.mark.parametrize(("setting", "ids"), [("third", [1000 - i for i in range(N)]), ("auto", list(range(N)))])
+def test_a_predictor_reads_ids_by_its_setting(setting, ids):
+    module, data = id_projects.Named(), id_projects.NamedData()
+    queries = next(iter(data.val_dataloader()))
+    settings = AttributionSettings(damping=1.0, batch_size=16)
+    predictor = InfluencePredictor(module, data.train_dataloader(), settings, queries=queries, ids=setting)
+    trainer = L.Trainer(accelerator="cpu", enable_checkpointing=False, **QUIET)
+    trainer.predict(predictor)
+    assert predictor.engine.objective.data.ids.tolist() == ids
+    assert predictor.directions.query_ids.tolist() == ids[: id_projects.TESTS]

@@ -99,9 +99,7 @@ class SampleSource:
     def of(cls, loader: DataLoader[Batch]) -> SampleSource:
         """Finds how the dataset of a loader is read."""
         dataset, collate = unwrap_loader(loader)
-        if loader.batch_sampler is None:  # each item of the dataset is a batch already
-            return cls(dataset, lambda samples: collate(samples[0]), False)
-        if isinstance(fetch_samples(dataset, [0]), list):
+        if loader.batch_sampler is None or isinstance(fetch_samples(dataset, [0]), list):
             return cls(dataset, lambda samples: collate(list(samples)), False)
         return cls(dataset, lambda rows: collate(fetch_samples(dataset, list(rows))), True)  # type: ignore[arg-type]
 

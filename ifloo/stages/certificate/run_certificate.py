@@ -24,6 +24,7 @@ from ifloo.objective.certify import Examined, Subject, certify
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
 from ifloo.objective.objective import Objective
 from ifloo.objective.plain import recording
+from ifloo.objective.preflight import preflight
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.step_comparison import Samples
 from ifloo.objective.weights import SampleWeights
@@ -145,6 +146,8 @@ def _compared(request: CertificateRequest, dtype: torch.dtype | None) -> Examine
     hooks = GradientHooks.of(request.replayed)
     if dtype is not None or request.device is not None:
         request = replace(request, module=detached(request.module).to(device=request.device, dtype=dtype))
+        if isinstance(request.module, Adapted) and request.module.fit_described is None:
+            request.module.describe_fit(request.state, request.datamodule, request.loader)
     module, replayed = request.module, request.replayed
     drawn = _drawn(request)
     space = ParamSpace.of(module, request.parameters)
@@ -197,12 +200,29 @@ def objective_certificate(request: CertificateRequest) -> ExaminedRun:
     Raises:
         InputError: If the difference between J and the training step is unexplained and not accepted.
     """
-    found = examined(request)
-    certificate = found.certificate
-    certificate.require()
+    try:
+        found = examined(request)
+        certificate = found.certificate
+        certificate.require()
+    except InputError:
+        _refuse_faulty_samples(request)  # a plainer error, if it is one of the data or of single losses
+        raise
     plain = certificate.outcome in (Outcome.EQUAL, Outcome.WEIGHTED) and not certificate.note
     log.log(logging.INFO if plain else logging.WARNING, "objective: %s.", certificate.text)
     return ExaminedRun(certificate, None if found.weights is None else sample_weights(found.weights, request.loader))
+
+
+def _refuse_faulty_samples(request: CertificateRequest) -> None:
+    """Checks data and losses of single samples.
+
+    Raises:
+        InputError: If the data or these losses cannot be scored, whatever was trained.
+    """
+    objective = Objective.of(request.module, request.loader, request.parameters)
+    preflight(objective, objective.losses.theta(), _UNKNOWN)
+
+
+_UNKNOWN = ObjectiveCertificate(Outcome.UNEXPLAINED, math.nan, None, 0.0, ())  # leaves the check of batches to others
 
 
 def sample_weights(weights: BatchWeights, loader: DataLoader[Batch]) -> Float[Tensor, " n"]:

@@ -263,6 +263,27 @@ def test_a_penalty_of_the_training_step_is_measured():
         objective_certificate(of(Net, sample_losses=losses, l2=0.005))
 
 
+def test_a_penalty_that_is_only_stated_is_noted():
+    """It is the user's own word, and acts as damping does."""
+
+    class Bare(Net):
+        def l2(self):
+            return 0.0
+
+    found = certificate(Bare, l2=0.1)
+    assert found.outcome is Outcome.EQUAL
+    assert found.note == "J has the stated penalty, which a training step lacks: it acts as damping does"
+    assert certificate(Bare).note == ""
+
+
+def test_a_loss_of_the_wrong_shape_is_refused_as_such():
+    def reduced(model, batch):
+        return F.cross_entropy(model.lin(batch[0]), batch[1])
+
+    with pytest.raises(InputError, match="sample_losses must return one loss a sample"):
+        objective_certificate(of(Net, sample_losses=reduced))
+
+
 def test_another_loss_function_is_refused():
     def squared(model, batch):
         return (model.lin(batch[0]) - F.one_hot(batch[1], 3)).square().sum(1)
