@@ -208,8 +208,9 @@ class EpochScorer:
     ) -> Snapshot:
         method, patterns = self._method(module, loader)
         size = self.batch_size or loader.batch_size or 1
+        plain = Objective.of(module, sequential(loader, size, ids=self.ids), patterns, size)  # checks each loss first
         checked = CheckedObjective.of(module, weights, patterns, self.accept_objective)
-        objective = checked.weighed(Objective.of(module, sequential(loader, size, ids=self.ids), patterns, size))
+        objective = checked.weighed(plain)
         theta = objective.losses.theta()
         stationarity = preflight(objective, theta, checked.certificate)
         if self.method is None:
