@@ -29,6 +29,8 @@ INTROSPECTION = {
     "ifloo.store.removals": "its own fields, as arrays of a file",
     "ifloo.store.self_influence": "its own fields, as arrays of a file",
     "ifloo.doctor.forward_trace": "looks for tensors that a layer keeps as attributes, whatever their names",
+    "ifloo.objective.causes": "looks for numbers and tensors that a layer keeps as attributes, whatever their names",
+    "ifloo.objective.kept_state": "what a user's layer keeps of a pass as attributes, whatever their names",
     "ifloo.objective.silence": "the states of a torchmetrics metric, whatever their names",
     "ifloo.refit.newton_finish": "its own state, for pickle",
     "ifloo.refit.refitter": "the names of the hooks of a Lightning callback",

@@ -42,6 +42,8 @@ class Adaptation:
         ids: Ids of the samples. `auto`: key `idx` or `sample_index` of a batch where it is one unique whole number per
             sample, else the position in the dataset (through Subset: that of the dataset behind it). `third`: the third
             item of (x, y, id). `positions`: always the position.
+        accept_objective: Whether scores are computed though the gradient of a training step differs from that of J for
+            an unexplained reason; every output then carries the difference.
     """
 
     sample_losses: str | None = None
@@ -53,6 +55,7 @@ class Adaptation:
     draws: int = 1
     memory_share: float = SHARE
     ids: IdSetting = "auto"
+    accept_objective: bool = False
 
     def of(self, module: L.LightningModule) -> SampleLossModule:
         """Returns the module under the contract.
@@ -61,7 +64,7 @@ class Adaptation:
             InputError: If a function does not exist, or the module states its losses itself.
         """
         if isinstance(module, SampleLossModule):
-            if replace(self, draws=1, memory_share=SHARE, ids="auto") != Adaptation():
+            if replace(self, draws=1, memory_share=SHARE, ids="auto", accept_objective=False) != Adaptation():
                 raise InputError(
                     f"{type(module).__name__} states its losses and its penalty itself; the settings adapt.* are for "
                     "modules that do not.\n  Leave them out."

@@ -153,18 +153,17 @@ class HeadLayer:
             outputs: Outputs z to use.
             batch: Samples.
         """
+
+        def loss(single: Batch, z: Tensor) -> Tensor:
+            return self.passed_alone(theta, single, lambda inputs: z[: len(inputs)])[0]  # without what fills it up
+
         if self.together(batch):
             return self.passed(theta, batch, lambda _: outputs)[0]
         inner = without_ids(batch)
         if isinstance(inner, Singles):
-            losses = torch.stack(
-                [
-                    self.passed_alone(theta, one, lambda x, z=z: z[: len(x)])[0]
-                    for one, z in zip(inner.batches, outputs, strict=True)
-                ]
-            )
+            losses = torch.stack([loss(one, z) for one, z in zip(inner.batches, outputs, strict=True)])
         else:
-            losses = over_singles(lambda one, z: self.passed_alone(theta, one, lambda _: z)[0], inner, outputs)
+            losses = over_singles(loss, inner, outputs)
         factors = batch.factors if isinstance(batch, Identified) else None
         return losses if factors is None else losses * factors
 

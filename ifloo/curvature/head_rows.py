@@ -27,11 +27,13 @@ class HeadRows:
         ids: Sample ids, `[b]`.
         inputs: Inputs of the head, `[b, t, d]`, including the constant 1 of a bias.
         residuals: Derivatives ∂ℓ_i/∂z at θ̂, `[b, t, c]`, with ∇ℓ_i = Σ_t residual_t ⊗ input_t.
+        positions: Former argument, without effect: the layer's own output has the shape of the positions.
     """
 
     ids: Int[Tensor, " b"]
     inputs: Float[Tensor, "b t d"]
     residuals: Float[Tensor, "b t c"]
+    positions: torch.Size | None = None
 
     @classmethod
     def of(cls, head: HeadLayer, theta: Float[Tensor, " p"], ids: Tensor, batch: Batch) -> HeadRows:
@@ -117,7 +119,7 @@ def _of_function(
         if not second:
             slopes, inputs = grad(total, has_aux=True)(shift)
             return _Derivatives(inputs, slopes, slopes, slopes, slopes)
-        slopes, pull, inputs = vjp(grad(total, has_aux=True), shift, has_aux=True)
+        slopes, pull, inputs = vjp(grad(total, has_aux=True), shift, has_aux=True)  # type: ignore[misc]  # of 3
         unit = torch.eye(shift.shape[-1], dtype=shift.dtype, device=shift.device)
         S: Tensor = vmap(lambda e: pull(e.expand_as(shift))[0])(unit).movedim(0, -1)
         return _Derivatives(inputs, slopes, S, pull(v)[0], (S @ v.unsqueeze(-1)).squeeze(-1))

@@ -51,8 +51,6 @@ class Samples:
             InputError: If the loader has no fixed set of samples or none at all, or the third item is to be the id and
                 is none.
         """
-        if sample_count(loader) == 0:
-            raise InputError(f"{where} holds no sample.\n  Check its paths, its split and its limits.")
         self.loader, self.where = sequential(loader, READ_AT_ONCE), where
         self.dataset, self.collate = unwrap_loader(self.loader)
         self.ids: Int64[Tensor, " n"]
@@ -177,7 +175,7 @@ class AdaptedData(L.LightningDataModule):
             InputError: If the data module does not return a single loader over a fixed set of samples.
         """
         loader = self._read("train", "train_dataloader", self.data.train_dataloader())
-        return identified(loader, self.train_set.id_rule.source)
+        return identified(loader, self.train_set.id_rule.source) if sample_count(loader) else loader
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
         return self.data.val_dataloader() if self._has("val_dataloader") else []
@@ -252,8 +250,10 @@ class AdaptedData(L.LightningDataModule):
     def _samples(self, name: str, loader: str, build: Callable[[], object], stage: str) -> Samples:
         if name not in self._sets:
             self.setup(stage)
-            single = self._read(name, loader, build())
-            self._sets[name] = Samples(single, f"{type(self.data).__name__}.{loader}", self.ids)
+            single, where = self._read(name, loader, build()), f"{type(self.data).__name__}.{loader}"
+            if name == "test" and sample_count(single) == 0:
+                raise InputError(f"{where} holds no sample.\n  Check its paths, its split and its limits.")
+            self._sets[name] = Samples(single, where, self.ids)
         return self._sets[name]
 
     def _read(self, name: str, loader: str, made: object) -> DataLoader[Batch]:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from ifloo.attribution.influence_function import refuse_decoupled
 from ifloo.data import AdaptedData, unwrap_data
+from ifloo.doctor.curvature_findings import curvature_findings
 from ifloo.doctor.finding import Finding, Severity, heaviest_first
 from ifloo.doctor.fit_findings import (
     Fit,
@@ -227,7 +228,10 @@ class _Trial:
         self.stationarity = preflight(objective, theta)
         if self.subject.checkpoint is None or self.stationarity.warning is None:
             return []
-        return [unconverged(self.stationarity, self.subject.checkpoint, self.subject.settings)]
+        found = [unconverged(self.stationarity, self.subject.checkpoint, self.subject.settings)]
+        if self.subject.settings.method is None:
+            found += curvature_findings(objective, theta, self.subject.settings, self.subject.checkpoint)
+        return found
 
 
 def _run(module: L.LightningModule, batch: Batch) -> object:

@@ -131,11 +131,16 @@ class Adapted(SampleLossModule):
         data = datamodule if isinstance(datamodule, counterparts(L.LightningDataModule)) else None
         self._stand_in = stand_in_trainer(state, data, train_loader, self.model)
 
+    @property
+    def fit_described(self) -> StandInTrainer | None:
+        """The Trainer that answers as at the end of the fit; None before the fit is described or read."""
+        return self._stand_in
+
     @contextmanager
     def _as_in_the_fit(self) -> Generator[None, None, None]:
         """Attaches the Trainer of the present fit, or else one that answers as at the end of the fit, until exit."""
         if self._trainer is not None and self._trainer.training:
-            with silenced(self.model):
+            with silenced(self.model, updates=True):
                 yield
             return
         if self._stand_in is None:
@@ -182,7 +187,8 @@ class Adapted(SampleLossModule):
         dtype = next(self.model.parameters()).dtype
         rest, single = (self.batch_weights.of(ids, dtype) for ids in (parts.rest_ids, parts.single_ids))
         total = rest.sum() + single.sum()
-        loss = sum(p.sum() for p in self.model.parameters() if p.requires_grad) * 0.0  # if nothing is left
+        # If nothing is left, zero with a gradient.
+        loss = 0.0 * torch.stack([p.sum() for p in self.model.parameters() if p.requires_grad]).sum()
         if parts.rest is not None:
             loss = self.sample_weights.default * rest.sum() / total * self.step_loss(parts.rest)
         weights = self.sample_weights.of(parts.single_ids, dtype) * single / total

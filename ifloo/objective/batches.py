@@ -107,6 +107,12 @@ def concatenate_chunks(chunks: Iterable[Tensor], n: int, tick: OnProgress = no_p
     return torch.cat(parts, -1)
 
 
+def times_factors(losses: Float[Tensor, " b"], batch: Batch) -> Float[Tensor, " b"]:
+    """Returns the losses times the factors n·c_i of their samples in J, if the batch has factors."""
+    factors = batch.factors if isinstance(batch, Identified) else None
+    return losses if factors is None else losses * factors
+
+
 @runtime_checkable
 class MapDataset(Protocol):
     """A map-style dataset in the sense of torch: it has a length, and samples by position."""

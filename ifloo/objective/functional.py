@@ -15,7 +15,7 @@ from torch.func import functional_call, grad, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, Identified, batch_size, map_tensors, slice_batch, without_ids
+from ifloo.objective.batches import Batch, Identified, batch_size, map_tensors, slice_batch, times_factors, without_ids
 from ifloo.objective.layout import Layout
 from ifloo.objective.plain import Scalar, gradient_and_value, recordable
 from ifloo.objective.protocol import OutputLosses, contract_of, states_outputs
@@ -66,7 +66,10 @@ def dense_embeddings(module: nn.Module) -> Generator[None, None, None]:
 
 @contextmanager
 def scoring(module: nn.Module) -> Generator[None, None, None]:
-    """Sets evaluation mode, turns logging and sparse gradients off and selects differentiable kernels, until exit."""
+    """Sets evaluation mode, turns logging and sparse gradients off and selects differentiable kernels, until exit.
+
+    What passes change in the user's layers, such as metrics, lists and counters, is on exit as before.
+    """
     was_training = {m: m.training for m in module.modules()}
     module.eval()
     try:
@@ -165,8 +168,7 @@ class FunctionalLosses:
             losses = torch.stack([self.single_loss(theta, one) for one in inner.batches])
         else:
             losses = self._call(theta, self.contract.sample_losses, inner)
-        factors = batch.factors if isinstance(batch, Identified) else None
-        return losses if factors is None else losses * factors
+        return times_factors(losses, batch)
 
     def single_loss(self, theta: Float[Tensor, " p"], single: Batch) -> Float[Tensor, ""]:
         """Returns ℓ of the sample in a batch of one."""

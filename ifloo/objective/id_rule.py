@@ -22,7 +22,7 @@ from ifloo.errors import InputError
 from ifloo.objective.singles import Singles, first_draw
 
 log = logging.getLogger(__name__)
-ID_KEYS = ("idx", "sample_index")
+ID_KEYS: tuple[Literal["idx", "sample_index"], ...] = ("idx", "sample_index")
 IdSetting: TypeAlias = Literal["auto", "third", "positions"]
 Source: TypeAlias = Literal["auto", "third", "positions", "idx", "sample_index"]
 THIRD_IGNORED = (

@@ -15,7 +15,7 @@ from ifloo.objective.id_rule import IdRule, IdSetting, Source, StatesIds, rows_o
 from ifloo.objective.ids import decide
 from ifloo.objective.sampling import refuse_partial
 from ifloo.objective.seeded_draws import Collate, FixedReads, is_kept, scored_reads, training_reads
-from ifloo.objective.singles import Apart, CollateSingles, Singles
+from ifloo.objective.singles import Apart, CollateItems, CollateSingles, Singles
 
 
 class _Positioned(Dataset[object]):
@@ -205,6 +205,8 @@ def unwrap_loader(loader: DataLoader[Batch]) -> tuple[MapDataset, Collate]:
     dataset, collate = samples_behind(loader), loader.collate_fn
     if isinstance(dataset, _Positioned) and isinstance(collate, _Collate):
         dataset, collate = dataset.dataset, collate.collate
+    if loader.batch_sampler is None:  # of batch_size=None
+        collate = CollateItems(collate)
     return scored_reads(dataset, collate)
 
 

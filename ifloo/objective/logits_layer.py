@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -21,6 +21,10 @@ from ifloo.objective.singles import Singles
 from ifloo.params import author_name, tied_name
 
 LinearMap: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+class NoLogitsLayerError(InputError):
+    """A module has no last layer through which alone its samples could be scored."""
 
 
 def is_linear_map(layer: nn.Module) -> TypeIs[LinearMap]:
@@ -43,26 +47,26 @@ def logits_layer(module: nn.Module, batch: Batch) -> str:
         batch: Samples, of which the first is run in evaluation mode.
 
     Raises:
-        InputError: No such layer exists, several do (several heads), or its weight is that of another layer.
+        NoLogitsLayerError: No such layer exists, several do (several heads), or its weight is that of another layer.
     """
     reached = _reached(module, batch)
     found = {name: layer for name, layer in reached.items() if is_linear_map(layer) and layer.weight.requires_grad}
     names = [author_name(module, name) for name in found]
     if len(names) > 1:
-        raise InputError(
+        raise NoLogitsLayerError(
             f"The outputs of {len(names)} layers are logits ({summarise(names)}): none of them is the last layer.\n"
             f"  Name one: parameters ['{names[0]}.*']; the others are then fixed."
         )
     if not names:
         others = [f"{author_name(module, n)} ({type(m).__name__})" for n, m in reached.items() if n]
-        raise InputError(
+        raise NoLogitsLayerError(
             f"No trainable linear map (nn.Linear, convolution of one pixel) gives the logits; last before the loss: "
             f"{summarise(others) if others else 'no layer'}.\n"
             "  Name the parameters to attribute, or take a method for all of them."
         )
     (name,) = found
     if (shared := tied_name(module, f"{name}.weight")) is not None:
-        raise InputError(
+        raise NoLogitsLayerError(
             f"The weight of the last layer {names[0]} is also {author_name(module, shared)}: its inputs depend on it.\n"
             "  Name other parameters to attribute, or take a method for all of them."
         )
@@ -131,7 +135,7 @@ def _tensors(out: object) -> Iterator[Tensor]:
         yield from _tensors(list(out.values()))
 
 
-def _ends(start: list[Node | None], outputs: dict[Node, str], past: bool = False) -> list[Node]:
+def _ends(start: Sequence[Node | None], outputs: dict[Node, str], past: bool = False) -> list[Node]:
     """Walks the graph back and returns the outputs of layers that are met; goes on behind them only if `past`."""
     stack, seen, found = [node for node in start if node is not None], set[Node](), []
     while stack:

@@ -246,7 +246,7 @@ def test_the_body_runs_once_for_all_derivatives(name):
 def test_losses_at_other_outputs():
     """What refits by a fixed factor, and losses of samples left out, ask for."""
     for name in CASES:
-        net, data, objective = make(name)
+        _, _, objective = make(name)
         layer = HeadLayer.of(objective.losses)
         theta = objective.losses.theta()
         moved = theta + 0.1 * torch.randn(theta.shape, generator=torch.Generator().manual_seed(1), dtype=theta.dtype)

@@ -1,6 +1,7 @@
 """The doctor: everything that is wrong at once, nothing where nothing is, and nothing changed by looking."""
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -142,7 +143,8 @@ def test_a_data_module_that_fails():
 
     assert found(data=Failing()) == [
         error(
-            "FileNotFoundError: no such file: rows.csv",
+            "train_dataloader of Failing failed: FileNotFoundError: no such file: rows.csv "
+            f"(tests/doctor/test_examine.py:{inspect.getsourcelines(Failing)[1] + 2})",
             "Failing.train_dataloader()",
             "Change what the first line names.",
         )

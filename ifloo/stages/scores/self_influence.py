@@ -22,9 +22,8 @@ from ifloo.attribution import (
     tracin_self,
 )
 from ifloo.curvature import LinearHead, LinearOperator, as_head
-from ifloo.errors import InputError
 from ifloo.objective import Objective
-from ifloo.objective.logits_layer import logits_layer
+from ifloo.objective.logits_layer import NoLogitsLayerError, logits_layer
 from ifloo.objective.protocol import contract_of
 from ifloo.progress import OnProgress, bar, ticking
 from ifloo.solvers import Auto, Cholesky, SolveError, Solver
@@ -212,7 +211,7 @@ def last_linear_layer(objective: Objective) -> str | None:
     _, batch = next(iter(objective.data.with_ids()))
     try:
         return logits_layer(objective.losses.module, batch)
-    except InputError as error:
+    except NoLogitsLayerError as error:
         log.info("self-influence through the last layer: none. %s", str(error).splitlines()[0])
         return None
 
