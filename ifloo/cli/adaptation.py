@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import lightning as L
-from torch import Tensor
 
 from ifloo.data import AdaptedData, AttributionData
 from ifloo.errors import InputError
 from ifloo.models import Adapted, AdaptedOutputs, LossesOfOutputs, SampleLossModule
+from ifloo.models.lightning_classes import defines
 from ifloo.store import JSON
 
 _MISSING = object()
@@ -74,7 +75,7 @@ class Adaptation:
         return {"sample_losses": self.sample_losses, **parts, "penalty": self.penalty, "l2": self.l2}
 
 
-def dotted(path: str, setting: str) -> Callable[..., Tensor]:
+def dotted(path: str, setting: str) -> Callable[..., Any]:
     """Imports the function with this dotted name.
 
     Args:
@@ -96,13 +97,37 @@ def dotted(path: str, setting: str) -> Callable[..., Tensor]:
         raise InputError(
             _no_function(path, setting, missing if found is _MISSING else f"it is a {type(found).__name__}")
         )
-    function: Callable[..., Tensor] = found
+    function: Callable[..., Any] = found
     return function
 
 
-def data_of(datamodule: L.LightningDataModule) -> AttributionData:
-    """Returns the data module under the data contract."""
-    return datamodule if isinstance(datamodule, AttributionData) else AdaptedData(datamodule)
+def data_of(
+    datamodule: L.LightningDataModule | None, module: L.LightningModule, test_loader: str | int | None = None
+) -> AttributionData:
+    """Returns the data module under the data contract; without one, the loaders within the module.
+
+    Args:
+        datamodule: Data module, if there is one.
+        module: The model as its author wrote it.
+        test_loader: Name or index of the test loader among several.
+
+    Raises:
+        InputError: If there are no data, or a test loader is chosen where there is only one test set.
+    """
+    if datamodule is None:
+        if not defines(module, "train_dataloader"):
+            raise InputError(
+                f"There are no data: no --data is given, and {type(module).__name__} has no train_dataloader.\n"
+                "  Give --data my_project.MyDataModule, or write train_dataloader and val_dataloader in the module."
+            )
+        return AdaptedData(module, test_loader=test_loader)
+    if not isinstance(datamodule, AttributionData):
+        return AdaptedData(datamodule, test_loader=test_loader)
+    if test_loader is not None:
+        raise InputError(
+            f"--data_loader {test_loader}: {type(datamodule).__name__} has one set of tests.\n  Leave the flag out."
+        )
+    return datamodule
 
 
 def _no_function(path: str, setting: str, why: str) -> str:

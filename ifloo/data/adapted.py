@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import lightning as L
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ifloo.data.protocol import AttributionData, DataNotes
+from ifloo.data.test_loaders import chosen, refuse_empty, refuse_other_form
 from ifloo.errors import InputError
 from ifloo.objective.batches import (
     ID_KEYS,
@@ -27,6 +29,7 @@ from ifloo.objective.batches import (
     tensors_of,
     without_ids,
 )
+from ifloo.objective.counterparts import counterparts
 from ifloo.objective.loaders import identified, sequential, unwrap_loader
 
 READ_AT_ONCE = 512  # samples per batch while the data are read once
@@ -47,6 +50,7 @@ class Samples:
         Raises:
             InputError: If the loader has no fixed set of samples, or an id occurs twice.
         """
+        refuse_empty(loader, where)
         self.loader, self.where = sequential(loader, READ_AT_ONCE), where
         self.dataset, self.collate = unwrap_loader(self.loader)
         self.ids: Int64[Tensor, " n"] = self._ids()
@@ -95,6 +99,11 @@ class Samples:
         """Iterates over all samples in order, in batches of `READ_AT_ONCE`."""
         return iter(self.loader)
 
+    @property
+    def first(self) -> Batch:
+        """First sample, as a batch of one."""
+        return self._collated([0])
+
     def _one(self, id_: int) -> Batch:
         return without_ids(self.batch([id_]))
 
@@ -109,45 +118,83 @@ class Samples:
 
 
 class AdaptedData(L.LightningDataModule):
-    """A plain data module with access to its samples by id.
+    """A plain data module with access to its samples by id; loaders within a LightningModule serve as one, too.
 
     Test samples are those of `test_dataloader`, or of `val_dataloader` if the module defines no `test_dataloader`.
 
     Attributes:
-        data: The wrapped data module.
+        data: The wrapped data module, or the module that holds its loaders itself.
+        test_loader: Name or index of the test loader, where there are several; None if there is one.
+        attaching: Function that returns the context in which hooks and loaders of the data module run while no Trainer
+            is attached to it.
     """
 
     free_settings: frozenset[str] = frozenset({"num_workers", "pin_memory", "persistent_workers", "prefetch_factor"})
 
-    def __init__(self, data: L.LightningDataModule) -> None:
-        """Wraps a data module without copying it."""
+    def __init__(
+        self, data: L.LightningDataModule | L.LightningModule, *, test_loader: str | int | None = None
+    ) -> None:
+        """Wraps a data module without copying it.
+
+        Args:
+            data: Data module, or a LightningModule that defines its loaders itself.
+            test_loader: Name or index of the test loader, where there are several.
+        """
+        self.data, self.test_loader = data, test_loader
+        self.attaching: Callable[[], AbstractContextManager[None]] = nullcontext
         super().__init__()
-        self.data = data
         self._ready: set[str | None] = set()
         self._sets: dict[str, Samples] = {}
         self._fingerprint: str | None = None
 
     @property
+    def trainer(self) -> L.Trainer | None:
+        return None if self._within_module else self.data.trainer
+
+    @trainer.setter
+    def trainer(self, trainer: L.Trainer | None) -> None:
+        if not self._within_module:  # a module is attached by the Trainer itself
+            self.data.trainer = trainer
+
+    @property
     def hparams(self) -> AttributeDict | MutableMapping[str, object]:
-        return self.data.hparams
+        return AttributeDict() if self._within_module else self.data.hparams
 
     @property
     def hparams_initial(self) -> AttributeDict:
-        return self.data.hparams_initial
+        return AttributeDict() if self._within_module else self.data.hparams_initial
 
     @property
     def corrupted_ids(self) -> tuple[int, ...]:
         """Training ids whose labels the data module declares wrong on purpose; empty if it declares none."""
         return DataNotes(self.data).corrupted_ids
 
+    @property
+    def _within_module(self) -> bool:
+        return isinstance(self.data, counterparts(L.LightningModule))
+
+    def _attached(self) -> AbstractContextManager[None]:
+        attached = self.data.trainer if isinstance(self.data, L.LightningDataModule) else self.data._trainer
+        return nullcontext() if attached is not None else self.attaching()
+
     def prepare_data(self) -> None:
-        self.data.prepare_data()
+        with self._attached():
+            self.data.prepare_data()
+
+    def state_dict(self) -> dict[str, object]:
+        return {} if self._within_module else self.data.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        if not self._within_module:
+            self.data.load_state_dict(state_dict)
 
     def setup(self, stage: str | None = None) -> None:
         """Sets up the data module once per stage; further calls for the same stage do nothing."""
-        if stage not in self._ready:
-            self.data.setup(stage)  # type: ignore[arg-type]
-            self._ready.add(stage)
+        # A module is set up for a fit where its layers are made.
+        if stage not in self._ready and not (self._within_module and stage == "fit"):
+            with self._attached():
+                self.data.setup(stage)  # type: ignore[arg-type]
+        self._ready.add(stage)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns the training loader with sample ids added to its batches.
@@ -155,13 +202,16 @@ class AdaptedData(L.LightningDataModule):
         Raises:
             InputError: If the data module does not return a single loader over a fixed set of samples.
         """
-        return identified(_single(self.data.train_dataloader(), "train_dataloader", self.data))
+        with self._attached():
+            return identified(_single(self.data.train_dataloader(), self._name("train_dataloader")))
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
-        return self.data.val_dataloader() if self._has("val_dataloader") else []
+        with self._attached():
+            return self.data.val_dataloader() if self._has("val_dataloader") else []
 
     def test_dataloader(self) -> EVAL_DATALOADERS:
-        return self.data.test_dataloader() if self._has("test_dataloader") else self.val_dataloader()
+        with self._attached():
+            return self.data.test_dataloader() if self._has("test_dataloader") else self.val_dataloader()
 
     @property
     def train_set(self) -> Samples:
@@ -202,12 +252,20 @@ class AdaptedData(L.LightningDataModule):
     def _samples(self, name: str, loader: str, build: Callable[[], object], stage: str) -> Samples:
         if name not in self._sets:
             self.setup(stage)
-            single = _single(build(), loader, self.data)
-            self._sets[name] = Samples(single, f"{type(self.data).__name__}.{loader}")
+            with self._attached():
+                built = build() if name == "train" else chosen(build(), self.test_loader, self._name(loader))
+                samples = Samples(_single(built, self._name(loader)), self._name(loader))
+            if name == "test":
+                refuse_other_form(self.train_set.first, samples.first, self.train_set.where, samples.where)
+            self._sets[name] = samples
         return self._sets[name]
 
     def _has(self, loader: str) -> bool:
-        return is_overridden(loader, self.data)
+        base = L.LightningModule if self._within_module else L.LightningDataModule
+        return all(is_overridden(loader, self.data, one) for one in counterparts(base))
+
+    def _name(self, loader: str) -> str:
+        return f"{type(self.data).__name__}.{loader}"
 
 
 def unwrap_data(data: object) -> object:
@@ -220,13 +278,13 @@ def serves_attribution(data: object) -> bool:
     return isinstance(data, AttributionData)
 
 
-def _single(loader: object, name: str, data: object) -> DataLoader[Batch]:
+def _single(loader: object, name: str) -> DataLoader[Batch]:
     if isinstance(loader, (list, tuple)) and len(loader) == 1:
         loader = loader[0]
     if not isinstance(loader, DataLoader):
         raise InputError(
-            f"{type(data).__name__}.{name} must give one torch DataLoader over a fixed set of samples; it gave "
-            f"{type(loader).__name__}.\n  Return a single DataLoader."
+            f"{name} must give one torch DataLoader over a fixed set of samples; it gave {type(loader).__name__}.\n"
+            "  Return a single DataLoader."
         )
     return loader
 

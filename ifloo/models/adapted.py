@@ -23,7 +23,9 @@ from torch.nn.modules.module import _IncompatibleKeys
 from ifloo.errors import InputError
 from ifloo.former_names import FormerNameWarning
 from ifloo.models.decay import COUPLED, decoupled
+from ifloo.models.lightning_classes import defines, is_module
 from ifloo.models.module import SampleLossModule
+from ifloo.models.run_state import attached
 from ifloo.objective.batches import Batch, batch_size, tensors_of, with_items
 from ifloo.objective.functional import silenced
 
@@ -33,7 +35,7 @@ PenaltyFunction = Callable[..., Tensor]  # the user's module -> [], nats
 
 _OURS = frozenset(
     {
-        *("training_step", "configure_optimizers", "on_train_start"),
+        *("training_step", "configure_optimizers", "on_train_start", "setup", "configure_model"),
         *("state_dict", "load_state_dict", "load_from_checkpoint"),
     }
 )
@@ -90,8 +92,8 @@ class Adapted(SampleLossModule):
         self.losses, self.own_penalty, self.l2 = sample_losses, penalty, l2
         self.skip_training = skip_training
         self.one_by_one = sample_losses is None
-        # Recorded here because in a functional call the tensors that replace parameters may lack requires_grad.
-        self._trainable = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
+        self._complete = False
+        self._record_trainable()
         for name in _overridden(model):
             setattr(self, name, getattr(model, name))
 
@@ -121,6 +123,39 @@ class Adapted(SampleLossModule):
             return torch.optim.SGD(self.model.parameters(), lr=0.0)
         return self.model.configure_optimizers()
 
+    @property
+    def trainer(self) -> L.Trainer:
+        return super().trainer
+
+    @trainer.setter
+    def trainer(self, trainer: L.Trainer | None) -> None:
+        """Attaches the Trainer to the wrapped module too, whichever Lightning package that is of."""
+        L.LightningModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]  # a property, which mypy takes apart
+        self.model.trainer = trainer
+
+    def set_up(self, trainer: L.Trainer) -> None:
+        """Calls `setup` and `configure_model` of the wrapped module, once: a later fit would make its layers again."""
+        if self._complete:
+            return
+        with attached(self.model, trainer):
+            self.setup("fit")
+            self.configure_model()
+
+    def setup(self, stage: str) -> None:
+        if not self._complete:
+            self.model.setup(stage)
+
+    def configure_model(self) -> None:
+        """Completes the module; a Trainer calls this after `setup`."""
+        if not self._complete:
+            self.model.configure_model()
+        self._complete = True
+        self._record_trainable()
+
+    def _record_trainable(self) -> None:
+        """Records which parameters are trained: in a functional call their replacements may lack `requires_grad`."""
+        self._trainable = frozenset(n for n, p in self.model.named_parameters() if p.requires_grad)
+
     def again(self, model: L.LightningModule) -> Adapted:
         """Adapts another module of the same class in the same way."""
         return type(self)(model, self.losses, self.own_penalty, self.l2, self.skip_training)
@@ -147,6 +182,7 @@ class Adapted(SampleLossModule):
         if any(isinstance(v, Tensor) and v.dtype is torch.float64 for v in state_dict.values()):
             self.model.to(torch.float64)
         found: _IncompatibleKeys = self.model.load_state_dict(state_dict, *args, **kwargs)
+        self._record_trainable()
         return found
 
     @property
@@ -161,11 +197,11 @@ class Adapted(SampleLossModule):
     def _current_fx_name(self) -> str | None:
         """Name of the running hook, which Lightning sets for `self.log`; forwarded because the wrapped module logs."""
         model = self._modules.get("model")
-        return model._current_fx_name if isinstance(model, L.LightningModule) else None
+        return model._current_fx_name if is_module(model) else None
 
     @_current_fx_name.setter
     def _current_fx_name(self, name: str | None) -> None:
-        if isinstance(model := self._modules.get("model"), L.LightningModule):
+        if is_module(model := self._modules.get("model")):
             model._current_fx_name = name
 
 
@@ -194,9 +230,7 @@ def _overridden(model: L.LightningModule) -> list[str]:
     public = {n for n in dir(L.LightningModule) if not n.startswith("_") and n not in _OURS}
     functions = [n for n, _ in inspect.getmembers(L.LightningModule, inspect.isfunction) if n in public]
     nn_own = {n for n in dir(nn.Module) if n != "forward"}
-    return [
-        n for n in functions if n not in nn_own and getattr(type(model), n, None) is not getattr(L.LightningModule, n)
-    ]
+    return [n for n in functions if n not in nn_own and defines(model, n)]
 
 
 def _step_losses(model: L.LightningModule, batch: Batch) -> Float[Tensor, " b"]:
@@ -265,7 +299,7 @@ def _refuse_without_step(model: L.LightningModule) -> None:
             "returns no loss of a sample.\n"
             "  Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
         )
-    if type(model).training_step is L.LightningModule.training_step:
+    if not defines(model, "training_step"):
         raise InputError(
             f"{name} has no training_step that could be run on one sample.\n"
             "  Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
