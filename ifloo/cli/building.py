@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import lightning as L
 from jsonargparse import Namespace
 
 from ifloo.cli.adaptation import dotted
+from ifloo.cli.checkpoint_settings import class_of, init_args
 from ifloo.cli.experiment import Build
+from ifloo.cli.parser import IflooParser
 from ifloo.errors import InputError
 from ifloo.models.lightning_classes import is_data_module, is_module
 
@@ -31,6 +35,16 @@ def build_of(config: Namespace, given: Namespace) -> Build | None:
         )
     make = dotted(config.build, "build")
     return _Checked(config.build, make)
+
+
+def made_with(group: Namespace, objects: Mapping[str, object]) -> object:
+    """Makes the class of a config with further arguments that no config can hold."""
+    class_ = class_of(group)
+    parser = IflooParser(exit_on_error=False)
+    parser.add_class_arguments(class_, "made", fail_untyped=False, instantiate=False, skip=set(objects))
+    plain = Namespace({name: value for name, value in init_args(group).items() if name not in objects})
+    arguments = parser.instantiate_classes(Namespace(made=plain)).made
+    return class_(**{**dict(arguments.items(branches=True, nested=False)), **objects})
 
 
 class _Checked:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from ifloo.data import DataNotes
 from ifloo.errors import InputError
@@ -41,16 +41,6 @@ class Inherited:
         )
 
 
-def hand_over(parser: ArgumentParser, group: Namespace, objects: Mapping[str, object]) -> None:
-    """Lets the parser make the class of a group with these objects as further arguments."""
-    class_ = _class(group)
-
-    def make(class_type: type, *args: object, **kwargs: object) -> object:
-        return class_type(*args, **{**kwargs, **(objects if class_type is class_ else {})})
-
-    parser.add_instantiator(make, class_, subclasses=True, prepend=True)
-
-
 def inherit(config: Namespace, given: Namespace, base: BaseCheckpoint, own: bool = True) -> Inherited:
     """Completes `config`, in place, with the model and data settings the base model was fitted with.
 
@@ -65,10 +55,10 @@ def inherit(config: Namespace, given: Namespace, base: BaseCheckpoint, own: bool
     """
     found, differing = Inherited(), _contradictions(given, base)
     if config.model is not None:
-        refuse_other_class(base, _class(config.model))
+        refuse_other_class(base, class_of(config.model))
         differing = [*_completed("model", config.model, given.get("model"), base.model, found), *differing]
     if config.data is not None:
-        stored = base.data if own else _without_paths(base, _class(config.data), init_args(given.get("data")))
+        stored = base.data if own else _without_paths(base, class_of(config.data), init_args(given.get("data")))
         differing = [*differing, *_completed("data", config.data, given.get("data"), stored, found)]
     if differing:
         raise InputError(
@@ -104,7 +94,7 @@ def refuse_missing(config: Namespace, given: Namespace, inherited: Inherited, ch
         if config[group] is None:
             continue
         known = {*init_args(given.get(group)), *inherited.filled.get(group, ()), *inherited.objects.get(group, ())}
-        parameters = inspect.signature(_class(config[group])).parameters.values()
+        parameters = inspect.signature(class_of(config[group])).parameters.values()
         required = [one.name for one in parameters if one.default is one.empty and one.kind not in _VARIADIC]
         if missing := [name for name in required if name not in known]:
             where = "" if checkpoint is None else f", and {checkpoint} does not hold them"
@@ -128,8 +118,8 @@ def _without_paths(base: BaseCheckpoint, data: type, given: Mapping[str, object]
     stored = {name: value for name, value in base.data.items() if name in paths}
     if asked := {k: v for k, v in stored.items() if k not in given and v != parameters[k].default}:
         raise InputError(
-            f"The fit of {base.path} read {', '.join(f'data.{name} = {value}' for name, value in asked.items())}; paths "
-            f"are not taken from --ckpt_path.\n  Give them: {' '.join(f'--data.{name}=...' for name in asked)}."
+            f"The fit of {base.path} read {', '.join(f'data.{name} = {value}' for name, value in asked.items())}; "
+            f"paths are not taken from --ckpt_path.\n  Give them: {' '.join(f'--data.{name}=...' for name in asked)}."
         )
     return {name: value for name, value in base.data.items() if name not in paths}
 
@@ -139,8 +129,8 @@ def _completed(
 ) -> list[str]:
     """Sets the missing settings of one group; returns a line for each given setting that differs."""
     given_settings, free, differing = init_args(given), _free_settings(config), []
-    defaults = {one.name: one.default for one in inspect.signature(_class(config)).parameters.values()}
-    accepts = _accepted(_class(config))
+    defaults = {one.name: one.default for one in inspect.signature(class_of(config)).parameters.values()}
+    accepts = _accepted(class_of(config))
     for name, value in stored.items():
         if not accepts(name):  # a parent class saved its own settings too; Lightning ignores them as well
             continue
@@ -194,10 +184,11 @@ def _accepted(class_: type) -> Callable[[str], bool]:
 
 def _free_settings(group: Namespace) -> frozenset[str]:
     """Returns the settings of a data module that change no number, as its class lists them."""
-    return DataNotes(_class(group)).free_settings
+    return DataNotes(class_of(group)).free_settings
 
 
-def _class(group: Namespace) -> type:
+def class_of(group: Namespace) -> type:
+    """Imports the class of a config."""
     module, name = group.class_path.rsplit(".", 1)
     found: type = getattr(importlib.import_module(module), name)
     return found

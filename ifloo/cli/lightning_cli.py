@@ -14,10 +14,10 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from ifloo.cli import commands
 from ifloo.cli.adaptation import Adaptation, data_of
-from ifloo.cli.building import build_of
-from ifloo.cli.checkpoint_settings import Inherited, hand_over, inherit, init_args, refuse_missing, refuse_other_class
+from ifloo.cli.building import build_of, made_with
+from ifloo.cli.checkpoint_settings import Inherited, inherit, init_args, refuse_missing, refuse_other_class
 from ifloo.cli.experiment import Build, Experiment
-from ifloo.cli.foreign_checkpoint import given_recipe
+from ifloo.cli.foreign_checkpoint import given_recipe, print_trust
 from ifloo.cli.help import COMMANDS
 from ifloo.cli.parser import IflooParser
 from ifloo.cli.session import Processes, Session
@@ -62,11 +62,13 @@ class IflooCLI(LightningCLI):
         given: Settings in flags and config files, without defaults.
         base: Checkpoint of the base model, where it exists.
         build: Function that makes module and data module, where the settings name one.
+        inherited: Arguments that the checkpoint completed.
     """
 
     given: Namespace
     base: BaseCheckpoint | None = None
     build: Build | None = None
+    inherited: Inherited
 
     def __init__(self, work: Callable[[Session], None] | None = None) -> None:
         """Parses `sys.argv` and runs its command, or `work` in place of that command."""
@@ -140,15 +142,15 @@ class IflooCLI(LightningCLI):
         config = self.config[self.subcommand]
         _name_run(config, self.given)
         self.build = build_of(config, self.given)
-        inherited = self._inherit(config)
-        refuse_missing(config, self.given, inherited, self.base.path if self.base else None)
-        for group, objects in inherited.objects.items():
-            hand_over(self.parser, config[group], objects)
+        self.inherited = self._inherit(config)
+        refuse_missing(config, self.given, self.inherited, self.base.path if self.base else None)
 
     def _inherit(self, config: Namespace) -> Inherited:
         """Reads the checkpoint, if there is one, and completes the settings from it."""
         if (foreign := self.foreign_checkpoint) is not None:
             recipe = given_recipe(self.given, foreign, self.layout, self.subcommand == "loo", config.overwrite)
+            if config.trust_checkpoint:
+                print_trust(foreign)
             self.base = load_foreign(foreign, config.seed_everything, recipe, trusted=config.trust_checkpoint)
             inherited = inherit(config, self.given, self.base, own=False)
             if inherited.filled:
@@ -165,7 +167,13 @@ class IflooCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Makes model, data module and Trainer, the first two by the function of --build where it is given."""
+        config, groups = self.config[self.subcommand], {}
+        for group in self.inherited.objects:
+            groups[group], config[group] = config[group], None
         super().instantiate_classes()
+        for group, objects in self.inherited.objects.items():
+            config[group], made = groups[group], made_with(groups[group], objects)
+            self.model, self.datamodule = (made, self.datamodule) if group == "model" else (self.model, made)
         if self.build is not None:
             self.model, self.datamodule = self.build()
             if self.base is not None:

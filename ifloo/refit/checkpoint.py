@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,14 +19,12 @@ from ifloo.minimize.newton_cg import FitEnd
 from ifloo.models import unwrap
 from ifloo.models.module import callbacks_of
 from ifloo.models.run_state import RunState, attached, stand_in_trainer
-from ifloo.refit.checkpoint_objects import described, imports_of, load_trusted
+from ifloo.refit.checkpoint_objects import described
 from ifloo.refit.fit_termination import fit_unless_terminated
 from ifloo.refit.newton_finish import NewtonFinish
 from ifloo.refit.state_difference import state_difference
 from ifloo.refit.trainer_settings import TrainerSettings
 from ifloo.store import JSON, replacing, sha256_of_tensors
-
-log = logging.getLogger(__name__)
 
 SECTION = "ifloo"
 
@@ -164,7 +160,7 @@ def load_foreign(path: Path, seed: int, settings: Mapping[str, Any], *, trusted:
         seed: Random seed of the refits.
         settings: Fields of `TrainerSettings`. Defaults of those left out: one epoch (with `max_steps`, as many epochs
             as these steps take), float64 if the weights have it, else Lightning's defaults.
-        trusted: Whether objects that are no plain values are read, too; it prints what the file imports.
+        trusted: Whether objects that are no plain values are read, too, which runs code that the file names.
 
     Raises:
         InputError: If the file is missing, unreadable, or not a Lightning checkpoint.
@@ -199,28 +195,15 @@ def _read(path: Path, remedy: str, trusted: bool = False) -> object:
     Raises:
         InputError: If it is damaged, or holds objects and is not trusted.
     """
-    plain = True
     try:
-        if trusted and (imports := imports_of(path)):
-            plain = False
-            log.warning("%s (sha256 %s) is trusted: it imports %s", path, _sha256_of(path), ", ".join(imports))
-            return load_trusted(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=not trusted)
     except Exception as error:  # unpickling a damaged file may raise any exception
-        if plain and (objects := described(path)) is not None:
+        if not trusted and (objects := described(path)) is not None:
             raise InputError(f"{path} holds more than plain values and tensors: {objects}.\n  {remedy}") from error
         raise InputError(
             f"{path} cannot be read as a checkpoint: {_reason(error)}.\n"
             f"  The file is damaged or holds more than weights and plain values. {remedy}"
         ) from error
-
-
-def _sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _base(path: Path, content: dict[str, Any], record: dict[str, Any]) -> BaseCheckpoint:

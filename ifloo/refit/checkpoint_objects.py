@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -9,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 SHOWN = 5  # fields in a message
@@ -34,6 +34,21 @@ def imports_of(path: Path) -> list[str]:
         ValueError: If the file is in torch's format of before 1.6, which does not tell.
     """
     return sorted(get_unsafe_globals_in_checkpoint(path))
+
+
+def trust_notice(path: Path) -> str | None:
+    """Describes a file that is about to be read with its objects, in one line; None if it holds plain values alone."""
+    try:
+        imports = ", ".join(imports_of(path))
+    except Exception:  # a damaged file, or one of an old format, may raise any exception
+        imports = "what it names (its format does not tell)"
+    if not imports:
+        return None
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return f"{path} (sha256 {digest.hexdigest()}) is read with its objects, which imports {imports}"
 
 
 def object_fields(path: Path) -> list[Field]:
@@ -103,8 +118,3 @@ def _placeholders(value: object, at: str) -> Iterator[tuple[str, str]]:
     elif isinstance(value, (list, tuple, set, frozenset)):
         for k, part in enumerate(value):
             yield from _placeholders(part, f"{at}[{k}]")
-
-
-def load_trusted(path: Path) -> object:
-    """Reads a file with its objects, which runs code that it names."""
-    return torch.load(path, map_location="cpu", weights_only=False)
