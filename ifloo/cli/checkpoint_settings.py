@@ -53,13 +53,15 @@ def inherit(config: Namespace, given: Namespace, base: BaseCheckpoint, own: bool
     Raises:
         InputError: If the checkpoint is of another model, or was fitted with other values of given settings.
     """
-    found, differing = Inherited(), _contradictions(given, base)
+    found = Inherited()
+    differing: list[str] = []
     if config.model is not None:
         refuse_other_class(base, class_of(config.model))
-        differing = [*_completed("model", config.model, given.get("model"), base.model, found), *differing]
+        differing += _completed("model", config.model, given.get("model"), base.model, found)
     if config.data is not None:
         stored = base.data if own else _without_paths(base, class_of(config.data), init_args(given.get("data")))
-        differing = [*differing, *_completed("data", config.data, given.get("data"), stored, found)]
+        differing += _completed("data", config.data, given.get("data"), stored, found)
+    differing += _contradictions(given, base)
     if differing:
         raise InputError(
             f"The checkpoint {base.path} was fitted with other settings.\n"

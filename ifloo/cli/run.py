@@ -33,6 +33,7 @@ _THIRD_PARTY = (
     "isinstance\\(treespec, LeafSpec\\)",
     "Checkpoint directory",
     "have no `validation_step`",
+    "already saved during checkpointing",  # of a module among the arguments, when it is made from a trusted checkpoint
 )
 
 _CHATTY = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -149,11 +150,13 @@ class AdaptedData(L.LightningDataModule):
 
     @property
     def trainer(self) -> L.Trainer | None:
-        return None if self._within_module else self.data.trainer
+        return self._own_trainer
 
     @trainer.setter
     def trainer(self, trainer: L.Trainer | None) -> None:
-        if not self._within_module:  # a module is attached by the Trainer itself
+        """Attaches the Trainer to the wrapped data module too; a module is attached by the Trainer itself."""
+        self._own_trainer = trainer
+        if not self._within_module:
             self.data.trainer = trainer
 
     @property
@@ -172,6 +175,14 @@ class AdaptedData(L.LightningDataModule):
     @property
     def _within_module(self) -> bool:
         return isinstance(self.data, counterparts(L.LightningModule))
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leaves the Trainer behind; that of the data module, which stays attached here, too."""
+        state = {**self.__dict__, "_own_trainer": None}
+        if isinstance(self.data, L.LightningDataModule):
+            state["data"] = copy.copy(self.data)
+            state["data"].trainer = None
+        return state
 
     def _attached(self) -> AbstractContextManager[None]:
         attached = self.data.trainer if isinstance(self.data, L.LightningDataModule) else self.data._trainer

@@ -12,16 +12,18 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from ifloo.data import unwrap_data
+from ifloo.data import AdaptedData, unwrap_data
 from ifloo.data.protocol import AttributionData
 from ifloo.errors import InputError, WorkError, first_sentence
 from ifloo.minimize.newton_cg import FitEnd
 from ifloo.models import unwrap
+from ifloo.models.lightning_classes import defines, is_data_module
 from ifloo.models.module import callbacks_of
 from ifloo.models.run_state import RunState, attached, stand_in_trainer
 from ifloo.refit.checkpoint_objects import described
 from ifloo.refit.fit_termination import fit_unless_terminated
 from ifloo.refit.newton_finish import NewtonFinish
+from ifloo.refit.own_data import OwnData
 from ifloo.refit.state_difference import state_difference
 from ifloo.refit.trainer_settings import TrainerSettings
 from ifloo.store import JSON, replacing, sha256_of_tensors
@@ -111,7 +113,10 @@ def fit_base(
         )
     recorder = _Recorder(dict(record))
     callbacks_of(trainer).append(recorder)
-    fit_unless_terminated(trainer, module, datamodule)
+    if isinstance(datamodule, AdaptedData):
+        _fit_adapted(trainer, module, datamodule)
+    else:
+        fit_unless_terminated(trainer, module, datamodule)
     minimum = finish.minimum
     if minimum is None or not trainer.state.finished:
         raise WorkError("The fit was interrupted; no checkpoint was written.")
@@ -119,6 +124,17 @@ def fit_base(
     with replacing(path) as file:
         trainer.save_checkpoint(file.name, weights_only=False)
     return minimum
+
+
+def _fit_adapted(trainer: L.Trainer, module: L.LightningModule, datamodule: AdaptedData) -> None:
+    """Fits on the loaders of an adapter, while the Trainer shows the author's own data module."""
+    own = unwrap_data(datamodule)
+    callbacks_of(trainer).append(OwnData(own if is_data_module(own) else None))
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    validation = datamodule.val_dataloader() if defines(unwrap(module), "validation_step") else []
+    fit_unless_terminated(trainer, module, datamodule.train_dataloader(), None if validation == [] else validation)
+    trainer.datamodule = datamodule  # type: ignore[attr-defined]  # its settings are part of a checkpoint
 
 
 class _Recorder(L.Callback):
