@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -99,8 +100,10 @@ class _Placeholder:
 
 class _PlaceholderUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> type:
+        """Returns a placeholder; torch writes names as Python 2 had them, which are given by their present form."""
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         return type(name, (_Placeholder,), {"kind": f"{module}.{name}"})
 
     def persistent_load(self, _: object) -> None:
