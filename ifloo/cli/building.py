@@ -13,6 +13,7 @@ from ifloo.cli.experiment import Build
 from ifloo.cli.parser import IflooParser
 from ifloo.errors import InputError
 from ifloo.models.lightning_classes import is_data_module, is_module
+from ifloo.objective.user_code import user_code
 
 
 def build_of(config: Namespace, given: Namespace) -> Build | None:
@@ -59,12 +60,8 @@ class _Checked:
         Raises:
             InputError: If the function fails, or returns something else.
         """
-        try:
+        with user_code(f"--build {self.name}", remedy="It must need no arguments and return (module, datamodule)."):
             made: object = self.make()
-        except TypeError as error:
-            raise InputError(
-                f"--build {self.name} failed: {error}.\n  It must need no arguments and return (module, datamodule)."
-            ) from error
         module, data = made if isinstance(made, (tuple, list)) and len(made) == 2 else (made, None)
         if is_module(module) and (data is None or is_data_module(data)):
             return module, data

@@ -95,6 +95,8 @@ class Experiment:
         """Idle Trainer that module and data module may read outside a fit, in the state of the fit."""
         own = unwrap_data(self.datamodule)
         state = self.planned if self.base is None else self.base.run_state
+        if isinstance(self.module, Adapted):
+            self.module.describe_fit(state, own)
         trainer = stand_in_trainer(state, own if is_data_module(own) else None, model=self.author_module)
         if isinstance(self.datamodule, AdaptedData):
             self.datamodule.attaching = functools.partial(attached, self.datamodule.data, trainer)

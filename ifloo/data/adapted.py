@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ifloo.data.protocol import AttributionData, DataNotes
-from ifloo.data.test_loaders import chosen, refuse_empty, refuse_other_form
+from ifloo.data.test_loaders import chosen, refuse_other_form
 from ifloo.errors import InputError
 from ifloo.objective.batches import (
     ID_KEYS,
@@ -31,7 +31,8 @@ from ifloo.objective.batches import (
     without_ids,
 )
 from ifloo.objective.counterparts import counterparts
-from ifloo.objective.loaders import identified, sequential, unwrap_loader
+from ifloo.objective.loaders import identified, sample_count, sequential, unwrap_loader
+from ifloo.objective.singles import Singles
 
 READ_AT_ONCE = 512  # samples per batch while the data are read once
 SMALLEST = 4  # smallest side of an image, pixels: smaller tensors are not shown as images
@@ -49,9 +50,10 @@ class Samples:
         """Reads all data once if the batches carry ids.
 
         Raises:
-            InputError: If the loader has no fixed set of samples, or an id occurs twice.
+            InputError: If the loader has no fixed set of samples or none at all, or an id occurs twice.
         """
-        refuse_empty(loader, where)
+        if sample_count(loader) == 0:
+            raise InputError(f"{where} holds no sample.\n  Check its paths, its split and its limits.")
         self.loader, self.where = sequential(loader, READ_AT_ONCE), where
         self.dataset, self.collate = unwrap_loader(self.loader)
         self.ids: Int64[Tensor, " n"] = self._ids()
@@ -80,6 +82,11 @@ class Samples:
                 )
         batch = self._collated([self._row_of[int(i)] for i in ids])
         return Identified(batch, torch.tensor([int(i) for i in ids], dtype=torch.int64))
+
+    def singles(self, ids: Sequence[int]) -> Identified:
+        """Returns the samples with these ids, each collated alone; raises the errors of `batch`."""
+        known = [self.batch([i]) for i in ids]
+        return Identified(Singles(tuple(one.batch for one in known)), torch.tensor(list(ids), dtype=torch.int64))
 
     def picture(self, id_: int) -> UInt8[np.ndarray, "..."] | None:
         """Returns the first image-shaped tensor of a sample, scaled to 0..255; None if it has none."""
@@ -179,13 +186,15 @@ class AdaptedData(L.LightningDataModule):
     def __getstate__(self) -> dict[str, object]:
         """Leaves the Trainer behind; that of the data module, which stays attached here, too."""
         state = {**self.__dict__, "_own_trainer": None}
-        if isinstance(self.data, L.LightningDataModule):
-            state["data"] = copy.copy(self.data)
-            state["data"].trainer = None
+        if not self._within_module:  # which leaves its own behind
+            data = copy.copy(self.data)
+            data.trainer = None
+            state["data"] = data
         return state
 
     def _attached(self) -> AbstractContextManager[None]:
-        attached = self.data.trainer if isinstance(self.data, L.LightningDataModule) else self.data._trainer
+        classes = counterparts(L.LightningModule)
+        attached = self.data._trainer if isinstance(self.data, classes) else self.data.trainer
         return nullcontext() if attached is not None else self.attaching()
 
     def prepare_data(self) -> None:
@@ -247,6 +256,10 @@ class AdaptedData(L.LightningDataModule):
     def test_batch(self, ids: Sequence[int]) -> Identified:
         """Returns the test samples with these ids; raises the same errors as `Samples.batch`."""
         return self.test_set.batch(ids)
+
+    def test_singles(self, ids: Sequence[int]) -> Identified:
+        """Returns the test samples with these ids, one by one; raises the same errors as `Samples.batch`."""
+        return self.test_set.singles(ids)
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of the training samples, as the model receives them, and of their ids."""

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import ID_KEYS, Batch, sample_ids, without_ids
-from ifloo.objective.loaders import sample_count
 
 
 def chosen(loaders: object, choice: str | int | None, where: str) -> object:
@@ -41,16 +39,6 @@ def chosen(loaders: object, choice: str | int | None, where: str) -> object:
 
 
 _REMEDY = "Choose one by its name or index: --data_loader NAME (in Python, AdaptedData(data, test_loader=...))."
-
-
-def refuse_empty(loader: DataLoader[Batch], where: str) -> None:
-    """Checks that a loader has samples.
-
-    Raises:
-        InputError: If it has none.
-    """
-    if sample_count(loader) == 0:
-        raise InputError(f"{where} holds no sample.\n  Give it at least one.")
 
 
 def refuse_other_form(training: Batch, test: Batch, where_training: str, where: str) -> None:

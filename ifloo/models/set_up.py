@@ -6,6 +6,7 @@ import lightning as L
 
 from ifloo.models.adapted import Adapted
 from ifloo.models.run_state import attached
+from ifloo.objective.user_code import user_code
 
 
 def set_up(module: L.LightningModule, trainer: L.Trainer) -> None:
@@ -13,6 +14,9 @@ def set_up(module: L.LightningModule, trainer: L.Trainer) -> None:
     if isinstance(module, Adapted):
         module.set_up(trainer)
         return
+    name = type(module).__name__
     with attached(module, trainer):
-        module.setup("fit")
-        module.configure_model()
+        with user_code(f"setup of {name}"):
+            module.setup("fit")
+        with user_code(f"configure_model of {name}"):
+            module.configure_model()

@@ -20,6 +20,7 @@ from ifloo.models import unwrap
 from ifloo.models.lightning_classes import defines, is_data_module
 from ifloo.models.module import callbacks_of
 from ifloo.models.run_state import RunState, attached, stand_in_trainer
+from ifloo.objective.user_code import user_code
 from ifloo.refit.checkpoint_objects import described
 from ifloo.refit.fit_termination import fit_unless_terminated
 from ifloo.refit.newton_finish import NewtonFinish
@@ -77,7 +78,8 @@ class BaseCheckpoint:
         """
         owner = unwrap(module)
         content = {**self.content, "state_dict": dict(self.state)}
-        with attached(owner, trainer or stand_in_trainer(self.run_state)):
+        running = attached(owner, trainer or stand_in_trainer(self.run_state))
+        with running, user_code(f"on_load_checkpoint of {type(owner).__name__}"):
             owner.on_load_checkpoint(content)
         if difference := state_difference(module, content["state_dict"], owner.strict_loading):
             kind = self.record.get("model_class")
