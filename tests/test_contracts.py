@@ -26,6 +26,7 @@ INTROSPECTION = {
     "ifloo.store.groups": "its own fields, as keys of a line",
     "ifloo.store.removals": "its own fields, as arrays of a file",
     "ifloo.store.self_influence": "its own fields, as arrays of a file",
+    "ifloo.data.adapted": "its own state, for pickle",
     "ifloo.doctor.forward_trace": "looks for tensors that a layer keeps as attributes, whatever their names",
     "ifloo.objective.silence": "the states of a torchmetrics metric, whatever their names",
     "ifloo.refit.newton_finish": "its own state, for pickle",

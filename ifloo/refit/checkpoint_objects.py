@@ -63,7 +63,7 @@ def object_fields(path: Path) -> list[Field]:
 
 
 def described(path: Path) -> str | None:
-    """Describes the objects in a checkpoint in one line; None if there are none, or it cannot be told."""
+    """Describes the objects in a checkpoint in one line; None if there are none, or the file cannot be read."""
     try:
         fields = object_fields(path)
     except Exception:  # a damaged file may raise any exception
