@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 
 from ifloo.data import AdaptedData, AttributionData
+from ifloo.data.kept_samples import ReadSettings
+from ifloo.data.sample_store import SHARE
 from ifloo.errors import InputError
 from ifloo.models import Adapted, AdaptedOutputs, LossesOfOutputs, SampleLossModule
 from ifloo.models.lightning_classes import defines
+from ifloo.objective.id_rule import IdSetting
 from ifloo.store import JSON
 
 _MISSING = object()
@@ -32,6 +36,15 @@ class Adaptation:
         l2: λ of the penalty ½λ‖θ‖²; equals an optimizer's weight_decay that adds λθ to the gradient.
         skip_training: Whether fits take no step of the module's own optimizer, only the Newton steps that finish a fit:
             for warm refits of a model at a minimum, with `finish.after always`.
+        draws: Number of draws of each training sample where the data are augmented: ℓ_i is the mean over them. Each is
+            drawn under a seed of its own, the same in every pass and run.
+        memory_share: Share of the available memory in which samples are kept once they are read; those beyond it are
+            kept in a temporary file in the folder of results.
+        ids: Ids of the samples. `auto`: key `idx` or `sample_index` of a batch where it is one unique whole number per
+            sample, else the position in the dataset (through Subset: that of the dataset behind it). `third`: the third
+            item of (x, y, id). `positions`: always the position.
+        accept_objective: Whether scores are computed though the gradient of a training step differs from that of J for
+            an unexplained reason; every output then carries the difference.
     """
 
     sample_losses: str | None = None
@@ -40,6 +53,10 @@ class Adaptation:
     penalty: str | None = None
     l2: float = 0.0
     skip_training: bool = False
+    draws: int = 1
+    memory_share: float = SHARE
+    ids: IdSetting = "auto"
+    accept_objective: bool = False
 
     def of(self, module: L.LightningModule) -> SampleLossModule:
         """Returns the module under the contract.
@@ -48,7 +65,7 @@ class Adaptation:
             InputError: If a function does not exist, or the module states its losses itself.
         """
         if isinstance(module, SampleLossModule):
-            if self != Adaptation():
+            if replace(self, draws=1, memory_share=SHARE, ids="auto", accept_objective=False) != Adaptation():
                 raise InputError(
                     f"{type(module).__name__} states its losses and its penalty itself; the settings adapt.* are for "
                     "modules that do not.\n  Leave them out."
@@ -60,6 +77,17 @@ class Adaptation:
         losses = dotted(self.sample_losses, "adapt.sample_losses") if self.sample_losses else None
         return Adapted(module, losses, penalty, self.l2, self.skip_training)
 
+    def reads(self, folder: Path) -> ReadSettings:
+        """Returns the way in which samples of a plain data module are read.
+
+        Args:
+            folder: Folder of the results.
+
+        Raises:
+            InputError: If a setting is out of range.
+        """
+        return ReadSettings(self.draws, self.memory_share, folder)
+
     def _of_outputs(self) -> LossesOfOutputs:
         if self.sample_losses or not (self.outputs and self.output_losses):
             raise InputError(
@@ -70,9 +98,10 @@ class Adaptation:
         return LossesOfOutputs(dotted(self.outputs, "adapt.outputs"), dotted(self.output_losses, "adapt.output_losses"))
 
     def identity_settings(self) -> dict[str, JSON]:
-        """Returns the settings that change a number."""
+        """Returns the settings that change a number; the ids are part of the fingerprint of the data."""
+        drawn = {"draws": self.draws} if self.draws > 1 else {}
         parts = {"outputs": self.outputs, "output_losses": self.output_losses} if self.outputs else {}
-        return {"sample_losses": self.sample_losses, **parts, "penalty": self.penalty, "l2": self.l2}
+        return {"sample_losses": self.sample_losses, **parts, "penalty": self.penalty, "l2": self.l2, **drawn}
 
 
 def dotted(path: str, setting: str) -> Callable[..., Any]:
@@ -102,17 +131,23 @@ def dotted(path: str, setting: str) -> Callable[..., Any]:
 
 
 def data_of(
-    datamodule: L.LightningDataModule | None, module: L.LightningModule, test_loader: str | int | None = None
+    datamodule: L.LightningDataModule | None,
+    module: L.LightningModule,
+    ids: IdSetting = "auto",
+    reads: ReadSettings | None = None,
+    test_loader: str | int | None = None,
 ) -> AttributionData:
     """Returns the data module under the data contract; without one, the loaders within the module.
 
     Args:
         datamodule: Data module, if there is one.
         module: The model as its author wrote it.
+        ids: Setting of the ids of a plain one.
+        reads: Way in which the samples of a plain one are read; None for the defaults.
         test_loader: Name or index of the test loader among several.
 
     Raises:
-        InputError: If there are no data, or a test loader is chosen where there is only one test set.
+        InputError: If there are no data, or a data module that states ids and tests itself is given other ones.
     """
     if datamodule is None:
         if not defines(module, "train_dataloader"):
@@ -120,12 +155,17 @@ def data_of(
                 f"There are no data: no --data is given, and {type(module).__name__} has no train_dataloader.\n"
                 "  Give --data my_project.MyDataModule, or write train_dataloader and val_dataloader in the module."
             )
-        return AdaptedData(module, test_loader=test_loader)
+        return AdaptedData(module, ids, reads, test_loader=test_loader)
     if not isinstance(datamodule, AttributionData):
-        return AdaptedData(datamodule, test_loader=test_loader)
+        return AdaptedData(datamodule, ids, reads, test_loader=test_loader)
     if test_loader is not None:
         raise InputError(
             f"--data_loader {test_loader}: {type(datamodule).__name__} has one set of tests.\n  Leave the flag out."
+        )
+    if ids != "auto":
+        raise InputError(
+            f"{type(datamodule).__name__} states the ids of its samples itself; the setting adapt.ids is for data "
+            "modules that do not.\n  Leave it out."
         )
     return datamodule
 

@@ -222,7 +222,9 @@ class IflooCLI(LightningCLI):
         experiment = Experiment(
             name=config.experiment,
             module=made.adapt.of(self.model),
-            datamodule=data_of(self.datamodule, self.model, config.data_loader),
+            datamodule=data_of(
+                self.datamodule, self.model, made.adapt.ids, made.adapt.reads(self.layout.root), config.data_loader
+            ),
             attribution=made.attribution,
             refit=made.refit,
             finish=made.finish,
@@ -234,6 +236,7 @@ class IflooCLI(LightningCLI):
             arguments=init_args(config.model),
             build=self.build,
             planned=RunState.of_trainer(self.trainer),
+            seed_given="seed_everything" in self.given,
         )
         return Session(experiment, self.trainer, config.trainer.accelerator, config.overwrite, self.processes)
 

@@ -8,7 +8,8 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import ID_KEYS, Batch, sample_ids, without_ids
+from ifloo.objective.batches import Batch, without_ids
+from ifloo.objective.id_rule import ID_KEYS, IdRule
 
 
 def chosen(loaders: object, choice: str | int | None, where: str) -> object:
@@ -41,15 +42,21 @@ def chosen(loaders: object, choice: str | int | None, where: str) -> object:
 _REMEDY = "Choose one by its name or index: --data_loader NAME (in Python, AdaptedData(data, test_loader=...))."
 
 
-def refuse_other_form(training: Batch, test: Batch, where_training: str, where: str) -> None:
+def refuse_other_form(training: Batch, test: Batch, rule: IdRule, where_training: str, where: str) -> None:
     """Checks that a test batch has the parts of a training batch, so that the same loss can read it.
+
+    Args:
+        training: Batch of training samples.
+        test: Batch of test samples, which needs no ids.
+        rule: Source of the ids of the training samples.
+        where_training: Name of the training loader, for messages.
+        where: Name of the test loader, for messages.
 
     Raises:
         InputError: If it lacks one.
     """
-    has_ids = sample_ids(training) is not None
     training, test = without_ids(training), without_ids(test)
-    if has_ids and isinstance(training, (list, tuple)) and len(training) == 3:
+    if rule.source == "third" and isinstance(training, (list, tuple)):
         training = training[:2]
     if difference := _lacking(training, test, "the batch"):
         raise InputError(

@@ -13,12 +13,13 @@ from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad, jvp, vjp, vmap
 from torch.utils.data import DataLoader
 
 from ifloo.errors import IflooError, InputError
 from ifloo.objective.batches import Batch, fetch_samples, sample_ids, to_device
+from ifloo.objective.causes import cause_of_change
 from ifloo.objective.forms import tensors_of
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
 from ifloo.objective.layout import Layout
@@ -27,6 +28,7 @@ from ifloo.objective.out_of_memory import is_out_of_memory
 from ifloo.objective.plain import recordable, recording
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.singles import length_of
+from ifloo.params import ParamSpace
 
 DRAWN = 256  # samples whose lengths are compared
 CHECKED = 16  # samples, the shortest and the longest among them, on which fast forms are compared with the definition
@@ -47,6 +49,10 @@ class Choice:
     losses: FunctionalLosses
     one_by_one: bool = False
     with_whole: bool = False
+
+    def of(self, module: nn.Module, space: ParamSpace) -> FunctionalLosses:
+        """Returns the losses of a module of the same class, computed in the same way."""
+        return FunctionalLosses(module, space, self.losses.path, self.losses.vmapped, self.losses.layout)
 
     def loader(self, loader: DataLoader[Batch], size: int) -> DataLoader[Batch]:
         """Returns the loader for the sums of J, in order, with at most `size` samples in a batch."""
@@ -279,11 +285,15 @@ def _check_reference(losses: FunctionalLosses, samples: DrawnSamples, reference:
         again = torch.stack([loop.single_loss(losses.theta(), recordable(one)) for one in samples.singles])
     if not reference.same_losses(again):
         k = int((again - reference.losses).abs().argmax())
+
+        def run() -> object:
+            return loop.single_loss(losses.theta(), recordable(samples.singles[k]))
+
         raise InputError(
             f"The loss of a sample differs at two calls on the same batch: {float(reference.losses[k]):.9g} and "
             f"{float(again[k]):.9g} (training sample {int(samples.ids[k])}).\n"
-            "  Its cause is most often a random layer (dropout) that is on while scoring. Per-sample influence needs a "
-            "loss that belongs to the sample alone."
+            f"  Its cause: {cause_of_change(losses.module, run)}. A loss that draws random numbers is scorable with "
+            "their mean in place of the draw, as a function of your own: sample_losses(model, batch) -> [b]."
         )
 
 
