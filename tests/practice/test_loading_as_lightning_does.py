@@ -160,7 +160,7 @@ def test_refits_of_a_module_whose_optimizer_asks_the_trainer_end_in_a_verdict(tm
         "--refit.random=2",
         "--refit.null_refits=2",
         "--trainer.logger=false",
-        "--finish=null",
+        "--finish.after=never",
     )
     assert done.code == 0, done.err
     assert (tmp_path / "outputs/experiment/verdict.json").exists()

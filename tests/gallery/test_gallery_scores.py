@@ -1,0 +1,50 @@
+"""Projects in the style of public ones, unchanged: their scores are those of plain autograd in 64 bits."""
+
+import pytest
+import torch
+
+from ifloo.stages import AttributionSettings, InfluencePredictor
+from ifloo.store import influences
+from tests.gallery.dense import off
+from tests.gallery.doubles import doubled_model
+from tests.gallery.exhibits import EXHIBITS, QUERIES
+
+IN_MEMORY, IN_32_BITS = 1e-9, 1e-4
+
+
+def stored(project):
+    """Returns the callback's scores, `[m, n]`, their damping, and the text of its manifest."""
+    files = sorted((project.folder / "influence").rglob("influences_test_*.npz"))
+    assert len(files) == QUERIES, f"{len(files)} files of scores"
+    parts = [influences.load(path) for path in files]
+    manifest = next((project.folder / "influence").rglob("manifest.json")).read_text()
+    return torch.stack([torch.as_tensor(one.scores).double() for one in parts]), parts[0].damping, manifest
+
+
+@pytest.mark.parametrize("name", EXHIBITS)
+def test_the_callback_scores_by_its_defaults(name, trained):
+    project = trained(name, scored=True)
+    scores, damping, manifest = stored(project)
+    assert torch.isfinite(scores).all()
+    assert scores.abs().max() > 0
+    if project.exhibit.clean is not None:
+        return  # scores of augmented samples: `test_the_predictor...` holds them against truth without augmentation
+    if project.exhibit.logits is not None:
+        assert f'"{project.exhibit.logits}.' in manifest
+        dense = project.dense([f"{project.exhibit.logits}.*"])
+        truth = dense.scores(project.tests(), damping)
+    else:
+        truth = project.dense(["*"]).dots(project.tests())
+    assert off(scores, truth) <= IN_32_BITS
+
+
+@pytest.mark.parametrize("name", EXHIBITS)
+def test_the_predictor_gives_what_plain_autograd_gives(name, trained):
+    project = trained(name)
+    exhibit = project.exhibit
+    settings = AttributionSettings(damping=exhibit.damping, parameters=list(exhibit.parameters))
+    truth = project.dense(exhibit.parameters).scores(project.tests(), exhibit.damping)
+    for k, query in enumerate(project.tests()):
+        predictor = InfluencePredictor(doubled_model(project.model), project.loader(), settings, queries=query)
+        predictor.build_engine()
+        assert off(predictor.engine.scores(query).value, truth[k : k + 1]) <= IN_MEMORY
