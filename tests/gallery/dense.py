@@ -5,7 +5,7 @@ One loss at a time in evaluation mode, the Hessian of the whole objective by dou
 """
 
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +34,7 @@ def step_loss(model: Any, batch: Any) -> Tensor:
 
 
 @contextmanager
-def evaluated(model: nn.Module) -> Iterator[None]:
+def evaluated(model: nn.Module) -> Generator[None, None, None]:
     """Puts a module into evaluation mode without logging; on exit its modes and buffers are what they were."""
     modes = {module: module.training for module in model.modules()}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from tests.practice.base import D, Rows, Softmax, minimiser, rows
+from tests.practice.base import D, Softmax, minimiser, rows
 
 
 def drawn(i: int) -> torch.Generator:

@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests.practice.base import D, Rows, Softmax, minimiser, rows
 
+LONG_LBFGS = functools.partial(torch.optim.LBFGS, max_iter=300)
+
 
 class ConfiguredLater(Softmax):
     """Makes its layer in `configure_model`."""
@@ -83,7 +85,7 @@ class FolderOfRuns(Softmax):
 class OptimizerGiven(Softmax):
     """Keeps a partial of an optimizer among its hyper-parameters."""
 
-    def __init__(self, optimizer: Any = functools.partial(torch.optim.LBFGS, max_iter=300)) -> None:
+    def __init__(self, optimizer: Any = LONG_LBFGS) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.optimizer = optimizer

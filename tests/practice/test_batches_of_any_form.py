@@ -86,18 +86,22 @@ def test_a_tensor_that_all_samples_of_a_batch_share_is_shared(data, tmp_path):
     project.assert_right(project.influence())
 
 
-@pytest.mark.parametrize("route", ["predictor", "dots"])
-def test_a_loss_that_is_no_number_names_its_sample(route, tmp_path):
+def by_predictor(project, query):
+    return engine_scores(InfluencePredictor(project.model, project.data.train_dataloader(), queries=query))
+
+
+def by_dots(project, query):
+    objective = Objective.of(Adapted(project.model), project.data.train_dataloader())
+    preflight(objective, objective.losses.theta())
+    return GradientDot().scores(TrainedModel(objective, objective.losses.theta()), query)
+
+
+@pytest.mark.parametrize("scores", [by_predictor, by_dots])
+def test_a_loss_that_is_no_number_names_its_sample(scores, tmp_path):
     project = Project.trained(tmp_path, batches.Segmenter, batches.VoidImage)
     query = tuple(part[:1] for part in batches.pixels(9, 1))
-    loader = project.data.train_dataloader()
     with pytest.raises(InputError, match=r"(?s)training (id|sample) 30\b.*nan|nan.*training (id|sample) 30\b"):
-        if route == "predictor":
-            engine_scores(InfluencePredictor(project.model, loader, queries=query))
-        else:
-            objective = Objective.of(Adapted(project.model), loader)
-            preflight(objective, objective.losses.theta())
-            GradientDot().scores(TrainedModel(objective, objective.losses.theta()), query)
+        scores(project, query)
 
 
 def test_a_file_of_scores_names_the_sample_whose_loss_is_no_number(tmp_path):

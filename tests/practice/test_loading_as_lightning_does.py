@@ -9,18 +9,19 @@ from lightning.pytorch.loggers import CSVLogger
 
 from ifloo.errors import InputError
 from ifloo.stages import InfluencePredictor
-from ifloo.store import influences
 from tests.cli.running import ifloo
 from tests.gallery.dense import off
 from tests.practice import loading
-from tests.practice.base import IN_FILES, Project, Rows, Softmax, rows
+from tests.practice.base import IN_FILES, Project, Softmax, rows
 
 HERE = "tests.practice.loading"
 AT = ("--attribution.test_ids=[0]", "--trainer.accelerator=cpu")
 
 
 @pytest.mark.parametrize(
-    "net", [loading.ConfiguredLater, loading.MadeInSetup, loading.Lazy, loading.FrozenBase], ids=lambda net: net.__name__
+    "net",
+    [loading.ConfiguredLater, loading.MadeInSetup, loading.Lazy, loading.FrozenBase],
+    ids=lambda net: net.__name__,
 )
 def test_a_module_is_complete_before_its_weights_are_loaded(net, tmp_path):
     project = Project.trained(tmp_path, net)
@@ -48,11 +49,12 @@ def test_a_predictor_leaves_the_metrics_of_the_user_alone(tmp_path):
     project = Project.trained(tmp_path, loading.Measured)
     model, query = project.model, tuple(part[:1] for part in rows(9, 1))
     model.mean.update(torch.tensor(2.5))
+    mean = model.mean.compute().clone()
     before = {name: value.clone() for name, value in model.accuracy.metric_state.items()}
     predictor = InfluencePredictor(model, project.data.train_dataloader(), queries=query)
     predictor.build_engine()
     assert off(predictor.engine.scores(query).value, project.truth()) <= 1e-9
-    assert float(model.mean.compute()) == 2.5
+    assert torch.equal(model.mean.compute(), mean)
     assert all(torch.equal(model.accuracy.metric_state[name], value) for name, value in before.items())
     assert model.training
 
@@ -164,5 +166,3 @@ def test_refits_of_a_module_whose_optimizer_asks_the_trainer_end_in_a_verdict(tm
     )
     assert done.code == 0, done.err
     assert (tmp_path / "outputs/experiment/verdict.json").exists()
-    assert influences.load(tmp_path / "outputs/experiment/influences_test_0.npz").damping == 0.5
-    assert isinstance(project.data, Rows)

@@ -8,7 +8,7 @@ from ifloo.stages import AttributionSettings, InfluenceCallback, InfluencePredic
 from ifloo.store import influences
 from tests.gallery.dense import off
 from tests.practice import losses
-from tests.practice.base import D, IN_FILES, IN_MEMORY, Project, Softmax, rows
+from tests.practice.base import IN_FILES, IN_MEMORY, D, Project, Softmax, rows
 
 FOCAL = ("--adapt.sample_losses=tests.practice.losses.focal", "--adapt.l2=0.02")
 

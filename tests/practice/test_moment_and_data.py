@@ -21,9 +21,7 @@ def averages():
 @pytest.mark.parametrize("kind", ["EMA", "SWA"])
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_scores_are_of_the_averaged_weights_in_either_order_of_callbacks(kind, order, tmp_path):
-    scorer = InfluenceCallback(
-        Rows().val_dataloader(), num_queries=1, method=GradientDot(), output_dir=tmp_path / "o"
-    )
+    scorer = InfluenceCallback(Rows().val_dataloader(), num_queries=1, method=GradientDot(), output_dir=tmp_path / "o")
     callbacks = [scorer, averages()[kind]]
     project = Project.trained(
         tmp_path,

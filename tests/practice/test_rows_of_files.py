@@ -33,24 +33,28 @@ def turns(question="which?"):
     return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": "this"}]}
 
 
+def outcome(folder, rows):
+    """Returns the data and no error, or no data and the text of the error."""
+    try:
+        return read(folder, rows), ""
+    except InputError as error:
+        return None, str(error)
+
+
 def test_a_key_of_images_that_is_not_read_is_named(tmp_path, caplog):
     """A file whose images are under a key that no setting names has no image in any row."""
-    try:
-        data = read(tmp_path, [{"images": ["a.png"], **turns()}] * 4)
-    except InputError as error:
-        assert "images" in str(error)
-    else:
-        assert "images" in caplog.text or all(bool(row["image_flags"]) for row in data.train_set)
+    data, error = outcome(tmp_path, [{"images": ["a.png"], **turns()}] * 4)
+    read_as_image = data is not None and all(bool(row["image_flags"].all()) for row in data.train_set)
+    assert read_as_image or "images" in error + caplog.text.replace("_images", "")
 
 
 @pytest.mark.parametrize("indent", [None, 2])
 def test_one_array_of_rows_is_read_or_its_conversion_is_shown(indent, tmp_path):
     rows = [conversation("<image>\nwhich?", "this", image="a.png")] * 4
-    try:
-        data = read(tmp_path, json.dumps(rows, indent=indent).encode())
-    except InputError as error:
-        assert "array" in str(error)
-        assert "jq -c '.[]'" in str(error)
+    data, error = outcome(tmp_path, json.dumps(rows, indent=indent).encode())
+    if data is None:
+        assert "array" in error
+        assert "jq -c '.[]'" in error
     else:
         assert len(data.train_set) == 4
 
