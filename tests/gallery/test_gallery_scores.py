@@ -7,7 +7,7 @@ from ifloo.stages import AttributionSettings, InfluencePredictor
 from ifloo.store import influences
 from tests.gallery.dense import off
 from tests.gallery.doubles import doubled_model
-from tests.gallery.exhibits import EXHIBITS, QUERIES
+from tests.gallery.exhibits import EXHIBITS, QUERIES, Exhibit
 
 IN_MEMORY, IN_32_BITS = 1e-9, 1e-4
 
@@ -48,3 +48,14 @@ def test_the_predictor_gives_what_plain_autograd_gives(name, trained):
         predictor = InfluencePredictor(doubled_model(project.model), project.loader(), settings, queries=query)
         predictor.build_engine()
         assert off(predictor.engine.scores(query).value, truth[k : k + 1]) <= IN_MEMORY
+
+
+@pytest.mark.slow
+def test_the_whole_residual_network_is_scored_by_the_callback(tmp_path):
+    """Eleven million weights, images of 32 by 32, augmentation: scores through the last layer, by the defaults."""
+    whole = Exhibit("images", lambda p: (p.LitResNet(), p.PicturesData(n=24, side=32)), "model.fc")
+    project = whole.trained(tmp_path, scored=True, max_epochs=1)
+    scores, _, manifest = stored(project)
+    assert '"model.fc.' in manifest
+    assert scores.shape == (QUERIES, 24)
+    assert torch.isfinite(scores).all()

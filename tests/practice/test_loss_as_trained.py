@@ -19,7 +19,7 @@ def text(outcome):
 
 @pytest.fixture
 def focal(tmp_path):
-    return Project.trained(tmp_path, losses.Focal, max_epochs=1500)
+    return Project.trained(tmp_path, losses.Focal, max_epochs=300)
 
 
 def focal_truth(project, loss=losses.focal):
@@ -129,7 +129,7 @@ def test_parameters_that_the_optimizer_does_not_have_are_named(tmp_path):
 
 
 def test_a_gradient_mask_is_not_scored_as_if_it_were_not_there(tmp_path):
-    project = Project.trained(tmp_path, losses.MaskedGradient, max_epochs=1500)
+    project = Project.trained(tmp_path, losses.MaskedGradient, max_epochs=300)
     refused = project.influence()
     assert refused.code == 2, text(refused)
     assert "on_after_backward" in refused.err
