@@ -54,8 +54,12 @@ class Data(L.LightningDataModule):
         self.save_hyperparameters()
         self.batch_size = batch_size
 
+    @staticmethod
+    def split() -> Any:
+        return random_split(samples(48), [40, 8], torch.Generator().manual_seed(42))
+
     def setup(self, stage: str) -> None:
-        self.train, self.valid = random_split(samples(48), [40, 8], torch.Generator().manual_seed(42))
+        self.train, self.valid = self.split()
 
     def train_dataloader(self) -> Any:
         return DataLoader(self.train, batch_size=self.batch_size, shuffle=True)

@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from ifloo.stages import InfluenceCallback
 from tests.gallery.dense import Dense, singles
@@ -92,6 +93,13 @@ class Trained:
 
     def tests(self) -> list[Any]:
         return [doubled(one) for one in singles(self.queries)[:QUERIES]]
+
+    @property
+    def test_ids(self) -> list[int]:
+        """Ids of the test samples: rows of the whole set where the author has split it."""
+        data = self.queries.dataset
+        rows = data.indices if isinstance(data, Subset) else range(len(data))
+        return [int(row) for row in rows[:QUERIES]]
 
     def dense(self, parameters: Sequence[str]) -> Dense:
         """Returns dense truth in 64 bits at the weights that the fit ended with."""

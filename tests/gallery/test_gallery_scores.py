@@ -14,10 +14,11 @@ IN_MEMORY, IN_32_BITS = 1e-9, 1e-4
 
 def stored(project):
     """Returns the callback's scores, `[m, n]`, their damping, and the text of its manifest."""
-    files = sorted((project.folder / "influence").rglob("influences_test_*.npz"))
+    folder = project.folder / "influence"
+    files = [path for t in project.test_ids for path in folder.rglob(f"influences_test_{t}.npz")]
     assert len(files) == QUERIES, f"{len(files)} files of scores"
     parts = [influences.load(path) for path in files]
-    manifest = next((project.folder / "influence").rglob("manifest.json")).read_text()
+    manifest = next(folder.rglob("manifest.json")).read_text()
     return torch.stack([torch.as_tensor(one.scores).double() for one in parts]), parts[0].damping, manifest
 
 

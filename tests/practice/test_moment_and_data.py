@@ -36,7 +36,7 @@ def test_scores_are_of_the_averaged_weights_in_either_order_of_callbacks(kind, o
 
 def test_a_split_by_the_random_state_is_refused_with_both_remedies(tmp_path):
     project = Project.trained(tmp_path, moments.Descent, moments.SplitAtRandom)
-    refused = project.influence("--seed_everything=5")
+    refused = project.run("influence", "--seed_everything=5", "--attribution.test_ids=all")
     assert refused.code == 2, refused.out
     assert "generator" in refused.err
     assert "seed" in refused.err
@@ -53,15 +53,16 @@ def test_ids_of_a_split_are_rows_of_the_whole_set(tmp_path):
     assert off(torch.as_tensor(stored.scores)[None], truth) <= IN_FILES
 
 
-def test_a_checkpoint_of_the_callback_is_held_to_its_rows(tmp_path):
+def test_a_checkpoint_of_the_callback_gives_later_runs_its_rows(tmp_path):
     scorer = InfluenceCallback(Rows().val_dataloader(), num_queries=1, output_dir=tmp_path / "o")
-    project = Project.trained(tmp_path, moments.Descent, moments.SplitAtRandom, callbacks=[scorer])
-    refused = project.influence("--seed_everything=5")
-    assert refused.code == 2, refused.out
-    right = project.influence("--seed_everything=0")  # the seed of the fit
-    if right.code == 0:
-        stored = influences.load(next((tmp_path / "outputs").rglob("influences_test_*.npz")))
-        assert set(stored.train_ids.tolist()) == set(project.data.parts[0].indices)
+    project = Project.trained(tmp_path, moments.Descent, moments.SplitAtRandom, callbacks=[scorer], max_epochs=100)
+    kept, held = (part.indices for part in project.data.parts)
+    done = project.run("influence", "--seed_everything=5", f"--attribution.test_ids=[{held[2]}]")
+    assert done.code == 0, done.err
+    stored = influences.load(tmp_path / f"outputs/experiment/influences_test_{held[2]}.npz")
+    assert stored.train_ids.tolist() == list(kept)
+    truth = project.dense().scores(project.tests(2))
+    assert off(torch.as_tensor(stored.scores)[None], truth) <= IN_FILES
 
 
 def both_draws(project):
