@@ -3,6 +3,9 @@
 Every project knows nothing of ifloo. Truth is plain autograd in float64 at the weights that the fit ended with.
 """
 
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +74,19 @@ def trainer(**settings: Any) -> L.Trainer:
     return L.Trainer(**{"max_epochs": 3, **QUIET, **settings})
 
 
+@contextmanager
+def logged() -> Generator[list[str], None, None]:
+    """Collects what ifloo logs, which a shell would show: pytest keeps it from the error stream."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("ifloo").addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logging.getLogger("ifloo").removeHandler(handler)
+
+
 @dataclass(frozen=True)
 class Project:
     """A trained project: its module, its data, its Trainer, and the folder with its checkpoint."""
@@ -92,7 +108,9 @@ class Project:
     def run(self, command: str, *flags: str) -> Outcome:
         """Runs a command on the checkpoint, in the folder of the project."""
         named = [f"--{part}={type(own).__module__}.{type(own).__qualname__}" for part, own in self._parts()]
-        return ifloo(self.folder, command, *named, "--ckpt_path=c.ckpt", "--trainer.accelerator=cpu", *flags)
+        with logged() as messages:
+            done = ifloo(self.folder, command, *named, "--ckpt_path=c.ckpt", "--trainer.accelerator=cpu", *flags)
+        return Outcome(done.code, done.out, "\n".join([*messages, done.err]))
 
     def influence(self, *flags: str) -> Outcome:
         return self.run("influence", "--attribution.test_ids=[0]", *flags)
