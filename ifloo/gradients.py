@@ -1,4 +1,7 @@
-"""Per-sample gradients by `vmap(grad)`, and their products with directions by forward-mode `jvp`.
+"""Per-sample gradients and their products with directions, each in the way that the losses are differentiated in.
+
+Gradients come from `vmap(grad)` or from a loop over samples; products from forward-mode `jvp`, from backward passes
+alone (`vjp` of `vjp`), or from the gradients of the loop.
 
 All functions of this file must be called within `scoring(module)`, which turns random layers off and selects kernels
 that torch.func can differentiate.
@@ -9,10 +12,10 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import jvp, vjp, vmap
 
 from ifloo.objective.batches import Batch, batch_size, slice_batch
-from ifloo.objective.functional import FunctionalLosses
+from ifloo.objective.functional import FunctionalLosses, Path
 
 
 def sample_gradients(losses: FunctionalLosses, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, "b p"]:
@@ -20,17 +23,22 @@ def sample_gradients(losses: FunctionalLosses, theta: Float[Tensor, " p"], batch
 
     The result holds b · p numbers, so keep batches small.
     """
-    gradients: Tensor = vmap(grad(losses.loss_alone), in_dims=(None, 0))(theta, batch)
-    return gradients
+    return losses.sample_gradients(theta, batch)
 
 
 def gradient_products(
     losses: FunctionalLosses, theta: Float[Tensor, " p"], batch: Batch, directions: Float[Tensor, "m p"]
 ) -> Float[Tensor, "m b"]:
-    """Returns `directions[t] · ∇ℓ_i(θ)` of each sample i as the jvp of the vector of sample losses.
+    """Returns `directions[t] · ∇ℓ_i(θ)` of each sample i.
 
-    No gradient is formed: besides the activations, this needs memory for b numbers per direction only.
+    Except in a loop over samples no gradient is formed: besides the activations, this needs memory for b numbers per
+    direction only. In a loop one gradient is held at a time.
     """
+    if losses.path is Path.LOOP:
+        rows = losses.gradients_one_by_one(theta, batch)
+        return torch.stack([directions @ gradient for gradient in rows], dim=1)
+    if losses.path is Path.BACKWARD:
+        return _backward_products(losses, theta, batch, directions)
 
     def along(direction: Tensor) -> Tensor:
         product: Tensor = jvp(lambda parameters: losses.sample_losses(parameters, batch), (theta,), (direction,))[1]
@@ -52,3 +60,15 @@ def gradient_norms(
             for start in range(0, batch_size(batch), step)
         ]
     )
+
+
+def _backward_products(
+    losses: FunctionalLosses, theta: Float[Tensor, " p"], batch: Batch, directions: Float[Tensor, "m p"]
+) -> Float[Tensor, "m b"]:
+    """Returns the products from backward passes alone: J v = ∂/∂u ⟨Jᵀu, v⟩, where J is what `backward` applies.
+
+    Unlike `jvp`, it respects `torch.no_grad()` and tensor hooks as training does (Christianson 1992, section 3).
+    """
+    values, pull = vjp(lambda at: losses.sample_losses(at, batch), theta)[:2]
+    push = vjp(lambda u: pull(u)[0], torch.zeros_like(values))[1]
+    return torch.stack([push(direction)[0] for direction in directions])

@@ -27,6 +27,7 @@ INTROSPECTION = {
     "ifloo.store.removals": "its own fields, as arrays of a file",
     "ifloo.store.self_influence": "its own fields, as arrays of a file",
     "ifloo.doctor.forward_trace": "looks for tensors that a layer keeps as attributes, whatever their names",
+    "ifloo.objective.silence": "the states of a torchmetrics metric, whatever their names",
     "ifloo.refit.newton_finish": "its own state, for pickle",
     "ifloo.refit.refitter": "the names of the hooks of a Lightning callback",
     "ifloo.stages.isolation": "looks for data sets and random generators that a module holds, whatever their names",

@@ -80,6 +80,7 @@ class InfluenceEngine:
         Raises:
             SolveError: If a query's solve failed, missed its tolerance or diverged.
         """
+        queries = self.objective.losses.in_form(queries)
         m = batch_size(queries)
         size = max(QUERY_BLOCK, self.prepared.efficient_rows)
         starts = range(0, m, size)

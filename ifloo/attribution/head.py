@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -31,7 +31,7 @@ class HeadProducts(Products):
     With few directions, x·V is contracted with r. With many, the gradients of a block are formed and multiplied.
     """
 
-    name: ClassVar[str] = "matrix products (linear head)"
+    name = "matrix products (linear head)"
 
     def __init__(self, head: LinearHead, dtype: torch.dtype | None = None) -> None:
         """Converts what the head keeps to the dtype of the products.

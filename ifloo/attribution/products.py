@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from ifloo.gradients import gradient_norms, gradient_products, sample_gradients
 from ifloo.objective.batches import Batch, batch_size, concatenate_chunks, slice_batch, to_device
-from ifloo.objective.functional import scoring
+from ifloo.objective.functional import Path, scoring
 from ifloo.objective.loaders import sequential
 from ifloo.objective.objective import Objective
 from ifloo.progress import OnProgress, no_progress
@@ -27,14 +26,17 @@ class Products(ABC):
     """Products ∇ℓ_i(θ̂) · v of all n training samples i, computed in chunks, so that memory never holds all gradients.
 
     Attributes:
-        name: Description of how the products are formed, for the log line about the engine.
         ids: Training ids in order, `[n]`.
         rounding: Rounding error of a product in lower precision than the solve, relative to ‖∇ℓ_i‖ ‖v‖.
     """
 
-    name: ClassVar[str]
     rounding: float = 0.0
     ids: Int[Tensor, " n"]
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Description of how the products are formed, for the log line about the engine."""
 
     @abstractmethod
     def query_gradients(self, queries: Batch) -> Float[Tensor, "m p"]:
@@ -59,7 +61,7 @@ class Products(ABC):
 
 @dataclass(frozen=True)
 class ForwardProducts(Products):
-    """Products by `jvp` of the vector of sample losses: for any model, without per-sample gradients.
+    """Products for any model, in the way that its losses are differentiated: by default `jvp` of the sample losses.
 
     Attributes:
         objective: Objective of the training data.
@@ -71,7 +73,9 @@ class ForwardProducts(Products):
     theta: Float[Tensor, " p"]
     batch_size: int = 5000
 
-    name: ClassVar[str] = "forward-mode derivatives (jvp)"
+    @property
+    def name(self) -> str:
+        return self.objective.losses.path.value
 
     @property
     def ids(self) -> Int[Tensor, " n"]:  # type: ignore[override]
@@ -85,7 +89,9 @@ class ForwardProducts(Products):
         return (batch for _, batch in self.objective.data.with_ids())
 
     def loader(self, shard: slice | None = None) -> DataLoader[Batch]:
-        return sequential(self.objective.data.loader, self.batch_size, shard)  # type: ignore[attr-defined]
+        data: DataLoader[Batch] = self.objective.data.loader  # type: ignore[attr-defined]
+        one_by_one = self.objective.losses.path is Path.LOOP
+        return sequential(data, data.batch_size or 1 if one_by_one else self.batch_size, shard)
 
     def of(self, samples: Batch, directions: Float[Tensor, "m p"]) -> Float[Tensor, "m b"]:
         batch = self._to_device(samples)
@@ -102,7 +108,7 @@ class ForwardProducts(Products):
             return max(float(gradient_norms(losses, self.theta, b).max()) for _, b in self.objective.data.with_ids())
 
     def _to_device(self, batch: Batch) -> Batch:
-        return to_device(batch, self.theta.device, self.theta.dtype)
+        return self.objective.losses.in_form(to_device(batch, self.theta.device, self.theta.dtype))
 
 
 def gradient_dots(
@@ -123,6 +129,6 @@ def gradient_chunks(objective: Objective, theta: Float[Tensor, " p"], size: int)
 
 def query_gradients(objective: Objective, theta: Float[Tensor, " p"], queries: Batch) -> Float[Tensor, "m p"]:
     """Computes ∇L_t(θ) of each query, in blocks of queries."""
-    products = ForwardProducts(objective, theta)
+    products, queries = ForwardProducts(objective, theta), objective.losses.in_form(queries)
     starts = range(0, batch_size(queries), QUERY_BLOCK)
     return torch.cat([products.query_gradients(slice_batch(queries, slice(i, i + QUERY_BLOCK))) for i in starts])

@@ -90,6 +90,22 @@ class Scores:
     query_ids: Int[Tensor, " m"]
     certificate: Certificate | None = None
 
+    def __post_init__(self) -> None:
+        """Checks the scores, which no later step can repair.
+
+        Raises:
+            InputError: If a score is not finite.
+        """
+        finite = torch.isfinite(self.value)
+        if not bool(finite.all()):
+            t, i = (~finite).nonzero()[0].tolist()
+            raise InputError(
+                f"The score of training id {int(self.train_ids[i])} for test id {int(self.query_ids[t])} is "
+                f"{float(self.value[t, i])}: the loss of one of the two samples has no finite gradient.\n"
+                "  Its targets may all be ignored (ignore_index, padding), so that their mean is 0/0, or the sample is "
+                "not finite. Leave it out, or divide by max(count, 1)."
+            )
+
     @property
     def mean(self) -> Float[Tensor, " m"]:
         """Mean of s[t, i] over all n training samples, which the prediction for a `drop` removal needs."""

@@ -21,6 +21,7 @@ from ifloo.cli.lightning_cli import IflooCLI
 from ifloo.cli.session import Session
 from ifloo.errors import InputError, WorkError
 from ifloo.former_names import FormerNameWarning
+from ifloo.objective.user_code import failed_user_code
 from ifloo.stages.distributed.process_group import ProcessGroup
 from ifloo.termination import CODE as TERMINATED
 from ifloo.termination import Terminated, ended_by_sigterm
@@ -85,7 +86,9 @@ def _code_of(error: BaseException) -> int | None:
         return 1
     wrong = _wrapped(error) if isinstance(error, ValueError) else None
     if wrong is None and not isinstance(error, MisconfigurationException):
-        return None
+        wrong = failed_user_code(error)
+        if wrong is None:
+            return None
     print(f"ifloo: error: {wrong or error}", file=sys.stderr)
     return 2
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor
 from torch.func import vjp
 
 from ifloo.curvature.operator import Definite
 from ifloo.curvature.sample_mean import Product, SampleMeanOperator
 from ifloo.objective.batches import Batch
+from ifloo.objective.functional import Path
+from ifloo.objective.plain import hessian_products
 
 
 class Hessian(SampleMeanOperator):
     """H = ∇²J(θ; w); products by `vjp(grad)` (Pearlmutter 1994), since `grad(jvp)` is silently wrong with layer_norm.
+
+    Where the losses are differentiated in a loop, products are double backward passes of plain autograd.
 
     Examples:
         >>> import torch
@@ -31,6 +36,16 @@ class Hessian(SampleMeanOperator):
     """
 
     definite = Definite.UNKNOWN
+
+    def matmat(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
+        objective = self.objective
+        if objective.losses.path is not Path.LOOP:
+            return super().matmat(V)
+        total = hessian_products(objective.losses.penalty, self.theta, V)
+        for ids, batch in objective.data.with_ids():
+            for term in objective.terms(ids, batch):
+                total = total + hessian_products(term, self.theta, V)
+        return total
 
     def product(self, ids: Tensor, batch: Batch) -> Product:
         pull = vjp(lambda theta: self.objective.part_gradient(theta, ids, batch), self.theta)[1]

@@ -14,8 +14,10 @@ from torch.func import grad, vjp, vmap
 from ifloo.curvature.operator import BatchSampler, LinearOperator, LockstepDraw
 from ifloo.curvature.structure import Cost, Structure
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, TrainingData, map_tensors
+from ifloo.objective.batches import Batch, Subsample, TrainingData, map_tensors, slice_batch
+from ifloo.objective.functional import Path
 from ifloo.objective.objective import Objective
+from ifloo.objective.plain import hessian_products
 
 Product = Callable[[Tensor], Tensor]  # [p] -> [p]
 
@@ -65,10 +67,21 @@ class SampleMeanOperator(LinearOperator):
         """Returns the function v -> (1/n) Σ_{i in batch} w_i A_i(θ) v, linearised once."""
 
     def matmat(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
-        total = _row_by_row(_hvp_of(self.objective.losses.penalty, self.theta), V)
+        total = self._penalty_products(V)
         for product in self._products():
-            total = total + _row_by_row(product, V)
+            total = total + self._rows(product, V)
         return total
+
+    def _penalty_products(self, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
+        losses = self.objective.losses
+        if losses.path is Path.LOOP:
+            return hessian_products(losses.penalty, self.theta, V)
+        return _row_by_row(_hvp_of(losses.penalty, self.theta), V)
+
+    def _rows(self, product: Product, V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
+        if self.objective.losses.path is Path.LOOP:  # what vmap cannot run
+            return torch.stack([product(v) for v in V])
+        return _row_by_row(product, V)
 
     def _products(self) -> Iterator[Product]:
         if self._kept is not None:
@@ -100,11 +113,15 @@ class _SampleMeanSampler(BatchSampler):
 
     def subsampled(self, rows: int, generator: torch.Generator) -> LinearOperator:
         operator = self._operator
+        if operator.objective.losses.path is Path.LOOP and rows >= operator.objective.n:
+            return operator  # all samples cost less, one by one, than as many draws with repetitions
         objective = replace(operator.objective, data=whole_data(operator.objective).draw(rows, generator))
         return type(operator)(objective, operator.theta, keep_graph=True)
 
     def draw(self, repeats: int, batch: int, generator: torch.Generator) -> LockstepDraw:
         drawn = whole_data(self._operator.objective).draw(repeats * batch, generator)
+        if self._operator.objective.losses.path is Path.LOOP:
+            return _LoopDraw(self._operator, drawn, repeats)
         stacked = map_tensors(lambda x: x.reshape(repeats, batch, *x.shape[1:]) if x.ndim else x, drawn.batch)
         return _SampleMeanDraw(self._operator, drawn.ids.reshape(repeats, batch), stacked)
 
@@ -137,6 +154,21 @@ class _SampleMeanDraw(LockstepDraw):
         shares = vmap(product_of_repeat, in_dims=in_dims)(self._ids, self._batches, V)
         penalty = _row_by_row(_hvp_of(operator.objective.losses.penalty, operator.theta), V.flatten(0, 1))
         return self._rescale * shares + penalty.reshape(V.shape)
+
+
+class _LoopDraw(LockstepDraw):
+    """Samples drawn for each repeat, whose products are formed one repeat after the other."""
+
+    def __init__(self, operator: SampleMeanOperator, drawn: Subsample, repeats: int) -> None:
+        size = drawn.n // repeats
+        parts = (slice(start, start + size) for start in range(0, drawn.n, size))
+        self._operators = [
+            type(operator)(replace(operator.objective, data=subsample), operator.theta)
+            for subsample in (Subsample(drawn.ids[rows], slice_batch(drawn.batch, rows)) for rows in parts)
+        ]
+
+    def matmat(self, V: Float[Tensor, "r k p"]) -> Float[Tensor, "r k p"]:
+        return torch.stack([operator.matmat(rows) for operator, rows in zip(self._operators, V, strict=True)])
 
 
 def _hvp_of(function: Callable[[Tensor], Tensor], theta: Tensor) -> Product:

@@ -27,7 +27,8 @@ from ifloo.objective.batches import (
     tensors_of,
     without_ids,
 )
-from ifloo.objective.loaders import identified, sequential, unwrap_loader
+from ifloo.objective.loaders import identified, sample_count, sequential, unwrap_loader
+from ifloo.objective.singles import Singles
 
 READ_AT_ONCE = 512  # samples per batch while the data are read once
 SMALLEST = 4  # smallest side of an image, pixels: smaller tensors are not shown as images
@@ -45,8 +46,10 @@ class Samples:
         """Reads all data once if the batches carry ids.
 
         Raises:
-            InputError: If the loader has no fixed set of samples, or an id occurs twice.
+            InputError: If the loader has no fixed set of samples or none at all, or an id occurs twice.
         """
+        if sample_count(loader) == 0:
+            raise InputError(f"{where} holds no sample.\n  Check its paths, its split and its limits.")
         self.loader, self.where = sequential(loader, READ_AT_ONCE), where
         self.dataset, self.collate = unwrap_loader(self.loader)
         self.ids: Int64[Tensor, " n"] = self._ids()
@@ -75,6 +78,11 @@ class Samples:
                 )
         batch = self._collated([self._row_of[int(i)] for i in ids])
         return Identified(batch, torch.tensor([int(i) for i in ids], dtype=torch.int64))
+
+    def singles(self, ids: Sequence[int]) -> Identified:
+        """Returns the samples with these ids, each collated alone; raises the errors of `batch`."""
+        known = [self.batch([i]) for i in ids]
+        return Identified(Singles(tuple(one.batch for one in known)), torch.tensor(list(ids), dtype=torch.int64))
 
     def picture(self, id_: int) -> UInt8[np.ndarray, "..."] | None:
         """Returns the first image-shaped tensor of a sample, scaled to 0..255; None if it has none."""
@@ -186,6 +194,10 @@ class AdaptedData(L.LightningDataModule):
     def test_batch(self, ids: Sequence[int]) -> Identified:
         """Returns the test samples with these ids; raises the same errors as `Samples.batch`."""
         return self.test_set.batch(ids)
+
+    def test_singles(self, ids: Sequence[int]) -> Identified:
+        """Returns the test samples with these ids, one by one; raises the same errors as `Samples.batch`."""
+        return self.test_set.singles(ids)
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of the training samples, as the model receives them, and of their ids."""

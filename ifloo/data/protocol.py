@@ -80,6 +80,15 @@ class QueryBatches(typing_extensions.Protocol):
 
 
 @typing_extensions.runtime_checkable
+class SingleQueries(typing_extensions.Protocol):
+    """Optional member: access to test samples one by one, for losses that no batch of several can be given."""
+
+    def test_singles(self, ids: Sequence[int], /) -> Batch:
+        """Returns the test samples with these ids, in this order, each as a batch of one, with their ids."""
+        ...
+
+
+@typing_extensions.runtime_checkable
 class AttributionData(SampleSets, QueryBatches, typing_extensions.Protocol):
     """Members of a data module that the commands need, in addition to those of every LightningDataModule."""
 

@@ -7,7 +7,6 @@ may still fail later.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -32,12 +31,15 @@ from ifloo.doctor.layer_findings import diagnose
 from ifloo.doctor.loader_findings import hook_findings, loader_findings
 from ifloo.errors import InputError
 from ifloo.models import Adapted, SampleLossModule, unwrap
-from ifloo.models.adapted import run_step
-from ifloo.objective import Batch, Objective, Stationarity, preflight, scoring
-from ifloo.objective.batches import batch_size, slice_batch, without_ids
+from ifloo.models.training_step import run_step
+from ifloo.objective import Batch, Objective, Stationarity, preflight, scoring, sequential
+from ifloo.objective.batches import batch_size, to_module, without_ids
+from ifloo.objective.functional import Path
 from ifloo.objective.preflight import ROWS, rounding
 from ifloo.objective.protocol import contract_of
 from ifloo.objective.randomness import undisturbed
+from ifloo.objective.user_code import failed_user_code
+from ifloo.stages.isolation import detached
 from ifloo.stages.settings import AttributionSettings
 
 
@@ -153,7 +155,7 @@ def collected(where: str, check: Callable[[], Sequence[Finding] | None]) -> list
     try:
         return list(check() or ())
     except Exception as error:
-        return [Finding.of_error(error, where)]
+        return [Finding.of_error(failed_user_code(error) or error, where)]
 
 
 def _fit_findings(subject: DoctorInput, fit: Fit) -> list[Finding]:
@@ -171,7 +173,7 @@ def _fit_findings(subject: DoctorInput, fit: Fit) -> list[Finding]:
 
 
 def _copy_for_fit(module: L.LightningModule, fit: Fit) -> L.LightningModule:
-    copied = copy.deepcopy(module)
+    copied = detached(module)
     copied.trainer = fit.stand_in  # type: ignore[assignment]  # stands for a Trainer
     return copied
 
@@ -189,18 +191,27 @@ class _Trial:
         Raises:
             InputError: J cannot be formed, since the training data cannot be read.
         """
+        copied = self._copy()
+        batch = without_ids(next(iter(sequential(self.loader, ROWS))))
+        few = to_module(batch, copied)
+        findings = call_findings(copied, few, _run)
         settings, module = self.subject.settings, self._copy()
-        objective = Objective.of(module, self.loader, settings.parameters, settings.batch_size)
-        theta = objective.losses.theta()
-        _, batch = next(iter(objective.data.with_ids()))
-        few = slice_batch(without_ids(batch), slice(0, ROWS))
-        findings = call_findings(self._copy(), few, _run)
-        found = derivative_findings(objective.losses, theta, few, self._changed_state(few))
+        try:
+            objective = Objective.of(module, self.loader, settings.parameters, settings.batch_size)
+        except InputError as error:  # of the user's code if it has a cause, else of the data
+            where = self.subject.loader_name if error.__cause__ is None else type(self.subject.own).__name__
+            return [*findings, Finding.of_error(error, where)]
+        return [*findings, *self._of_objective(objective, module, few)]
+
+    def _of_objective(self, objective: Objective, module: L.LightningModule, few: Batch) -> list[Finding]:
+        theta, found = objective.losses.theta(), []
+        if objective.losses.path is not Path.LOOP:  # a loop needs no more of the module than training does
+            found = derivative_findings(objective.losses, theta, few, self._changed_state(few))
         if not any(one.fatal for one in [*found, *diagnose(module)]):
             found += collected(type(self.subject.own).__name__, lambda: self._preflight(objective, theta))
         if isinstance(module, Adapted) and not any(one.fatal for one in found):
             found += adapted_findings(module, few)
-        return [*findings, *found]
+        return found
 
     def _copy(self) -> L.LightningModule:
         return _copy_for_fit(self.subject.module, self.fit).to(self.subject.settings.torch_dtype)

@@ -15,11 +15,12 @@ import lightning as L
 from torch import optim
 
 from ifloo.doctor.finding import Finding, Severity
-from ifloo.errors import InputError, first_sentence
+from ifloo.errors import InputError
 from ifloo.models import Adapted, SampleLossModule, unwrap
 from ifloo.models.decay import COUPLED, decoupled
 from ifloo.models.fit_settings import FitSettings, optimizers_in
 from ifloo.models.module import refuse_for_lbfgs
+from ifloo.objective.user_code import reason
 from ifloo.params import author_name
 from ifloo.stages.run_recorder import KNOWN_RULES, fit_faults, module_faults, optimizer_faults
 
@@ -146,7 +147,7 @@ def read_optimizers(module: L.LightningModule, fit: Fit) -> list[Finding]:
             Finding(
                 "optimizers that could not be examined",
                 f"{_module_name(module)}.configure_optimizers",
-                f"Whether they decay weights is not known: {type(error).__name__}: {first_sentence(error)}.",
+                f"Whether they decay weights is not known: {reason(error)}.",
                 "See to it that weight_decay is 0, or that J has the penalty that matches (½λ‖θ‖² for SGD and Adam).",
                 Severity.NOTE,
             )

@@ -26,6 +26,7 @@ from ifloo.objective.batches import Batch
 from ifloo.objective.functional import FunctionalLosses, logging_to, scoring
 from ifloo.objective.layers import is_random, kinds, layer_path, places, recurrent_layers
 from ifloo.objective.randomness import undisturbed
+from ifloo.objective.user_code import reason
 from ifloo.params import author_name
 
 Run = Callable[..., object]  # (the module, a batch): one forward pass to the loss
@@ -266,7 +267,7 @@ def _not_traced(module: nn.Module, error: Exception) -> Finding:
     return Finding(
         "a pass in training mode that could not be traced",
         type(module).__name__,
-        f"Whether it draws random numbers or logs is not known: {type(error).__name__}: {first_sentence(error)}.",
+        f"Whether it draws random numbers or logs is not known: {reason(error)}.",
         "None needed if scoring runs nevertheless.",
         Severity.NOTE,
     )

@@ -120,7 +120,7 @@ def _direction(
     rtol = min(max(0.3 * tolerance / float(norm), FINEST_RTOL), 0.1)
     solution = inner.solve(objective, theta, (gradient / norm)[None], rtol)
     if solution.status[0] in (Status.INDEFINITE, Status.NOT_FINITE):
-        raise SolveError(f"A Newton step has no direction: {solution.advice[0]}")
+        raise SolveError(f"A Newton step has no direction: {solution.advice[0].splitlines()[0]}")
     # A residual above rtol (float32 may not reach it) only makes the direction worse, which the search compensates.
     return -norm * solution.value[0].to(theta.dtype), int(solution.steps[0]) + 1
 

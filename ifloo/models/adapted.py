@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Generator, Mapping, MutableMapping
+from contextlib import contextmanager
+from typing import Any
 
 import lightning as L
 import torch
 from jaxtyping import Float
 from lightning.fabric.utilities.data import AttributeDict
 from torch import Tensor, nn
-from torch.func import vmap
 from torch.nn.modules.module import _IncompatibleKeys
 
 from ifloo.errors import InputError
 from ifloo.former_names import FormerNameWarning
 from ifloo.models.decay import COUPLED, decoupled
 from ifloo.models.module import SampleLossModule
-from ifloo.objective.batches import Batch, batch_size, tensors_of, with_items
+from ifloo.models.run_state import RunState, StandInTrainer, attached, stand_in_trainer
+from ifloo.models.training_step import loss_of_step, losses_by_vmap, refuse_without_step, transferred
+from ifloo.objective.batches import Batch
+from ifloo.objective.counterparts import counterparts
 from ifloo.objective.functional import silenced
+from ifloo.objective.user_code import user_code
 
 # Functions that the user provides, typed by the user's own classes.
 SampleLossFunction = Callable[..., Tensor]  # (the user's module, a batch) -> [b], nats
@@ -85,11 +89,12 @@ class Adapted(SampleLossModule):
         if not 0 <= l2 < float("inf"):
             raise InputError(f"l2 must be a finite number >= 0, got {l2}.")
         if sample_losses is None:
-            _refuse_without_step(model)
+            refuse_without_step(model)
         self.model = model
         self.losses, self.own_penalty, self.l2 = sample_losses, penalty, l2
         self.skip_training = skip_training
         self.one_by_one = sample_losses is None
+        self._stand_in: StandInTrainer | None = None
         # Recorded here because in a functional call the tensors that replace parameters may lack requires_grad.
         self._trainable = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
         for name in _overridden(model):
@@ -101,13 +106,52 @@ class Adapted(SampleLossModule):
         Raises:
             InputError: If `training_step` returns no loss, or reads a part of the batch that is not a tensor.
         """
-        with silenced(self.model):
-            return self.losses(self.model, batch) if self.losses else _step_losses(self.model, batch)
+        with self._as_in_the_fit():
+            if self.losses is None:
+                return losses_by_vmap(self.model, batch)
+            moved = transferred(self.model, batch)
+            with user_code(f"sample_losses given for {type(self.model).__name__}"):
+                return self.losses(self.model, moved)
+
+    def describe_fit(self, state: RunState, datamodule: object = None, train_loader: object = None) -> None:
+        """States the fit that ended with these weights; outside of fits the module reads it from its Trainer.
+
+        Args:
+            state: Epoch, steps and settings at the end of the fit.
+            datamodule: Data module of the fit, as the user wrote it.
+            train_loader: Training loader; by default that of the data module or module.
+        """
+        data = datamodule if isinstance(datamodule, counterparts(L.LightningDataModule)) else None
+        self._stand_in = stand_in_trainer(state, data, train_loader, self.model)
+
+    @contextmanager
+    def _as_in_the_fit(self) -> Generator[None, None, None]:
+        """Attaches the Trainer of the present fit, or else one that answers as at the end of the fit, until exit."""
+        if self._trainer is not None and self._trainer.training:
+            with silenced(self.model):
+                yield
+            return
+        if self._stand_in is None:
+            own = self.model._trainer
+            if own is None or isinstance(own, StandInTrainer):
+                self.describe_fit(RunState())
+            else:
+                self.describe_fit(RunState.of_trainer(own), own.datamodule)  # type: ignore[attr-defined]  # undeclared
+        assert self._stand_in is not None
+        with attached(self.model, self._stand_in):
+            yield
+
+    def single_loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """Computes ℓ of the sample in a batch of one, nats: by definition the loss of the training step on it."""
+        if self.losses:
+            return super().single_loss(batch)
+        with self._as_in_the_fit():
+            return loss_of_step(self.model, batch, "on one sample")
 
     def step_loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Computes the loss that the module's `training_step` returns for a batch, nats."""
-        with silenced(self.model):
-            return _step(self.model, batch)
+        with self._as_in_the_fit():
+            return loss_of_step(self.model, batch, "on a batch")
 
     def penalty(self) -> Float[Tensor, ""]:
         """Computes ½λ‖θ‖² plus the penalty function given, nats; zero if neither was given."""
@@ -151,11 +195,13 @@ class Adapted(SampleLossModule):
 
     @property
     def hparams(self) -> AttributeDict | MutableMapping[str, object]:
-        return self.model.hparams
+        with user_code(f"hparams of {type(self.model).__name__}"):
+            return self.model.hparams
 
     @property
     def hparams_initial(self) -> AttributeDict:
-        return self.model.hparams_initial
+        with user_code(f"hparams_initial of {type(self.model).__name__}"):
+            return self.model.hparams_initial
 
     @property
     def _current_fx_name(self) -> str | None:
@@ -183,12 +229,6 @@ def unwrap(module: L.LightningModule) -> L.LightningModule:
     return module.model if isinstance(module, Adapted) else module
 
 
-def run_step(model: L.LightningModule, batch: Batch) -> object:
-    """Calls a module's `training_step`, with batch index 0 if it takes one."""
-    step: Callable[..., object] = model.training_step
-    return step(batch, 0) if len(inspect.signature(step).parameters) > 1 else step(batch)
-
-
 def _overridden(model: L.LightningModule) -> list[str]:
     """Lists the hooks and steps of LightningModule that the module's class overrides."""
     public = {n for n in dir(L.LightningModule) if not n.startswith("_") and n not in _OURS}
@@ -197,76 +237,3 @@ def _overridden(model: L.LightningModule) -> list[str]:
     return [
         n for n in functions if n not in nn_own and getattr(type(model), n, None) is not getattr(L.LightningModule, n)
     ]
-
-
-def _step_losses(model: L.LightningModule, batch: Batch) -> Float[Tensor, " b"]:
-    """Computes the loss of `training_step` on each sample as a batch of one."""
-
-    def one_loss(*parts: Tensor) -> Tensor:
-        return _step(model, _sample(batch, iter(parts), batch_size(batch)))
-
-    return vmap(one_loss, randomness="different")(*(x for x in tensors_of(batch) if x.ndim))
-
-
-def _step(model: L.LightningModule, batch: Batch) -> Float[Tensor, ""]:
-    return _loss(model, run_step(model, batch))
-
-
-def _sample(batch: Batch, parts: Iterator[Tensor], b: int) -> Batch:
-    """Builds a batch of one from the tensors of one sample, in the order of the batch's tensors."""
-    if isinstance(batch, Tensor):
-        return next(parts).unsqueeze(0) if batch.ndim else batch
-    if isinstance(batch, Mapping):
-        return {k: _sample(v, parts, b) for k, v in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        if len(batch) == b and next(tensors_of(batch), None) is None:
-            return _NoTensor(type(batch[0]).__name__)
-        items = [_sample(v, parts, b) for v in batch]
-        return with_items(batch, items)
-    return batch
-
-
-class _NoTensor:
-    """Placeholder for a list of one Python object per sample, e.g. texts, which vmap cannot split; reading it fails."""
-
-    def __init__(self, kind: str) -> None:
-        self._kind = kind
-
-    def _read(self, *_: object) -> NoReturn:
-        raise InputError(
-            f"training_step reads a part of the batch that is not a tensor (a list of {self._kind}), but single "
-            "samples are passed to it as tensors only.\n"
-            "  Give the losses as a function of your own (sample_losses), or put tensors into the batch."
-        )
-
-    __len__ = __getitem__ = __iter__ = __contains__ = __eq__ = __str__ = _read
-    __hash__ = None  # type: ignore[assignment]
-
-    def __getattr__(self, name: str) -> NoReturn:
-        self._read()
-
-
-def _loss(model: L.LightningModule, out: object) -> Float[Tensor, ""]:
-    loss = out.get("loss") if isinstance(out, Mapping) else out
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise InputError(
-            f"{type(model).__name__}.training_step on a batch of one gave {found} as its loss; one number is "
-            "needed.\n  Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
-        )
-    return loss.reshape(())
-
-
-def _refuse_without_step(model: L.LightningModule) -> None:
-    name = type(model).__name__
-    if not model.automatic_optimization:
-        raise InputError(
-            f"{name} optimizes by hand (automatic_optimization = False): its training_step takes optimizer steps and "
-            "returns no loss of a sample.\n"
-            "  Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
-        )
-    if type(model).training_step is L.LightningModule.training_step:
-        raise InputError(
-            f"{name} has no training_step that could be run on one sample.\n"
-            "  Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
-        )

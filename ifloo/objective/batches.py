@@ -6,19 +6,19 @@ Supported are dicts, `(x, y)`, `(x, y, idx)`, and nestings of these. The ids of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ifloo.errors import InputError
+from ifloo.objective.forms import Batch, map_tensors, tensors_of, with_items, with_values
+from ifloo.objective.singles import Singles, ids_of_singles
 from ifloo.progress import OnProgress, no_progress
 
-# A dict, tuple or list of tensors, nested in any way. Only the functions of this file depend on its form.
-Batch: TypeAlias = object
 ID_KEYS = ("idx", "sample_index")
 
 
@@ -28,36 +28,17 @@ class Identified(NamedTuple):
     Attributes:
         batch: Batch as the loader yields it.
         positions: Position of each sample in the dataset, [b].
+        factors: n·c_i, the factor of each loss in J = Σ_i c_i ℓ_i, [b]; None if J is the plain mean.
     """
 
     batch: Batch
     positions: Int[Tensor, " b"]
+    factors: Float[Tensor, " b"] | None = None
 
 
 def without_ids(batch: Batch) -> Any:  # the type that the methods of the model declare
     """Returns the batch as its loader yields it and the model expects it."""
     return batch.batch if isinstance(batch, Identified) else batch
-
-
-@runtime_checkable
-class _NamedTuple(Protocol):
-    def _make(self, items: Iterable[object], /) -> tuple[object, ...]: ...
-
-
-def with_items(like: Sequence[object], items: Iterable[object]) -> Sequence[object]:
-    """Returns a list, tuple or named tuple of the type of `like` with these items."""
-    return like._make(items) if isinstance(like, _NamedTuple) else type(like)(items)  # type: ignore[call-arg]
-
-
-def map_tensors(function: Callable[[Tensor], object], batch: Batch) -> Batch:
-    """Applies `function` to each tensor of a batch and keeps everything else."""
-    if isinstance(batch, Tensor):
-        return function(batch)
-    if isinstance(batch, Mapping):
-        return {k: map_tensors(function, v) for k, v in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        return with_items(batch, (map_tensors(function, v) for v in batch))
-    return batch
 
 
 def to_device(batch: Batch, device: torch.device, dtype: torch.dtype, non_blocking: bool = False) -> Batch:
@@ -73,25 +54,15 @@ def to_module(batch: Batch, module: nn.Module) -> Batch:
     return to_device(batch, weight.device, weight.dtype)
 
 
-def tensors_of(batch: Batch) -> Iterator[Tensor]:
-    """Yields all tensors of a batch."""
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from tensors_of(value)
-    elif isinstance(batch, (tuple, list)):
-        for value in batch:
-            yield from tensors_of(value)
-
-
 def batch_size(batch: Batch) -> int:
     """Returns b, the number of samples: the length of the first tensor that has dimensions.
 
     Raises:
         InputError: The batch holds no such tensor.
     """
-    for tensor in tensors_of(batch):
+    if isinstance(inner := without_ids(batch), Singles):
+        return len(inner)
+    for tensor in tensors_of(inner):
         if tensor.ndim:
             return tensor.shape[0]
     raise InputError(f"A batch must hold at least one tensor [b, ...]; got {type(batch).__name__} without any.")
@@ -101,6 +72,8 @@ def sample_ids(batch: Batch) -> Int[Tensor, " b"] | None:
     """Returns the sample ids that a batch carries, or None if ids are the positions in the dataset."""
     if isinstance(batch, Identified):
         return batch.positions
+    if isinstance(batch, Singles):
+        return ids_of_singles(batch, sample_ids)
     if isinstance(batch, Mapping):
         return next((batch[k].long() for k in ID_KEYS if k in batch), None)
     if isinstance(batch, (tuple, list)) and len(batch) == 3 and isinstance(batch[2], Tensor):
@@ -111,16 +84,23 @@ def sample_ids(batch: Batch) -> Int[Tensor, " b"] | None:
 
 def slice_batch(batch: Batch, index: slice | Int[Tensor, " b"]) -> Batch:
     """Returns some samples of a batch; with a slice, its tensors are views."""
+    if isinstance(batch, Singles):
+        return batch.pick(index)
+    if isinstance(batch, Identified):
+        factors = None if batch.factors is None else batch.factors[index]
+        return Identified(slice_batch(batch.batch, index), batch.positions[index], factors)
     return map_tensors(lambda x: x[index] if x.ndim else x, batch)
 
 
 def concatenate(batches: Sequence[Any]) -> Batch:
     """Concatenates batches of the same form."""
     first = batches[0]
+    if isinstance(first, Singles):
+        return Singles.joined(batches)
     if isinstance(first, Tensor):
         return torch.cat(list(batches)) if first.ndim else first
     if isinstance(first, Mapping):
-        return {k: concatenate([b[k] for b in batches]) for k in first}
+        return with_values(first, {k: concatenate([b[k] for b in batches]) for k in first})
     if isinstance(first, (tuple, list)):
         return with_items(first, (concatenate(items) for items in zip(*batches, strict=True)))
     return first
@@ -271,8 +251,7 @@ class TrainingData:
     def sample(self, positions: Int[Tensor, " b"]) -> Batch:
         """Returns the samples at these positions, in this order, as one batch (positions may repeat)."""
         if self._cache is None:
-            dataset, collate = self.loader.dataset, self.loader.collate_fn  # type: ignore[attr-defined]
-            return self._prepare(collate(fetch_samples(dataset, positions.tolist())))
+            return self._collated(positions)
         lengths = torch.tensor([batch_size(b) for b in self._cache])
         ends = lengths.cumsum(0)
         batch_index = torch.searchsorted(ends, positions.cpu(), right=True)
@@ -282,10 +261,25 @@ class TrainingData:
             slice_batch(self._cache[int(i)], offset[batch_index == i].to(self.device))
             for i in torch.unique(batch_index)
         ]
+        if not _same_widths(parts):  # texts padded batch by batch
+            return self._collated(positions)
         return slice_batch(concatenate(parts), torch.argsort(order).to(self.device))
+
+    def _collated(self, positions: Int[Tensor, " b"]) -> Batch:
+        """Reads samples anew and collates them by the loader's own function."""
+        dataset, collate = self.loader.dataset, self.loader.collate_fn  # type: ignore[attr-defined]
+        return self._prepare(collate(fetch_samples(dataset, positions.tolist())))
 
     def _prepare(self, batch: Batch) -> Batch:
         return to_device(batch, self.device, self.dtype, non_blocking=True)
+
+
+def _same_widths(parts: Sequence[Batch]) -> bool:
+    """Tells whether the tensors of all parts have the same shapes but for their first dimension, or are singles."""
+    if isinstance(without_ids(parts[0]), Singles):
+        return True
+    widths = {tuple(tuple(x.shape[1:]) for x in tensors_of(part)) for part in parts}
+    return len(widths) == 1
 
 
 def _refuse_non_finite(batch: Batch, position: int) -> None:

@@ -2,86 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from typing import TypeGuard
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from enum import Enum
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, grad, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, map_tensors, without_ids
-from ifloo.objective.protocol import Logs, OutputLosses, contract_of, states_outputs
+from ifloo.objective.batches import Batch, Identified, batch_size, map_tensors, slice_batch, without_ids
+from ifloo.objective.layout import Layout
+from ifloo.objective.plain import Scalar, gradient_and_value, recordable
+from ifloo.objective.protocol import OutputLosses, contract_of, states_outputs
+from ifloo.objective.silence import logging_to, silenced
+from ifloo.objective.singles import Singles
+from ifloo.objective.traced import traced_masks
 from ifloo.params import ParamSpace
+
+__all__ = ["FunctionalLosses", "Path", "differentiable_kernels", "logging_to", "scoring", "silenced"]
 
 
 @contextmanager
 def differentiable_kernels() -> Generator[None, None, None]:
-    """Selects kernels that allow second and forward-mode derivatives, which fused attention does not, until exit."""
+    """Selects code that allows second and forward-mode derivatives until exit.
+
+    Fused attention and compiled graphs have none, and mask code of transformers reads values unless it is traced.
+    """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), traced_masks(), uncompiled_graphs():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextmanager
+def uncompiled_graphs() -> Generator[None, None, None]:
+    """Runs modules compiled by `torch.compile` without their graphs, which have no double backward, until exit."""
+    with ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # importing it takes seconds; unless it is there, nothing is compiled
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+@contextmanager
+def dense_embeddings(module: nn.Module) -> Generator[None, None, None]:
+    """Lets embedding layers have dense gradients until exit: sparse ones have the same values, but few operations."""
+    sparse = [m for m in module.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.sparse]
+    for layer in sparse:
+        layer.sparse = False
+    try:
+        yield
+    finally:
+        for layer in sparse:
+            layer.sparse = True
+
+
+@contextmanager
 def scoring(module: nn.Module) -> Generator[None, None, None]:
-    """Sets evaluation mode, turns logging off and selects differentiable kernels; restores all three on exit."""
+    """Sets evaluation mode, turns logging and sparse gradients off and selects differentiable kernels, until exit."""
     was_training = {m: m.training for m in module.modules()}
     module.eval()
     try:
-        with differentiable_kernels(), silenced(module):
+        with differentiable_kernels(), dense_embeddings(module), silenced(module):
             yield
     finally:
         for m, training in was_training.items():
             m.training = training
-
-
-@contextmanager
-def silenced(module: nn.Module) -> Generator[None, None, None]:
-    """Turns off logging by the module and its submodules until exit: `self.log` fails inside a transform."""
-    if _is_logger(module) and module.log is _no_log:  # an outer context has silenced it and its submodules
-        yield
-        return
-    with logging_to(module, _no_log, _no_log):
-        yield
-
-
-@contextmanager
-def logging_to(
-    module: nn.Module, log: Callable[..., None], log_dict: Callable[..., None]
-) -> Generator[None, None, None]:
-    """Replaces `self.log` and `self.log_dict` of the module and its submodules until exit.
-
-    A flag, a tensor or a function that a layer calls `log` is part of its forward pass and stays.
-    """
-    before = [(m, m.log, m.log_dict) for m in module.modules() if _is_logger(m)]
-    for logger, _, _ in before:
-        logger.log, logger.log_dict = log, log_dict
-    try:
-        yield
-    finally:
-        for logger, own_log, own_log_dict in before:
-            del logger.log, logger.log_dict
-            if logger.log != own_log:  # it was an attribute of the instance, not a method of its class
-                logger.log = own_log
-            if logger.log_dict != own_log_dict:
-                logger.log_dict = own_log_dict
-
-
-def _is_logger(module: nn.Module) -> TypeGuard[Logs]:
-    """Whether the module logs as a LightningModule does: `log` and `log_dict` are both there, and can be called."""
-    return isinstance(module, Logs) and callable(module.log) and callable(module.log_dict)
-
-
-def _no_log(*_: object, **__: object) -> None:
-    """Replaces `self.log`, which fails inside a transform if the module is attached to a Trainer."""
 
 
 class _Caller(nn.Module):
@@ -95,6 +88,14 @@ class _Caller(nn.Module):
         return function(*args)
 
 
+class Path(Enum):
+    """The way in which derivatives of sample losses are computed; the value describes it in logs."""
+
+    FORWARD = "forward-mode derivatives (jvp)"
+    BACKWARD = "backward passes (vjp of vjp)"
+    LOOP = "backward passes of single samples, one by one"
+
+
 class FunctionalLosses:
     """ℓ and R of a module as functions of θ `[p]`; parameters outside `space` keep the module's values.
 
@@ -102,24 +103,97 @@ class FunctionalLosses:
         module: Model that states the losses.
         contract: Contract of the model, with defaults for the members that it does not define.
         space: Parameters that θ consists of.
+        path: Way in which derivatives are computed; `ifloo.objective.paths` chooses it.
+        vmapped: Whether `torch.func.vmap` runs the losses of single samples; if not, they are computed in a loop.
+        layout: Layout of batches, by which a loop takes apart a batch that holds no `Singles`; None if unknown, or if
+            no batch can be taken apart: it then counts as one sample.
     """
 
-    def __init__(self, module: nn.Module, space: ParamSpace) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        space: ParamSpace,
+        path: Path = Path.FORWARD,
+        vmapped: bool = True,
+        layout: Layout | None = None,
+    ) -> None:
         """Binds a module; its parameters are never changed, neither here nor by a call.
 
         Raises:
             InputError: The module has no `sample_losses` or no `penalty`.
         """
         self.module, self.space, self.contract = module, space, contract_of(module)
+        self.path, self.vmapped, self.layout = path, vmapped, layout
         self._caller = _Caller(module)
+
+    def restricted(self, space: ParamSpace) -> FunctionalLosses:
+        """Returns the same losses as functions of other parameters, computed in the same way."""
+        return FunctionalLosses(self.module, space, self.path, self.vmapped, self.layout)
 
     def theta(self) -> Float[Tensor, " p"]:
         """Returns the module's current values as a detached copy."""
         return self.space.values_of(self.module)
 
+    def in_form(self, batch: Batch) -> Batch:
+        """Returns a batch in the form that the losses are computed in: for a loop, as `Singles`.
+
+        Raises:
+            InputError: The batch holds several samples and cannot be taken apart.
+        """
+        inner = without_ids(batch)
+        if self.path is not Path.LOOP or isinstance(inner, Singles):
+            return batch
+        parts = self.layout.split(inner) if self.layout else None
+        singles = Singles(parts or (inner,))
+        if not isinstance(batch, Identified):
+            return singles
+        if len(singles) != len(batch.positions):
+            raise InputError(
+                f"{len(batch.positions)} samples came in one batch ({type(inner).__name__}) that cannot be taken apart."
+                "\n  Give them as a dataset or DataLoader: each is then collated alone."
+            )
+        return Identified(singles, batch.positions, batch.factors)
+
     def sample_losses(self, theta: Float[Tensor, " p"], batch: Batch) -> Tensor:
-        """Returns ℓ of each sample, `[b]`; the shape is that of the model's own result, which `preflight` checks."""
-        return self._call(theta, self.contract.sample_losses, without_ids(batch))
+        """Returns ℓ of each sample, `[b]`, times its factor if the batch has factors.
+
+        The shape is that of the model's own result, which `choose_path` checks.
+        """
+        batch = self.in_form(batch)
+        inner = without_ids(batch)
+        if isinstance(inner, Singles):
+            losses = torch.stack([self.single_loss(theta, one) for one in inner.batches])
+        else:
+            losses = self._call(theta, self.contract.sample_losses, inner)
+        factors = batch.factors if isinstance(batch, Identified) else None
+        return losses if factors is None else losses * factors
+
+    def single_loss(self, theta: Float[Tensor, " p"], single: Batch) -> Float[Tensor, ""]:
+        """Returns ℓ of the sample in a batch of one."""
+        batch = recordable(without_ids(single)) if self.path is Path.LOOP else without_ids(single)
+        return self._call(theta, self.contract.single_loss, batch)
+
+    def sample_gradients(self, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, "b p"]:
+        """Returns ∇ℓ_i(θ) of each sample, by vmap or, where that does not run the module, one after the other."""
+        if self.path is Path.LOOP or not self.vmapped:
+            return torch.stack(list(self.gradients_one_by_one(theta, batch)))
+        gradients: Tensor = vmap(grad(self.loss_alone), in_dims=(None, 0))(theta, without_ids(batch))
+        factors = batch.factors if isinstance(batch, Identified) else None
+        return gradients if factors is None else gradients * factors.unsqueeze(1)
+
+    def gradients_one_by_one(self, theta: Float[Tensor, " p"], batch: Batch) -> Iterator[Float[Tensor, " p"]]:
+        """Yields ∇ℓ_i(θ) of each sample of a batch, from a backward pass of its own."""
+        batch = self.in_form(batch)
+        for k in range(batch_size(batch)):
+            one = slice_batch(batch, slice(k, k + 1))
+            yield self.gradient_and_value(partial(_sum_of_losses, self, one), theta)[0]
+
+    def gradient_and_value(self, function: Scalar, theta: Float[Tensor, " p"]) -> tuple[Tensor, Tensor]:
+        """Returns ∇f(θ) and f(θ) of a function of these losses, by torch.func or, for `LOOP`, by plain autograd."""
+        if self.path is Path.LOOP:
+            return gradient_and_value(function, theta)
+        slope, value = grad_and_value(function)(theta)
+        return slope, value
 
     def loss_alone(self, theta: Float[Tensor, " p"], sample: Batch) -> Float[Tensor, ""]:
         """Returns ℓ of one sample, whose tensors lack the first dimension, as within vmap."""
@@ -127,7 +201,8 @@ class FunctionalLosses:
 
     def step_loss(self, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, ""]:
         """Returns the loss of a training step on a whole batch; see `ModelContract.step_loss`."""
-        return self._call(theta, self.contract.step_loss, without_ids(batch))
+        inner = without_ids(batch)
+        return self._call(theta, self.contract.step_loss, recordable(inner) if self.path is Path.LOOP else inner)
 
     def penalty(self, theta: Float[Tensor, " p"]) -> Float[Tensor, ""]:
         """Returns R(θ), nats."""
@@ -160,3 +235,7 @@ class FunctionalLosses:
         values = {n: p.detach() for n, p in self.module.named_parameters()} | self.space.unflatten(theta)
         result: Tensor = functional_call(self._caller, {f"module.{n}": v for n, v in values.items()}, (function, *args))
         return result
+
+
+def _sum_of_losses(losses: FunctionalLosses, batch: Batch, theta: Tensor) -> Tensor:
+    return losses.sample_losses(theta, batch).sum()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Sized
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
+from torch import Tensor
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -18,6 +20,7 @@ from torch.utils.data import (
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, MapDataset, fetch_samples, sample_ids
+from ifloo.objective.singles import CollateSingles
 
 Collate: TypeAlias = Callable[..., object]  # (result of `fetch_samples`) -> batch
 
@@ -56,6 +59,68 @@ def identified(loader: DataLoader[Batch]) -> DataLoader[Batch]:
         _Positioned(dataset),
         batch_sampler=loader.batch_sampler,
         collate_fn=_Collate(loader.collate_fn),  # type: ignore[arg-type]  # takes the result of `_Positioned.__getitems__`
+        num_workers=loader.num_workers,
+    )
+
+
+class _CollateWeighted:
+    """The collate function for `_Positioned` that puts the ids and factors of samples beside their batch."""
+
+    def __init__(self, collate: Collate, ids: Tensor, factors: Tensor) -> None:
+        self.collate, self.ids, self.factors = collate, ids, factors
+
+    def __call__(self, drawn: tuple[object, list[int]]) -> Identified:
+        samples, rows = drawn
+        return Identified(self.collate(samples), self.ids[rows], self.factors[rows])
+
+
+def weighted(loader: DataLoader[Batch], ids: Tensor, factors: Tensor) -> DataLoader[Batch]:
+    """Returns a loader whose batches carry the factor n·c_i of each sample, for J = Σ_i c_i ℓ_i.
+
+    Args:
+        loader: Loader of the training data in order, such as that of a `TrainingData`.
+        ids: Id of each sample, `[n]`.
+        factors: Factor of each sample, `[n]`.
+    """
+    collate = loader.collate_fn
+    if isinstance(collate, CollateSingles):  # a step on a whole batch has the weights, so that sums can be taken of it
+        collate = replace(collate, with_whole=True)
+    return DataLoader(
+        _Positioned(samples_behind(loader)),
+        batch_size=loader.batch_size,
+        collate_fn=_CollateWeighted(collate, ids.cpu(), factors.cpu()),
+        num_workers=loader.num_workers,
+    )
+
+
+class _Separately(Dataset[object]):
+    """A dataset that returns its samples one by one, each in the form that the user's collate function takes."""
+
+    def __init__(self, dataset: MapDataset, batched: bool) -> None:
+        self.dataset, self.batched = dataset, batched
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, rows: Sequence[int]) -> list[object]:
+        if not self.batched:  # a loader of batch_size=None: each item is a batch
+            return [self.dataset[i] for i in rows]
+        return [fetch_samples(self.dataset, [i]) for i in rows]
+
+
+def separately(loader: DataLoader[Batch], with_whole: bool) -> DataLoader[Batch]:
+    """Returns a loader of `Singles`: each sample as the batch of one that the user's dataset and collate function make.
+
+    Args:
+        loader: Training loader.
+        with_whole: Whether the samples of each batch are also collated into one.
+    """
+    dataset, collate = unwrap_loader(loader)
+    batched = loader.batch_sampler is not None
+    return DataLoader(
+        _Separately(dataset, batched),
+        batch_size=loader.batch_size or 1,
+        collate_fn=CollateSingles(collate, with_whole and batched),
         num_workers=loader.num_workers,
     )
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import grad, grad_and_value
+from torch.func import grad
 from torch.utils.data import DataLoader
 
-from ifloo.objective.batches import Batch, SampleSource, TrainingData
+from ifloo.errors import InputError
+from ifloo.objective.batches import Batch, Identified, SampleSource, TrainingData, slice_batch, without_ids
 from ifloo.objective.functional import FunctionalLosses
-from ifloo.objective.loaders import sequential
+from ifloo.objective.loaders import weighted
+from ifloo.objective.paths import choose_path
+from ifloo.objective.singles import Singles
 from ifloo.objective.weights import SampleWeights
 from ifloo.params import ParamSpace
 
@@ -49,8 +53,9 @@ class Objective:
             InputError: No parameter matches, or the data have no fixed order, contain NaN or repeat an id.
         """
         space = ParamSpace.of(module, parameters)
-        data = TrainingData(sequential(loader, batch_size), space.device, space.dtype)
-        return cls(FunctionalLosses(module, space), data)
+        choice = choose_path(FunctionalLosses(module, space), loader)
+        data = TrainingData(choice.loader(loader, batch_size), space.device, space.dtype)
+        return cls(choice.losses, data)
 
     @property
     def n(self) -> int:
@@ -66,15 +71,54 @@ class Objective:
         """Returns the objective of a refit: the same losses and data with other weights w."""
         return replace(self, weights=weights)
 
+    def weighted(self, weights: Float[Tensor, " n"]) -> Objective:
+        """Returns J = Σ_i c_i ℓ_i + R with c_i = a_i / Σ a, for training steps that weigh the samples of a batch.
+
+        Args:
+            weights: Relative weights a_i >= 0 of the training samples, in their order. A training step on a batch must
+                be Σ a_i ℓ_i / Σ a_i over the batch.
+
+        Raises:
+            InputError: The objective runs over a subsample of the data.
+        """
+        if not isinstance(self.data, TrainingData) or not isinstance(self.data.loader, DataLoader):
+            raise InputError("Samples can be weighted where the objective runs over all training data.")
+        factors = weights.double() * (self.n / weights.double().sum())
+        space = self.losses.space
+        loader = weighted(self.data.loader, self.data.ids, factors.to(space.dtype))
+        return replace(self, data=TrainingData(loader, space.device, space.dtype))
+
     def part(self, theta: Float[Tensor, " p"], ids: Tensor, batch: Batch) -> Float[Tensor, ""]:
-        """Returns the share of one batch in (1/n) Σ_i w_i ℓ_i, in nats."""
+        """Returns the share of one batch in (1/n) Σ_i w_i ℓ_i, in nats.
+
+        Where the samples come one by one with their whole batch, and have equal weights, the share is taken of the
+        training step on the whole batch: many times faster, and equal (`choose_path` checks it).
+        """
+        inner = without_ids(batch)
+        if isinstance(inner, Singles) and inner.whole is not None and self.weights.equal_for(ids):
+            factors = batch.factors if isinstance(batch, Identified) else None
+            total = len(inner) if factors is None else factors.sum()
+            return self.weights.default * total * self.losses.step_loss(theta, inner.whole) / self.n
         losses = self.losses.sample_losses(theta, batch)
         return (self.weights.of(ids, losses.dtype) * losses).sum() / self.n
+
+    def terms(self, ids: Tensor, batch: Batch) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Yields functions of θ whose sum is `part`: one, or one a sample where no sum over a batch is possible.
+
+        Each holds the activations of one training step only.
+        """
+        inner = without_ids(batch)
+        if not isinstance(inner, Singles) or (inner.whole is not None and self.weights.equal_for(ids)):
+            yield lambda theta: self.part(theta, ids, batch)
+            return
+        for k in range(len(inner)):
+            one = slice(k, k + 1)
+            yield partial(_part, self, ids[one], slice_batch(batch, one))
 
     def value(self, theta: Float[Tensor, " p"]) -> Float[Tensor, ""]:
         """Returns J(θ; w), nats."""
         with torch.no_grad():
-            parts = [self.part(theta, ids, batch) for ids, batch in self.data.with_ids()]
+            parts = [term(theta) for ids, batch in self.data.with_ids() for term in self.terms(ids, batch)]
             return torch.stack(parts).sum() + self.losses.penalty(theta)
 
     def gradient(self, theta: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
@@ -83,16 +127,21 @@ class Objective:
 
     def value_and_gradient(self, theta: Float[Tensor, " p"]) -> tuple[Float[Tensor, ""], Float[Tensor, " p"]]:
         """Returns J(θ; w), nats, and ∇J(θ; w), nats per unit of each parameter, from one pass over the data."""
-        gradient, value = grad_and_value(self.losses.penalty)(theta)
+        gradient, value = self.losses.gradient_and_value(self.losses.penalty, theta)
         for ids, batch in self.data.with_ids():
-            g, v = grad_and_value(self.part)(theta, ids, batch)
-            gradient, value = gradient + g, value + v
+            for term in self.terms(ids, batch):
+                g, v = self.losses.gradient_and_value(term, theta)
+                gradient, value = gradient + g, value + v
         return value, gradient
 
     def part_gradient(self, theta: Float[Tensor, " p"], ids: Tensor, batch: Batch) -> Float[Tensor, " p"]:
         """Returns the gradient of `part`, which Hessian-vector products differentiate once more."""
         gradient: Tensor = grad(self.part)(theta, ids, batch)
         return gradient
+
+
+def _part(objective: Objective, ids: Tensor, batch: Batch, theta: Tensor) -> Tensor:
+    return objective.part(theta, ids, batch)
 
 
 @contextmanager
@@ -114,7 +163,7 @@ def attributed(
     before = losses.theta()
     losses.space.write_to(losses.module, theta)
     try:
-        part = FunctionalLosses(losses.module, ParamSpace.of(losses.module, patterns))
+        part = losses.restricted(ParamSpace.of(losses.module, patterns))
         yield replace(objective, losses=part), part.theta()
     finally:
         losses.space.write_to(losses.module, before)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import vmap
 
 from ifloo.errors import IflooError, InputError, summarise
-from ifloo.objective.batches import Batch, batch_size, slice_batch
-from ifloo.objective.functional import scoring
+from ifloo.objective.batches import Batch, Identified, TrainingData, batch_size, slice_batch
+from ifloo.objective.functional import Path, scoring
 from ifloo.objective.layers import kinds, places, recurrent_layers
 from ifloo.objective.objective import Objective
+from ifloo.objective.paths import SEED, not_finite, rounding
 
 ROWS = 16  # number of samples that are checked one by one
 NOTICEABLE = 0.1  # ratio of ‖∇J‖ to the contribution of one sample above which there is a warning
@@ -46,16 +47,16 @@ class Stationarity:
 def preflight(objective: Objective, theta: Float[Tensor, " p"]) -> Stationarity:
     """Checks that ℓ_i belongs to sample i alone and is the same at each call; measures how close θ is to a minimum.
 
+    The samples that are checked one by one are drawn from all training data.
+
     Raises:
         InputError: The loss of a sample depends on its batch, is not reproducible, not finite or not a single number,
-            or torch.func cannot compute it or its gradient.
+            or cannot be differentiated.
     """
-    _, batch = next(iter(objective.data.with_ids()))
-    few = slice_batch(batch, slice(0, ROWS))
-    b = batch_size(few)
+    ids, few = _drawn(objective)
     with scoring(objective.losses.module):
         in_batch = _losses_in_batch(objective, theta, few)
-        _check_losses(in_batch, b)
+        _check_losses(in_batch, ids)
         again = objective.losses.sample_losses(theta, few)
         _check_same(
             in_batch, again, "at two calls on the same batch", "a random layer (dropout) that is on while scoring"
@@ -64,10 +65,36 @@ def preflight(objective: Objective, theta: Float[Tensor, " p"]) -> Stationarity:
         _check_same(
             in_batch, alone, "alone and in a batch", "BatchNorm in train mode, or a loss taken across the batch"
         )
-        _check_step_loss(objective, theta, few, in_batch)
+        if objective.losses.path is not Path.LOOP:
+            _check_step_loss(objective, theta, few, in_batch)
         gradients = _gradients(objective, theta, few)
         share = float(gradients.norm(dim=1).mean()) / objective.n
-        return Stationarity(float(objective.gradient(theta).norm()), share)
+        value, slope = objective.value_and_gradient(theta)
+        if not bool(torch.isfinite(value) & torch.isfinite(slope).all()):
+            _refuse_not_finite(objective, theta)
+        return Stationarity(float(slope.norm()), share)
+
+
+def _drawn(objective: Objective) -> tuple[Tensor, Batch]:
+    """Returns ids and batch of `ROWS` samples drawn from all data; of a subsample, its first ones."""
+    data = objective.data
+    if isinstance(data, TrainingData):
+        positions = torch.randperm(data.n, generator=torch.Generator().manual_seed(SEED))[:ROWS]
+        return data.ids[positions], data.sample(positions)
+    ids, batch = next(iter(data.with_ids()))
+    return ids[:ROWS], slice_batch(batch, slice(0, ROWS))
+
+
+def _refuse_not_finite(objective: Objective, theta: Tensor) -> None:
+    for ids, batch in objective.data.with_ids():
+        losses = objective.losses.sample_losses(theta, batch)
+        if not bool(torch.isfinite(losses).all()):
+            k = int((~torch.isfinite(losses)).nonzero()[0])
+            raise InputError(not_finite(int(ids[k]), float(losses[k])))
+    raise InputError(
+        "The gradient of J is not finite, though the loss of every training sample is.\n"
+        "  A derivative overflows or is undefined at these weights (a root or a norm at 0); no score can be computed."
+    )
 
 
 def _check_step_loss(objective: Objective, theta: Tensor, few: Batch, losses: Tensor) -> None:
@@ -80,7 +107,9 @@ def _check_step_loss(objective: Objective, theta: Tensor, few: Batch, losses: Te
     """
     if not objective.losses.contract.one_by_one:
         return
-    whole, mean = objective.losses.step_loss(theta, few), losses.mean()
+    factors = few.factors if isinstance(few, Identified) else None
+    whole = objective.losses.step_loss(theta, few)
+    mean = losses.mean() if factors is None else losses.sum() / factors.sum()
     if (whole - mean).abs() > rounding(mean):
         raise InputError(
             f"training_step on a batch of {len(losses)} gives {float(whole):.9g}, the mean over its samples as batches "
@@ -106,8 +135,7 @@ def _losses_in_batch(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
 
 def _gradients(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
     try:
-        gradients: Tensor = vmap(grad(objective.losses.loss_alone), in_dims=(None, 0))(theta, few)
-        return gradients
+        return objective.losses.sample_gradients(theta, few)
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"The gradient of one sample's loss cannot be computed (torch.func.vmap of grad): {error}\n"
@@ -124,6 +152,10 @@ def _unsupported_layers(objective: Objective) -> str:
 
 
 def _losses_alone(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
+    losses = objective.losses
+    if losses.path is Path.LOOP or not losses.vmapped:
+        rows = (slice_batch(few, slice(k, k + 1)) for k in range(batch_size(few)))
+        return torch.cat([losses.sample_losses(theta, one) for one in rows])
     try:
         return vmap(lambda sample: objective.losses.loss_alone(theta, sample))(few)
     except (RuntimeError, ValueError) as error:  # raised by torch.func.vmap and by layers such as BatchNorm
@@ -135,23 +167,16 @@ def _losses_alone(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
         ) from error
 
 
-def _check_losses(losses: Tensor, b: int) -> None:
+def _check_losses(losses: Tensor, ids: Tensor) -> None:
+    b = len(ids)
     if losses.shape != (b,):
         raise InputError(
             f"sample_losses must return one loss a sample, shape [{b}] for a batch of {b}; got {list(losses.shape)}.\n"
             "  Leave out the reduction (reduction='none') and sum over everything but the first dimension."
         )
     if not torch.isfinite(losses).all():
-        where = int((~torch.isfinite(losses)).nonzero()[0])
-        raise InputError(
-            f"sample_losses gave {float(losses[where])} for row {where} of the first batch.\n"
-            "  The checkpoint's weights or this sample are not finite; no score can be computed."
-        )
-
-
-def rounding(value: Tensor) -> Tensor:
-    """Returns the tolerance for losses that differ only in the order of additions: 1e3 roundings of the dtype."""
-    return 1e3 * torch.finfo(value.dtype).eps * (1 + value.abs())
+        k = int((~torch.isfinite(losses)).nonzero()[0])
+        raise InputError(not_finite(int(ids[k]), float(losses[k])))
 
 
 def _check_same(a: Tensor, b: Tensor, when: str, cause: str) -> None:

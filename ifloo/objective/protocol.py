@@ -96,6 +96,20 @@ class ModelContract(ABC, Generic[BatchT_contra]):
         """Returns the loss of a training step on a whole batch, nats, without penalty and without sample weights."""
         return self.sample_losses(batch).mean()
 
+    def single_loss(self, batch: BatchT_contra) -> Float[Tensor, ""]:
+        """Returns ℓ of the sample in a batch of one, nats, without penalty.
+
+        Raises:
+            InputError: `sample_losses` gives no loss for each sample.
+        """
+        losses = self.sample_losses(batch)
+        if losses.shape != (1,):
+            raise InputError(
+                f"sample_losses must return one loss a sample, shape [1] for a batch of one; got {list(losses.shape)}."
+                "\n  Leave out the reduction (reduction='none') and sum over everything but the first dimension."
+            )
+        return losses.squeeze(0)
+
     def strong_convexity(self) -> float | None:
         """Returns a known μ > 0 with ∇²J ⪰ μI everywhere, used in error bounds; None if no such μ is known."""
         return None

@@ -51,6 +51,10 @@ class SampleWeights:
         """Returns weights in which one sample has this weight and all others have weight 1."""
         return cls(1.0, torch.tensor([id], dtype=torch.int64), torch.tensor([weight], dtype=torch.float64))
 
+    def equal_for(self, ids: Int[Tensor, " b"]) -> bool:
+        """Tells whether all of these ids have the default weight."""
+        return len(self.ids) == 0 or not bool(torch.isin(ids.cpu(), self.ids).any())
+
     def of(self, ids: Int[Tensor, " b"], dtype: torch.dtype) -> Float[Tensor, " b"]:
         """Returns the weights of the samples with these ids, dimensionless, on the device of the ids."""
         weights = torch.full(ids.shape, self.default, dtype=dtype, device=ids.device)

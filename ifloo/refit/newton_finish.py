@@ -189,7 +189,7 @@ class NewtonFinish(L.Callback):
         try:
             return self._prepared_inner(objective, theta)
         except SolveError as error:
-            logger.info("finish: no preconditioner. %s", error)
+            logger.info("finish: no preconditioner. %s", str(error).splitlines()[0])
             return self._plain_inner(theta)
 
     def _prepared_inner(self, objective: Objective, theta: torch.Tensor) -> NewtonSystem:

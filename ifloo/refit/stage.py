@@ -29,6 +29,7 @@ from ifloo.store import (
     Manifest,
     Section,
     contents_of,
+    has_results,
     influences,
     read_ids,
     refuse_other_samples,
@@ -92,7 +93,8 @@ class RefitStage:
             WorkError: If a refit did not converge.
         """
         contents = contents_of(self.datamodule.test_batch, test_ids)
-        sections = ("influence",) if self.overwrite else ("influence", SECTION)
+        afresh = self.overwrite or not has_results(self.layout.existing_losses())
+        sections = ("influence",) if afresh else ("influence", SECTION)
         refuse_other_samples(Manifest.at(self.layout.manifest), contents, sections)
         top = {t: self._top_ids(t) for t in test_ids}
         files = {t: LossFiles(self.layout.loo_losses(t), self.layout.null_losses(t)) for t in test_ids}
@@ -201,7 +203,8 @@ class RefitStage:
         named = [path for pair in files.values() for path in pair]
         replaced = [*self.layout.existing_losses(), *named] if section == SECTION else named
         manifest = Manifest.at(self.layout.manifest)
-        compared = manifest.joined(section, self._identity_settings(), contents, recorded, self.overwrite)
+        afresh = self.overwrite or not has_results(replaced)
+        compared = manifest.joined(section, self._identity_settings(), contents, recorded, afresh)
         opening = Section(manifest, section, compared, recorded, replaced, derived=self.layout.verdict_files)
         with opening.opened(self.overwrite):
             refits.run(removals(top, random), random)

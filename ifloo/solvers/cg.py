@@ -21,6 +21,7 @@ from ifloo.solvers.base import (
     Status,
     relative_residual,
 )
+from ifloo.solvers.indefinite import Lowest, damping_remedy, lowest_eigenvalue
 from ifloo.solvers.tolerances import CG_RTOL, default_rtol
 
 RESTARTS = 2  # maximum number of restarts after a recurrence that underestimated the residual
@@ -106,7 +107,7 @@ class PreparedCG(Prepared):
             run.steps[live.cpu()] += 1
             curvature = (P * AP).sum(1)
             non_positive = ~(curvature > 0)  # including NaN
-            run.fail(live[non_positive], curvature[non_positive], P[non_positive], self.A.definite)
+            run.fail(live[non_positive], curvature[non_positive], P[non_positive], self.A)
             alpha = torch.where(non_positive, 0.0, rho / curvature)
             X = X + alpha[:, None] * P
             R = R - alpha[:, None] * AP
@@ -156,6 +157,7 @@ class _Run:
         status: Status of each row; NOT_CONVERGED until the solve ends.
         advice: Description of the failure and its remedy for each row; empty without a failure.
         started: Whether any step was taken, so that X may differ from 0.
+        lowest: Smallest eigenvalue of the operator, estimated after a direction of non-positive curvature.
     """
 
     X: Float[Tensor, "k p"]
@@ -164,6 +166,7 @@ class _Run:
     status: list[Status]
     advice: list[str]
     started: bool = False
+    lowest: Lowest | None = None
 
     @classmethod
     def start(cls, B: Float[Tensor, "k p"]) -> _Run:
@@ -172,7 +175,7 @@ class _Run:
         status = [Status.NOT_CONVERGED if torch.isfinite(norm) else Status.NOT_FINITE for norm in norms]
         return cls(torch.zeros_like(B), torch.zeros(len(B), dtype=torch.int64), norms, status, [""] * len(B))
 
-    def fail(self, rows: Tensor, curvature: Tensor, directions: Tensor, declared: Definite) -> None:
+    def fail(self, rows: Tensor, curvature: Tensor, directions: Tensor, A: LinearOperator) -> None:
         """Ends rows with non-positive or NaN curvature pᵀAp along their direction p."""
         for row, value, p in zip(rows.tolist(), curvature.tolist(), directions, strict=True):
             if value != value:
@@ -180,23 +183,20 @@ class _Run:
                 self.advice[row] = f"the product with the curvature is not finite at step {int(self.steps[row])}."
                 continue
             self.status[row] = Status.INDEFINITE
-            self.advice[row] = _indefinite(value / float(p.square().sum()), int(self.steps[row]), declared)
+            if self.lowest is None:
+                self.lowest = lowest_eigenvalue(A, p)
+            self.advice[row] = _indefinite(value / float(p.square().sum()), int(self.steps[row]), A, self.lowest)
 
 
-def _indefinite(rayleigh: float, step: int, declared: Definite) -> str:
-    if declared is not Definite.UNKNOWN:  # a Gauss-Newton matrix already, so this is no remedy
-        return (
-            f"CG met non-positive curvature ({rayleigh:.1e}) at step {step}.\n"
-            f"  It is declared {declared.value}, as it is where loss and penalty are convex: this is rounding along a "
-            "direction without curvature, or one of the two is not convex.\n"
-            f"  Raise damping by at least {abs(rayleigh):.1e} (the smallest eigenvalue is that low or lower), or use "
-            "float64."
-        )
+def _indefinite(rayleigh: float, step: int, A: LinearOperator, lowest: Lowest) -> str:
+    cause = (
+        "The damped curvature is indefinite at this checkpoint: is it trained to a minimum?"
+        if A.definite is Definite.UNKNOWN
+        else "This is rounding along a direction without curvature, or loss or penalty is not convex."
+    )
     return (
-        f"CG met non-positive curvature ({rayleigh:.1e}) at step {step}.\n"
-        "  The damped curvature is indefinite at this checkpoint: is it trained to a minimum?\n"
-        f"  Either raise damping by at least {abs(rayleigh):.1e} (the smallest eigenvalue is that low or lower), or "
-        "use curvature GaussNewton, which is positive semi-definite."
+        f"CG met non-positive curvature ({rayleigh:.1e}) at step {step}; the smallest eigenvalue is about "
+        f"{lowest.value:.1e}.\n  {cause}\n  {damping_remedy(A, lowest)}"
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifloo.curvature import Core, Definite, LinearOperator, dense
+from ifloo.curvature import Core, LinearOperator, dense
 from ifloo.errors import InputError
 from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers.base import (
@@ -20,6 +20,7 @@ from ifloo.solvers.base import (
     Status,
     relative_residual,
 )
+from ifloo.solvers.indefinite import Lowest, damping_remedy
 from ifloo.solvers.tolerances import CHOLESKY_RTOL, default_rtol
 
 SHARP = 1e-2  # share of the tolerance; a residual below it needs no refinement
@@ -89,7 +90,7 @@ class Cholesky(Solver):
         core = structure.dense.build(tick) if structure.dense else _whole_matrix(A, self.block, tick)
         factor, failed_at = torch.linalg.cholesky_ex(core.matrix)
         if int(failed_at) or not torch.isfinite(factor.diagonal()).all():
-            raise SolveError(_not_definite(core.matrix, A.definite))
+            raise SolveError(_not_definite(core.matrix, A))
         rtol = self.rtol or default_rtol(CHOLESKY_RTOL, A.dtype)
         return PreparedCholesky(A, core, factor, rtol)
 
@@ -165,17 +166,14 @@ def _missed(residual: float, rtol: float, dtype: torch.dtype) -> str:
     )
 
 
-def _not_definite(matrix: Float[Tensor, "p p"], declared: Definite) -> str:
+def _not_definite(matrix: Float[Tensor, "q q"], A: LinearOperator) -> str:
     if not torch.isfinite(matrix).all():
         return "The curvature holds NaN or infinity: the loss has no finite second derivative at this checkpoint."
     lowest = _smallest_eigenvalue(matrix)
-    remedy = "train to a minimum, or use curvature GaussNewton with damping"
-    if declared is not Definite.UNKNOWN:  # it is a Gauss-Newton matrix already
-        remedy = f"or use float64: it is declared {declared.value}, as it is where loss and penalty are convex"
-    rounding = torch.finfo(matrix.dtype).eps * float(matrix.diagonal().max()) * len(matrix)
+    largest = float(matrix.diagonal().max()) * len(matrix) ** 0.5  # rounding then is that of a sum of len(matrix) terms
     return (
         f"The curvature is not positive definite: its smallest eigenvalue is {lowest:.1e}.\n"
-        f"  Raise damping by more than {max(-lowest, rounding):.1e}, {remedy}."
+        f"  {damping_remedy(A, Lowest(lowest, 0.0, largest))}"
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ifloo.curvature import LinearOperator
 from ifloo.errors import InputError
 from ifloo.solvers.base import Preconditioner, PreparedPreconditioner, SolveError
+from ifloo.solvers.indefinite import damping_remedy, lowest_eigenvalue
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,7 @@ class Nystrom(Preconditioner):
         Y = Y + shift * omega
         core, failed = torch.linalg.cholesky_ex(omega.T @ Y)
         if int(failed):
-            raise SolveError(
-                "The curvature is not positive definite, so it has no Nyström preconditioner.\n"
-                "  Raise damping, use curvature GaussNewton, or CG without a preconditioner (its error tells by how "
-                "much)."
-            )
+            raise SolveError(_not_definite(A, omega, omega.T @ Y))
         factor = torch.linalg.solve_triangular(core, Y.T, upper=False).T
         U, sigma, _ = torch.linalg.svd(factor, full_matrices=False)
         eigenvalues = sigma.square() - shift
@@ -102,3 +99,12 @@ class PreparedNystrom(PreparedPreconditioner):
 
     def apply(self, R: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         return R + ((R @ self.U) * self.shrink) @ self.U.T
+
+
+def _not_definite(A: LinearOperator, omega: Float[Tensor, "p r"], sketch: Float[Tensor, "r r"]) -> str:
+    start = omega @ torch.linalg.eigh(sketch).eigenvectors[:, 0]  # the direction of lowest curvature in the sketch
+    lowest = lowest_eigenvalue(A, start)
+    return (
+        f"The curvature is not positive definite: its smallest eigenvalue is about {lowest.value:.1e}. It has no "
+        f"Nyström preconditioner.\n  {damping_remedy(A, lowest)}"
+    )

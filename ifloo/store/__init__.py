@@ -26,7 +26,7 @@ from ifloo.store.losses import FLAG_RATIO, NULL_ID, LossFile, LossRow
 from ifloo.store.manifest import Manifest, environment
 from ifloo.store.recorded_runs import RunFolder
 from ifloo.store.removals import StoredRemovals
-from ifloo.store.results_section import Section, settings_stamp
+from ifloo.store.results_section import Section, has_results, settings_stamp
 from ifloo.store.sample_contents import content_of, contents_of, refuse_other_samples
 from ifloo.store.self_influence import StoredSelfInfluence
 
@@ -55,6 +55,7 @@ __all__ = [
     "content_of",
     "contents_of",
     "environment",
+    "has_results",
     "influences",
     "jsonl",
     "read_ids",

@@ -50,6 +50,9 @@ class Section:
         With `overwrite` the old results are moved aside first. They are deleted when the block ends, and restored if it
         fails before it has written a file, so that a diverging solve does not destroy existing scores.
 
+        A section without results holds nothing that could be mixed: its settings are replaced, not compared. A block
+        that fails before its first result leaves no section, so that its own remedy, another setting, is not refused.
+
         Args:
             overwrite: Whether the block replaces existing results.
 
@@ -61,7 +64,7 @@ class Section:
                 writing to this folder.
         """
         with _locked(self.manifest.path.parent):
-            self.manifest.check(self.name, self.compared, overwrite)
+            self.manifest.check(self.name, self.compared, overwrite or not has_results(self.paths))
             before = self.manifest.sections()
             if not overwrite:
                 self._refuse_unknown(before)
@@ -70,14 +73,24 @@ class Section:
             try:
                 yield
             except BaseException:
-                if aside and not any(path.exists() for path in self.paths):
+                if not has_results(self.paths):
                     for path, kept in aside.items():
+                        _remove(path)  # a file without content
                         kept.rename(path)
-                    write_json(self.manifest.path, before)
+                    self._restore_section(before)
                 raise
             finally:
                 for kept in aside.values():
                     _remove(kept)
+
+    def _restore_section(self, before: Mapping[str, Any]) -> None:
+        """Gives the section the settings of its earlier results, or removes it if it has none."""
+        sections = self.manifest.sections()
+        if self.name in before and has_results(self.paths):
+            sections[self.name] = before[self.name]
+        else:
+            sections.pop(self.name, None)
+        write_json(self.manifest.path, sections)
 
     def _refuse_unknown(self, sections: Mapping[str, Any]) -> None:
         found = [] if self.name in sections else [path for path in self.paths if path.exists()]
@@ -87,6 +100,11 @@ class Section:
                 "  Results of unknown settings are never added to. Move them away, give another --output_dir, or "
                 "--overwrite to replace them."
             )
+
+
+def has_results(paths: Sequence[Path]) -> bool:
+    """Returns whether one of these files or folders holds anything; a file is empty if its first write was cut off."""
+    return any(any(path.iterdir()) if path.is_dir() else path.exists() and path.stat().st_size > 0 for path in paths)
 
 
 def settings_stamp(compared: Mapping[str, JSON]) -> str:

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import shutil
 
 import pytest
@@ -117,12 +118,24 @@ def test_cg_that_meets_negative_curvature_fails_and_says_how_much_damping_would_
     said = small(tmp_path, "influence", *saddle, *plain, "--attribution.test_ids=[8]")
     assert said.code == 1
     assert said.err.split("ifloo: ", 1)[1] == (
-        "failed: query 1 of 1: CG met non-positive curvature (-9.9e+01) at step 1.\n"
+        "failed: query 1 of 1: CG met non-positive curvature (-9.9e+01) at step 1; the smallest eigenvalue is about "
+        "-1.0e+02.\n"
         "  The damped curvature is indefinite at this checkpoint: is it trained to a minimum?\n"
-        "  Either raise damping by at least 9.9e+01 (the smallest eigenvalue is that low or lower), or use curvature "
-        "GaussNewton, which is positive semi-definite.\n"
+        "  Damping 150 would do (--attribution.damping 150). Or train to a minimum, or use curvature GaussNewton with "
+        "damping.\n"
     )
     assert not list((tmp_path / "outputs" / "mnist").glob("influences*"))
+
+
+def test_the_damping_that_a_failed_run_names_works_in_the_same_folder(tmp_path):
+    saddle = ("--model=tests.cli.broken.Saddle", "--model.optimizer=sgd", "--model.lr=0.0001")
+    done(small(tmp_path, "fit", *saddle))
+    command = ("influence", *saddle, "--attribution.test_ids=[8]")
+    said = small(tmp_path, *command)
+    assert said.code == 1
+    (named,) = re.findall(r"\((--attribution\.damping) (\S+)\)", said.err)
+    done(small(tmp_path, *command, "=".join(named)))
+    assert list((tmp_path / "outputs" / "mnist").glob("influences*"))
 
 
 def test_an_unconverged_checkpoint_is_said_with_its_number(tmp_path, caplog):

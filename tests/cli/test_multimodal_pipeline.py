@@ -220,7 +220,7 @@ def test_overwriting_replaces_everything(copied, rows):
     assert weights.keys() == {"fit", "influence", "loo", "methods/random", "methods/tracin"}
 
 
-class KilledError(Exception):
+class KilledError(BaseException):  # as a signal is: no error of any code
     pass
 
 

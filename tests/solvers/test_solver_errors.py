@@ -27,10 +27,11 @@ def _refusal(solver, operator, B=ONES) -> str:
 def test_cg_meets_negative_curvature():
     # first direction (1, 1, 1): Rayleigh quotient (2 + 1 − 6) / 3
     assert _refusal(CG(), _diagonal(2.0, 1.0, -6.0)) == (
-        "query 1 of 1: CG met non-positive curvature (-1.0e+00) at step 1.\n"
+        "query 1 of 1: CG met non-positive curvature (-1.0e+00) at step 1; the smallest eigenvalue is about "
+        "-6.0e+00.\n"
         "  The damped curvature is indefinite at this checkpoint: is it trained to a minimum?\n"
-        "  Either raise damping by at least 1.0e+00 (the smallest eigenvalue is that low or lower), or use curvature "
-        "GaussNewton, which is positive semi-definite."
+        "  Damping 10 would do (--attribution.damping 10). Or train to a minimum, or use curvature GaussNewton with "
+        "damping."
     )
 
 
@@ -38,10 +39,11 @@ def test_cg_meets_negative_curvature():
 def test_cg_does_not_advise_gauss_newton_where_the_operator_is_declared_positive(declared):
     A = Matrix(torch.diag(torch.tensor([2.0, 1.0, -6.0], dtype=torch.float64)), declared)
     assert _refusal(CG(), A) == (
-        "query 1 of 1: CG met non-positive curvature (-1.0e+00) at step 1.\n"
-        f"  It is declared {declared.value}, as it is where loss and penalty are convex: this is rounding along a "
-        "direction without curvature, or one of the two is not convex.\n"
-        "  Raise damping by at least 1.0e+00 (the smallest eigenvalue is that low or lower), or use float64."
+        "query 1 of 1: CG met non-positive curvature (-1.0e+00) at step 1; the smallest eigenvalue is about "
+        "-6.0e+00.\n"
+        "  This is rounding along a direction without curvature, or loss or penalty is not convex.\n"
+        "  Damping 10 would do (--attribution.damping 10). Or use float64: it is declared "
+        f"{declared.value}, as it is where loss and penalty are convex."
     )
 
 
@@ -108,17 +110,18 @@ def test_cholesky_of_an_indefinite_matrix_names_the_eigenvalue():
     matrix = matrix_with(torch.tensor([-0.25, 1.0, 2.0], dtype=torch.float64))
     assert _refusal(Cholesky(), Matrix(matrix)) == (
         "The curvature is not positive definite: its smallest eigenvalue is -2.5e-01.\n"
-        "  Raise damping by more than 2.5e-01, train to a minimum, or use curvature GaussNewton with damping."
+        "  Damping 0.4 would do (--attribution.damping 0.4). Or train to a minimum, or use curvature GaussNewton with "
+        "damping."
     )
-    Cholesky().prepare(Damped(Matrix(matrix), 0.26)).solve(ONES).require()  # the advice works
+    Cholesky().prepare(Damped(Matrix(matrix), 0.4)).solve(ONES).require()  # the advice works
 
 
 def test_cholesky_of_a_matrix_that_is_declared_positive():
     matrix = matrix_with(torch.tensor([-0.25, 1.0, 2.0], dtype=torch.float64))
     assert _refusal(Cholesky(), Matrix(matrix, Definite.SEMI)) == (
         "The curvature is not positive definite: its smallest eigenvalue is -2.5e-01.\n"
-        "  Raise damping by more than 2.5e-01, or use float64: it is declared positive semi-definite, as it is where "
-        "loss and penalty are convex."
+        "  Damping 0.4 would do (--attribution.damping 0.4). Or use float64: it is declared positive semi-definite, as "
+        "it is where loss and penalty are convex."
     )
 
 
@@ -240,8 +243,10 @@ def test_nystrom_of_a_matrix_without_full_rank():
     [
         (
             torch.diag(torch.tensor([-1.0, 1.0, 2.0], dtype=torch.float64)),
-            "The curvature is not positive definite, so it has no Nyström preconditioner.\n"
-            "  Raise damping, use curvature GaussNewton, or CG without a preconditioner (its error tells by how much).",
+            "The curvature is not positive definite: its smallest eigenvalue is about -1.0e+00. It has no Nyström "
+            "preconditioner.\n"
+            "  Damping 1.5 would do (--attribution.damping 1.5). Or train to a minimum, or use curvature GaussNewton "
+            "with damping.",
         ),
         (
             torch.full((3, 3), float("nan"), dtype=torch.float64),

@@ -102,3 +102,52 @@ def test_what_is_derived_from_replaced_results_goes_with_them(results):
     with opening.opened(overwrite=False):
         pass
     assert verdict.read_text() == "on the new ones"
+
+
+class Killed(BaseException):
+    """Stands for Ctrl-C and SIGTERM, which are no errors."""
+
+
+@pytest.mark.parametrize("failure", [WorkError, InputError, Killed])
+@pytest.mark.parametrize("written", [False, True], ids=["nothing", "a file without content"])
+def test_a_first_run_that_fails_before_its_first_result_refuses_no_other_settings(tmp_path, failure, written):
+    Manifest.at(tmp_path / "manifest.json").record("fit", {"seed": 0}, {})
+
+    def work():
+        with section(tmp_path, 0.0).opened(overwrite=False):
+            if written:
+                (tmp_path / "scores.npz").touch()
+            raise failure("raise damping")
+
+    with pytest.raises(failure):
+        work()
+    assert list(Manifest.at(tmp_path / "manifest.json").sections()) == ["fit"]
+    (tmp_path / "scores.npz").unlink(missing_ok=True)
+    with section(tmp_path, 0.1).opened(overwrite=False):
+        (tmp_path / "scores.npz").write_text("of the remedy")
+    assert Manifest.at(tmp_path / "manifest.json").sections()["influence"]["compared"] == {"damping": 0.1}
+
+
+def test_a_run_killed_at_once_leaves_settings_that_are_replaced(tmp_path):
+    """SIGKILL runs no handler: the section stays, without results."""
+    opening = section(tmp_path, 0.0)
+    opening.manifest.record(opening.name, opening.compared, opening.recorded)
+    (tmp_path / "all").mkdir()
+    with section(tmp_path, 0.1).opened(overwrite=False):
+        (tmp_path / "scores.npz").write_text("of the remedy")
+    assert Manifest.at(tmp_path / "manifest.json").sections()["influence"]["compared"] == {"damping": 0.1}
+    with pytest.raises(InputError, match=r"damping: stored 0\.1, asked 0\.0"), section(tmp_path, 0.0).opened(False):
+        pytest.fail("results are there now")
+
+
+def test_a_later_run_that_fails_keeps_the_settings_of_the_results(results):
+    before = contents(results)
+
+    def work():
+        with section(results, 0.0).opened(overwrite=False):
+            raise WorkError("the disk is full")
+
+    with pytest.raises(WorkError):
+        work()
+    assert contents(results).keys() == before.keys()
+    assert Manifest.at(results / "manifest.json").sections()["influence"]["compared"] == {"damping": 0.0}

@@ -92,6 +92,16 @@ class MultimodalSet(Dataset[dict[str, Tensor]]):
         """Number of rows that were too long and lost text."""
         return self._index.rows_cut
 
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Keys of the rows that hold paths of images and are not read."""
+        return self._index.unread
+
+    @property
+    def rows_with_images(self) -> int:
+        """Number of rows that have an image."""
+        return int((self._index.images > 0).sum())
+
     def __len__(self) -> int:
         return len(self.ids)
 

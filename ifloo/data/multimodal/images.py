@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,11 @@ from PIL import Image, ImageOps
 
 from ifloo.data.multimodal.row import BadRowError
 
+log = logging.getLogger(__name__)
+
 # Pillow reads more formats, but some of them start other programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+DARK_BITS = 12  # images of 16 bits without values of more bits are nearly black
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -82,14 +87,29 @@ def _pixels(image: Image.Image, height: int, width: int, mode: str) -> UInt8[np.
 def _eight_bits(image: Image.Image, file_format: str | None) -> Image.Image:
     """Converts 16-bit images by their high bytes; Pillow's own conversion would clip them to white.
 
+    Cameras and scanners write values of 10 or 12 bits into files of 16, whose high bytes are nearly black. A dark image
+    of 16 bits looks the same, so that the values stay and a warning tells of it.
+
     Raises:
         ValueError: If the range of the values is unknown.
     """
     if image.mode in SIXTEEN_BITS or (image.mode == "I" and file_format in ("PNG", "PPM")):
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
+        values = np.asarray(image).astype(np.int64)
+        if 0 < (largest := int(values.max())) < 1 << DARK_BITS:
+            _warn_of_depth(largest.bit_length())
+        return Image.fromarray((values >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError("32 bits a channel, of unknown range")
     return image
+
+
+@cache  # once for each depth
+def _warn_of_depth(bits: int) -> None:
+    log.warning(
+        "an image of 16 bits a channel has values of %d bits only and comes out nearly black: if its camera or scanner "
+        "gives %d bits, multiply the values by %d and write the files again.",
+        *(bits, max(bits, DARK_BITS), 1 << (16 - max(bits, DARK_BITS))),
+    )
 
 
 def _opaque(image: Image.Image) -> Image.Image:

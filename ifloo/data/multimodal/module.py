@@ -28,7 +28,8 @@ class MultimodalDataModule(LoadedDataModule[MultimodalSet]):
     """Conversations about images as dict batches (see `MultimodalSet`); an id is the position of a row's line.
 
     Args:
-        train_jsonl: File of the training rows; None for the set made from the digits that come with ifloo.
+        train_jsonl: File of the training rows, one JSON object a line or one JSON array of them; None for the set made
+            from the digits that come with ifloo.
         test_jsonl: File of the rows to validate on and to explain; required with `train_jsonl`.
         image_root: Folder that image paths are relative to and may not leave; None for the folder of each file.
         root: Folder to which the set that comes with ifloo is written.
@@ -174,6 +175,11 @@ class MultimodalDataModule(LoadedDataModule[MultimodalSet]):
                 bad, good = len(rows.skipped), len(rows)
                 where = f"{first.file}: {bad} of {bad + good} rows are bad and left out"
                 log_on_rank_zero(_log, logging.WARNING, f"{where}, the first at line {first.line}: {first.reason}")
+            if rows.unread:
+                keys = ", ".join(map(repr, rows.unread))
+                line = f"{rows.rows_with_images} of {len(rows)} {part} rows have an image: the paths of images under "
+                step = f"name the key of the images by fields, as in {{image: {rows.unread[0]}}}"
+                log_on_rank_zero(_log, logging.WARNING, f"{line}{keys} are not read; {step}")
         if self.rows_cut:
             limit = self.hparams["max_seq_len"]
             log_on_rank_zero(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from ifloo.errors import InputError
 
@@ -22,6 +23,10 @@ MARKER = "<image>"
 FORMS = (("conversations", "from", "value"), ("messages", "role", "content"))
 FIELDS = ("image", *FORMS[0], *FORMS[1])
 RENAME = "Correct the row, or name its keys by fields"
+SEVERAL = "images"  # common key in place of `image`
+IMAGE_FILE = re.compile(r"\.(png|jpe?g|webp|bmp|gif|tiff?|ppm)$", re.IGNORECASE)
+# Keys under which the part of a content of type image or image_url holds the path; it may also hold none.
+PART_PATHS = ("image", "path", "url", "image_url")
 
 
 class BadRowError(Exception):
@@ -39,8 +44,17 @@ class BadRowError(Exception):
 
 @dataclass(frozen=True)
 class Turn:
+    """A turn of a conversation.
+
+    Attributes:
+        role: Speaker.
+        text: Text, in which `<image>` stands for an image.
+        images: File names of images that are written in the turn itself, as parts of its content.
+    """
+
     role: Role
     text: str
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,10 +64,12 @@ class Row:
     Attributes:
         turns: Turns of the conversation; at least one is the assistant's, and those are not empty and hold no marker.
         images: File names of the images, as written in the data.
+        unread: Keys with paths of images that no field names.
     """
 
     turns: tuple[Turn, ...]
     images: tuple[str, ...]
+    unread: tuple[str, ...] = ()
 
     @property
     def last_answer(self) -> int:
@@ -97,10 +113,15 @@ def parse_row(line: bytes, names: Mapping[str, str]) -> Row:
         BadRowError: If the line does not hold a conversation.
     """
     data = _object(line)
-    turns, images = _turns(data, names), _images(data, names["image"])
+    key = _image_key(data, names["image"])
+    turns, images = _turns(data, names), _images(data, key)
     if not any(turn.role == "assistant" for turn in turns):
         raise BadRowError("expected a turn of the assistant (gpt or assistant), found none")
-    return Row(_with_markers(turns, len(images)), images)
+    if within := tuple(image for turn in turns for image in turn.images):
+        if images:
+            raise BadRowError(f"expected images in {key} or in the parts of a turn, found both")
+        images = within
+    return Row(_with_markers(turns, len(images)), images, _unread(data, {*names.values(), key}))
 
 
 def _object(line: bytes) -> dict[str, object]:
@@ -131,20 +152,85 @@ def _turns(data: dict[str, object], names: Mapping[str, str]) -> tuple[Turn, ...
     return tuple(_turn(turn, speaker, text, f"{key}[{i}]") for i, turn in enumerate(turns))
 
 
+def _image_key(data: Mapping[str, object], key: str) -> str:
+    """Returns the key of the images: `images` in place of `image` is as common, and understood.
+
+    Raises:
+        BadRowError: If the row has both.
+    """
+    if key != "image" or SEVERAL not in data:
+        return key
+    if key in data:
+        raise BadRowError(f"expected a key {key} or {SEVERAL}, found both", RENAME)
+    return SEVERAL
+
+
+def _unread(data: Mapping[str, object], read: set[str]) -> tuple[str, ...]:
+    """Lists the keys that are not read and hold paths of images."""
+    return tuple(
+        key
+        for key, value in data.items()
+        if key not in read and all(isinstance(one, str) and IMAGE_FILE.search(one) for one in _listed(value))
+    )
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) and value else [value]
+
+
 def _turn(turn: object, speaker: str, text: str, where: str) -> Turn:
     if not isinstance(turn, dict):
         raise BadRowError(f"{where}: expected an object {{...}}, found {_kind(turn)}")
     for key in (speaker, text):
         if key not in turn:
             raise BadRowError(f"{where}: expected a key {key}, found none", RENAME)
-        if not isinstance(turn[key], str):
+        if not isinstance(turn[key], str) and not (key == text and _is_parts(turn[key])):
             raise BadRowError(f"{where}.{key}: expected text, found {_kind(turn[key])}")
     if turn[speaker] not in ROLES:
         raise BadRowError(f"{where}.{speaker}: expected one of {', '.join(ROLES)}, found {_shown(turn[speaker])}")
-    role, content = ROLES[turn[speaker]], turn[text]
+    role = ROLES[turn[speaker]]
+    content, images = _joined_parts(turn[text], f"{where}.{text}")
     if role == "assistant" and not content.strip():
         raise BadRowError(f"{where}.{text}: expected an answer, found an empty one")
-    return Turn(role, _checked_unicode(content, f"{where}.{text}"))
+    return Turn(role, _checked_unicode(content, f"{where}.{text}"), images)
+
+
+def _is_parts(content: object) -> TypeGuard[list[dict[str, object]]]:
+    """Whether a content is a list of parts, [{"type": "image"}, {"type": "text", "text": ...}], as chats have it."""
+    return (
+        isinstance(content, list)
+        and bool(content)
+        and all(isinstance(part, dict) and isinstance(part.get("type"), str) for part in content)
+    )
+
+
+def _joined_parts(content: str | list[dict[str, object]], where: str) -> tuple[str, tuple[str, ...]]:
+    """Returns the text of a content with a marker for each image, and the paths that its image parts hold.
+
+    Raises:
+        BadRowError: If a part is neither a text nor an image.
+    """
+    if isinstance(content, str):
+        return content, ()
+    texts, images = [], []
+    for i, part in enumerate(content):
+        if part["type"] == "text":
+            if not isinstance(text := part.get("text"), str):
+                raise BadRowError(f"{where}[{i}].text: expected text, found {_kind(text)}")
+            texts.append(text)
+        elif part["type"] in ("image", "image_url"):
+            texts.append(MARKER)
+            images += [_part_path(part[key], f"{where}[{i}].{key}") for key in PART_PATHS if part.get(key) is not None]
+        else:
+            raise BadRowError(f"{where}[{i}].type: expected text or image, found {_shown(str(part['type']))}")
+    return "".join(texts), tuple(images)
+
+
+def _part_path(value: object, where: str) -> str:
+    path = value.get("url") if isinstance(value, dict) else value  # {"image_url": {"url": path}}
+    if not isinstance(path, str) or not path:
+        raise BadRowError(f"{where}: expected a path, found {_kind(path) if path != '' else 'an empty one'}")
+    return _checked_unicode(path, where)
 
 
 def _images(data: dict[str, object], key: str) -> tuple[str, ...]:

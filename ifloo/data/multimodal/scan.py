@@ -13,8 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ifloo.data.multimodal.form import Form
-from ifloo.data.multimodal.jsonl_file import JsonlFile, Line
-from ifloo.data.multimodal.row import BadRowError
+from ifloo.data.multimodal.jsonl_file import JsonlFile
+from ifloo.data.multimodal.row import BadRowError, Row
 from ifloo.errors import InputError
 
 OnBadRow = Literal["error", "skip"]
@@ -47,6 +47,7 @@ class Index:
         images: Number of images of each row.
         rows_cut: Number of rows that were too long and lost text.
         skipped: Bad rows left out.
+        unread: Keys of usable rows with paths of images that no field names.
     """
 
     ids: Int64[Tensor, " n"]
@@ -56,6 +57,7 @@ class Index:
     images: Int64[np.ndarray, " n"]
     rows_cut: int
     skipped: tuple[Skipped, ...]
+    unread: tuple[str, ...] = ()
 
 
 def scan(file: JsonlFile, form: Form, limit: int | None, on_bad_row: OnBadRow) -> Index:
@@ -69,12 +71,14 @@ def scan(file: JsonlFile, form: Form, limit: int | None, on_bad_row: OnBadRow) -
     """
     columns = [array("q") for _ in ("ids", "offsets", "lengths", "answers", "images")]
     skipped: list[Skipped] = []
+    unread: dict[str, None] = {}
     rows_cut = 0
     # disable=None: no progress bar when the output is not a terminal (a log file, a CI job).
     with tqdm(desc=file.path.name, total=file.size, unit="B", unit_scale=True, leave=False, disable=None) as bar:
         for line in file.lines():
             try:
-                numbers, cut = _check(line, form, decode=on_bad_row == "skip")
+                row = form.row(line.content)
+                numbers, cut = _check(row, form, decode=on_bad_row == "skip")
             except BadRowError as bad:
                 if on_bad_row == "error":
                     raise InputError(refusal(file, line.position, bad)) from bad
@@ -83,23 +87,23 @@ def scan(file: JsonlFile, form: Form, limit: int | None, on_bad_row: OnBadRow) -
             for column, value in zip(columns, (line.position, line.offset, *numbers), strict=True):
                 column.append(value)
             rows_cut += cut
+            unread |= dict.fromkeys(row.unread)
             bar.update(line.offset - bar.n)
             if len(columns[0]) == limit:
                 break
     if not columns[0]:
         raise InputError(_no_row(file, skipped))
     ids, offsets, lengths, answers, images = (np.array(column, np.int64) for column in columns)
-    return Index(torch.from_numpy(ids), offsets, lengths, answers, images, rows_cut, tuple(skipped))
+    return Index(torch.from_numpy(ids), offsets, lengths, answers, images, rows_cut, tuple(skipped), tuple(unread))
 
 
 def refusal(file: JsonlFile, position: int, bad: BadRowError) -> str:
-    where = f"{file.path}, line {position + 1}"
+    where = f"{file.path}, {file.unit} {position + 1}"
     return f"{where}: {bad.reason}.\n  {bad.step}, or leave bad rows out with on_bad_row: skip."
 
 
-def _check(line: Line, form: Form, decode: bool) -> tuple[tuple[int, int, int], bool]:
+def _check(row: Row, form: Form, decode: bool) -> tuple[tuple[int, int, int], bool]:
     """Returns the numbers of tokens, answer tokens and images of a row, and whether it was cut."""
-    row = form.row(line.content)
     laid = form.tokens(row)
     if decode:
         for _ in form.pixels(row):

@@ -98,8 +98,8 @@ class HuggingFaceTokenizer(Tokenizer):
         return list(self._wrapped.encode(text, add_special_tokens=False))
 
     def decode(self, ids: Iterable[int]) -> str:
-        text: str = self._wrapped.decode([i for i in ids if 0 <= i < self.text_size])
-        return text
+        text = self._wrapped.decode([i for i in ids if 0 <= i < self.text_size])
+        return text if isinstance(text, str) else "".join(text)
 
     def description(self) -> str:
         """Returns class and SHA-256 of the vocabulary, but not the name, which may be a path."""

@@ -139,8 +139,9 @@ class EpochScorer:
         stationarity = preflight(objective, theta)
         if self.method is None:
             _refuse_large_head(objective, n or objective.n)
+        queries = objective.losses.in_form(to_device(queries, theta.device, theta.dtype))
         with scoring(module):
-            scores = method.scores(TrainedModel(objective, theta), to_device(queries, theta.device, theta.dtype))
+            scores = method.scores(TrainedModel(objective, theta), queries)
             own = self._self_influence(module, objective, loader, size) if self.self_influence else None
         return Snapshot(
             scores=scores,

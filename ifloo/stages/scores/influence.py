@@ -22,6 +22,7 @@ from ifloo.stages.memory import in_blocks, queries_at_once
 from ifloo.stages.scores.corrected_removals import correct_removals
 from ifloo.stages.scores.other_methods import MethodRun, scores_there
 from ifloo.stages.scores.predictor import InfluencePredictor, InfluenceWriter, ScoredBlock
+from ifloo.stages.scores.queries import QuerySamples, samples_for
 from ifloo.stages.scores.records import (
     indexed_test,
     stored_influences,
@@ -42,6 +43,7 @@ from ifloo.store import (
     Section,
     StoredInfluences,
     contents_of,
+    has_results,
     influences,
     save_topk,
     settings_stamp,
@@ -140,9 +142,10 @@ class InfluenceStage:
 
     def correct(self, scored: Sequence[StoredInfluences], ids: Sequence[int]) -> None:
         """Predicts the removals of these ids with leverage; raises the errors of `correct_removals`."""
-        queries = self.datamodule.test_batch([one.test_id for one in scored])
+        samples = QuerySamples(self.datamodule, tuple(one.test_id for one in scored))
         solves = len(scored) * (1 + self.settings.top_k)
-        correct_removals(self._predictor.build_engine(solves), queries, scored, ids, self.layout)
+        engine = self._predictor.build_engine(solves)
+        correct_removals(engine, samples_for(engine.objective.losses, samples), scored, ids, self.layout)
 
     def score_with(self, test_ids: Sequence[int]) -> None:
         """Scores by the methods in `settings.compare_with`; raises the errors of `MethodRun.further`."""
@@ -177,7 +180,8 @@ class InfluenceStage:
     def _section(self, name: str, test_ids: Sequence[int], paths: Sequence[Path]) -> Section:
         """Returns the section of the manifest: tests already scored must be the same samples, others may join."""
         manifest, queries = Manifest.at(self.layout.manifest), contents_of(self.datamodule.test_batch, test_ids)
-        compared = manifest.joined(name, self._identity_settings(), queries, self._free_settings(), self.overwrite)
+        afresh = self.overwrite or not has_results(paths)
+        compared = manifest.joined(name, self._identity_settings(), queries, self._free_settings(), afresh)
         derived = self.layout.verdict_files if name == "influence" else []
         return Section(manifest, name, compared, self._free_settings(), paths, derived)
 
@@ -274,7 +278,7 @@ class InfluenceStage:
 
             def work(now: Sequence[int]) -> None:
                 bar.n = ids.index(now[0]) * n  # the pairs of a failed block are counted again
-                queries = self.datamodule.test_batch(now)
+                queries = QuerySamples(self.datamodule, tuple(now))
                 with world.watch_peers():
                     predictor.explain(queries, self.make_trainer(writer, single))
 

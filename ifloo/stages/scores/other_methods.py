@@ -20,6 +20,7 @@ from ifloo.objective import Objective, preflight
 from ifloo.progress import OnProgress, ticking
 from ifloo.stages.isolation import detached
 from ifloo.stages.scores.predictor import ScoredBlock
+from ifloo.stages.scores.queries import QuerySamples, samples_for
 from ifloo.stages.scores.records import stored_influences
 from ifloo.stages.scores.reverse_checkpoint import ReverseCheckpointFile
 from ifloo.stages.settings import AttributionSettings, settings_json
@@ -104,7 +105,7 @@ class MethodRun:
                 self.score(method, missing, stamp, lambda one, to=paths: influences.save(to[one.test_id], one))  # type: ignore[misc]
 
     def _scores(self, method: Method, test_ids: Sequence[int], stamp: str, tick: OnProgress) -> Scores:
-        queries = self.datamodule.test_batch(test_ids)
+        queries = samples_for(self.trained.objective.losses, QuerySamples(self.datamodule, tuple(test_ids)))
         if not isinstance(method, Unrolled):
             return method.scores(self.trained, queries, tick)
         kept = ReverseCheckpointFile(self.layout.reverse, f"{stamp} {list(test_ids)}", self.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,9 @@ from ifloo.objective.batches import batch_size, slice_batch, to_device
 from ifloo.objective.ids import query_ids
 from ifloo.objective.protocol import states_losses
 from ifloo.stages.distributed.process_group import ProcessGroup
+from ifloo.stages.isolation import detached
 from ifloo.stages.scores.engine_choice import engine_for
+from ifloo.stages.scores.queries import samples_for
 from ifloo.stages.settings import AttributionSettings
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class InfluencePredictor(L.LightningModule):
             _refuse_other_methods(settings)
         module = module if states_losses(module) else Adapted(module)
         # A copy if the precision differs, so that the caller's module stays as it was.
-        self.module = copy.deepcopy(module).to(settings.torch_dtype) if settings.torch_dtype else module
+        self.module = detached(module).to(settings.torch_dtype) if settings.torch_dtype else module
         self.loader, self.settings = loader, settings
         self.queries = queries
         count = 1 if queries is None else batch_size(queries)
@@ -111,9 +112,12 @@ class InfluencePredictor(L.LightningModule):
             )
         return self._engine
 
-    @property
-    def share(self) -> slice:
-        """Positions of the training samples this process scores."""
+    def own_rows(self) -> slice:
+        """Returns the positions of the training samples this process scores.
+
+        A property that runs code of the user, such as `__len__` of a dataset, would lose an AttributeError of it: that
+        of an nn.Module comes out as the absence of the property.
+        """
         return self.world.share(self.engine.objective.n)
 
     def build_engine(self, right_hand_sides: int | None = None) -> InfluenceEngine:
@@ -165,7 +169,8 @@ class InfluencePredictor(L.LightningModule):
             engine = self.build_engine()
             # Lightning skips a run without batches, hooks included: a process without samples scores one dummy sample,
             # whose result is dropped.
-            own = self.share if self.share.start < self.share.stop else slice(0, 1)
+            own = self.own_rows()
+            own = own if own.start < own.stop else slice(0, 1)
             loader = engine.products.loader(None if self.world.size == 1 else own)
             # Lightning reads the position of each batch in the dataset, which a loader without batches lacks.
             batched = loader.batch_sampler is not None
@@ -184,7 +189,9 @@ class InfluencePredictor(L.LightningModule):
                 "  Give it a batch of test samples: InfluencePredictor(module, train_loader, queries=batch)."
             )
         self.directions, self._failure = None, None
-        engine, world, m = self.build_engine(), self.world, batch_size(self.queries)
+        engine, world = self.build_engine(), self.world
+        self.queries = samples_for(engine.objective.losses, self.queries)
+        m = batch_size(self.queries)
         own = world.share(m, SOLVED_TOGETHER)
         solved: Directions | None = None
         with world.raise_together():
@@ -242,7 +249,7 @@ class InfluenceWriter(BasePredictionWriter):
     def on_predict_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, InfluencePredictor)
         assert pl_module.directions is not None
-        theta, world, share = pl_module.engine.theta, pl_module.world, pl_module.share
+        theta, world, share = pl_module.engine.theta, pl_module.world, pl_module.own_rows()
         m = len(pl_module.directions.value)
         n = pl_module.engine.objective.n if world.first else share.stop - share.start
         with world.raise_together():

@@ -196,9 +196,9 @@ def test_two_processes_score_each_sample_once(tmp_path):
 def test_an_engine_that_is_not_built():
     small = Small()
     predictor = InfluencePredictor(small.module, small.loader)
-    for name in ("engine", "share"):
+    for read in (lambda: predictor.engine, predictor.own_rows):
         with pytest.raises(InputError) as caught:
-            getattr(predictor, name)
+            read()
         assert str(caught.value) == (
             "This InfluencePredictor has no engine yet.\n"
             "  Call build_engine() first; a run of trainer.predict(predictor) builds it too."

@@ -1,0 +1,142 @@
+"""Losses from the `training_step` of a user's module, on a whole batch, on a batch of one, or on each sample by vmap.
+
+Each step runs as within a fit: the batch passes the transfer hooks of the module and data module, and the module is
+attached to a Trainer that answers as at the end of the fit.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import NoReturn
+
+import lightning as L
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import vmap
+
+from ifloo.errors import InputError
+from ifloo.models.hooks import overridden
+from ifloo.models.lightning_classes import defines
+from ifloo.objective.batches import Batch, batch_size
+from ifloo.objective.counterparts import counterparts
+from ifloo.objective.forms import tensors_of, with_items, with_values
+from ifloo.objective.layers import BATCH_HOOKS
+from ifloo.objective.user_code import user_code
+
+
+def run_step(model: L.LightningModule, batch: Batch) -> object:
+    """Calls a module's `training_step`, with batch index 0 if it takes one."""
+    step: Callable[..., object] = model.training_step
+    return step(batch, 0) if len(inspect.signature(step).parameters) > 1 else step(batch)
+
+
+def transferred(model: L.LightningModule, batch: Batch) -> Batch:
+    """Applies the transfer hooks to a batch; as Lightning does, those of the data module come first.
+
+    Raises:
+        InputError: A hook failed.
+    """
+    trainer = model._trainer
+    data: L.LightningDataModule | None = None if trainer is None else trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it undeclared
+    of_data = overridden(data, BATCH_HOOKS, *counterparts(L.LightningDataModule))
+    of_model = overridden(model, BATCH_HOOKS, *counterparts(L.LightningModule))
+    for name in BATCH_HOOKS:
+        owner = data if name in of_data else model if name in of_model else None
+        if owner is not None:
+            with user_code(f"{name} of {type(owner).__name__}"):
+                batch = _called(owner, name, batch, next(tensors_of(batch)).device)
+    return batch
+
+
+def _called(owner: L.LightningModule | L.LightningDataModule, name: str, batch: Batch, device: torch.device) -> Batch:
+    if name == "on_before_batch_transfer":
+        return owner.on_before_batch_transfer(batch, 0)
+    if name == "transfer_batch_to_device":
+        return owner.transfer_batch_to_device(batch, device, 0)
+    return owner.on_after_batch_transfer(batch, 0)
+
+
+def loss_of_step(model: L.LightningModule, batch: Batch, when: str) -> Float[Tensor, ""]:
+    """Computes the loss that `training_step` returns for a batch, nats.
+
+    Raises:
+        InputError: The step failed, or returned no loss.
+    """
+    batch = transferred(model, batch)
+    with user_code(f"training_step of {type(model).__name__}", when):
+        out = run_step(model, batch)
+    return _loss(model, out)
+
+
+def losses_by_vmap(model: L.LightningModule, batch: Batch) -> Float[Tensor, " b"]:
+    """Computes the loss of `training_step` on each sample of a batch as a batch of one, in one call.
+
+    Every tensor of the batch must have the samples as its first dimension.
+    """
+
+    def one_loss(*parts: Tensor) -> Tensor:
+        return loss_of_step(model, _sample(batch, iter(parts), batch_size(batch)), "on one sample")
+
+    return vmap(one_loss, randomness="different")(*(x for x in tensors_of(batch) if x.ndim))
+
+
+def _sample(batch: Batch, parts: Iterator[Tensor], b: int) -> Batch:
+    """Builds a batch of one from the tensors of one sample, in the order of the batch's tensors."""
+    if isinstance(batch, Tensor):
+        return next(parts).unsqueeze(0) if batch.ndim else batch
+    if isinstance(batch, Mapping):
+        return with_values(batch, {k: _sample(v, parts, b) for k, v in batch.items()})
+    if isinstance(batch, (tuple, list)):
+        if len(batch) == b and next(tensors_of(batch), None) is None:
+            return _NoTensor(type(batch[0]).__name__)
+        items = [_sample(v, parts, b) for v in batch]
+        return with_items(batch, items)
+    return batch
+
+
+class _NoTensor:
+    """Placeholder for a list of one Python object per sample, e.g. texts, which vmap cannot split; reading it fails."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def _read(self, *_: object) -> NoReturn:
+        raise InputError(
+            f"training_step reads a part of the batch that is not a tensor (a list of {self._kind}), but single "
+            "samples are passed to it as tensors only.\n"
+            "  Give the losses as a function of your own (sample_losses), or put tensors into the batch."
+        )
+
+    __len__ = __getitem__ = __iter__ = __contains__ = __eq__ = __str__ = _read
+    __hash__ = None  # type: ignore[assignment]
+
+    def __getattr__(self, name: str) -> NoReturn:
+        self._read()
+
+
+def _loss(model: L.LightningModule, out: object) -> Float[Tensor, ""]:
+    loss = out.get("loss") if isinstance(out, Mapping) else out
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise InputError(
+            f"{type(model).__name__}.training_step on a batch of one gave {found} as its loss; one number is "
+            "needed.\n  Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
+        )
+    return loss.reshape(())
+
+
+def refuse_without_step(model: L.LightningModule) -> None:
+    name = type(model).__name__
+    if not model.automatic_optimization:
+        raise InputError(
+            f"{name} optimizes by hand (automatic_optimization = False): its training_step takes optimizer steps and "
+            "returns no loss of a sample.\n"
+            "  Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
+        )
+    if not defines(model, "training_step"):
+        raise InputError(
+            f"{name} has no training_step that could be run on one sample.\n"
+            "  Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
+        )

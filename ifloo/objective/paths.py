@@ -1,0 +1,296 @@
+"""Choice of the way in which losses are differentiated, by comparison with the definition on drawn samples.
+
+The definition of ℓ_i and ∇ℓ_i is the loss and the backward pass of a batch of one, as the user's own dataset and
+collate function make it. Faster forms are taken where they give the same numbers: losses of many samples in one call,
+forward-mode products, `vmap` over samples, and sums by one training step on a whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.func import grad, jvp, vjp, vmap
+from torch.utils.data import DataLoader
+
+from ifloo.errors import IflooError, InputError
+from ifloo.objective.batches import Batch, fetch_samples, sample_ids, to_device
+from ifloo.objective.forms import tensors_of
+from ifloo.objective.functional import FunctionalLosses, Path, scoring
+from ifloo.objective.layout import Layout
+from ifloo.objective.loaders import samples_behind, separately, sequential, unwrap_loader
+from ifloo.objective.out_of_memory import is_out_of_memory
+from ifloo.objective.plain import recordable, recording
+from ifloo.objective.randomness import undisturbed
+from ifloo.objective.singles import length_of
+
+DRAWN = 256  # samples whose lengths are compared
+CHECKED = 16  # samples, the shortest and the longest among them, on which fast forms are compared with the definition
+SEED = 0
+AT_ONCE = 64  # largest batch of singles, where the user's loader names no size
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Losses with the way to differentiate them, and the form in which their data come.
+
+    Attributes:
+        losses: Losses with their path.
+        one_by_one: Whether the data come as `Singles`.
+        with_whole: Whether sums are taken by training steps on whole batches.
+    """
+
+    losses: FunctionalLosses
+    one_by_one: bool = False
+    with_whole: bool = False
+
+    def loader(self, loader: DataLoader[Batch], size: int) -> DataLoader[Batch]:
+        """Returns the loader for the sums of J, in order, with at most `size` samples in a batch."""
+        if not self.one_by_one:
+            return sequential(loader, size)
+        at_once = min(size, loader.batch_size or AT_ONCE)
+        return sequential(separately(loader, self.with_whole), at_once)
+
+
+@dataclass(frozen=True)
+class DrawnSamples:
+    """Samples drawn from all training data, the shortest and the longest of `DRAWN` among them.
+
+    Attributes:
+        dataset: Dataset and collate function of the user's loader.
+        collate: Collate function.
+        rows: Positions of the samples in the dataset.
+        singles: Batch of one of each, on the device and in the dtype of the parameters.
+        batched: Whether the loader collates samples into batches.
+    """
+
+    dataset: object
+    collate: Callable[..., Batch]
+    rows: tuple[int, ...]
+    singles: tuple[Batch, ...]
+    batched: bool
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, loader: DataLoader[Batch], device: torch.device, dtype: torch.dtype) -> DrawnSamples:
+        """Draws samples and collates each alone.
+
+        Raises:
+            InputError: There is no sample.
+        """
+        dataset, collate = unwrap_loader(loader)
+        n, batched = len(samples_behind(loader)), loader.batch_sampler is not None
+        if n == 0:
+            raise InputError("The training data hold no sample.")
+        drawn = torch.randperm(n, generator=torch.Generator().manual_seed(SEED))[:DRAWN].tolist()
+        fetched = separately(loader, with_whole=False).dataset
+        alone = {i: collate(one) for i, one in zip(drawn, fetched.__getitems__(drawn), strict=True)}  # type: ignore[attr-defined]
+        lengths = {i: length_of(one) for i, one in alone.items()}
+        chosen = dict.fromkeys([min(drawn, key=lengths.__getitem__), max(drawn, key=lengths.__getitem__), *drawn])
+        rows = tuple(chosen)[:CHECKED]
+        singles = tuple(to_device(alone[i], device, dtype) for i in rows)
+        return cls(dataset, collate, rows, singles, batched, device, dtype)
+
+    @cached_property
+    def batch(self) -> Batch:
+        """The samples as one batch of the user's collate function."""
+        collated = self.collate(fetch_samples(self.dataset, list(self.rows)))  # type: ignore[arg-type]
+        return to_device(collated, self.device, self.dtype)
+
+    @cached_property
+    def layout(self) -> Layout | None:
+        """Layout of the batches; None where batches cannot be taken apart."""
+        first = fetch_samples(self.dataset, [self.rows[0]])  # type: ignore[arg-type]
+        return Layout.of(self.collate, first[0]) if self.batched and isinstance(first, list) else None
+
+    @cached_property
+    def ids(self) -> Int[Tensor, " b"]:
+        """Ids of the samples: those they carry, or their positions."""
+        found = [sample_ids(one) for one in self.singles]
+        present = [int(ids[0]) for ids in found if ids is not None]
+        return torch.tensor(present if len(present) == len(self.rows) else self.rows)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Losses of drawn samples by definition, and their slopes in one direction.
+
+    Attributes:
+        direction: Random direction v, `[p]`.
+        losses: ℓ_i, `[b]`.
+        slopes: ∇ℓ_i · v by the backward pass, `[b]`.
+        scales: ‖∇ℓ_i‖ ‖v‖, the largest that a slope can be, `[b]`.
+    """
+
+    direction: Float[Tensor, " p"]
+    losses: Float[Tensor, " b"]
+    slopes: Float[Tensor, " b"]
+    scales: Float[Tensor, " b"]
+
+    @classmethod
+    def of(cls, losses: FunctionalLosses, samples: DrawnSamples) -> Reference:
+        """Runs each sample alone, once forward and once back."""
+        loop, theta = FunctionalLosses(losses.module, losses.space, Path.LOOP), losses.theta()
+        v = torch.randn(len(theta), generator=torch.Generator().manual_seed(SEED), dtype=torch.float64).to(theta)
+        values, slopes, norms = [], [], []
+        for one in samples.singles:
+            slope, value = loop.gradient_and_value(partial(_single_loss, loop, one), theta)
+            values.append(value)
+            slopes.append(slope @ v)
+            norms.append(slope.norm())
+        return cls(v, torch.stack(values), torch.stack(slopes), torch.stack(norms) * v.norm())
+
+    def same_losses(self, found: Tensor) -> bool:
+        """Tells whether losses are those of the definition, up to the order of additions."""
+        return found.shape == self.losses.shape and bool(((found - self.losses).abs() <= rounding(self.losses)).all())
+
+    def same_slopes(self, found: Tensor) -> bool:
+        """Tells whether slopes are those of the backward pass, up to the order of additions."""
+        tolerance = 1e3 * torch.finfo(found.dtype).eps * (self.scales + self.losses.abs())
+        return bool(((found - self.slopes).abs() <= tolerance).all())
+
+
+def rounding(value: Tensor) -> Tensor:
+    """Returns the tolerance for losses that differ only in the order of additions: 1e3 roundings of the dtype."""
+    return 1e3 * torch.finfo(value.dtype).eps * (1 + value.abs())
+
+
+def choose_path(losses: FunctionalLosses, loader: DataLoader[Batch]) -> Choice:
+    """Chooses the fastest way to differentiate the losses that agrees with the definition on drawn samples.
+
+    Raises:
+        InputError: The loss of a sample alone cannot be computed, is not finite, or is not the same at two calls.
+    """
+    with undisturbed(), scoring(losses.module):
+        samples = DrawnSamples.of(loader, losses.space.device, losses.space.dtype)
+        if losses.contract.one_by_one:
+            reference = Reference.of(losses, samples)
+            _check_reference(losses, samples, reference)
+        elif (found := _reference_of_stated(losses, samples)) is not None:
+            reference = found
+        else:
+            return Choice(losses)
+        return _Trial(losses, samples, reference).choice()
+
+
+def _reference_of_stated(losses: FunctionalLosses, samples: DrawnSamples) -> Reference | None:
+    """Returns the reference of losses stated for batches; None where `preflight` will refuse them."""
+    try:
+        return Reference.of(losses, samples)
+    except (RuntimeError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Comparison of the fast forms with the definition, from the fastest to the loop."""
+
+    losses: FunctionalLosses
+    samples: DrawnSamples
+    reference: Reference
+
+    def choice(self) -> Choice:
+        in_batch = _attempt(lambda: self.losses.sample_losses(self.theta, self.samples.batch))
+        stated = not self.losses.contract.one_by_one
+        if stated and (in_batch is None or not self.reference.same_losses(in_batch)):
+            return Choice(self.losses)  # `preflight` refuses losses that fail in a batch, or differ in it
+        if self.samples.batched and in_batch is not None and self.reference.same_losses(in_batch):
+            for path, products in ((Path.FORWARD, self._forward), (Path.BACKWARD, self._backward)):
+                found = _attempt(products)
+                if found is not None and self.reference.same_slopes(found):
+                    return Choice(self._along(path, self._vmapped()))
+        return Choice(self._along(Path.LOOP, False), True, self.samples.batched and self._whole_is_mean())
+
+    @cached_property
+    def theta(self) -> Tensor:
+        return self.losses.theta()
+
+    def _along(self, path: Path, vmapped: bool) -> FunctionalLosses:
+        layout = self.samples.layout if path is Path.LOOP else None
+        return FunctionalLosses(self.losses.module, self.losses.space, path, vmapped, layout)
+
+    def _forward(self) -> Tensor:
+        v = self.reference.direction
+        found: Tensor = jvp(lambda at: self.losses.sample_losses(at, self.samples.batch), (self.theta,), (v,))[1]
+        return found
+
+    def _backward(self) -> Tensor:
+        values, pull = vjp(lambda at: self.losses.sample_losses(at, self.samples.batch), self.theta)[:2]
+        push = vjp(lambda u: pull(u)[0], torch.zeros_like(values))[1]
+        found: Tensor = push(self.reference.direction)[0]
+        return found
+
+    def _vmapped(self) -> bool:
+        def slopes() -> Tensor:
+            gradients = vmap(grad(self.losses.loss_alone), in_dims=(None, 0))(self.theta, self.samples.batch)
+            found: Tensor = gradients @ self.reference.direction
+            return found
+
+        found = _attempt(slopes)
+        return found is not None and self.reference.same_slopes(found)
+
+    def _whole_is_mean(self) -> bool:
+        """Tells whether a training step on the batch has the mean of the singles as its loss and gradient."""
+        loop = self._along(Path.LOOP, False)
+
+        def step() -> Tensor:
+            slope, value = loop.gradient_and_value(lambda at: loop.step_loss(at, self.samples.batch), self.theta)
+            return torch.stack([value, slope @ self.reference.direction])
+
+        found, reference = _attempt(step), self.reference
+        if found is None:
+            return False
+        value, slope = found
+        mean, slopes = reference.losses.mean(), reference.slopes.mean()
+        eps = 1e3 * torch.finfo(value.dtype).eps
+        tolerance = eps * (reference.scales.mean() + reference.losses.abs().mean())
+        return bool((value - mean).abs() <= rounding(mean)) and bool((slope - slopes).abs() <= tolerance)
+
+
+def _single_loss(losses: FunctionalLosses, single: Batch, theta: Tensor) -> Tensor:
+    return losses.single_loss(theta, single)
+
+
+def _attempt(work: Callable[[], Tensor]) -> Tensor | None:
+    """Returns a result, or None if the fast form fails: code of users may raise anything under a transform."""
+    try:
+        return work()
+    except IflooError:
+        return None
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return None
+
+
+def _check_reference(losses: FunctionalLosses, samples: DrawnSamples, reference: Reference) -> None:
+    if not bool(torch.isfinite(reference.losses).all()):
+        k = int((~torch.isfinite(reference.losses)).nonzero()[0])
+        if not all(bool(torch.isfinite(x).all()) for x in tensors_of(samples.singles[k])):
+            return  # `TrainingData` refuses the sample itself
+        raise InputError(not_finite(int(samples.ids[k]), float(reference.losses[k])))
+    with recording(), torch.no_grad():
+        loop = FunctionalLosses(losses.module, losses.space, Path.LOOP)
+        again = torch.stack([loop.single_loss(losses.theta(), recordable(one)) for one in samples.singles])
+    if not reference.same_losses(again):
+        k = int((again - reference.losses).abs().argmax())
+        raise InputError(
+            f"The loss of a sample differs at two calls on the same batch: {float(reference.losses[k]):.9g} and "
+            f"{float(again[k]):.9g} (training sample {int(samples.ids[k])}).\n"
+            "  Its cause is most often a random layer (dropout) that is on while scoring. Per-sample influence needs a "
+            "loss that belongs to the sample alone."
+        )
+
+
+def not_finite(id_: int, loss: float) -> str:
+    """Returns the message for a training sample without a finite loss."""
+    return (
+        f"The loss of training sample {id_} is {loss}: no score can be computed.\n"
+        "  Its targets may all be ignored (ignore_index, padding), so that their mean is 0/0, or the sample or the "
+        "weights are not finite. Leave the sample out, or divide by max(count, 1)."
+    )

@@ -1,0 +1,72 @@
+"""Derivatives by plain autograd, one sample at a time: for any code that training can run.
+
+Transforms of torch.func ask more of a module than training does: `vmap` takes no loop over values, no recurrent layer
+and no in-place change, and `jvp` ignores `torch.no_grad()` and tensor hooks. These functions ask for what
+`loss.backward()` asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ifloo.objective.forms import Batch, map_tensors
+
+Scalar = Callable[[Tensor], Tensor]  # [p] -> []
+
+
+@contextmanager
+def recording() -> Generator[None, None, None]:
+    """Records operations for the backward pass until exit, also within `no_grad` and `inference_mode`."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def recordable(batch: Batch) -> Batch:
+    """Returns a batch without tensors made in inference mode, which no backward pass may use."""
+    return map_tensors(lambda x: x.clone() if x.is_inference() else x, batch)
+
+
+def leaf(theta: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
+    """Returns a copy of θ that gradients are taken in."""
+    return theta.detach().clone().requires_grad_()
+
+
+def gradient(value: Float[Tensor, ""], theta: Float[Tensor, " p"], create_graph: bool = False) -> Float[Tensor, " p"]:
+    """Returns ∂value/∂θ of a recorded value; zero if the value does not depend on θ."""
+    if not value.requires_grad:
+        return torch.zeros_like(theta)
+    (slope,) = torch.autograd.grad(value, theta, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+    return slope
+
+
+def gradient_and_value(function: Scalar, theta: Float[Tensor, " p"]) -> tuple[Float[Tensor, " p"], Float[Tensor, ""]]:
+    """Returns ∇f(θ) and f(θ), as `torch.func.grad_and_value` does."""
+    with recording():
+        at = leaf(theta)
+        value = function(at)
+        return gradient(value, at), value.detach()
+
+
+def hessian_products(function: Scalar, theta: Float[Tensor, " p"], V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
+    """Returns ∇²f(θ) v for each row v of V, by double backward from one recorded gradient."""
+    with recording():
+        at = leaf(theta)
+        slope = gradient(function(at), at, create_graph=True)
+        if not slope.requires_grad:  # f is linear in θ
+            return torch.zeros_like(V)
+        return torch.stack([_pulled(slope, at, v) for v in recordable_rows(V)])
+
+
+def recordable_rows(V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
+    """Returns the rows outside of inference mode."""
+    return V.clone() if V.is_inference() else V
+
+
+def _pulled(slope: Tensor, theta: Tensor, v: Tensor) -> Tensor:
+    (product,) = torch.autograd.grad(slope, theta, v, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return product
