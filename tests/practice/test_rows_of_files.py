@@ -64,7 +64,7 @@ def test_content_as_a_list_of_parts_is_understood(tmp_path):
     chat = [{"role": "user", "content": parts}, {"role": "assistant", "content": [{"type": "text", "text": "this"}]}]
     of_parts = read(tmp_path, [{"image": "a.png", "messages": chat}] * 4)
     (tmp_path / "plain").mkdir()
-    plain = read(tmp_path / "plain", [conversation("<image>\nwhich?", "this", image="a.png")] * 4)
+    plain = read(tmp_path / "plain", [conversation("<image>which?", "this", image="a.png")] * 4)
     first, second = of_parts.train_set[0], plain.train_set[0]
     assert first.keys() == second.keys()
     assert all(np.array_equal(np.asarray(first[key]), np.asarray(second[key])) for key in first)
