@@ -29,3 +29,9 @@ def first_sentence(error: Exception) -> str:
     """Returns the first sentence of an error's text (torch can write a page), or its class if it has no text."""
     sentence = f"{str(error).strip()}\n".splitlines()[0].partition(". ")[0].rstrip(".")
     return sentence or type(error).__name__
+
+
+def in_one_line(error: Exception) -> str:
+    """Returns the text of an error of ifloo in one line, or the class and the text of another error."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, IflooError) else f"{type(error).__name__}: {text}"

@@ -54,10 +54,12 @@ class ParamSpace:
         """Selects the trainable parameters of `module` whose names match any of the shell-style `patterns`.
 
         Raises:
-            InputError: No trainable parameter matches, or the parameters differ in dtype or device.
+            InputError: No trainable parameter matches, a pattern names a tied parameter by another name than its own,
+                or the parameters differ in dtype or device.
         """
         trainable = {n: p for n, p in module.named_parameters() if p.requires_grad}
         chosen = {n: p for n, p in trainable.items() if any(matches(module, n, x) for x in patterns)}
+        _refuse_second_names(module, patterns, chosen)
         if not chosen:
             raise InputError(_nothing_matches(patterns, [author_name(module, n) for n in trainable]))
         kinds = {(p.dtype, p.device) for p in chosen.values()}
@@ -120,9 +122,37 @@ def author_name(module: nn.Module, name: str) -> str:
     return name.removeprefix(prefix_of(module))
 
 
+def tied_name(module: nn.Module, name: str) -> str | None:
+    """Returns another name of the same parameter, the one of `named_parameters` first; None if it has no other."""
+    names = dict(module.named_parameters(remove_duplicate=False))
+    others = [n for n, p in names.items() if p is names[name] and n != name]
+    return others[0] if others else None
+
+
 def matches(module: nn.Module, name: str, pattern: str) -> bool:
     """Tells whether a parameter's full name or its `author_name` matches a shell-style pattern."""
     return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(author_name(module, name), pattern)
+
+
+def _refuse_second_names(module: nn.Module, patterns: Sequence[str], chosen: Mapping[str, Tensor]) -> None:
+    """Checks that no pattern matches only a second name of a tied parameter: it would take what is left of a layer.
+
+    Raises:
+        InputError: A pattern does.
+    """
+    owners = {p: n for n, p in module.named_parameters()}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        owner = owners[parameter]
+        left_out = name != owner and parameter.requires_grad and owner not in chosen
+        if left_out and any(matches(module, name, x) for x in patterns):
+            raise InputError(_second_name(author_name(module, name), author_name(module, owner), patterns))
+
+
+def _second_name(name: str, owner: str, patterns: Sequence[str]) -> str:
+    return (
+        f"{name}, which {list(patterns)} match, is the same tensor as {owner} (tied weights), and is attributed under "
+        f"that name.\n  Give {[*patterns, owner]} to attribute it in all its uses, or patterns that match neither."
+    )
 
 
 def _nothing_matches(patterns: Sequence[str], names: list[str]) -> str:

@@ -23,10 +23,14 @@ MARKS = {"Any": 4.0, "getattr or hasattr": 1.5, "cast": 0.1, "type: ignore": 2.1
 # Ways to an attribute by its name that are not called getattr.
 STAND_INS = {"attrgetter", "methodcaller", "getattr_static", "__getattribute__", "vars", "__dict__"}
 INTROSPECTION = {
+    "ifloo.data.second_setup": "looks for data sets and tensors that a data module holds, whatever their names",
+    "ifloo.data.subset_rows": "looks for data sets that a data set holds, whatever their names",
     "ifloo.store.groups": "its own fields, as keys of a line",
     "ifloo.store.removals": "its own fields, as arrays of a file",
     "ifloo.store.self_influence": "its own fields, as arrays of a file",
     "ifloo.doctor.forward_trace": "looks for tensors that a layer keeps as attributes, whatever their names",
+    "ifloo.objective.causes": "looks for numbers and tensors that a layer keeps as attributes, whatever their names",
+    "ifloo.objective.kept_state": "what a user's layer keeps of a pass as attributes, whatever their names",
     "ifloo.objective.silence": "the states of a torchmetrics metric, whatever their names",
     "ifloo.refit.newton_finish": "its own state, for pickle",
     "ifloo.refit.refitter": "the names of the hooks of a Lightning callback",

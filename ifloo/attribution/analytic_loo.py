@@ -65,9 +65,9 @@ def _of_chunk(
     inner = without_sample(second @ A / head.n, slopes, "one of the samples", REMEDY)
     change = torch.einsum("brs,bs->br", A, inner) / head.n  # of the outputs, from θ̂ to θ̂_{−i}
     with torch.no_grad(), scoring(head.objective.losses.module):
-        inputs, shape = head.layer.inputs(head.theta, batch)
+        inputs = head.layer.inputs(head.theta, batch)
         outputs = head.layer.outputs(head.theta, inputs) + (change @ head.basis.T).unsqueeze(1)
-        return head.layer.losses_of(head.theta, outputs, batch, shape)
+        return head.layer.losses_of(head.theta, outputs, batch)
 
 
 def _quadratic_forms(head: LinearHead, inverse: Float[Tensor, "q q"], chunk: int) -> Float[Tensor, "b r r"]:

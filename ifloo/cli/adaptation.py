@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import lightning as L
 from torch import Tensor
 
 from ifloo.data import AdaptedData, AttributionData
+from ifloo.data.kept_samples import ReadSettings
+from ifloo.data.sample_store import SHARE
 from ifloo.errors import InputError
 from ifloo.models import Adapted, AdaptedOutputs, LossesOfOutputs, SampleLossModule
+from ifloo.objective.id_rule import IdSetting
 from ifloo.store import JSON
 
 _MISSING = object()
@@ -31,6 +35,15 @@ class Adaptation:
         l2: λ of the penalty ½λ‖θ‖²; equals an optimizer's weight_decay that adds λθ to the gradient.
         skip_training: Whether fits take no step of the module's own optimizer, only the Newton steps that finish a fit:
             for warm refits of a model at a minimum, with `finish.after always`.
+        draws: Number of draws of each training sample where the data are augmented: ℓ_i is the mean over them. Each is
+            drawn under a seed of its own, the same in every pass and run.
+        memory_share: Share of the available memory in which samples are kept once they are read; those beyond it are
+            kept in a temporary file in the folder of results.
+        ids: Ids of the samples. `auto`: key `idx` or `sample_index` of a batch where it is one unique whole number per
+            sample, else the position in the dataset (through Subset: that of the dataset behind it). `third`: the third
+            item of (x, y, id). `positions`: always the position.
+        accept_objective: Whether scores are computed though the gradient of a training step differs from that of J for
+            an unexplained reason; every output then carries the difference.
     """
 
     sample_losses: str | None = None
@@ -39,6 +52,10 @@ class Adaptation:
     penalty: str | None = None
     l2: float = 0.0
     skip_training: bool = False
+    draws: int = 1
+    memory_share: float = SHARE
+    ids: IdSetting = "auto"
+    accept_objective: bool = False
 
     def of(self, module: L.LightningModule) -> SampleLossModule:
         """Returns the module under the contract.
@@ -47,7 +64,7 @@ class Adaptation:
             InputError: If a function does not exist, or the module states its losses itself.
         """
         if isinstance(module, SampleLossModule):
-            if self != Adaptation():
+            if replace(self, draws=1, memory_share=SHARE, ids="auto", accept_objective=False) != Adaptation():
                 raise InputError(
                     f"{type(module).__name__} states its losses and its penalty itself; the settings adapt.* are for "
                     "modules that do not.\n  Leave them out."
@@ -59,6 +76,17 @@ class Adaptation:
         losses = dotted(self.sample_losses, "adapt.sample_losses") if self.sample_losses else None
         return Adapted(module, losses, penalty, self.l2, self.skip_training)
 
+    def reads(self, folder: Path) -> ReadSettings:
+        """Returns the way in which samples of a plain data module are read.
+
+        Args:
+            folder: Folder of the results.
+
+        Raises:
+            InputError: If a setting is out of range.
+        """
+        return ReadSettings(self.draws, self.memory_share, folder)
+
     def _of_outputs(self) -> LossesOfOutputs:
         if self.sample_losses or not (self.outputs and self.output_losses):
             raise InputError(
@@ -69,9 +97,10 @@ class Adaptation:
         return LossesOfOutputs(dotted(self.outputs, "adapt.outputs"), dotted(self.output_losses, "adapt.output_losses"))
 
     def identity_settings(self) -> dict[str, JSON]:
-        """Returns the settings that change a number."""
+        """Returns the settings that change a number; the ids are part of the fingerprint of the data."""
+        drawn = {"draws": self.draws} if self.draws > 1 else {}
         parts = {"outputs": self.outputs, "output_losses": self.output_losses} if self.outputs else {}
-        return {"sample_losses": self.sample_losses, **parts, "penalty": self.penalty, "l2": self.l2}
+        return {"sample_losses": self.sample_losses, **parts, "penalty": self.penalty, "l2": self.l2, **drawn}
 
 
 def dotted(path: str, setting: str) -> Callable[..., Tensor]:
@@ -100,9 +129,27 @@ def dotted(path: str, setting: str) -> Callable[..., Tensor]:
     return function
 
 
-def data_of(datamodule: L.LightningDataModule) -> AttributionData:
-    """Returns the data module under the data contract."""
-    return datamodule if isinstance(datamodule, AttributionData) else AdaptedData(datamodule)
+def data_of(
+    datamodule: L.LightningDataModule, ids: IdSetting = "auto", reads: ReadSettings | None = None
+) -> AttributionData:
+    """Returns the data module under the data contract.
+
+    Args:
+        datamodule: Data module.
+        ids: Setting of the ids of a plain one.
+        reads: Way in which the samples of a plain one are read; None for the defaults.
+
+    Raises:
+        InputError: The data module states the ids of its samples itself, and a setting names others.
+    """
+    if not isinstance(datamodule, AttributionData):
+        return AdaptedData(datamodule, ids, reads)
+    if ids != "auto":
+        raise InputError(
+            f"{type(datamodule).__name__} states the ids of its samples itself; the setting adapt.ids is for data "
+            "modules that do not.\n  Leave it out."
+        )
+    return datamodule
 
 
 def _no_function(path: str, setting: str, why: str) -> str:

@@ -15,6 +15,7 @@ from ifloo.cli.doctor import doctor, warn_once
 from ifloo.cli.experiment import Experiment
 from ifloo.cli.session import Session
 from ifloo.data import DataNotes
+from ifloo.data.adapted import training_loader
 from ifloo.errors import InputError
 from ifloo.refit import TrainerSettings, controls, fit_base, load_base, removals
 from ifloo.report import Reporter, SampleGradients
@@ -159,7 +160,7 @@ def report(session: Session) -> None:
 def _reporter(exp: Experiment) -> Reporter:
     outcomes = model_answers.outcomes(exp.module, exp.datamodule, exp.test_ids)
     parameters = tuple(exp.attribution.parameters)
-    gradients = SampleGradients(exp.module, exp.datamodule.train_dataloader(), parameters)
+    gradients = SampleGradients(exp.module, training_loader(exp.datamodule), parameters)
     return Reporter(exp.layout, exp.datamodule, Path("lightning_logs") / exp.name, outcomes, gradients)
 
 
@@ -173,6 +174,7 @@ def pipeline(session: Session) -> None:
     test_ids = exp.test_ids
     session.require_one_process("pipeline")
     exp.load_data()
+    exp.hold_data()
     exp.datamodule.test_batch(test_ids)  # an id out of range fails before the fit, not after it
     if exp.base is None:
         fit(session)

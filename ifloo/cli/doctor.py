@@ -7,9 +7,9 @@ import textwrap
 
 from ifloo.cli.experiment import Experiment
 from ifloo.cli.session import Session
-from ifloo.data import unwrap_data
+from ifloo.data import AdaptedData, unwrap_data
 from ifloo.doctor.examine import Diagnosis, DoctorInput, collected, examine, quick_checks
-from ifloo.doctor.finding import Finding, heaviest_first
+from ifloo.doctor.finding import Finding, Severity, heaviest_first
 from ifloo.doctor.layer_findings import diagnose
 from ifloo.errors import InputError
 from ifloo.objective.preflight import Stationarity
@@ -46,6 +46,8 @@ def doctor(session: Session) -> None:
     """
     exp = session.experiment
     where, load = ("data", exp.load_data) if exp.base is None else (str(exp.checkpoint), exp.restore)
+    if exp.base is None and isinstance(exp.datamodule, AdaptedData):
+        exp.datamodule.prepare_second_setup()
     data_findings = collected(where, load)
     findings = [*data_findings, *_settings_findings(session)]
     trained = exp.base is not None and not data_findings
@@ -53,7 +55,7 @@ def doctor(session: Session) -> None:
         diagnosis = Diagnosis(tuple(diagnose(exp.module, exp.attribution.parameters)))
     else:
         exp.module.to(session.trainer.strategy.root_device)
-        findings += _test_findings(exp)
+        findings += [*_test_findings(exp), *_split_findings(exp)]
         diagnosis = examine(_doctor_input(session, trained))
     findings = heaviest_first([*findings, *diagnosis.findings])
     _print(exp, findings, diagnosis.stationarity if trained else None)
@@ -92,6 +94,23 @@ def _test_findings(exp: Experiment) -> list[Finding]:
         exp.datamodule.test_batch(list(ids))
 
     return collected("attribution.test_ids", read_tests)
+
+
+def _split_findings(exp: Experiment) -> list[Finding]:
+    """Reports a random split before the fit; after it the checkpoint records the split, or loading the data fails."""
+    data = exp.datamodule
+    if exp.base is not None or not isinstance(data, AdaptedData) or not data.split_is_random():
+        return []
+    return [
+        Finding(
+            "two set-ups with different seeds give other training samples",
+            f"{type(data.data).__name__}.setup",
+            "Handled where the fit records its rows, as `ifloo fit` and InfluenceCallback do; a checkpoint without "
+            "them is not scored unless the seed is given.",
+            "None needed for such fits; else give random_split a generator.",
+            Severity.NOTE,
+        )
+    ]
 
 
 def _print(exp: Experiment, findings: list[Finding], stationarity: Stationarity | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +13,16 @@ from typing import Any
 import lightning as L
 
 from ifloo.cli.adaptation import Adaptation
-from ifloo.data import AttributionData, DataNotes
+from ifloo.data import AdaptedData, AttributionData, DataNotes, unwrap_data
+from ifloo.data.fit_data import refuse_other_data
+from ifloo.data.second_setup import RANDOM_SPLIT
 from ifloo.errors import InputError
 from ifloo.models import Adapted, SampleLossModule, unwrap
 from ifloo.refit import BaseCheckpoint, NewtonFinish, RefitSettings, weights_sha256
 from ifloo.stages import AttributionSettings, settings_json
 from ifloo.store import JSON, Layout
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Experiment:
         base: Checkpoint of the base model; None where the file does not exist yet.
         adaptation: Way in which a plain module states its losses.
         arguments: Arguments of the model, as flags and config give them.
+        seed_given: Whether the seed was given by a flag or config, and is no default.
+        held_to: Checkpoints that the data have been held to.
     """
 
     name: str
@@ -51,6 +58,8 @@ class Experiment:
     base: BaseCheckpoint | None
     adaptation: Adaptation = field(default_factory=Adaptation)
     arguments: dict[str, object] = field(default_factory=dict)
+    seed_given: bool = False
+    held_to: list[BaseCheckpoint] = field(default_factory=list)
 
     @property
     def author_module(self) -> L.LightningModule:
@@ -128,7 +137,31 @@ class Experiment:
     def load_data(self) -> None:
         """Fetches and reads the data; a second call costs nothing."""
         self.datamodule.prepare_data()
+        if self._unrecorded and isinstance(self.datamodule, AdaptedData):
+            self.datamodule.prepare_second_setup()
         self.datamodule.setup("fit")
+
+    @property
+    def _unrecorded(self) -> bool:
+        """Whether nothing in the checkpoint tells which data it was fitted on."""
+        return self.base is not None and self.base.trained_on is None and self.base.record["fingerprint"] is None
+
+    def hold_data(self) -> None:
+        """Holds the data to those that the checkpoint was fitted on; to be called before any sample is read.
+
+        Raises:
+            InputError: If the training data differ from those, or are drawn at random and nothing tells the draw.
+        """
+        base, data = self.base, self.datamodule
+        if base is None or any(base is one for one in self.held_to):
+            return
+        self.held_to.append(base)
+        if base.trained_on is not None:
+            if isinstance(data, AdaptedData):
+                data.hold_to(base.trained_on)
+            refuse_other_data(base.trained_on, data.train_dataloader(), str(base.path))
+        elif self._unrecorded:
+            _refuse_random_split(data, str(base.path), self.seed if self.seed_given else None)
 
     def restore(self) -> None:
         """Loads data and weights.
@@ -138,6 +171,7 @@ class Experiment:
         """
         assert self.base is not None
         self.load_data()
+        self.hold_data()
         now, fitted = self.datamodule.fingerprint(), self.base.record["fingerprint"]
         notes = DataNotes(self.datamodule)
         if fitted is not None and now != fitted:
@@ -149,6 +183,27 @@ class Experiment:
                 "  Give the same data (--data.source, --data.root), or fit again."
             )
         self.base.restore(self.module)
+
+
+def _refuse_random_split(data: AttributionData, checkpoint: str, seed: int | None) -> None:
+    """Checks that the training data do not depend on the seed where the checkpoint does not record them.
+
+    Args:
+        data: Data module, set up.
+        checkpoint: File of the checkpoint, for messages.
+        seed: Seed that the user gave; None: none was given.
+
+    Raises:
+        InputError: If they depend on the seed, and none was given.
+    """
+    random = isinstance(data, AdaptedData) and data.split_is_random()
+    if random and seed is None:
+        raise InputError(f"{type(unwrap_data(data)).__name__}: {RANDOM_SPLIT}")
+    log.info(
+        "training data: unverified, since %s holds no record of them (InfluenceCallback and `ifloo fit` write one)%s.",
+        checkpoint,
+        f"; the split is drawn at random, by --seed_everything {seed} as given" if random else "",
+    )
 
 
 def _adapted_again(like: Adapted, make_model: Callable[[], L.LightningModule]) -> Adapted:

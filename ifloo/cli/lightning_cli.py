@@ -195,7 +195,7 @@ class IflooCLI(LightningCLI):
         experiment = Experiment(
             name=config.experiment,
             module=made.adapt.of(self.model),
-            datamodule=data_of(self.datamodule),
+            datamodule=data_of(self.datamodule, made.adapt.ids, made.adapt.reads(self.layout.root)),
             attribution=made.attribution,
             refit=made.refit,
             finish=made.finish,
@@ -205,6 +205,7 @@ class IflooCLI(LightningCLI):
             base=self.base,
             adaptation=made.adapt,
             arguments=init_args(config.model),
+            seed_given="seed_everything" in self.given,
         )
         return Session(experiment, self.trainer, config.trainer.accelerator, config.overwrite, self.processes)
 

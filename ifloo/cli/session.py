@@ -8,9 +8,13 @@ from typing import Any
 import lightning as L
 
 from ifloo.cli.experiment import Experiment
+from ifloo.data.adapted import training_loader
 from ifloo.errors import InputError
-from ifloo.refit import RefitStage, TrainerSettings
+from ifloo.models import Adapted
+from ifloo.models.run_state import RunState
+from ifloo.refit import RefitStage, TrainerSettings, weights_sha256
 from ifloo.stages import InfluenceStage, InfluenceWriter
+from ifloo.stages.certificate.run_certificate import CertificateRequest, ExaminedRun, objective_certificate
 from ifloo.store import Layout, RunFolder
 
 
@@ -61,6 +65,7 @@ class Session:
         processes: Devices that compute scores; all other work runs in one process.
         warned: Warnings given in this run.
         checked_modes: Modes (trained, untrained) in which this run has checked the module.
+        objectives: What was found on J and the training step, by the SHA-256 of the weights.
     """
 
     experiment: Experiment
@@ -70,6 +75,7 @@ class Session:
     processes: Processes = Processes()
     warned: set[str] = field(default_factory=set)
     checked_modes: set[bool] = field(default_factory=set)
+    objectives: dict[str, ExaminedRun] = field(default_factory=dict)
 
     @property
     def rank(self) -> int:
@@ -108,6 +114,29 @@ class Session:
             inference_mode=False,
         )
 
+    def examined(self) -> ExaminedRun:
+        """Holds J against what was trained, once per base model; the module then has the weights that were found.
+
+        Raises:
+            InputError: If the two differ for an unexplained reason, and this is not accepted.
+        """
+        exp = self.experiment
+        key = weights_sha256(exp.module)
+        if key not in self.objectives:
+            request = CertificateRequest.of(exp.module, training_loader(exp.datamodule), exp.attribution.parameters)
+            if not isinstance(exp.module, Adapted):  # the same whether the module was fitted now or read from a file
+                request = replace(request, state=RunState(), datamodule=None, ran=False)
+            request = replace(
+                request,
+                stated=exp.base is not None and exp.base.record.get("model_class") is not None,
+                accept=exp.adaptation.accept_objective,
+                dtype=exp.attribution.torch_dtype,
+                device=self.trainer.strategy.root_device,
+            )
+            self.objectives[key] = objective_certificate(request)
+        self.objectives[key].state_weights(exp.module, exp.datamodule.train_set.ids)
+        return self.objectives[key]
+
     def influence_stage(self) -> InfluenceStage:
         """Builds the stage that scores, with the recorded run behind the checkpoint."""
         exp = self.experiment
@@ -121,6 +150,7 @@ class Session:
             overwrite=self.overwrite,
             recorded=RunFolder.of(exp.checkpoint),
             refit_recipe=exp.base.record.get("given", {}) if exp.base else {},
+            objective=self.examined(),
         )
 
     def refit_stage(self, recipe: TrainerSettings) -> RefitStage:
@@ -133,6 +163,7 @@ class Session:
             InputError: If refits from scratch need arguments that the model does not save.
         """
         exp = self.experiment
+        self.examined()
         return RefitStage(
             exp.module,
             exp.datamodule,

@@ -8,7 +8,7 @@ from torch.func import grad, jvp, vjp
 from ifloo.curvature.operator import Definite
 from ifloo.curvature.sample_mean import Product, SampleMeanOperator
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch
+from ifloo.objective.batches import Batch, times_factors
 from ifloo.objective.objective import Objective
 from ifloo.objective.protocol import states_outputs
 
@@ -58,7 +58,7 @@ class GaussNewton(SampleMeanOperator):
             return losses.outputs(parameters, batch)
 
         def share(z: Tensor) -> Tensor:
-            each = losses.output_losses(z, batch)
+            each = times_factors(losses.output_losses(z, batch), batch)
             return (self.objective.weights.of(ids, each.dtype) * each).sum() / self.objective.n
 
         z, pull = vjp(outputs, theta)[:2]

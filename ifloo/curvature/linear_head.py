@@ -21,11 +21,13 @@ from ifloo.curvature.sample_mean import whole_data
 from ifloo.curvature.structure import Core, Cost, DenseForm, KroneckerFactors, Structure
 from ifloo.errors import InputError, WorkError
 from ifloo.objective.batches import Batch, batch_size, slice_batch, to_device
+from ifloo.objective.functional import scoring
 from ifloo.objective.objective import Objective
 from ifloo.progress import OnProgress, no_progress
 
 # Bytes of inputs per block of a product: they stay in the processor's cache between its two passes.
 CACHED_BYTES = 6 << 20
+CHECKED = 32  # samples on which other uses of the weights are sought
 
 
 class LinearHead(LinearOperator):
@@ -80,11 +82,8 @@ class LinearHead(LinearOperator):
         self.seconds: list[Tensor] = []
         for ids, batch in objective.data.with_ids():
             if not self.chunks:
-                some = slice_batch(batch, slice(0, 64))
-                refuse_other_uses(self.layer, self.theta, some)
-            rows = HeadRows.of(self.layer, self.theta, ids, batch)
-            outputs = self.layer.outputs(self.theta, rows.inputs)
-            S = second_derivatives(self.layer, self.theta, outputs, batch, rows.positions)
+                refuse_other_uses(self.layer, self.theta, slice_batch(batch, slice(0, CHECKED)))
+            rows, S = second_derivatives(self.layer, self.theta, ids, batch)
             if not bool(torch.isfinite(S).all()):
                 raise WorkError(_not_finite(ids[~torch.isfinite(S).flatten(1).all(1)]))
             self.seconds.append(objective.weights.of(ids, S.dtype)[:, None, None, None] * S)
@@ -104,8 +103,8 @@ class LinearHead(LinearOperator):
         """
         try:
             layer = HeadLayer.of(objective.losses)
-            first = slice_batch(next(objective.data.with_ids())[1], slice(0, 1))
-            positions = layer.inputs(objective.losses.theta(), first)[0].shape[1]
+            with scoring(objective.losses.module):
+                positions = layer.positions(objective.losses.theta(), next(objective.data.with_ids())[1])
         except InputError:
             return 0
         return objective.n * positions * (layer.columns + layer.classes**2) * objective.losses.space.dtype.itemsize

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from ifloo.data.adapted import AdaptedData, Samples, serves_attribution, unwrap_data
 from ifloo.data.digits import DigitSet
+from ifloo.data.fit_record import FitRecord
 from ifloo.data.mnist import MNISTDataModule
 from ifloo.data.multimodal import ByteTokenizer, HuggingFaceTokenizer, MultimodalDataModule, MultimodalSet, Tokenizer
 from ifloo.data.protocol import AttributionData, CaptionedSet, ConversationSet, DataNotes, SampleSet, SampleSets
@@ -17,6 +18,7 @@ __all__ = [
     "ConversationSet",
     "DataNotes",
     "DigitSet",
+    "FitRecord",
     "HuggingFaceTokenizer",
     "MNISTDataModule",
     "MultimodalDataModule",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 
 import lightning as L
 import numpy as np
@@ -15,50 +16,49 @@ from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ifloo.data.fit_data import HeldRows
+from ifloo.data.fit_record import FitRecord
+from ifloo.data.kept_samples import ReadSettings, SampleReads
 from ifloo.data.protocol import AttributionData, DataNotes
+from ifloo.data.second_setup import SecondSetup
 from ifloo.errors import InputError
-from ifloo.objective.batches import (
-    ID_KEYS,
-    Batch,
-    Identified,
-    batch_size,
-    fetch_samples,
-    sample_ids,
-    tensors_of,
-    without_ids,
-)
+from ifloo.objective.batches import Batch, Identified, batch_size, fetch_samples, tensors_of, without_ids
+from ifloo.objective.id_rule import IdSetting, third_ids
+from ifloo.objective.ids import decide
 from ifloo.objective.loaders import identified, sample_count, sequential, unwrap_loader
-from ifloo.objective.singles import Singles
+from ifloo.objective.singles import Singles, first_draw
 
 READ_AT_ONCE = 512  # samples per batch while the data are read once
 SMALLEST = 4  # smallest side of an image, pixels: smaller tensors are not shown as images
 
 
 class Samples:
-    """Samples of a loader, accessed by id: key `idx` or `sample_index`, the third item, else the position.
+    """Samples of a loader, accessed by id; see `IdRule` for what an id is.
 
     Args:
         loader: Loader over a fixed set of samples.
         where: Name of the data in error messages.
+        ids: Setting of the ids.
+
+    Attributes:
+        id_rule: Place where the ids of the samples stand.
     """
 
-    def __init__(self, loader: DataLoader[Batch], where: str) -> None:
+    def __init__(self, loader: DataLoader[Batch], where: str, ids: IdSetting = "auto") -> None:
         """Reads all data once if the batches carry ids.
 
         Raises:
-            InputError: If the loader has no fixed set of samples or none at all, or an id occurs twice.
+            InputError: If the loader has no fixed set of samples or none at all, or the third item is to be the id and
+                is none.
         """
-        if sample_count(loader) == 0:
-            raise InputError(f"{where} holds no sample.\n  Check its paths, its split and its limits.")
         self.loader, self.where = sequential(loader, READ_AT_ONCE), where
         self.dataset, self.collate = unwrap_loader(self.loader)
-        self.ids: Int64[Tensor, " n"] = self._ids()
+        self.ids: Int64[Tensor, " n"]
+        try:
+            self.id_rule, self.ids = decide(self.dataset, self.collate, ids, loader.batch_size, loader.num_workers)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
         self._row_of = {i: row for row, i in enumerate(self.ids.tolist())}
-        if len(self._row_of) != len(self.ids):
-            raise InputError(
-                f"{where}: {len(self.ids)} samples share {len(self._row_of)} ids.\n"
-                f"  Give each sample an id of its own (key {' or '.join(ID_KEYS)}, or the third item), or none at all."
-            )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -74,7 +74,7 @@ class Samples:
                 known = self.ids.tolist()
                 raise InputError(
                     f"{self.where}: no sample has id {int(i)}; {len(known)} samples have ids within {min(known)}.."
-                    f"{max(known)}.\n  Choose another id."
+                    f"{max(known)}{_some_of(known)}.\n  Choose another id."
                 )
         batch = self._collated([self._row_of[int(i)] for i in ids])
         return Identified(batch, torch.tensor([int(i) for i in ids], dtype=torch.int64))
@@ -93,7 +93,7 @@ class Samples:
 
     def caption(self, id_: int) -> str:
         """Returns the first scalar of a sample that is not its id, such as its label; empty if it has no scalar."""
-        for tensor in _without_ids(self._one(id_)):
+        for tensor in self._without_ids(self._one(id_)):
             if tensor.ndim == 1 or (tensor.ndim == 2 and tensor.shape[1] == 1):
                 value = tensor.reshape(-1)[0].item()
                 return f"{value:.4g}" if tensor.is_floating_point() else str(int(value))
@@ -109,11 +109,12 @@ class Samples:
     def _collated(self, rows: Sequence[int]) -> Batch:
         return self.collate(fetch_samples(self.dataset, rows))
 
-    def _ids(self) -> Tensor:
-        if sample_ids(self._collated([0])) is None:
-            return torch.arange(len(self.dataset))
-        ids_of_batches = [sample_ids(batch) for batch in self.loader]
-        return torch.cat([ids.cpu() for ids in ids_of_batches if ids is not None])
+    def _without_ids(self, batch: Batch) -> Iterator[Tensor]:
+        if isinstance(batch, Mapping):
+            batch = {k: v for k, v in batch.items() if k != self.id_rule.source}
+        elif isinstance(batch, (tuple, list)) and self.id_rule.source == "third":
+            batch = batch[:2]
+        return tensors_of(batch)
 
 
 class AdaptedData(L.LightningDataModule):
@@ -123,14 +124,24 @@ class AdaptedData(L.LightningDataModule):
 
     Attributes:
         data: The wrapped data module.
+        ids: Setting of the sample ids: `auto` (see `IdRule`), `third` or `positions`.
     """
 
     free_settings: frozenset[str] = frozenset({"num_workers", "pin_memory", "persistent_workers", "prefetch_factor"})
 
-    def __init__(self, data: L.LightningDataModule) -> None:
-        """Wraps a data module without copying it."""
+    def __init__(self, data: L.LightningDataModule, ids: IdSetting = "auto", reads: ReadSettings | None = None) -> None:
+        """Wraps a data module without copying it.
+
+        Args:
+            data: Data module to wrap.
+            ids: Setting of the sample ids.
+            reads: Way in which scores read its samples; None for the defaults.
+        """
         super().__init__()
-        self.data = data
+        self.data, self.ids = data, ids
+        self._reads = SampleReads(reads or ReadSettings())
+        self._rows = HeldRows()
+        self._second_setup: SecondSetup | None = None
         self._ready: set[str | None] = set()
         self._sets: dict[str, Samples] = {}
         self._fingerprint: str | None = None
@@ -163,7 +174,8 @@ class AdaptedData(L.LightningDataModule):
         Raises:
             InputError: If the data module does not return a single loader over a fixed set of samples.
         """
-        return identified(_single(self.data.train_dataloader(), "train_dataloader", self.data))
+        loader = self._read("train", "train_dataloader", self.data.train_dataloader())
+        return identified(loader, self.train_set.id_rule.source) if sample_count(loader) else loader
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
         return self.data.val_dataloader() if self._has("val_dataloader") else []
@@ -204,19 +216,51 @@ class AdaptedData(L.LightningDataModule):
         if self._fingerprint is None:
             digest = hashlib.sha256()
             for batch in self.train_set.contents():
-                for x in tensors_of(batch):
+                for x in tensors_of(first_draw(batch)):  # the same data, however many draws are scored
                     digest.update(f"{x.dtype} {tuple(x.shape[1:])} {batch_size(batch)}".encode())
                     digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
             digest.update(self.train_set.ids.numpy().data)
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
+    def hold_to(self, record: FitRecord) -> None:
+        """Holds the samples to the rows of a fit, from now on; a split drawn at random becomes that of the fit."""
+        if not self._rows.agrees_with(record):
+            self._sets, self._fingerprint, self._reads = {}, None, SampleReads(self._reads.settings)
+        self._rows = HeldRows(record)
+
+    def prepare_second_setup(self) -> None:
+        """Keeps a copy of the data module for `split_is_random`, unless it is set up already."""
+        if not self._ready:
+            self._second_setup = SecondSetup(self.data)
+
+    def split_is_random(self) -> bool:
+        """Whether a set-up under another seed gives other training samples; False where no second one is possible."""
+        return self._second_setup is not None and bool(self._second_setup.differs(self.train_dataloader()))
+
+    def evaluation_loaders(self) -> dict[str, DataLoader[Batch]]:
+        """Returns the validation and test loaders that the data module makes, by the names `val` and `test`."""
+        found: dict[str, DataLoader[Batch]] = {}
+        for name, make in (("val", self.data.val_dataloader), ("test", self.data.test_dataloader)):
+            if self._has(f"{name}_dataloader"):
+                with suppress(Exception):  # one that needs the set-up of another stage is left out
+                    found[name] = _single(make(), f"{name}_dataloader", self.data)
+        return found
+
     def _samples(self, name: str, loader: str, build: Callable[[], object], stage: str) -> Samples:
         if name not in self._sets:
             self.setup(stage)
-            single = _single(build(), loader, self.data)
-            self._sets[name] = Samples(single, f"{type(self.data).__name__}.{loader}")
+            single, where = self._read(name, loader, build()), f"{type(self.data).__name__}.{loader}"
+            if name == "test" and sample_count(single) == 0:
+                raise InputError(f"{where} holds no sample.\n  Check its paths, its split and its limits.")
+            self._sets[name] = Samples(single, where, self.ids)
         return self._sets[name]
+
+    def _read(self, name: str, loader: str, made: object) -> DataLoader[Batch]:
+        """Returns a loader of the data module with the rows held, whose samples scores read in a fixed way and once."""
+        single = _single(made, loader, self.data)
+        rows = self._rows.applied(single, loader.removesuffix("_dataloader"), f"{type(self.data).__name__}.{loader}")
+        return self._reads.of(rows, name, self._reads.settings.draws if name == "train" else 1)
 
     def _has(self, loader: str) -> bool:
         return is_overridden(loader, self.data)
@@ -225,6 +269,20 @@ class AdaptedData(L.LightningDataModule):
 def unwrap_data(data: object) -> object:
     """Returns the user's own data module, without the adapter around it."""
     return data.data if isinstance(data, AdaptedData) else data
+
+
+def training_loader(data: AttributionData) -> DataLoader[Batch]:
+    """Returns the training loader of a data module that meets the contract, with the ids that its `train_set` states.
+
+    Such a module may state ids as the third item of its batches.
+    """
+    loader = data.train_dataloader()
+    if isinstance(data, AdaptedData):
+        return loader
+    dataset, collate = unwrap_loader(loader)
+    first = third_ids(collate(fetch_samples(dataset, [0])), 1)
+    stated = first is not None and first.tolist() == data.train_set.ids[:1].tolist()
+    return identified(loader, "third") if stated else loader
 
 
 def serves_attribution(data: object) -> bool:
@@ -243,12 +301,11 @@ def _single(loader: object, name: str, data: object) -> DataLoader[Batch]:
     return loader
 
 
-def _without_ids(batch: Batch) -> Iterator[Tensor]:
-    if isinstance(batch, dict):
-        batch = {k: v for k, v in batch.items() if k not in ID_KEYS}
-    elif isinstance(batch, (tuple, list)) and sample_ids(batch) is not None:
-        batch = batch[:2]
-    return tensors_of(batch)
+def _some_of(ids: list[int]) -> str:
+    """Lists the first ids if they are not all whole numbers between the smallest and the largest."""
+    if max(ids) - min(ids) < len(ids):
+        return ""
+    return f", such as {', '.join(map(str, ids[:3]))}"
 
 
 def _image(tensor: Tensor) -> np.ndarray | None:

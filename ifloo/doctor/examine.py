@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from ifloo.attribution.influence_function import refuse_decoupled
 from ifloo.data import AdaptedData, unwrap_data
+from ifloo.doctor.curvature_findings import curvature_findings
 from ifloo.doctor.finding import Finding, Severity, heaviest_first
 from ifloo.doctor.fit_findings import (
     Fit,
@@ -38,6 +39,7 @@ from ifloo.objective.functional import Path
 from ifloo.objective.preflight import ROWS, rounding
 from ifloo.objective.protocol import contract_of
 from ifloo.objective.randomness import undisturbed
+from ifloo.objective.singles import first_draw
 from ifloo.objective.user_code import failed_user_code
 from ifloo.stages.isolation import detached
 from ifloo.stages.settings import AttributionSettings
@@ -192,7 +194,7 @@ class _Trial:
             InputError: J cannot be formed, since the training data cannot be read.
         """
         copied = self._copy()
-        batch = without_ids(next(iter(sequential(self.loader, ROWS))))
+        batch = first_draw(without_ids(next(iter(sequential(self.loader, ROWS)))))
         few = to_module(batch, copied)
         findings = call_findings(copied, few, _run)
         settings, module = self.subject.settings, self._copy()
@@ -226,7 +228,10 @@ class _Trial:
         self.stationarity = preflight(objective, theta)
         if self.subject.checkpoint is None or self.stationarity.warning is None:
             return []
-        return [unconverged(self.stationarity, self.subject.checkpoint, self.subject.settings)]
+        found = [unconverged(self.stationarity, self.subject.checkpoint, self.subject.settings)]
+        if self.subject.settings.method is None:
+            found += curvature_findings(objective, theta, self.subject.settings, self.subject.checkpoint)
+        return found
 
 
 def _run(module: L.LightningModule, batch: Batch) -> object:

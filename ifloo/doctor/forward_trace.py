@@ -48,7 +48,7 @@ def changed_state(module: nn.Module, batch: Batch, run: Run) -> list[str]:
     before = _state(module)
     with scoring(module), undisturbed():
         run(module, batch)
-    after = _state(module)
+        after = _state(module)  # on leaving, the state is that of before
     return [author_name(module, name) for name, x in after.items() if name not in before or not _equal(x, before[name])]
 
 

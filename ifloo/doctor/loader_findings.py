@@ -7,18 +7,20 @@ thousands, or that starts after the first epoch.
 from __future__ import annotations
 
 import lightning as L
+import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from ifloo.doctor.finding import Finding, Severity
 from ifloo.models.hooks import overridden
 from ifloo.objective import Batch, sample_ids
+from ifloo.objective.augmentation import Augmentation, find_augmentation
 from ifloo.objective.batch_samplers import SamplerBatches
-from ifloo.objective.batches import fetch_samples, tensors_of
+from ifloo.objective.batches import batch_size, fetch_samples
+from ifloo.objective.id_rule import third_ids
 from ifloo.objective.layers import BATCH_HOOKS
-from ifloo.objective.loaders import sample_count, unwrap_loader
+from ifloo.objective.loaders import rule_behind, sample_count, unwrap_loader
 from ifloo.objective.randomness import undisturbed
 
-SAMPLES_READ = 16  # samples read twice: a random flip of probability 1/2 is missed once in 65,536 times
 FEW_SAMPLES = 100  # training samples; with fewer, each is more than one percent of J
 
 
@@ -117,44 +119,48 @@ def _count(n: int, where: str) -> list[Finding]:
 
 
 def _samples(loader: DataLoader[Batch], where: str) -> list[Finding]:
-    """Reads a few samples twice and compares them; an error while reading passes through."""
-    positions = list(range(min(SAMPLES_READ, sample_count(loader))))
-    with undisturbed():
-        first, second = (_read(loader, positions) for _ in range(2))
-    return [*_changed_samples(first, second, where), *_missing_ids(loader, first, where)]
-
-
-def _read(loader: DataLoader[Batch], positions: list[int]) -> Batch:
+    """Reads a few samples again and compares them; an error while reading passes through."""
     dataset, collate = unwrap_loader(loader)
-    return collate(fetch_samples(dataset, positions))
+    with undisturbed():
+        first = collate(fetch_samples(dataset, [0]))
+        found = find_augmentation(loader)
+    return [*([] if found is None else [_augmented(found, where)]), *_missing_ids(loader, first, where)]
 
 
-def _changed_samples(first: Batch, second: Batch, where: str) -> list[Finding]:
-    for a, b in zip(tensors_of(first), tensors_of(second), strict=True):
-        if a.shape != b.shape:
-            how = f"two reads of the first samples have shapes {list(a.shape)} and {list(b.shape)}"
-            return [_augmented(how, where)]
-        apart = (a != b) & ~((a != a) & (b != b))  # NaN is no change
-        if apart.any():
-            row = int(apart.reshape(len(a) if a.ndim else 1, -1).any(1).nonzero()[0])
-            largest = float((a.double() - b.double()).abs()[apart].max())
-            return [_augmented(f"two reads of training sample {row} differ, by up to {largest:.3g}", where)]
-    return []
-
-
-def _augmented(how: str, where: str) -> Finding:
+def _augmented(found: Augmentation, where: str) -> Finding:
+    if found.seeded:
+        return Finding(
+            found.how,
+            where,
+            "Handled: scores are of one draw of each sample (or the mean over adapt.draws), under seeds of their own, "
+            "the same in every pass and run; training saw others (augmentation, or noise drawn in the dataset).",
+            "None needed; --adapt.draws K scores the mean over K draws of each sample.",
+            Severity.WARNING,
+        )
     return Finding(
-        how,
+        found.how,
         where,
-        "Scores would be of another sample than was trained on, and of another one each time (augmentation, or noise "
-        "drawn in the dataset).",
-        "Turn random transforms off, for the fit too; or make them once and keep the results in the dataset as samples "
-        "of their own.",
+        "Scores would be of another sample than was trained on, and of another one each time: its random numbers do "
+        "not come from the generators of torch, numpy and Python, which are seeded for each sample.",
+        "Draw them from these generators; or turn random transforms off, for the fit too.",
         Severity.FATAL,
     )
 
 
+def _third_ignored(where: str) -> Finding:
+    return Finding(
+        "a third item of whole numbers that are not the positions of the samples",
+        where,
+        "It is taken for data: the id of a sample is its position in the dataset.",
+        "None needed if it is data, such as a length or a label; if it is the id, give `--adapt.ids third`.",
+        Severity.NOTE,
+    )
+
+
 def _missing_ids(loader: DataLoader[Batch], batch: Batch, where: str) -> list[Finding]:
+    third, rule = third_ids(batch, b := batch_size(batch)), rule_behind(loader)
+    if third is not None and rule.source != "third":
+        return [] if torch.equal(third, rule.of_rows(torch.arange(b))) else [_third_ignored(where)]
     batches = loader.batch_sampler
     drawn_by = batches.sampler if isinstance(batches, SamplerBatches) else loader.sampler
     if sample_ids(batch) is not None or not isinstance(drawn_by, RandomSampler):
@@ -165,8 +171,8 @@ def _missing_ids(loader: DataLoader[Batch], batch: Batch, where: str) -> list[Fi
             "shuffled batches without sample ids",
             where,
             f"Handled: the id of a sample is its position in the dataset, 0 to {n - 1}, in whatever order it is drawn.",
-            "None needed while the dataset keeps its order; else give each sample an id (key `idx` or `sample_index`, "
-            "or the third item of (x, y, idx)).",
+            "None needed while the dataset keeps its order; else give each sample an id (key `idx` or "
+            "`sample_index`, or the third item of (x, y, idx) and `--adapt.ids third`).",
             Severity.NOTE,
         )
     ]

@@ -26,10 +26,13 @@ from ifloo.models.decay import COUPLED, decoupled
 from ifloo.models.module import SampleLossModule
 from ifloo.models.run_state import RunState, StandInTrainer, attached, stand_in_trainer
 from ifloo.models.training_step import loss_of_step, losses_by_vmap, refuse_without_step, transferred
-from ifloo.objective.batches import Batch
+from ifloo.objective.batches import Batch, sample_ids, without_ids
 from ifloo.objective.counterparts import counterparts
 from ifloo.objective.functional import silenced
+from ifloo.objective.layers import BATCH_HOOKS
+from ifloo.objective.singles import Apart
 from ifloo.objective.user_code import user_code
+from ifloo.objective.weights import SampleWeights
 
 # Functions that the user provides, typed by the user's own classes.
 SampleLossFunction = Callable[..., Tensor]  # (the user's module, a batch) -> [b], nats
@@ -39,6 +42,7 @@ _OURS = frozenset(
     {
         *("training_step", "configure_optimizers", "on_train_start"),
         *("state_dict", "load_state_dict", "load_from_checkpoint"),
+        *BATCH_HOOKS,  # applied before each training step, to the batch without its ids
     }
 )
 
@@ -53,6 +57,8 @@ class Adapted(SampleLossModule):
         model: The wrapped module.
         losses: Function that computes ℓ; None for the module's `training_step`.
         l2: λ of ½λ‖θ‖² over the module's trainable parameters, nats.
+        batch_weights: Relative weight a_i of each sample in the loss of a batch, Σ a_i ℓ_i / Σ a_i, by id; all 1 where
+            the loss of a batch is the mean.
     """
 
     wraps = "model."  # prefix of the parameter names, which patterns of parameter names leave out
@@ -95,6 +101,7 @@ class Adapted(SampleLossModule):
         self.skip_training = skip_training
         self.one_by_one = sample_losses is None
         self._stand_in: StandInTrainer | None = None
+        self.batch_weights = SampleWeights()
         # Recorded here because in a functional call the tensors that replace parameters may lack requires_grad.
         self._trainable = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
         for name in _overridden(model):
@@ -124,11 +131,16 @@ class Adapted(SampleLossModule):
         data = datamodule if isinstance(datamodule, counterparts(L.LightningDataModule)) else None
         self._stand_in = stand_in_trainer(state, data, train_loader, self.model)
 
+    @property
+    def fit_described(self) -> StandInTrainer | None:
+        """The Trainer that answers as at the end of the fit; None before the fit is described or read."""
+        return self._stand_in
+
     @contextmanager
     def _as_in_the_fit(self) -> Generator[None, None, None]:
         """Attaches the Trainer of the present fit, or else one that answers as at the end of the fit, until exit."""
         if self._trainer is not None and self._trainer.training:
-            with silenced(self.model):
+            with silenced(self.model, updates=True):
                 yield
             return
         if self._stand_in is None:
@@ -152,6 +164,38 @@ class Adapted(SampleLossModule):
         """Computes the loss that the module's `training_step` returns for a batch, nats."""
         with self._as_in_the_fit():
             return loss_of_step(self.model, batch, "on a batch")
+
+    def weighted_loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """Computes the loss of a fit on a batch: that of the user's own training step while all weights are equal.
+
+        Samples with other weights come apart from their batch (`Apart`): the step runs on the rest, and on each of
+        them alone unless its weight is zero.
+
+        Raises:
+            InputError: Samples have weights of their own, and the batch carries no ids.
+        """
+        if not self.one_by_one:
+            return super().weighted_loss(batch)
+        inner, ids = without_ids(batch), sample_ids(batch)
+        if isinstance(inner, Apart):
+            return self._loss_of_parts(inner)
+        if ids is None or not self.sample_weights.equal_for(ids):
+            return super().weighted_loss(batch)
+        return self.sample_weights.default * self.step_loss(inner)
+
+    def _loss_of_parts(self, parts: Apart) -> Float[Tensor, ""]:
+        dtype = next(self.model.parameters()).dtype
+        rest, single = (self.batch_weights.of(ids, dtype) for ids in (parts.rest_ids, parts.single_ids))
+        total = rest.sum() + single.sum()
+        # If nothing is left, zero with a gradient.
+        loss = 0.0 * torch.stack([p.sum() for p in self.model.parameters() if p.requires_grad]).sum()
+        if parts.rest is not None:
+            loss = self.sample_weights.default * rest.sum() / total * self.step_loss(parts.rest)
+        weights = self.sample_weights.of(parts.single_ids, dtype) * single / total
+        for weight, one in zip(weights, parts.singles.batches, strict=True):
+            if bool(weight):
+                loss = loss + weight * self.single_loss(one)
+        return loss
 
     def penalty(self) -> Float[Tensor, ""]:
         """Computes ½λ‖θ‖² plus the penalty function given, nats; zero if neither was given."""

@@ -62,11 +62,20 @@ class SampleLossModule(L.LightningModule, ModelContract[BatchT_contra]):
 
     @final
     def training_step(self, batch: Batch, _: int) -> Float[Tensor, ""]:
-        losses: Tensor = self.sample_losses(without_ids(batch))
-        loss = (self._weights_of(sample_ids(batch), without_ids(batch), losses) * losses).mean() + self.penalty()
+        loss = self.weighted_loss(batch) + self.penalty()
         if self._trainer is not None and self.trainer.logger is not None:
-            self.log("J_batch", loss.detach(), prog_bar=True, batch_size=len(losses))
+            ids = sample_ids(batch)
+            self.log("J_batch", loss.detach(), prog_bar=True, batch_size=batch_size(batch) if ids is None else len(ids))
         return loss
+
+    def weighted_loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """Computes the mean of w[id] · ℓ over a batch, nats.
+
+        Raises:
+            InputError: Samples have weights of their own, and the batch carries no ids.
+        """
+        losses: Tensor = self.sample_losses(without_ids(batch))
+        return (self._weights_of(sample_ids(batch), without_ids(batch), losses) * losses).mean()
 
     def on_train_start(self) -> None:
         """Refuses training settings under which the function trained would not be J, or L-BFGS would not work.
@@ -98,7 +107,8 @@ class SampleLossModule(L.LightningModule, ModelContract[BatchT_contra]):
                 raise InputError(
                     f"Removing samples {self.sample_weights.ids.tolist()[:5]} needs batches that carry sample ids; "
                     f"this one, a {type(batch).__name__}, has none.\n"
-                    "  Give each sample its id: key `idx` or `sample_index`, or the third item of (x, y, idx)."
+                    "  Give each sample its id under key `idx` or `sample_index`, or load the batches by "
+                    "ifloo.objective.loaders.identified."
                 )
             return torch.full(
                 (batch_size(batch),), self.sample_weights.default, dtype=losses.dtype, device=losses.device

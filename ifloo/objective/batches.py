@@ -1,7 +1,6 @@
 """Batches of any form: their size and sample ids, and how to move, slice, concatenate and cache them.
 
-Supported are dicts, `(x, y)`, `(x, y, idx)`, and nestings of these. The ids of the samples are key `idx` or
-`sample_index` of a dict, the third item of a tuple, or else the positions in the dataset.
+Supported are dicts, `(x, y)`, `(x, y, idx)`, and nestings of these. `id_rule` tells where the ids of samples stand.
 """
 
 from __future__ import annotations
@@ -16,18 +15,17 @@ from torch import Tensor, nn
 
 from ifloo.errors import InputError
 from ifloo.objective.forms import Batch, map_tensors, tensors_of, with_items, with_values
-from ifloo.objective.singles import Singles, ids_of_singles
+from ifloo.objective.id_rule import IdReader, IdRule, StatesIds, carried_ids
+from ifloo.objective.singles import Drawn, Singles
 from ifloo.progress import OnProgress, no_progress
-
-ID_KEYS = ("idx", "sample_index")
 
 
 class Identified(NamedTuple):
-    """A batch from a loader together with the ids of its samples, which are their positions in the dataset.
+    """A batch from a loader together with the ids of its samples.
 
     Attributes:
         batch: Batch as the loader yields it.
-        positions: Position of each sample in the dataset, [b].
+        positions: Id of each sample, [b]: its position in the dataset unless an `IdRule` found another.
         factors: n·c_i, the factor of each loss in J = Σ_i c_i ℓ_i, [b]; None if J is the plain mean.
     """
 
@@ -69,17 +67,10 @@ def batch_size(batch: Batch) -> int:
 
 
 def sample_ids(batch: Batch) -> Int[Tensor, " b"] | None:
-    """Returns the sample ids that a batch carries, or None if ids are the positions in the dataset."""
+    """Returns the ids beside a batch, or else under its key of ids; None if there are none."""
     if isinstance(batch, Identified):
         return batch.positions
-    if isinstance(batch, Singles):
-        return ids_of_singles(batch, sample_ids)
-    if isinstance(batch, Mapping):
-        return next((batch[k].long() for k in ID_KEYS if k in batch), None)
-    if isinstance(batch, (tuple, list)) and len(batch) == 3 and isinstance(batch[2], Tensor):
-        ids = batch[2]
-        return ids.long() if ids.ndim == 1 and not ids.is_floating_point() else None
-    return None
+    return carried_ids(batch, batch_size(batch)) if isinstance(batch, (Mapping, Singles, Drawn)) else None
 
 
 def slice_batch(batch: Batch, index: slice | Int[Tensor, " b"]) -> Batch:
@@ -114,6 +105,12 @@ def concatenate_chunks(chunks: Iterable[Tensor], n: int, tick: OnProgress = no_p
         done += chunk.shape[-1]
         tick(done, n)
     return torch.cat(parts, -1)
+
+
+def times_factors(losses: Float[Tensor, " b"], batch: Batch) -> Float[Tensor, " b"]:
+    """Returns the losses times the factors n·c_i of their samples in J, if the batch has factors."""
+    factors = batch.factors if isinstance(batch, Identified) else None
+    return losses if factors is None else losses * factors
 
 
 @runtime_checkable
@@ -187,6 +184,7 @@ class TrainingData:
     Attributes:
         n: Number of samples.
         ids: Ids of the samples in order, `[n]` int64.
+        id_rule: Place where the batches carry these ids, if they do.
         device: Device of the batches.
         dtype: Dtype of the floating-point tensors in the batches.
     """
@@ -209,25 +207,25 @@ class TrainingData:
         Raises:
             InputError: The data hold no sample, NaN or infinity, or an id that occurs twice.
         """
+        reader = IdReader(loader.id_rule if isinstance(loader, StatesIds) else IdRule())
         self.loader, self.device, self.dtype = loader, device, dtype
         self._cache: list[Batch] | None = []
-        ids, used, start = [], 0, 0
+        used = start = 0
         for position, raw in enumerate(loader):
             batch = self._prepare(raw)
             b = batch_size(batch)
-            carried = sample_ids(batch)
-            ids.append(torch.arange(start, start + b) if carried is None else carried.cpu())
+            reader.add(without_ids(batch), b, batch.positions if isinstance(batch, Identified) else None)
             start += b
             _refuse_non_finite(batch, position)
             used += sum(x.numel() * x.element_size() for x in tensors_of(batch))
             if self._cache is not None:
                 self._cache = [*self._cache, batch] if used <= cache_bytes else None
-        if not ids:
+        if not start:
             raise InputError("The training data hold no sample.")
         self.n = start
-        self.ids: Int[Tensor, " n"] = torch.cat(ids)
-        if len(torch.unique(self.ids)) != self.n:
-            raise InputError(_repeated_ids(self.ids))
+        self.id_rule, self.ids = reader.decided()
+        if isinstance(loader, StatesIds):
+            loader.id_rule = self.id_rule
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self._cache) if self._cache is not None else map(self._prepare, self.loader)
@@ -239,7 +237,8 @@ class TrainingData:
             b = batch_size(batch)
             ids = self.ids[start : start + b]
             if self._cache is None:
-                _refuse_other_order(sample_ids(batch), ids)
+                found = batch.positions if isinstance(batch, Identified) else self.id_rule.carried(batch, b)
+                _refuse_other_order(found, ids)
             yield ids.to(self.device), batch
             start += b
 
@@ -299,12 +298,3 @@ def _refuse_other_order(found: Tensor | None, expected: Tensor) -> None:
             f"instead of {expected.tolist()[:5]}.\n  Turn shuffling off; `sequential(loader, size)` gives a fixed "
             f"order."
         )
-
-
-def _repeated_ids(ids: Tensor) -> str:
-    values, counts = torch.unique(ids, return_counts=True)
-    twice = values[counts > 1]
-    return (
-        f"Sample ids must be unique; {len(twice)} occur more than once, the first is {int(twice[0])}.\n"
-        "  Give each training sample its own id (key `idx` or `sample_index`, or the third item of the batch)."
-    )

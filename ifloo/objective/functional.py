@@ -15,12 +15,12 @@ from torch.func import functional_call, grad, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, Identified, batch_size, map_tensors, slice_batch, without_ids
+from ifloo.objective.batches import Batch, Identified, batch_size, map_tensors, slice_batch, times_factors, without_ids
 from ifloo.objective.layout import Layout
 from ifloo.objective.plain import Scalar, gradient_and_value, recordable
 from ifloo.objective.protocol import OutputLosses, contract_of, states_outputs
 from ifloo.objective.silence import logging_to, silenced
-from ifloo.objective.singles import Singles
+from ifloo.objective.singles import Drawn, Singles
 from ifloo.objective.traced import traced_masks
 from ifloo.params import ParamSpace
 
@@ -66,7 +66,10 @@ def dense_embeddings(module: nn.Module) -> Generator[None, None, None]:
 
 @contextmanager
 def scoring(module: nn.Module) -> Generator[None, None, None]:
-    """Sets evaluation mode, turns logging and sparse gradients off and selects differentiable kernels, until exit."""
+    """Sets evaluation mode, turns logging and sparse gradients off and selects differentiable kernels, until exit.
+
+    What passes change in the user's layers, such as metrics, lists and counters, is on exit as before.
+    """
     was_training = {m: m.training for m in module.modules()}
     module.eval()
     try:
@@ -165,8 +168,7 @@ class FunctionalLosses:
             losses = torch.stack([self.single_loss(theta, one) for one in inner.batches])
         else:
             losses = self._call(theta, self.contract.sample_losses, inner)
-        factors = batch.factors if isinstance(batch, Identified) else None
-        return losses if factors is None else losses * factors
+        return times_factors(losses, batch)
 
     def single_loss(self, theta: Float[Tensor, " p"], single: Batch) -> Float[Tensor, ""]:
         """Returns ℓ of the sample in a batch of one."""
@@ -223,7 +225,16 @@ class FunctionalLosses:
         )
 
     def outputs(self, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, "b ..."]:
-        """Returns the outputs z; raises the errors of `of_outputs`."""
+        """Returns the outputs z.
+
+        Raises:
+            InputError: The module does not define them (see `of_outputs`), or each sample has several draws.
+        """
+        if isinstance(without_ids(batch), Drawn):
+            raise InputError(
+                "Outputs are needed apart from the losses, and each sample has several draws (adapt.draws).\n"
+                "  Use curvature Hessian, or adapt.draws 1."
+            )
         return self._call(theta, self.of_outputs.outputs, without_ids(batch))
 
     def output_losses(self, outputs: Float[Tensor, "b ..."], batch: Batch) -> Float[Tensor, " b"]:
@@ -231,6 +242,8 @@ class FunctionalLosses:
         return self.of_outputs.output_losses(outputs, without_ids(batch))
 
     def _call(self, theta: Tensor, function: Callable[..., Tensor], *args: object) -> Tensor:
+        if args and isinstance(drawn := args[0], Drawn):
+            return torch.stack([self._call(theta, function, one) for one in drawn.draws]).mean(0)
         # Parameters outside θ are constants: unless detached, they would add a graph to each result.
         values = {n: p.detach() for n, p in self.module.named_parameters()} | self.space.unflatten(theta)
         result: Tensor = functional_call(self._caller, {f"module.{n}": v for n, v in values.items()}, (function, *args))

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Sequence, Sized
 from dataclasses import replace
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    DataLoader,
-    Dataset,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-)
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, Identified, MapDataset, fetch_samples, sample_ids
-from ifloo.objective.singles import CollateSingles
-
-Collate: TypeAlias = Callable[..., object]  # (result of `fetch_samples`) -> batch
+from ifloo.objective.batches import Batch, Identified, MapDataset, fetch_samples
+from ifloo.objective.id_rule import IdRule, IdSetting, Source, StatesIds, rows_of
+from ifloo.objective.ids import decide
+from ifloo.objective.sampling import refuse_partial
+from ifloo.objective.seeded_draws import Collate, FixedReads, is_kept, scored_reads, training_reads
+from ifloo.objective.singles import Apart, CollateItems, CollateSingles, Singles
 
 
 class _Positioned(Dataset[object]):
@@ -39,28 +32,96 @@ class _Positioned(Dataset[object]):
 
 
 class _Collate:
-    """The collate function for `_Positioned`: it keeps the positions beside the batch."""
+    """The collate function for `_Positioned`: it keeps the ids beside the batch."""
 
-    def __init__(self, collate: Collate) -> None:
-        self.collate = collate
+    def __init__(self, collate: Collate, rule: IdRule) -> None:
+        self.collate, self.id_rule = collate, rule
 
     def __call__(self, drawn: tuple[object, list[int]]) -> Identified:
         samples, rows = drawn
-        return Identified(self.collate(samples), torch.tensor(rows))
+        batch = self.collate(samples)
+        return Identified(batch, self.id_rule.of(batch, torch.tensor(rows)))
 
 
-def identified(loader: DataLoader[Batch]) -> DataLoader[Batch]:
-    """Returns the loader itself if its batches carry ids, or else one that yields them as `Identified`."""
+class FixedOrder(DataLoader[Batch]):
+    """A loader of samples in the order of their dataset, which knows where their ids stand.
+
+    Attributes:
+        id_rule: The rule, as the first pass over all samples decides it.
+    """
+
+    id_rule = IdRule()
+
+
+def identified(loader: DataLoader[Batch], ids: IdSetting | Source = "auto") -> DataLoader[Batch]:
+    """Returns the loader itself if `sample_ids` finds the ids of its batches, or one that yields them as `Identified`.
+
+    Args:
+        loader: Training loader.
+        ids: Setting, or the source of an `IdRule` that is decided already.
+    """
     dataset = samples_behind(loader)
-    first = loader.collate_fn(fetch_samples(dataset, [0]))  # type: ignore[arg-type]  # a list of samples or the result of __getitems__
-    if sample_ids(first) is not None or loader.batch_sampler is None:
+    if isinstance(dataset, _Positioned) or loader.batch_sampler is None:
+        return loader
+    collate: Collate = loader.collate_fn
+    if ids in ("auto", "third"):
+        rule, _ = decide(*unwrap_loader(loader), ids, loader.batch_size, loader.num_workers)
+    else:
+        rule = IdRule(ids, rows_of(own_dataset(loader)))
+    if rule.source == "idx":
         return loader
     return DataLoader(
         _Positioned(dataset),
         batch_sampler=loader.batch_sampler,
-        collate_fn=_Collate(loader.collate_fn),  # type: ignore[arg-type]  # takes the result of `_Positioned.__getitems__`
+        collate_fn=_Collate(collate, rule),  # type: ignore[arg-type]  # takes the result of `_Positioned.__getitems__`
         num_workers=loader.num_workers,
     )
+
+
+class _CollateApart(_Collate):
+    """The collate function for `_Positioned` that takes some samples apart, wherever a batch holds one of them."""
+
+    def __init__(self, collate: Collate, rule: IdRule, apart: Tensor) -> None:
+        super().__init__(collate, rule)
+        self.apart = apart.cpu()
+
+    def __call__(self, drawn: tuple[object, list[int]]) -> Identified:
+        samples, rows = drawn
+        decided = self.id_rule.source in ("auto", "positions")
+        ids = self._ids(rows) if decided else self.id_rule.of(self.collate(samples), torch.tensor(rows))
+        alone = torch.isin(ids, self.apart)
+        if not isinstance(samples, list) or not bool(alone.any()):
+            return Identified(self.collate(samples), ids)
+        single = [k for k, out in enumerate(alone.tolist()) if out]
+        rest = [sample for sample, out in zip(samples, alone.tolist(), strict=True) if not out]
+        singles = Singles(tuple(self.collate([samples[k]]) for k in single))
+        parts = Apart(self.collate(rest) if rest else None, singles, ids[~alone], ids[alone])
+        return Identified(parts, torch.cat([parts.rest_ids, parts.single_ids]))
+
+    def _ids(self, rows: list[int]) -> Tensor:
+        return self.id_rule.of_rows(torch.tensor(rows))
+
+
+def apart(loader: DataLoader[Batch], ids: Tensor) -> DataLoader[Batch]:
+    """Returns a training loader whose batches hold the samples with these ids apart (`Apart`), with the same order."""
+    dataset, rule = samples_behind(loader), rule_behind(loader)
+    collate: Collate = loader.collate_fn
+    if isinstance(dataset, _Positioned) and isinstance(collate, _Collate):
+        dataset, collate = dataset.dataset, collate.collate
+    return DataLoader(
+        _Positioned(dataset),
+        batch_sampler=loader.batch_sampler,
+        collate_fn=_CollateApart(collate, rule, ids),  # type: ignore[arg-type]  # takes what `_Positioned` fetches
+        num_workers=loader.num_workers,
+    )
+
+
+class _PositionedReads(_Positioned, FixedReads):
+    """The same of a dataset whose reads are fixed."""
+
+    def __init__(self, dataset: MapDataset) -> None:
+        super().__init__(dataset)
+        self.kept = is_kept(dataset)
 
 
 class _CollateWeighted:
@@ -86,25 +147,34 @@ def weighted(loader: DataLoader[Batch], ids: Tensor, factors: Tensor) -> DataLoa
     if isinstance(collate, CollateSingles):  # a step on a whole batch has the weights, so that sums can be taken of it
         collate = replace(collate, with_whole=True)
     return DataLoader(
-        _Positioned(samples_behind(loader)),
+        _PositionedReads(samples_behind(loader)),
         batch_size=loader.batch_size,
-        collate_fn=_CollateWeighted(collate, ids.cpu(), factors.cpu()),
+        collate_fn=_CollateWeighted(collate, ids.cpu(), factors.cpu()),  # type: ignore[arg-type]  # as `apart`
         num_workers=loader.num_workers,
     )
 
 
-class _Separately(Dataset[object]):
+def rule_behind(loader: DataLoader[Batch]) -> IdRule:
+    """Returns the rule that a loader carries, by `identified` or `sequential`; undecided for any other."""
+    if isinstance(loader, StatesIds):
+        return loader.id_rule
+    if isinstance(loader.collate_fn, _Collate):
+        return loader.collate_fn.id_rule
+    if isinstance(loader.collate_fn, _CollateWeighted):
+        return IdRule("positions", loader.collate_fn.ids)
+    return IdRule("auto", rows_of(own_dataset(loader)))
+
+
+class _Separately(FixedReads):
     """A dataset that returns its samples one by one, each in the form that the user's collate function takes."""
 
-    def __init__(self, dataset: MapDataset, batched: bool) -> None:
-        self.dataset, self.batched = dataset, batched
+    def __init__(self, dataset: MapDataset) -> None:
+        self.dataset, self.kept = dataset, is_kept(dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitems__(self, rows: Sequence[int]) -> list[object]:
-        if not self.batched:  # a loader of batch_size=None: each item is a batch
-            return [self.dataset[i] for i in rows]
         return [fetch_samples(self.dataset, [i]) for i in rows]
 
 
@@ -117,20 +187,64 @@ def separately(loader: DataLoader[Batch], with_whole: bool) -> DataLoader[Batch]
     """
     dataset, collate = unwrap_loader(loader)
     batched = loader.batch_sampler is not None
-    return DataLoader(
-        _Separately(dataset, batched),
+    singles = FixedOrder(
+        _Separately(dataset),
         batch_size=loader.batch_size or 1,
         collate_fn=CollateSingles(collate, with_whole and batched),
-        num_workers=loader.num_workers,
+        num_workers=0 if is_kept(dataset) else loader.num_workers,
     )
+    singles.id_rule = rule_behind(loader)
+    return singles
 
 
 def unwrap_loader(loader: DataLoader[Batch]) -> tuple[MapDataset, Collate]:
-    """Returns the user's own dataset and collate function of a loader, without the wrappers of `identified`."""
-    dataset = samples_behind(loader)
-    if isinstance(dataset, _Positioned) and isinstance(loader.collate_fn, _Collate):
-        return dataset.dataset, loader.collate_fn.collate
-    return dataset, loader.collate_fn
+    """Returns dataset and collate function of a loader as scores read them, without the wrappers of `identified`.
+
+    An augmented sample is read under a seed of its own (`SeededDraws`), so that each read gives the same draw.
+    """
+    dataset, collate = samples_behind(loader), loader.collate_fn
+    if isinstance(dataset, _Positioned) and isinstance(collate, _Collate):
+        dataset, collate = dataset.dataset, collate.collate
+    if loader.batch_sampler is None:  # of batch_size=None
+        collate = CollateItems(collate)
+    return scored_reads(dataset, collate)
+
+
+def training_dataset(loader: DataLoader[Batch]) -> MapDataset:
+    """Returns the dataset of a loader as training reads it, with its augmentation.
+
+    Raises:
+        InputError: The dataset has no length or no samples by position.
+    """
+    samples_behind(loader)
+    dataset = own_dataset(loader)
+    assert isinstance(dataset, MapDataset)
+    return dataset
+
+
+def own_dataset(loader: DataLoader[Batch]) -> object:
+    """Returns the user's own dataset, of any kind, behind a loader."""
+    dataset: object = loader.dataset
+    return training_reads(dataset.dataset if isinstance(dataset, _Positioned) else dataset)
+
+
+def with_dataset(loader: DataLoader[Batch], dataset: MapDataset) -> DataLoader[Batch]:
+    """Returns a loader with the settings and the sampler of another one, over other samples of the same number."""
+    batches = loader.batch_sampler
+    drawn = {"batch_size": None, "sampler": loader.sampler} if batches is None else {"batch_sampler": batches}
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]  # typed as Dataset; anything with a length and items works
+        **drawn,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+    )
 
 
 def sample_count(loader: DataLoader[Batch]) -> int:
@@ -163,37 +277,35 @@ def samples_behind(loader: DataLoader[Batch]) -> MapDataset:
     )
 
 
-def _refuse_partial(loader: DataLoader[Batch]) -> None:
-    if isinstance(loader.dataset, IterableDataset):
-        return
-    if not isinstance(loader.sampler, (SequentialSampler, RandomSampler, DistributedSampler)):
-        raise InputError(
-            f"The training loader draws with {type(loader.sampler).__name__}; J is the mean over every sample once.\n"
-            "  Use shuffle=True or False; for a part of the data wrap the dataset (torch.utils.data.Subset)."
-        )
-    if sample_count(loader) == 0:
-        raise InputError("The training data hold no sample.")
-
-
-def sequential(loader: DataLoader[Batch], size: int, shard: slice | None = None) -> DataLoader[Batch]:
+def sequential(loader: DataLoader[Batch], size: int, shard: slice | None = None, ids: IdSetting = "auto") -> FixedOrder:
     """Returns a loader of the same dataset in its own order, each sample once, for scoring and the sums of J.
 
     Args:
         loader: Training loader.
         size: Number of samples per batch.
         shard: Positions of the samples to load, such as the share of one process; None for all.
+        ids: Setting of the ids, for a loader that carries no rule.
 
     Raises:
         InputError: The dataset is iterable, so that its order and length are unknown; the sampler draws only part of
             the data or some of it twice, so that the fit has another objective; or the dataset is empty.
     """
-    _refuse_partial(loader)
+    refuse_partial(loader)
+    if sample_count(loader) == 0:
+        raise InputError("The training data hold no sample.")
     dataset, collate = unwrap_loader(loader)
-    chosen = dataset if shard is None else Subset(dataset, range(*shard.indices(len(dataset))))  # type: ignore[arg-type]
-    return DataLoader(
+    rule, chosen = rule_behind(loader), dataset
+    if rule.source == "auto":
+        rule = IdRule(ids, rule.rows)
+    if shard is not None:
+        positions = range(*shard.indices(len(dataset)))
+        rule, chosen = rule.part(positions), Subset(dataset, positions)  # type: ignore[arg-type]
+    fixed = FixedOrder(
         chosen,  # type: ignore[arg-type]  # typed as Dataset; anything with a length and items works
         batch_size=max(1, min(size, len(chosen))),
         shuffle=False,
         collate_fn=collate,
-        num_workers=loader.num_workers,
+        num_workers=0 if is_kept(dataset) else loader.num_workers,
     )
+    fixed.id_rule = rule
+    return fixed

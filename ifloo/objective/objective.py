@@ -81,12 +81,9 @@ class Objective:
         Raises:
             InputError: The objective runs over a subsample of the data.
         """
-        if not isinstance(self.data, TrainingData) or not isinstance(self.data.loader, DataLoader):
+        if not isinstance(self.data, TrainingData):
             raise InputError("Samples can be weighted where the objective runs over all training data.")
-        factors = weights.double() * (self.n / weights.double().sum())
-        space = self.losses.space
-        loader = weighted(self.data.loader, self.data.ids, factors.to(space.dtype))
-        return replace(self, data=TrainingData(loader, space.device, space.dtype))
+        return replace(self, data=weighted_data(self.data, weights))
 
     def part(self, theta: Float[Tensor, " p"], ids: Tensor, batch: Batch) -> Float[Tensor, ""]:
         """Returns the share of one batch in (1/n) Σ_i w_i ℓ_i, in nats.
@@ -138,6 +135,18 @@ class Objective:
         """Returns the gradient of `part`, which Hessian-vector products differentiate once more."""
         gradient: Tensor = grad(self.part)(theta, ids, batch)
         return gradient
+
+
+def weighted_data(data: TrainingData, weights: Float[Tensor, " n"]) -> TrainingData:
+    """Returns the training data with the factor n·a_i / Σ a beside each sample; see `Objective.weighted`.
+
+    Raises:
+        InputError: The data do not come from a DataLoader.
+    """
+    if not isinstance(data.loader, DataLoader):
+        raise InputError(f"Samples can be weighted where a DataLoader yields them, got {type(data.loader).__name__}.")
+    factors = weights.double() * (data.n / weights.double().sum())
+    return TrainingData(weighted(data.loader, data.ids, factors.to(data.dtype)), data.device, data.dtype)
 
 
 def _part(objective: Objective, ids: Tensor, batch: Batch, theta: Tensor) -> Tensor:

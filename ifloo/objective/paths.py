@@ -13,7 +13,7 @@ from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad, jvp, vjp, vmap
 from torch.utils.data import DataLoader
 
@@ -27,6 +27,7 @@ from ifloo.objective.out_of_memory import is_out_of_memory
 from ifloo.objective.plain import recordable, recording
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.singles import length_of
+from ifloo.params import ParamSpace
 
 DRAWN = 256  # samples whose lengths are compared
 CHECKED = 16  # samples, the shortest and the longest among them, on which fast forms are compared with the definition
@@ -47,6 +48,10 @@ class Choice:
     losses: FunctionalLosses
     one_by_one: bool = False
     with_whole: bool = False
+
+    def of(self, module: nn.Module, space: ParamSpace) -> FunctionalLosses:
+        """Returns the losses of a module of the same class, computed in the same way."""
+        return FunctionalLosses(module, space, self.losses.path, self.losses.vmapped, self.losses.layout)
 
     def loader(self, loader: DataLoader[Batch], size: int) -> DataLoader[Batch]:
         """Returns the loader for the sums of J, in order, with at most `size` samples in a batch."""

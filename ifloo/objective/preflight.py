@@ -11,6 +11,7 @@ from torch.func import vmap
 
 from ifloo.errors import IflooError, InputError, summarise
 from ifloo.objective.batches import Batch, Identified, TrainingData, batch_size, slice_batch
+from ifloo.objective.certificate import ObjectiveCertificate
 from ifloo.objective.functional import Path, scoring
 from ifloo.objective.layers import kinds, places, recurrent_layers
 from ifloo.objective.objective import Objective
@@ -20,6 +21,9 @@ ROWS = 16  # number of samples that are checked one by one
 NOTICEABLE = 0.1  # ratio of ‖∇J‖ to the contribution of one sample above which there is a warning
 
 
+_TRAIN_LONGER = "Train longer (optimizer lbfgs is finished to 1e-10), or take the scores as a ranking at best."
+
+
 @dataclass(frozen=True)
 class Stationarity:
     """Distance of θ from a minimum, on the scale of what one sample contributes to the gradient.
@@ -27,10 +31,12 @@ class Stationarity:
     Attributes:
         grad_norm: Gradient norm ‖∇J(θ)‖.
         sample_share: Mean of ‖∇ℓ_i(θ)‖ / n over the checked samples.
+        certificate: Comparison of J with what was trained, which rules causes of a distance out; None without one.
     """
 
     grad_norm: float
     sample_share: float
+    certificate: ObjectiveCertificate | None = None
 
     @property
     def warning(self) -> str | None:
@@ -40,14 +46,22 @@ class Stationarity:
         return (
             f"the checkpoint is not at a minimum: |grad J| = {self.grad_norm:.2e}, while one sample contributes about "
             f"{self.sample_share:.2e}. Influence is the derivative of the minimiser; away from it the scores predict "
-            "no refit. Train longer (optimizer lbfgs is finished to 1e-10), or take the scores as a ranking at best."
+            f"no refit. {_TRAIN_LONGER if self.certificate is None else self.certificate.causes_of_a_distance}"
         )
 
 
-def preflight(objective: Objective, theta: Float[Tensor, " p"]) -> Stationarity:
+def preflight(
+    objective: Objective, theta: Float[Tensor, " p"], certificate: ObjectiveCertificate | None = None
+) -> Stationarity:
     """Checks that ℓ_i belongs to sample i alone and is the same at each call; measures how close θ is to a minimum.
 
     The samples that are checked one by one are drawn from all training data.
+
+    Args:
+        objective: Objective J.
+        theta: Parameters θ, `[p]`.
+        certificate: Comparison of J with what was trained, which takes the place of a check that a training step on a
+            batch has the mean of the losses of its samples.
 
     Raises:
         InputError: The loss of a sample depends on its batch, is not reproducible, not finite or not a single number,
@@ -65,14 +79,14 @@ def preflight(objective: Objective, theta: Float[Tensor, " p"]) -> Stationarity:
         _check_same(
             in_batch, alone, "alone and in a batch", "BatchNorm in train mode, or a loss taken across the batch"
         )
-        if objective.losses.path is not Path.LOOP:
+        if certificate is None and objective.losses.path is not Path.LOOP:
             _check_step_loss(objective, theta, few, in_batch)
         gradients = _gradients(objective, theta, few)
         share = float(gradients.norm(dim=1).mean()) / objective.n
         value, slope = objective.value_and_gradient(theta)
         if not bool(torch.isfinite(value) & torch.isfinite(slope).all()):
             _refuse_not_finite(objective, theta)
-        return Stationarity(float(slope.norm()), share)
+        return Stationarity(float(slope.norm()), share, certificate)
 
 
 def _drawn(objective: Objective) -> tuple[Tensor, Batch]:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from ifloo.objective.kept_state import containers_apart, numbers_kept
 from ifloo.objective.protocol import Logs
 
 # Attributes that stay when a metric is set apart: those of nn.Module, which functional_call exchanges, and the cache.
 _SHARED = frozenset((*vars(nn.Module()), "_silent_values")) - {"training"}
 # Settings under which a metric exchanges nothing with other processes, whose samples are not the same in number.
+_REPLACED = ("update", "compute", "forward", "_silent_values")  # attributes of an instance until exit
 _ALONE = {"sync_on_compute": False, "dist_sync_on_step": False, "_to_sync": False}
 
 
@@ -30,17 +32,23 @@ class _Measures(Protocol):
 
 
 @contextmanager
-def silenced(module: nn.Module) -> Generator[None, None, None]:
-    """Turns off logging by the module and its submodules, and sets their metrics apart, until exit.
+def silenced(module: nn.Module, updates: bool = False) -> Generator[None, None, None]:
+    """Turns off logging by the module and its submodules until exit, and leaves what they keep of a pass as it was.
 
     Inside a transform of torch.func `self.log` fails, and a metric that is updated keeps tensors of the transform.
+
+    Args:
+        module: Module whose losses are taken.
+        updates: Whether metrics, lists and counters take part in the pass, as within a fit.
     """
-    with metrics_apart(module):
-        if _is_logger(module) and module.log is _no_log:  # an outer context has silenced it and its submodules
-            yield
-            return
-        with logging_to(module, _no_log, _no_log):
-            yield
+    with ExitStack() as stack:
+        stack.enter_context(metrics_apart(module, updates))
+        if not updates:
+            stack.enter_context(containers_apart(module))
+            stack.enter_context(numbers_kept(module))
+        if not (_is_logger(module) and module.log is _no_log):  # unless an outer context has silenced it
+            stack.enter_context(logging_to(module, _no_log, _no_log))
+        yield
 
 
 @contextmanager
@@ -75,12 +83,16 @@ def _no_log(*_: object, **__: object) -> None:
 
 
 @contextmanager
-def metrics_apart(module: nn.Module) -> Generator[None, None, None]:
+def metrics_apart(module: nn.Module, updates: bool = False) -> Generator[None, None, None]:
     """Keeps the states of the module's torchmetrics as they are: until exit its metrics work on copies of them.
 
     Inside transforms of torch.func, where most metrics cannot run, they are silent: an update does nothing, and the
     value is zero, in the form that the metric gives it. If a metric's value enters the loss, the loss is another one
     there, and has to be taken outside transforms, where the metric runs.
+
+    Args:
+        module: Module that holds the metrics.
+        updates: Whether the metrics keep what they are updated with outside transforms, as within a fit.
     """
     torchmetrics = sys.modules.get("torchmetrics")  # Lightning imports it; unless it is loaded there are no metrics
     if torchmetrics is None:
@@ -89,11 +101,17 @@ def metrics_apart(module: nn.Module) -> Generator[None, None, None]:
     found = _metrics_of(module, (torchmetrics.Metric, torchmetrics.MetricCollection))
     before = [dict(vars(one)) for one in found]
     for one in found:
-        _set_apart(one, single=isinstance(one, torchmetrics.Metric))
+        if not updates:
+            _copy_states(one)
+        _make_silent(one, single=isinstance(one, torchmetrics.Metric))
     try:
         yield
     finally:
         for one, attributes in zip(found, before, strict=True):
+            if updates:  # all but the functions stays as it is now
+                attributes = {k: v for k, v in vars(one).items() if k not in _REPLACED} | {
+                    k: v for k, v in attributes.items() if k in _REPLACED
+                }
             vars(one).clear()
             vars(one).update(attributes)
 
@@ -115,20 +133,20 @@ def _items(value: object) -> Iterator[object]:
         yield from value.values()
 
 
-def _set_apart(metric: nn.Module, single: bool) -> None:
-    """Lets a metric, or a collection, work on copies of its states, and be silent inside transforms.
-
-    Args:
-        metric: Metric or collection.
-        single: Whether it is a metric; a collection runs its metrics, which are silent by themselves.
-    """
+def _copy_states(metric: nn.Module) -> None:
+    """Lets a metric, or a collection, work on copies of its states, and by itself."""
     attributes = vars(metric)
     attributes.update({name: _copied(value) for name, value in attributes.items() if name not in _SHARED})
+    attributes.update({name: value for name, value in _ALONE.items() if name in attributes})
+
+
+def _make_silent(metric: nn.Module, single: bool) -> None:
+    """Lets a metric be silent inside transforms; a collection runs its metrics, which are silent by themselves."""
+    attributes = vars(metric)
     assert isinstance(metric, _Measures)
     attributes["update"] = _silent(metric.update, lambda: None)
     if not single:
         return
-    attributes.update(_ALONE)
     values: list[object] = attributes.setdefault("_silent_values", [])  # of the outermost context, for all within it
     compute = metric.compute
 

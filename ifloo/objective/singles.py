@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -15,8 +16,25 @@ from torch import Tensor
 
 from ifloo.objective.forms import Batch, map_tensors, tensors_of
 
+# `Singles` and `Apart` are not frozen: Lightning rebuilds the dataclasses in a batch when it converts their precision.
 
-@dataclass(frozen=True)
+
+class Drawn(NamedTuple):
+    """Several draws of the same augmented samples, each a batch; the loss of a sample is the mean over them.
+
+    Attributes:
+        draws: Batch of each draw.
+    """
+
+    draws: tuple[Batch, ...]
+
+
+def first_draw(batch: Batch) -> Batch:
+    """Returns the first draw of a batch of several, else the batch itself."""
+    return batch.draws[0] if isinstance(batch, Drawn) else batch
+
+
+@dataclass(eq=False)
 class Singles:
     """Samples of a batch, one by one.
 
@@ -50,6 +68,44 @@ class Singles:
         return cls(tuple(one for part in parts for one in part.batches))
 
 
+@dataclass(eq=False)
+class Apart:
+    """A training batch from which some samples are taken apart, for steps in which they have other weights.
+
+    Attributes:
+        rest: The other samples, collated; None if there are none.
+        singles: The samples taken apart.
+        rest_ids: Ids of the others.
+        single_ids: Ids of the samples taken apart.
+    """
+
+    rest: Batch | None
+    singles: Singles
+    rest_ids: Int[Tensor, " r"]
+    single_ids: Int[Tensor, " s"]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Apart:
+        """Moves all tensors to a device, as a Trainer asks of every part of a batch that has this method."""
+        moved = map_tensors(lambda x: x.to(device, non_blocking=non_blocking), self)
+        assert isinstance(moved, Apart)
+        return moved
+
+
+@dataclass(frozen=True)
+class CollateItems:
+    """Collate function for a loader of `batch_size=None`, each item of whose dataset is a batch already.
+
+    Attributes:
+        convert: The loader's own function of one item.
+    """
+
+    convert: Callable[..., Batch]
+
+    def __call__(self, items: Sequence[object]) -> Batch:
+        batches = tuple(self.convert(item) for item in items)
+        return batches[0] if len(batches) == 1 else Singles(batches)
+
+
 @dataclass(frozen=True)
 class CollateSingles:
     """Collate function of samples that were fetched one by one: makes `Singles` of them.
@@ -73,10 +129,3 @@ class CollateSingles:
 def length_of(single: Batch) -> int:
     """Returns the number of entries of all tensors of a batch of one: the length of a sample, up to a constant."""
     return sum(tensor.numel() for tensor in tensors_of(single))
-
-
-def ids_of_singles(singles: Singles, ids_of: Callable[[Batch], Tensor | None]) -> Tensor | None:
-    """Returns the ids that the batches of one carry, `[b]`; None if they carry none."""
-    found = [ids_of(one) for one in singles.batches]
-    present = [ids for ids in found if ids is not None]
-    return torch.cat(present) if len(present) == len(found) else None

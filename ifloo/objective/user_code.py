@@ -107,18 +107,25 @@ def user_error(what: str, when: str, error: Exception, remedy: str = "") -> Inpu
 
 def reason(error: Exception) -> str:
     """Returns an exception in one line: its class and text, or what the text means, and the user's file and line."""
-    shown, text = _unmasked(error), str(error)
+    shown, text = _unmasked(error), _text_of(error)
     if worker := _WORKER.search(text):
         frames = [_Place(f["file"], int(f["line"])) for f in _FRAME.finditer(text)]
         text = text[worker.end() :].rstrip().splitlines()[-1].removeprefix(f"{type(error).__name__}:").strip()
     else:
         frames = _frames(error.__traceback__)
         if shown is not error:
-            frames, text = frames + _frames(shown.__traceback__), str(shown)
+            frames, text = frames + _frames(shown.__traceback__), _text_of(shown)
     plain = meaning_of(text)
     words = plain or ": ".join(part for part in (type(shown).__name__, shortened(text)) if part)
     where = _where(frames)
     return f"{words} ({where})" if where else words
+
+
+def _text_of(error: Exception) -> str:
+    try:
+        return str(error)
+    except Exception:  # an exception class of the user may have a fault of its own
+        return ""
 
 
 def _frames(trace: TracebackType | None) -> list[_Place]:

@@ -10,7 +10,10 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from ifloo.data import AdaptedData, FitRecord
+from ifloo.data.fit_record import KEY
 from ifloo.data.protocol import AttributionData
 from ifloo.errors import InputError, WorkError, first_sentence
 from ifloo.minimize.newton_cg import FitEnd
@@ -35,6 +38,7 @@ class BaseCheckpoint:
         data: Hyper-parameters of the data module.
         record: Settings and measurements of `fit_base`: seed, Trainer settings (key `recipe`), classes, data
             fingerprint, ‖∇J‖.
+        trained_on: Record of the training data; None where the checkpoint has none.
     """
 
     path: Path
@@ -42,6 +46,7 @@ class BaseCheckpoint:
     model: dict[str, object]
     data: dict[str, object]
     record: dict[str, Any]
+    trained_on: FitRecord | None = None
 
     def restore(self, module: L.LightningModule) -> None:
         """Copies the weights into a module.
@@ -78,7 +83,7 @@ def fit_base(
             "  Give a LightningDataModule with the members of ifloo.data.AttributionData, or wrap a plain one: "
             "ifloo.data.AdaptedData(datamodule)."
         )
-    recorder = _Recorder(dict(record))
+    recorder = _Recorder(dict(record), datamodule)
     callbacks_of(trainer).append(recorder)
     fit_unless_terminated(trainer, module, datamodule)
     minimum = finish.minimum
@@ -91,15 +96,22 @@ def fit_base(
 
 
 class _Recorder(L.Callback):
-    """Adds ifloo's section to the checkpoint: plain values only, so that it loads with weights_only=True."""
+    """Adds ifloo's sections to the checkpoint: plain values only, so that it loads with weights_only=True."""
 
-    def __init__(self, record: dict[str, Any]) -> None:
-        self.record = record
+    def __init__(self, record: dict[str, Any], data: object) -> None:
+        self.record, self.data = record, data
+        self._trained_on: FitRecord | None = None
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, object]
     ) -> None:
         checkpoint[SECTION] = self.record
+        if self._trained_on is None and isinstance(loader := trainer.train_dataloader, DataLoader):
+            evaluation = self.data.evaluation_loaders() if isinstance(self.data, AdaptedData) else {}
+            reload = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]  # set undeclared
+            self._trained_on = FitRecord.of(loader, evaluation, reload_every_n_epochs=reload)
+        if self._trained_on is not None:
+            checkpoint[KEY] = self._trained_on.record()
 
 
 def load_base(path: Path) -> BaseCheckpoint:
@@ -164,7 +176,9 @@ def _read(path: Path, remedy: str) -> object:
 
 def _base(path: Path, content: dict[str, Any], record: dict[str, Any]) -> BaseCheckpoint:
     model, data = content.get("hyper_parameters", {}), content.get("datamodule_hyper_parameters", {})
-    return BaseCheckpoint(path, content["state_dict"], _settings(model), _settings(data), record)
+    return BaseCheckpoint(
+        path, content["state_dict"], _settings(model), _settings(data), record, FitRecord.read(content)
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -78,8 +78,10 @@ class LeaveOneOut:
             control_ids: Ids to mark as random controls in their rows.
 
         Raises:
+            InputError: If a sample to remove has the id that the files give to the refit with nothing removed.
             WorkError: If a refit does not converge; all refits finished before are in the files.
         """
+        _refuse_null_id(ids)
         done, draws = [file.done() for file in self.files], [file.done() for file in self.null_files]
         requests = [
             *([RefitRequest(NULL_ID)] if any(NULL_ID not in rows for rows in done) else []),
@@ -193,6 +195,15 @@ class LeaveOneOut:
             losses, queries = FunctionalLosses(self.base, space), to_module(self.queries, self.base)
             gradients = sample_gradients(losses, space.values_of(self.base), queries)
         return mu, [float(x) for x in gradients.norm(dim=1)]
+
+
+def _refuse_null_id(ids: Sequence[int]) -> None:
+    if NULL_ID in ids:
+        raise InputError(
+            f"A training sample has id {NULL_ID}, which in the files of refits (loo_losses) stands for the refit with "
+            "nothing removed: the two results could not be told apart.\n"
+            "  Give this sample another id, use positions (adapt.ids positions), or leave it out of the ids to remove."
+        )
 
 
 def runner_of(work: RefitWork) -> Runner:

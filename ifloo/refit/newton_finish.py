@@ -13,9 +13,11 @@ from torch.utils.data import DataLoader
 from ifloo.errors import InputError
 from ifloo.minimize.newton_cg import Evaluation, FitEnd, NewtonSystem, newton_cg
 from ifloo.minimize.trust_region import trust_region
-from ifloo.models import SampleLossModule
-from ifloo.objective import Batch, FunctionalLosses, Objective, TrainingData, scoring, sequential
+from ifloo.models import Adapted, SampleLossModule
+from ifloo.objective import Batch, FunctionalLosses, Objective, SampleWeights, TrainingData, scoring
 from ifloo.objective.loaders import unwrap_loader
+from ifloo.objective.objective import weighted_data
+from ifloo.objective.paths import Choice, choose_path
 from ifloo.params import DTYPES, ParamSpace
 from ifloo.solvers import Nystrom, Preconditioner, SolveError
 
@@ -90,12 +92,13 @@ class NewtonFinish(L.Callback):
         self.keep_graph, self.inner_dtype, self.batch_size = keep_graph, inner_dtype, batch_size
         self.minimum: FitEnd | None = None
         self._data: TrainingData | None = None
+        self._choice: Choice | None = None
         self._data_key: tuple[object, ...] = ()
         self._inner: NewtonSystem | None = None
 
     def __getstate__(self) -> dict[str, object]:
         """Returns the settings, and the state of a subclass; another process loads the data itself."""
-        return {**vars(self), "minimum": None, "_data": None, "_data_key": (), "_inner": None}
+        return {**vars(self), "minimum": None, "_data": None, "_choice": None, "_data_key": (), "_inner": None}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.minimum = None  # so that an interrupted fit does not have the result of the last one
@@ -147,12 +150,17 @@ class NewtonFinish(L.Callback):
                 f"{type(module).__name__}.\n  Wrap it: ifloo.models.Adapted(module)."
             )
         space = ParamSpace.of(module)
-        key = (unwrap_loader(loader)[0], space.device, space.dtype)
+        weights = module.batch_weights if isinstance(module, Adapted) else SampleWeights()
+        key = (unwrap_loader(loader)[0], space.device, space.dtype, float(weights.values.sum()))
         if self._data is None or self._data_key != key:
             self._inner = None  # its preconditioner is of the former data, on their device
-            self._data = TrainingData(sequential(loader, self.batch_size), space.device, space.dtype)
-            self._data_key = key
-        return Objective(FunctionalLosses(module, space), self._data, module.sample_weights)
+            self._choice = choose_path(FunctionalLosses(module, space), loader)
+            data = TrainingData(self._choice.loader(loader, self.batch_size), space.device, space.dtype)
+            if len(weights.ids):
+                data = weighted_data(data, weights.of(data.ids, space.dtype))
+            self._data, self._data_key = data, key
+        assert self._choice is not None
+        return Objective(self._choice.of(module, space), self._data, module.sample_weights)
 
     def prepare(self, module: L.LightningModule, loader: DataLoader[Batch]) -> None:
         """Computes the preconditioner at the module's weights, so that fits do not depend on their order."""

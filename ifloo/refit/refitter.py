@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader
 
 from ifloo.errors import InputError, WorkError
 from ifloo.minimize.newton_cg import FitEnd
-from ifloo.models import SampleLossModule
+from ifloo.models import Adapted, SampleLossModule
 from ifloo.models.hooks import overridden
 from ifloo.models.module import callbacks_of
 from ifloo.objective import Batch, SampleWeights
-from ifloo.objective.loaders import identified
+from ifloo.objective.loaders import apart, identified
 from ifloo.refit.fit_termination import fit_unless_terminated
 from ifloo.refit.newton_finish import NewtonFinish
 from ifloo.refit.trainer_settings import TrainerSettings, quiet_lightning
@@ -153,5 +153,12 @@ class Refitter:
             trainer = self.trainer_settings.trainer(ending)
             if self.allow_decoupled_decay:
                 callbacks_of(trainer).append(_AllowDecoupledDecay())
-            fit_unless_terminated(trainer, module, identified(self.loader()))
+            fit_unless_terminated(trainer, module, self._loader_for(module))
         return module
+
+    def _loader_for(self, module: L.LightningModule) -> DataLoader[Batch]:
+        """Returns the loader of a fit, with samples of other weights apart where a step takes whole batches."""
+        loader = identified(self.loader())
+        if isinstance(module, Adapted) and module.one_by_one and len(module.sample_weights.ids):
+            return apart(loader, module.sample_weights.ids)
+        return loader

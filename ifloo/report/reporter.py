@@ -32,6 +32,7 @@ from ifloo.verdict import (
     unverified_tests,
 )
 from ifloo.verdict.label_errors import self_influences
+from ifloo.verdict.objective_record import objective_record
 
 CAPTION, TITLE = 14, 40  # largest length of a label above a small picture and in a title, characters
 
@@ -73,9 +74,12 @@ class Reporter:
         for t in test_ids:
             stored = influences.load(self.layout.scores(t))
             comparisons[t] = compare(self.layout, t, top_k(stored.scores, stored.train_ids, k).tolist())
-        verdict = Verdict(comparisons, find_label_errors(own, self._wrong_ids))
+        verdict = self._of(comparisons, own)
         write_json(self.layout.verdict, verdict.to_json())
         return verdict
+
+    def _of(self, comparisons: Mapping[int, Comparison], own: StoredSelfInfluence | None) -> Verdict:
+        return Verdict(comparisons, find_label_errors(own, self._wrong_ids), objective_record(self.layout))
 
     @property
     def _wrong_ids(self) -> Collection[int]:
@@ -99,7 +103,7 @@ class Reporter:
         """
         pending, own = unverified_tests(self.layout, test_ids), self_influences(self.layout)
         verified = [t for t in test_ids if t not in pending]
-        verdict = self._verdict(verified, k, own) if verified else Verdict({}, find_label_errors(own, self._wrong_ids))
+        verdict = self._verdict(verified, k, own) if verified else self._of({}, own)
         figures = {t: self._figures(one, k) for t, one in verdict.items()}
         for t, named in figures.items():
             for name, figure in named.items():

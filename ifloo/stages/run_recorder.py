@@ -16,7 +16,8 @@ from ifloo.attribution.updates import SGD, Adam
 from ifloo.errors import InputError
 from ifloo.models.decay import decoupled
 from ifloo.models.fit_settings import FitSettings
-from ifloo.objective import sample_ids
+from ifloo.objective import batch_size, sample_ids
+from ifloo.objective.id_rule import IdRule, IdSetting
 from ifloo.objective.layers import mixing_norms, places, random_layers, running_norms
 from ifloo.params import ParamSpace
 from ifloo.store import RunFolder
@@ -32,9 +33,14 @@ class RunRecorder(L.Callback):
 
     records_steps = True  # SampleLossModule then allows decoupled decay, since the recorded step contains it
 
-    def __init__(self, folder: RunFolder) -> None:
-        """Records into `folder`, which keeps its old run until the new one is complete."""
-        self.folder = folder
+    def __init__(self, folder: RunFolder, ids: IdSetting = "auto") -> None:
+        """Records into `folder`, which keeps its old run until the new one is complete.
+
+        Args:
+            folder: Folder of the run.
+            ids: Setting of the ids, for batches that have none beside them: `third` reads the third item of a tuple.
+        """
+        self.folder, self.id_rule = folder, IdRule(ids)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Checks that the fit can be replayed, and writes the state before the first step.
@@ -64,13 +70,14 @@ class RunRecorder(L.Callback):
         Raises:
             InputError: The batch has no sample ids.
         """
-        ids = sample_ids(batch)
+        carried = sample_ids(batch)
+        ids = self.id_rule.carried(batch, batch_size(batch)) if carried is None else carried
         if ids is None:
             raise InputError(
                 _refusal(
                     [
                         f"a batch, a {type(batch).__name__}, without sample ids: give each sample its id (key `idx` or "
-                        "`sample_index`, or the third item of (x, y, idx))"
+                        "`sample_index`, or the third item of (x, y, idx) and ids='third')"
                     ]
                 )
             )

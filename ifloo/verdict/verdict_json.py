@@ -10,6 +10,7 @@ from ifloo.store import JSON
 from ifloo.verdict.agreements import Statistics
 from ifloo.verdict.comparison import Comparison
 from ifloo.verdict.label_errors import LabelErrors
+from ifloo.verdict.objective_record import ObjectiveRecord
 from ifloo.verdict.pooled import Pooled, pooled
 
 DEFINITIONS: dict[str, JSON] = {  # part of verdict.json: the meaning of its entries
@@ -26,6 +27,7 @@ DEFINITIONS: dict[str, JSON] = {  # part of verdict.json: the meaning of its ent
     "step up with the step down; curvature: median of |actual - predicted| / |predicted| where these were removed",
     "seed_spread": "standard deviation of L_t over the null refit and fits from other seeds, nats",
     "groups": "predicted: the sum over the group of what is predicted for each sample; actual: one refit without all",
+    "objective": "how far the gradient of a training step is from that of J, over batches of the training loader",
     "all_tests": "the same statistics over the rows of all tests together; noise floor: the largest of theirs",
 }
 
@@ -37,10 +39,12 @@ class Verdict(Mapping[int, Comparison]):
     Attributes:
         tests: Comparison of each test, by its id.
         mislabels: Number of wrong labels that each ranking finds; None if no label is known to be wrong.
+        objective: Certificate of the objective of the scores, as their manifest holds it; None if it holds none.
     """
 
     tests: Mapping[int, Comparison]
     mislabels: LabelErrors | None = None
+    objective: ObjectiveRecord | None = None
 
     def __getitem__(self, test_id: int) -> Comparison:
         return self.tests[test_id]
@@ -69,5 +73,6 @@ class Verdict(Mapping[int, Comparison]):
             "tests": {str(t): one.to_json() for t, one in self.tests.items()},
             **({"all_tests": self.over_all_tests.to_json()} if self.over_all_tests else {}),
             **({"mislabels": self.mislabels.to_json()} if self.mislabels else {}),
+            **({"objective": self.objective} if self.objective else {}),
             "definitions": DEFINITIONS,
         }

@@ -5,7 +5,7 @@ import torch
 
 from ifloo.attribution import engine as engine_module
 from ifloo.curvature import Hessian
-from ifloo.objective import FunctionalLosses, Objective, TrainingData
+from ifloo.objective import FunctionalLosses, Identified, Objective, TrainingData
 from ifloo.params import ParamSpace
 from ifloo.solvers import CG, Cholesky, Nystrom
 from tests.problems import Logistic, as_tuple
@@ -62,12 +62,13 @@ def test_data_read_anew_on_each_pass_or_kept(problem, expected, solver):
 
 
 def test_batches_as_dicts_or_tuples(problem, expected):
-    queries = (problem.queries["x"], problem.queries["labels"], problem.queries["idx"])
+    queries = (problem.queries["x"], problem.queries["labels"])
+    queries = Identified((*queries, problem.queries["idx"]), problem.queries["idx"])
     scores = problem.engine(SOLVER, form=as_tuple).scores(queries)
     torch.testing.assert_close(scores.value, expected.value, **REASSOCIATED)
     assert torch.equal(scores.query_ids, expected.query_ids)
     assert torch.equal(scores.train_ids, expected.train_ids)
-    without_ids = problem.engine(SOLVER, form=lambda s: (s["x"], s["labels"])).scores(queries[:2])
+    without_ids = problem.engine(SOLVER, form=lambda s: (s["x"], s["labels"])).scores(queries.batch[:2])
     assert without_ids.query_ids.tolist() == list(range(7))  # the position is the id
     assert torch.equal(without_ids.train_ids, expected.train_ids)
     torch.testing.assert_close(without_ids.value, expected.value, **REASSOCIATED)

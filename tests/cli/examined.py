@@ -28,13 +28,16 @@ class Network(L.LightningModule):
 
 
 class Noisy(Dataset):
-    """Data set with new random numbers at each read."""
+    """Data set with new random numbers at each read, from a generator of its own."""
+
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(0)
 
     def __len__(self):
         return N
 
     def __getitem__(self, i):
-        return torch.randn(4), i % 3, i
+        return torch.randn(4, generator=self.generator), i % 3, i
 
 
 class Rows(L.LightningDataModule):

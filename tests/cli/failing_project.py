@@ -70,6 +70,17 @@ class InInit(Net):
             [][0]  # in __init__ of InInit: IndexError: list index out of range
 
 
+class InOptimizer(Net):
+    def configure_optimizers(self) -> Any:
+        rate = {}["lr"]  # in configure_optimizers of InOptimizer: KeyError: 'lr'
+        return torch.optim.SGD(self.parameters(), lr=rate)
+
+
+class InHook(Net):
+    def on_train_epoch_start(self) -> None:
+        assert self.lin.bias.sum() > 1, "bias"  # in on_train_epoch_start of InHook: AssertionError: bias
+
+
 class InSetup(Data):
     def setup(self, stage: str) -> None:
         self.missing.open()  # in setup of InSetup: AttributeError: 'InSetup' object has no attribute 'missing'

@@ -148,10 +148,14 @@ def test_an_unconverged_checkpoint_is_said_with_its_number(tmp_path, caplog):
     number = warning.split("|grad J| = ")[1].split(",")[0]
     assert float(number) == pytest.approx(float(measured), rel=0.1)  # both printed, with two digits or three
     share = warning.split("about ")[1].split(". ")[0]
+    difference = warning.split("relative difference ")[1].split(")")[0]
+    assert float(difference) < 1e-14
     assert warning == (
         f"the checkpoint is not at a minimum: |grad J| = {number}, while one sample contributes about {share}. "
-        "Influence is the derivative of the minimiser; away from it the scores predict no refit. Train longer "
-        "(optimizer lbfgs is finished to 1e-10), or take the scores as a ranking at best."
+        "Influence is the derivative of the minimiser; away from it the scores predict no refit. Ruled out: another "
+        f"loss than the one trained (relative difference {difference}), a branch on self.training or trainer.training, "
+        "parameters that no optimizer has. Not ruled out: a fit that ended early (train longer; optimizer lbfgs is "
+        "finished to 1e-10). The scores are a ranking at best."
     )
 
 

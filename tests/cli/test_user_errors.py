@@ -45,13 +45,17 @@ def place_of(name: str) -> tuple[str, str, str]:
     return what, words, f"{PROJECT}.py:{number}"
 
 
-@pytest.mark.parametrize("command", ["influence", "doctor"])
-@pytest.mark.parametrize("name", ["InStep", "InProperty", "InForward", "InInit", "InSetup", "InItem", "InCollate"])
+SCORED = ["InStep", "InProperty", "InForward", "InInit", "InSetup", "InItem", "InCollate"]
+CASES = [(command, name) for command in ("influence", "doctor") for name in SCORED]
+
+
+@pytest.mark.parametrize(("command", "name"), [*CASES, ("fit", "InOptimizer"), ("fit", "InHook"), ("fit", "InItem")])
 def test_the_users_own_line_is_named(failing, name, command):
     data = name in ("InSetup", "InItem", "InCollate")
     made = (f"--model={PROJECT}.{'Net' if data else name}", f"--data={PROJECT}.{name if data else 'Data'}")
     folder = f"--output_dir=outputs/{command}_{name}"
-    said = ifloo(failing, command, *made, folder, "--ckpt_path=own.ckpt", "--trainer.accelerator=cpu")
+    start = ("--trainer.max_epochs=1",) if command == "fit" else ("--ckpt_path=own.ckpt",)
+    said = ifloo(failing, command, *made, folder, *start, "--trainer.accelerator=cpu", "--trainer.logger=false")
     what, words, place = place_of(name)
     text = " ".join((said.err + said.out).split())
     assert said.code == 2, text

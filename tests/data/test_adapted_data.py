@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from ifloo.data import AdaptedData, MNISTDataModule, Samples, serves_attribution
 from ifloo.errors import InputError
@@ -99,12 +99,63 @@ def test_an_id_that_is_not_there():
     )
 
 
-def test_an_id_twice():
+def test_numbers_that_repeat_are_no_ids():
+    samples = Samples(DataLoader(Rows([7, 3, 7]), batch_size=2), "rows")
+    assert samples.ids.tolist() == [0, 1, 2]
+    assert samples.batch([2, 0]).batch["x"][:, 0].tolist() == [2.0, 0.0]
+
+
+class Third(Plain):
+    """The third item is a number of its own, `7 - position`."""
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(TensorDataset(self.x, self.y, 7 - torch.arange(5)), batch_size=2, shuffle=True)
+
+
+def test_the_third_item_is_an_id_where_a_setting_says_so():
+    said, plain = AdaptedData(Third(), ids="third"), AdaptedData(Third())
+    for data, ids in ((said, [7, 6, 5, 4, 3]), (plain, [0, 1, 2, 3, 4])):
+        data.setup("fit")
+        assert data.train_set.ids.tolist() == ids
+        drawn = [
+            (i, y)
+            for b in data.train_dataloader()
+            for i, y in zip(sample_ids(b).tolist(), b.batch[1].tolist(), strict=True)
+        ]
+        assert sorted(drawn) == sorted(zip(ids, range(5), strict=True))
+    assert said.train_set.batch([4]).batch[1].tolist() == [3]
+    assert said.fingerprint() != plain.fingerprint()
+    with pytest.raises(InputError) as caught:  # the test samples have no third item
+        _ = said.test_set
+    assert str(caught.value).startswith(
+        "Third.val_dataloader: ids third: the third item of a batch is not one whole number per sample.\n"
+    )
+
+
+class Split(Plain):
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        whole = TensorDataset(self.x, self.y)
+        self.parts = Subset(Subset(whole, [4, 2, 0, 3]), [3, 0, 1]), Subset(whole, [1])
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.parts[0], batch_size=2, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(self.parts[1], batch_size=2)
+
+
+def test_the_id_of_a_sample_of_a_subset_is_its_row_in_the_whole():
+    data = AdaptedData(Split())
+    data.setup("fit")
+    assert data.train_set.ids.tolist() == [3, 4, 2]
+    assert data.test_set.ids.tolist() == [1]
+    assert data.train_set.batch([2, 3]).batch[1].tolist() == [2, 3]
+    assert all(torch.equal(batch.batch[1], batch.positions) for batch in data.train_dataloader())
     with pytest.raises(InputError) as caught:
-        Samples(DataLoader(Rows([7, 3, 7]), batch_size=2), "rows")
+        data.train_set.batch([0])
     assert str(caught.value) == (
-        "rows: 3 samples share 2 ids.\n"
-        "  Give each sample an id of its own (key idx or sample_index, or the third item), or none at all."
+        "Split.train_dataloader: no sample has id 0; 3 samples have ids within 2..4.\n  Choose another id."
     )
 
 

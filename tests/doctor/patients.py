@@ -86,6 +86,16 @@ class Noisy(Dataset):
         return (X[i] + 0.1 * torch.randn(D, dtype=torch.float64) if i == 3 else X[i]), Y[i], i
 
 
+class OwnNoise(Noisy):
+    """A data set that adds new noise to each sample, drawn by a generator of its own."""
+
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __getitem__(self, i):
+        return X[i] + 0.1 * torch.randn(D, dtype=torch.float64, generator=self.generator), Y[i], i
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(dataset())

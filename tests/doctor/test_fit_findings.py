@@ -1,6 +1,7 @@
 """What a fit does that J does not contain: whole where it is, silent where it is not."""
 
 import functools
+import inspect
 import math
 
 import pytest
@@ -112,6 +113,10 @@ def test_a_module_without_optimizer():
     assert fit_of(Without()).optimizers == []
 
 
+def line_of(function):
+    return inspect.getsourcelines(function)[1]
+
+
 def raising(error):
     class Raising(Stated):
         def configure_optimizers(self):
@@ -126,7 +131,8 @@ def test_optimizers_that_cannot_be_made():
         Finding(
             "optimizers that could not be examined",
             "Raising.configure_optimizers",
-            "Whether they decay weights is not known: RuntimeError: There is no world yet.",
+            "Whether they decay weights is not known: RuntimeError: There is no world yet. Wait. "
+            f"(tests/doctor/test_fit_findings.py:{line_of(raising) + 3}).",
             "See to it that weight_decay is 0, or that J has the penalty that matches (½λ‖θ‖² for SGD and Adam).",
             Severity.NOTE,
         )

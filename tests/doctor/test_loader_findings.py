@@ -15,7 +15,8 @@ from torch.utils.data import (
 from ifloo.doctor.finding import Finding, Severity
 from ifloo.doctor.loader_findings import hook_findings, loader_findings
 from ifloo.objective.loaders import identified
-from tests.doctor.patients import Data, Noisy, Stated, Stream, X, Y, dataset, loaded
+from ifloo.objective.seeded_draws import SeededDraws
+from tests.doctor.patients import Data, Noisy, OwnNoise, Stated, Stream, X, Y, dataset, loaded
 
 WHERE = "Data.train_dataloader()"
 
@@ -101,23 +102,30 @@ def test_few_samples():
     ]
 
 
-def test_augmentation():
+def test_augmentation_is_handled_and_said():
     torch.manual_seed(0)
     (found,) = of(loaded(Noisy()))
     assert found == Finding(
         found.what,
         WHERE,
-        "Scores would be of another sample than was trained on, and of another one each time (augmentation, or noise "
-        "drawn in the dataset).",
-        "Turn random transforms off, for the fit too; or make them once and keep the results in the dataset as samples "
-        "of their own.",
-        Severity.FATAL,
+        "Handled: scores are of one draw of each sample (or the mean over adapt.draws), under seeds of their own, "
+        "the same in every pass and run; training saw others (augmentation, or noise drawn in the dataset).",
+        "None needed; --adapt.draws K scores the mean over K draws of each sample.",
+        Severity.WARNING,
     )
-    torch.manual_seed(0)
-    first, second = (torch.randn(4, dtype=torch.float64) for _ in range(2))
-    assert found.what == (
-        "two reads of training sample 3 differ, by up to "
-        f"{float(((X[3] + 0.1 * first) - (X[3] + 0.1 * second)).abs().max()):.3g}"
+    torch.manual_seed(1)
+    assert [found] == of(loaded(Noisy()))
+    first, second = (SeededDraws(Noisy(), draw)[3][0] for draw in (0, -1))
+    assert found.what == (f"two reads of training sample 3 differ, by up to {float((first - second).abs().max()):.3g}")
+
+
+def test_augmentation_that_no_seed_fixes():
+    (found,) = of(loaded(OwnNoise()))
+    assert found.severity is Severity.FATAL
+    assert found.what.startswith("two reads of training sample ")
+    assert found.consequence == (
+        "Scores would be of another sample than was trained on, and of another one each time: its random numbers do "
+        "not come from the generators of torch, numpy and Python, which are seeded for each sample."
     )
 
 
@@ -137,7 +145,9 @@ def test_a_collate_function_that_crops():
 
     crop.calls = 0
     (found,) = of(loaded(collate_fn=crop))
-    assert found.what == "two reads of the first samples have shapes [16, 3] and [16, 2]"
+    assert found.what.startswith("two reads of training sample ")
+    assert found.what.endswith((" have shapes [3] and [2]", " have shapes [2] and [3]"))
+    assert found.fatal
 
 
 def test_values_that_are_no_number_do_not_change():
@@ -153,12 +163,21 @@ def test_shuffling_without_ids():
             "shuffled batches without sample ids",
             WHERE,
             "Handled: the id of a sample is its position in the dataset, 0 to 119, in whatever order it is drawn.",
-            "None needed while the dataset keeps its order; else give each sample an id (key `idx` or `sample_index`, "
-            "or the third item of (x, y, idx)).",
+            "None needed while the dataset keeps its order; else give each sample an id (key `idx` or "
+            "`sample_index`, or the third item of (x, y, idx) and `--adapt.ids third`).",
             Severity.NOTE,
         )
     ]
     assert of(identified(loaded(dataset(ids=False), shuffle=True))) == of(loaded(dataset(ids=False), shuffle=True))
+
+
+def test_a_third_item_that_is_no_position():
+    lengths = TensorDataset(X, Y, 1 + torch.arange(len(X)) % 5)
+    (one,) = of(loaded(lengths))
+    assert one.what == "a third item of whole numbers that are not the positions of the samples"
+    assert one.consequence == "It is taken for data: the id of a sample is its position in the dataset."
+    assert one.severity is Severity.NOTE
+    assert of(identified(loaded(TensorDataset(X, Y, 7 + torch.arange(len(X)))), "third")) == []
 
 
 class Apart:

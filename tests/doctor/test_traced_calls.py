@@ -1,5 +1,7 @@
 """Calls of a forward pass that no layer shows: seen where they are made, silent where they are not."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -129,11 +131,13 @@ def test_a_pass_that_cannot_be_watched():
     def needs_trainer(x, training):
         raise RuntimeError("Net is not attached to a `Trainer`. Attach it.")
 
+    line = inspect.getsourcelines(needs_trainer)[1] + 1
     assert seen(needs_trainer) == [
         Finding(
             "a pass in training mode that could not be traced",
             "Classifier",
-            "Whether it draws random numbers or logs is not known: RuntimeError: Net is not attached to a `Trainer`.",
+            "Whether it draws random numbers or logs is not known: RuntimeError: Net is not attached to a `Trainer`. "
+            f"Attach it. (tests/doctor/test_traced_calls.py:{line}).",
             "None needed if scoring runs nevertheless.",
             Severity.NOTE,
         )

@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ifloo.errors import InputError
-from ifloo.objective import SampleWeights, TrainingData, batch_size, sample_ids, sequential
+from ifloo.objective import Identified, SampleWeights, TrainingData, batch_size, sample_ids, sequential
 from ifloo.objective.batches import concatenate_chunks
 from tests.problems import Ridge
 
@@ -37,10 +37,10 @@ def test_not_finite(value):
 
 
 def test_ids_twice():
-    batch = {"x": torch.zeros(2, 1), "idx": torch.tensor([4, 7])}
+    batch = Identified({"x": torch.zeros(2, 1)}, torch.tensor([4, 7]))
     assert _refusal(batch, batch) == (
         "Sample ids must be unique; 2 occur more than once, the first is 4.\n"
-        "  Give each training sample its own id (key `idx` or `sample_index`, or the third item of the batch)."
+        "  Give each training sample its own id (key `idx` or `sample_index`), or none at all."
     )
 
 
@@ -118,8 +118,8 @@ def test_draws_are_uniform_over_all():
     [
         ({"x": torch.zeros(2, 3), "idx": torch.tensor([5, 6])}, [5, 6]),
         ({"x": torch.zeros(2, 3), "sample_index": torch.tensor([5, 6], dtype=torch.int32)}, [5, 6]),
-        ((torch.zeros(2, 3), torch.zeros(2), torch.tensor([5, 6])), [5, 6]),
-        ([torch.zeros(2, 3), torch.zeros(2), torch.tensor([5, 6])], [5, 6]),
+        ((torch.zeros(2, 3), torch.zeros(2), torch.tensor([5, 6])), None),  # data, unless a rule says otherwise
+        ([torch.zeros(2, 3), torch.zeros(2), torch.tensor([5, 6])], None),
         ((torch.zeros(2, 3), torch.zeros(2)), None),
         ((torch.zeros(2, 3), torch.zeros(2), torch.tensor([0.5, 0.6])), None),
         (torch.zeros(2, 3), None),

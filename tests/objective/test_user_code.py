@@ -212,3 +212,11 @@ def test_a_long_text_is_cut():
     text = reason(ValueError("word " * 1000))
     assert len(text) < 450
     assert text.endswith("...")
+
+
+def test_an_exception_whose_text_fails_is_named_by_its_class():
+    class OddError(Exception):
+        def __str__(self):
+            return self.args[3]
+
+    assert reason(OddError()) == "OddError"

@@ -297,3 +297,13 @@ def test_refits_of_a_decaying_fit_decay_as_it_did():
     (together,) = StackedReplicas(how, 4).fit([RefitTask(SampleWeights.removing([3], "zero_weight", N))])
     torch.testing.assert_close(together.minimum.theta, alone.minimum.theta, rtol=0, atol=1e-12)
     assert float((alone.minimum.theta - plain.fit().minimum.theta).norm()) > 1e-3
+
+
+def test_a_sample_with_the_id_of_the_null_refit_is_refused(tmp_path):
+    with pytest.raises(InputError) as caught:
+        leaving(tmp_path).run([-1, 3], [])
+    assert str(caught.value).splitlines()[0] == (
+        "A training sample has id -1, which in the files of refits (loo_losses) stands for the refit with nothing "
+        "removed: the two results could not be told apart."
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -61,9 +61,14 @@ def test_a_batch_without_ids_loses_the_sample_at_that_position(shuffle, removal)
     assert float(torch.func.grad(gradient)(theta).norm()) <= 2e-12
 
 
+class KeyedRows(TensorDataset):
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        return {"x": x, "y": y, "idx": torch.tensor(i)}
+
+
 def test_batches_that_carry_ids_are_left_as_they_are():
-    with_ids = TensorDataset(*dataset().tensors, torch.arange(N))
-    loader = DataLoader(with_ids, batch_size=8)
+    loader = DataLoader(KeyedRows(*dataset().tensors), batch_size=8)
     assert identified(loader) is loader
     batch = next(iter(identified(DataLoader(dataset(), batch_size=8))))
     assert isinstance(batch, Identified)

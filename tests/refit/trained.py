@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from ifloo.models import SampleLossModule
+from ifloo.objective.loaders import identified
 from ifloo.refit import NewtonFinish, Refitter, TrainerSettings
 from tests.problems import AttentionModel
 
@@ -99,9 +100,10 @@ def refitter(model, shuffle=False, data=None, init="warm", after="lbfgs", **sett
         return module
 
     data = data or dataset()
+    ids = "third" if len(data[0]) == 3 else "auto"
     return Refitter(
         start=start,
-        loader=lambda: DataLoader(data, batch_size=7, shuffle=shuffle),
+        loader=lambda: identified(DataLoader(data, batch_size=7, shuffle=shuffle), ids),
         trainer_settings=TrainerSettings(**({"max_epochs": 4, "accelerator": "cpu"} | settings)),
         finish=NewtonFinish(after),
         seed=0,

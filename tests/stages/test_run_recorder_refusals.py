@@ -11,7 +11,7 @@ from ifloo.attribution import TrainedModel as Attributed
 from ifloo.attribution import Unrolled
 from ifloo.errors import InputError
 from ifloo.objective import Objective
-from ifloo.objective.loaders import identified
+from ifloo.objective.loaders import identified, sequential
 from ifloo.params import ParamSpace
 from ifloo.refit import NewtonFinish, TrainerSettings
 from ifloo.stages import RunRecorder
@@ -108,11 +108,10 @@ NOT_RANDOM = {
 @pytest.mark.parametrize("layer", NOT_RANDOM.values(), ids=NOT_RANDOM)
 def test_layers_that_draw_nothing_are_recorded_and_replayed(folder, layer):
     module = Trained(perceptron(layer))
-    TrainerSettings(max_epochs=2, accelerator="cpu").trainer(RunRecorder(folder)).fit(
-        module, DataLoader(dataset(ids=True), batch_size=7)
-    )
+    loader = DataLoader(dataset(ids=True), batch_size=7)
+    TrainerSettings(max_epochs=2, accelerator="cpu").trainer(RunRecorder(folder, ids="third")).fit(module, loader)
     theta = ParamSpace.of(module).values_of(module)
-    objective = Objective.of(module.eval(), DataLoader(dataset(ids=True), batch_size=7))
+    objective = Objective.of(module.eval(), sequential(loader, 7, ids="third"))
     scores = Unrolled().scores(Attributed(objective, theta, folder.read(theta)), dataset(ids=True)[:2])
     assert float(scores.certificate.residual.max()) <= 1e-9  # the replay ends where the fit did
 
@@ -181,7 +180,7 @@ def test_batches_that_do_not_say_which_samples_they_hold(folder):
     loader = DataLoader(dataset(), batch_size=7)
     assert refused(folder, Trained(perceptron()), loader) == refusal(
         "a batch, a list, without sample ids: give each sample its id (key `idx` or `sample_index`, or the third item "
-        "of (x, y, idx))"
+        "of (x, y, idx) and ids='third')"
     )
     TrainerSettings(max_epochs=1, accelerator="cpu").trainer(RunRecorder(folder)).fit(
         Trained(perceptron()), identified(loader)

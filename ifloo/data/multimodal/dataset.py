@@ -94,7 +94,7 @@ class MultimodalSet(Dataset[dict[str, Tensor]]):
 
     @property
     def unread(self) -> tuple[str, ...]:
-        """Keys of the rows that hold paths of images and are not read."""
+        """Keys of images in the rows that no field names, and that are not read."""
         return self._index.unread
 
     @property

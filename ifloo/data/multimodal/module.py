@@ -177,9 +177,9 @@ class MultimodalDataModule(LoadedDataModule[MultimodalSet]):
                 log_on_rank_zero(_log, logging.WARNING, f"{where}, the first at line {first.line}: {first.reason}")
             if rows.unread:
                 keys = ", ".join(map(repr, rows.unread))
-                line = f"{rows.rows_with_images} of {len(rows)} {part} rows have an image: the paths of images under "
+                line = f"{rows.rows_with_images} of {len(rows)} {part} rows have an image: what the rows hold under "
                 step = f"name the key of the images by fields, as in {{image: {rows.unread[0]}}}"
-                log_on_rank_zero(_log, logging.WARNING, f"{line}{keys} are not read; {step}")
+                log_on_rank_zero(_log, logging.WARNING, f"{line}{keys} is not read; {step}")
         if self.rows_cut:
             limit = self.hparams["max_seq_len"]
             log_on_rank_zero(

@@ -24,6 +24,7 @@ FORMS = (("conversations", "from", "value"), ("messages", "role", "content"))
 FIELDS = ("image", *FORMS[0], *FORMS[1])
 RENAME = "Correct the row, or name its keys by fields"
 SEVERAL = "images"  # common key in place of `image`
+IMAGE_KEY = re.compile(r"image|img|picture|photo", re.IGNORECASE)
 IMAGE_FILE = re.compile(r"\.(png|jpe?g|webp|bmp|gif|tiff?|ppm)$", re.IGNORECASE)
 # Keys under which the part of a content of type image or image_url holds the path; it may also hold none.
 PART_PATHS = ("image", "path", "url", "image_url")
@@ -64,7 +65,7 @@ class Row:
     Attributes:
         turns: Turns of the conversation; at least one is the assistant's, and those are not empty and hold no marker.
         images: File names of the images, as written in the data.
-        unread: Keys with paths of images that no field names.
+        unread: Keys of images that no field names.
     """
 
     turns: tuple[Turn, ...]
@@ -166,16 +167,15 @@ def _image_key(data: Mapping[str, object], key: str) -> str:
 
 
 def _unread(data: Mapping[str, object], read: set[str]) -> tuple[str, ...]:
-    """Lists the keys that are not read and hold paths of images."""
-    return tuple(
-        key
-        for key, value in data.items()
-        if key not in read and all(isinstance(one, str) and IMAGE_FILE.search(one) for one in _listed(value))
-    )
+    """Lists the keys that are not read though their names, or the paths they hold, are those of images."""
+    return tuple(key for key, value in data.items() if key not in read and _speaks_of_images(key, value))
 
 
-def _listed(value: object) -> list[object]:
-    return value if isinstance(value, list) and value else [value]
+def _speaks_of_images(key: str, value: object) -> bool:
+    values = value if isinstance(value, list) else [value]
+    if IMAGE_KEY.search(key):
+        return any(isinstance(one, (str, dict)) and bool(one) for one in values)  # not its size, nor null
+    return bool(values) and all(isinstance(one, str) and IMAGE_FILE.search(one) for one in values)
 
 
 def _turn(turn: object, speaker: str, text: str, where: str) -> Turn:

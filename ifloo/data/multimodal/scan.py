@@ -47,7 +47,7 @@ class Index:
         images: Number of images of each row.
         rows_cut: Number of rows that were too long and lost text.
         skipped: Bad rows left out.
-        unread: Keys of usable rows with paths of images that no field names.
+        unread: Keys of images in usable rows that no field names.
     """
 
     ids: Int64[Tensor, " n"]

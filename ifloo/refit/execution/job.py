@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ifloo.data.adapted import training_loader
 from ifloo.data.protocol import AttributionData
 from ifloo.models import SampleLossModule
 from ifloo.objective import Batch, SampleWeights, scoring
@@ -191,7 +192,7 @@ class TrainingLoader:
     data: AttributionData
 
     def __call__(self) -> DataLoader[Batch]:
-        return self.data.train_dataloader()
+        return training_loader(self.data)
 
     def __getstate__(self) -> dict[str, AttributionData]:
         data = copy.copy(self.data)

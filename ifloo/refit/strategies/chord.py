@@ -22,6 +22,7 @@ from ifloo.models import SampleLossModule
 from ifloo.models.fit_settings import optimizers_in
 from ifloo.models.hooks import overridden
 from ifloo.objective import Objective, scoring
+from ifloo.objective.functional import Path
 from ifloo.objective.out_of_memory import in_parts
 from ifloo.params import ParamSpace
 from ifloo.progress import bar
@@ -81,6 +82,8 @@ class ChordReplicas(RefitStrategy):
             raise StrategyError(
                 f"refits start at |grad J| = {float(self.gradient.norm()):.1e}, not at the minimum of the base model"
             )
+        if objective.losses.path is Path.LOOP:
+            raise StrategyError("its losses are taken of one sample at a time")
         if (need := LinearHead.bytes_kept(objective)) > FACTOR_BYTES:
             raise StrategyError(f"the head's inputs and output curvatures would take {need / 2**30:.1f} GiB")
         try:

@@ -94,9 +94,9 @@ class ChordModule(L.LightningModule):
         with scoring(self.head.layer.losses.module):
             for start in range(0, len(ids), size):
                 cut = slice(start, start + size)
-                self._add(chunk.inputs[cut], slice_batch(batch, cut), weights[:, cut], chunk.positions, k)
+                self._add(chunk.inputs[cut], slice_batch(batch, cut), weights[:, cut], k)
 
-    def _add(self, x: Tensor, batch: Batch, weights: Float[Tensor, "k b"], positions: torch.Size, k: int) -> None:
+    def _add(self, x: Tensor, batch: Batch, weights: Float[Tensor, "k b"], k: int) -> None:
         """Adds the losses of a block of samples and their gradients in the weights, for all active replicas."""
         layer, theta = self.head.layer, self.head.theta
         b, t, d = x.shape
@@ -106,7 +106,7 @@ class ChordModule(L.LightningModule):
             z = z + layer.linear.bias.detach()
 
         def losses(outputs: Tensor) -> tuple[Tensor, Tensor]:
-            each = layer.losses_of(theta, outputs, batch, positions)
+            each = layer.losses_of(theta, outputs, batch)
             return each.sum(), each.detach()
 
         slopes, each = vmap(grad(losses, has_aux=True), in_dims=2, out_dims=(2, 0))(z)

@@ -11,6 +11,7 @@ from ifloo.report.html.numbers import compact, counted
 from ifloo.solvers import Status, status_text
 from ifloo.store import StoredInfluences
 from ifloo.verdict import Comparison
+from ifloo.verdict.objective_record import ObjectiveRecord
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,11 @@ class Entry:
     note: str = ""
 
 
-def certificate(stored: StoredInfluences, one: Comparison | None) -> list[Entry]:
+def certificate(
+    stored: StoredInfluences, one: Comparison | None, objective: ObjectiveRecord | None = None
+) -> list[Entry]:
     """Returns the entries of one test: those of the scores, then those of the refits if the test has any."""
-    entries = [_solve(stored), _residual(stored)]
+    entries = [*_objective(objective), _solve(stored), _residual(stored)]
     if stored.damping:
         undamped = compact(stored.undamped_residual, ".2g")
         entries.append(Entry("undamped residual", undamped, "residual of the damped solution in the undamped system"))
@@ -39,6 +42,15 @@ def certificate(stored: StoredInfluences, one: Comparison | None) -> list[Entry]
         note = "standard error between repeats, relative to the solution"
         entries.append(Entry("spread of repeats", compact(stored.repeat_error, ".2g"), note))
     return entries if one is None else [*entries, *_of_refits(one)]
+
+
+def _objective(record: ObjectiveRecord | None) -> list[Entry]:
+    """Returns the entry on what was trained and what is scored; none for scores without such a comparison."""
+    if record is None:
+        return []
+    difference = record.get("relative_difference")
+    number = f", {compact(difference, '.2g')}" if isinstance(difference, float) else ""
+    return [Entry("objective", f"{record.get('outcome')}{number}", str(record.get("text")))]
 
 
 def _solve(stored: StoredInfluences) -> Entry:

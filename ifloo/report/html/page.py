@@ -83,7 +83,9 @@ def _facts(
     tests = {t: (one.stored, one) for t, one in verdict.items()} | {
         t: (one, None) for t, (one, _) in unverified.items()
     }
-    views = [view(stored, one, album, outcomes.get(t, "")) for t, (stored, one) in sorted(tests.items())]
+    views = [
+        view(stored, one, album, outcomes.get(t, ""), verdict.objective) for t, (stored, one) in sorted(tests.items())
+    ]
     drawn = points(verdict, album)
     scripts = [script_text(HERE / "vendor" / "plotly-basic.min.js"), script_text(HERE / "report.js")]
     return {

@@ -14,6 +14,7 @@ from ifloo.report.html.samples import Sample, SampleCache
 from ifloo.store import StoredInfluences
 from ifloo.verdict import Comparison, Extremes, Row, Statistics, Verdict
 from ifloo.verdict.extremes import SHOWN
+from ifloo.verdict.objective_record import ObjectiveRecord
 
 ALL = "all"  # key of all tests together, used if there are several
 
@@ -92,7 +93,13 @@ class Table:
     rows: Sequence[tuple[str, Row]]
 
 
-def view(stored: StoredInfluences, one: Comparison | None, album: SampleCache, outcome: str) -> View:
+def view(
+    stored: StoredInfluences,
+    one: Comparison | None,
+    album: SampleCache,
+    outcome: str,
+    objective: ObjectiveRecord | None = None,
+) -> View:
     """Builds the view of one test; raises the same errors as `SampleCache.of_training`."""
     most = Extremes.of(stored)
     together = None if one is None else one.statistics.row()
@@ -104,7 +111,7 @@ def view(stored: StoredInfluences, one: Comparison | None, album: SampleCache, o
         one=one,
         together=together,
         judgement=None if together is None else judge(together.agreement),
-        certificate=certificate(stored, one),
+        certificate=certificate(stored, one, objective),
         histogram=histogram(stored, SHOWN if one is None else int(one.top.sum())),
         helpful=[_card(stored, one, album, at) for at in most.helpful],
         harmful=[_card(stored, one, album, at) for at in most.harmful],

@@ -15,7 +15,7 @@ from ifloo.gradients import sample_gradients
 from ifloo.objective import Batch, scoring
 from ifloo.objective.batches import sample_ids, to_device
 from ifloo.objective.functional import FunctionalLosses
-from ifloo.objective.loaders import unwrap_loader
+from ifloo.objective.loaders import rule_behind, unwrap_loader
 from ifloo.params import ParamSpace
 
 MOST_AT_ONCE = 256  # largest number of samples in one batch
@@ -85,11 +85,11 @@ class SampleGradients:
         dataset, collate = unwrap_loader(self.loader)
         some = Subset(dataset, positions.tolist())  # type: ignore[arg-type, var-annotated]  # of any set with items
         chosen = DataLoader(some, batch_size=at_once, collate_fn=collate)
-        theta, parts = losses.theta(), []
+        theta, rule, parts = losses.theta(), rule_behind(self.loader), []
         with torch.no_grad(), scoring(self.module):
-            for raw, expected in zip(chosen, ids.split(at_once), strict=True):
+            for raw, expected, at in zip(chosen, ids.split(at_once), positions.split(at_once), strict=True):
                 batch = to_device(raw, space.device, space.dtype)
-                _refuse_others(sample_ids(batch), expected)
+                _refuse_others(sample_ids(batch) if rule.source == "auto" else rule.of(batch, at), expected)
                 parts.append(sketch(sample_gradients(losses, theta, batch)).cpu())
         return torch.cat(parts)
 

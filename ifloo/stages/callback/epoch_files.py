@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ifloo.errors import InputError
+from ifloo.stages.callback.moment import Moment
 from ifloo.stages.callback.snapshot import Snapshot
 from ifloo.stages.scores.other_methods import stored_by_method
 from ifloo.stages.settings import settings_json
@@ -24,7 +25,7 @@ SELF_DEFINITIONS = (
 
 @dataclass(frozen=True)
 class EpochFolders:
-    """Folders `<root>/epoch_<e>/`, e the number of completed epochs, and `<root>/manifest.json`.
+    """Folders `<root>/epoch_<e>/`, e the number of completed epochs, `<root>/best/`, and `<root>/manifest.json`.
 
     Attributes:
         root: Folder of the scores of one fit.
@@ -38,9 +39,9 @@ class EpochFolders:
     def manifest(self) -> Manifest:
         return Manifest.at(Layout(self.root).manifest)
 
-    def of(self, epoch: int) -> Layout:
-        """Returns the paths of the files of one epoch."""
-        return Layout(self.root / f"epoch_{epoch:03d}")
+    def of(self, moment: Moment) -> Layout:
+        """Returns the paths of the files of one moment of the fit."""
+        return Layout(self.root / moment.folder)
 
     def refuse_others(self, continued: bool) -> None:
         """Checks that the folder holds no scores of another fit.
@@ -69,27 +70,21 @@ class EpochFolders:
     def clear(self) -> None:
         """Deletes the files of an earlier fit, and no other files in these folders."""
         self.manifest.path.unlink(missing_ok=True)
-        for folder in sorted(self.root.glob("epoch_*")):
+        for folder in sorted((*self.root.glob("epoch_*"), *self.root.glob("best"))):
             layout = Layout(folder)
             for path in (*layout.existing_scores(), layout.self_influence):
                 path.unlink(missing_ok=True)
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
-    def write(self, snapshot: Snapshot, epoch: int, step: int) -> None:
-        """Writes the files of an epoch, then its section of the manifest, which marks them as complete.
+    def write(self, snapshot: Snapshot, moment: Moment) -> None:
+        """Writes the files of a moment, then its section of the manifest, which marks them as complete.
 
         Raises:
             WorkError: A number is not finite, or the disk is full.
         """
-        layout = self.of(epoch)
-        own: dict[str, JSON] = {
-            **{name: value for name, value in self.compared.items() if name != "queries"},
-            "method": settings_json(snapshot.method),
-            "attributed": list(snapshot.parameters),
-            "weights": snapshot.weights,
-            "data": snapshot.data,
-        }
+        layout = self.of(moment)
+        own = self._settings(snapshot)
         stamp = settings_stamp(own)
         for one in stored_by_method(snapshot.method, snapshot.scores, snapshot.test_ids, stamp):
             influences.save(layout.scores(one.test_id), one)
@@ -97,7 +92,20 @@ class EpochFolders:
             self_influence.save(layout.self_influence, self._self_influence(snapshot, stamp))
         if RUN not in self.manifest.sections():
             self.manifest.record(RUN, self.compared, {})
-        self.manifest.record(layout.root.name, own, _recorded(snapshot, epoch, step))
+        self.manifest.record(layout.root.name, own, _recorded(snapshot, moment))
+
+    def write_label(self, snapshot: Snapshot, moment: Moment) -> None:
+        """Records that scores written before are those of another moment, whose weights are the same."""
+        self.manifest.record(moment.folder, self._settings(snapshot), _recorded(snapshot, moment))
+
+    def _settings(self, snapshot: Snapshot) -> dict[str, JSON]:
+        return {
+            **{name: value for name, value in self.compared.items() if name != "queries"},
+            "method": settings_json(snapshot.method),
+            "attributed": list(snapshot.parameters),
+            "weights": snapshot.weights,
+            "data": snapshot.data,
+        }
 
     def _self_influence(self, snapshot: Snapshot, stamp: str) -> StoredSelfInfluence:
         assert snapshot.own is not None
@@ -113,10 +121,13 @@ class EpochFolders:
         )
 
 
-def _recorded(snapshot: Snapshot, epoch: int, step: int) -> dict[str, JSON]:
+def _recorded(snapshot: Snapshot, moment: Moment) -> dict[str, JSON]:
     return {
-        "epoch": epoch,
-        "global_step": step,
+        "epoch": moment.epoch,
+        "global_step": moment.step,
+        "scored": moment.weights,
+        "objective": snapshot.certificate.record(),
+        "notes": list(snapshot.notes),
         "test_ids": list(snapshot.test_ids),
         "n": len(snapshot.scores.train_ids),
         "precision": snapshot.dtype,

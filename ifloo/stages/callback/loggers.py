@@ -9,6 +9,8 @@ import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from numpy.typing import NDArray
 
+from ifloo.stages.callback.moment import RAW, Moment
+from ifloo.stages.callback.objective_check import in_arguments
 from ifloo.stages.callback.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -72,8 +74,8 @@ def _columns(snapshot: Snapshot) -> Iterator[tuple[str, NDArray[np.float64]]]:
         yield f"influence/{name}", own.double().cpu().numpy()
 
 
-def table(snapshot: Snapshot, epoch: int, folder: str) -> str:
-    """Returns a table of the most helpful and most harmful training samples of each query: ids and scores."""
+def table(snapshot: Snapshot, moment: Moment, folder: str) -> str:
+    """Returns a table of the most helpful and most harmful training samples of each query, and notes on the scores."""
     found, far = snapshot.scores, snapshot.stationarity
     ids, value, certificate = found.train_ids.tolist(), found.value.double().cpu().numpy(), found.certificate
     rows: list[tuple[str, ...]] = [("test", "most helpful (id score)", "most harmful (id score)", "residual")]
@@ -87,8 +89,16 @@ def table(snapshot: Snapshot, epoch: int, folder: str) -> str:
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     head = (
-        f"Influence after epoch {epoch}: {snapshot.method.name} ({', '.join(snapshot.parameters)}), {len(ids):,} "
+        f"Influence {moment}{_kind(moment)}: {snapshot.method.name} ({', '.join(snapshot.parameters)}), {len(ids):,} "
         f"training samples, nats per unit weight; |grad J| = {far.grad_norm:.1e}, one sample's share "
         f"{far.sample_share:.1e}"
     )
-    return "\n".join([head, *lines, f"Files: {folder}"])
+    objective = f"Objective: {in_arguments(snapshot.certificate.text)}."
+    return "\n".join([head, *lines, f"Files: {folder}", objective, *(f"Note: {note}" for note in snapshot.notes)])
+
+
+def _kind(moment: Moment) -> str:
+    """Returns the kind of the weights for the head of a table; nothing for those that the fit ends with."""
+    if moment.best:
+        return f" ({moment.weights.removeprefix('best checkpoint ')}, epoch {moment.epoch}, step {moment.step})"
+    return f" ({RAW})" if moment.weights == RAW else ""

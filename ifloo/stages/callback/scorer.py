@@ -1,11 +1,14 @@
-"""Scorer of the training samples during a fit; a trial on a few samples before the fit finds errors early."""
+"""Scorer of the training samples during a fit; a trial on a few samples before the fit finds errors early.
+
+Where nothing else is asked for, scores go through the last layer, and where that layer cannot serve, by gradient dot
+products, which need no curvature: every fit has scores, and the manifest says of which method.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,22 +17,29 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ifloo.attribution import InfluenceFunction, Method, TrainedModel, last_layer_self, loss_ranking
+from ifloo.attribution import GradientDot, InfluenceFunction, Method, TrainedModel, last_layer_self, loss_ranking
 from ifloo.curvature import LinearHead, LinearOperator, head_or_hessian
-from ifloo.errors import InputError, WorkError
+from ifloo.errors import InputError, WorkError, first_sentence
 from ifloo.models import Adapted, unwrap
 from ifloo.models.adapted import SampleLossFunction
-from ifloo.objective import Batch, Objective, preflight, scoring, sequential
-from ifloo.objective.batches import batch_size, slice_batch, to_device
+from ifloo.objective import Batch, Objective, Stationarity, preflight, scoring, sequential
+from ifloo.objective.batches import to_device
+from ifloo.objective.id_rule import IdSetting
 from ifloo.objective.loaders import sample_count
+from ifloo.objective.logits_layer import first_sample, logits_layer
 from ifloo.objective.protocol import states_losses
 from ifloo.params import DTYPES, author_name
+from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers import Auto, SolveError
-from ifloo.stages.callback.snapshot import OwnRankings, Snapshot, ids_of
+from ifloo.stages.callback.fit_weights import FitWeights
+from ifloo.stages.callback.moment import weights_of
+from ifloo.stages.callback.objective_check import CheckedObjective
+from ifloo.stages.callback.queries import Queries
+from ifloo.stages.callback.snapshot import OwnRankings, Snapshot, away_from_minimum
 from ifloo.stages.scores.engine_choice import HEAD_BYTES
-from ifloo.stages.scores.self_influence import NO_LAST_LAYER, last_linear_layer
+from ifloo.stages.scores.self_influence import last_linear_layer
 from ifloo.stages.settings import settings_json
-from ifloo.store import JSON, content_of, sha256_of_tensors
+from ifloo.store import JSON, content_of
 
 log = logging.getLogger(__name__)
 TRIED = 32  # training samples in the trial before a fit
@@ -51,6 +61,8 @@ class EpochScorer:
     self_influence: bool
     dtype: Literal["float64", "float32"] | None
     batch_size: int | None
+    ids: IdSetting = "auto"
+    accept_objective: bool = False
 
     def __post_init__(self) -> None:
         """Checks the settings.
@@ -64,7 +76,7 @@ class EpochScorer:
         if self.method is not None:
             _refuse_method(self.method)
 
-    def identity_settings(self, queries: Batch) -> dict[str, JSON]:
+    def identity_settings(self, queries: Queries) -> dict[str, JSON]:
         """Returns the settings that change a number; they stay the same throughout a fit."""
         return {
             "method": settings_json(self.method) or "last_layer",
@@ -73,85 +85,146 @@ class EpochScorer:
             "sample_losses": settings_json(self.sample_losses),
             "l2": self.l2,
             "dtype": self.dtype,
-            "queries": {str(t): content for t, content in zip(ids_of(queries), _contents(queries), strict=True)},
+            **({} if self.ids == "auto" else {"ids": self.ids}),
+            "queries": {str(t): content for t, content in zip(queries.ids, queries.contents, strict=True)},
         }
 
-    def try_on_few(self, module: L.LightningModule, loader: DataLoader[Batch], queries: Batch) -> None:
+    def try_on_few(self, weights: FitWeights, loader: DataLoader[Batch], queries: Queries) -> EpochScorer:
         """Scores a few samples, so that errors occur before the training.
 
         Args:
-            module: Copy of the user's module, which is not used again.
+            weights: Weights of the fit.
             loader: Loader of the training data.
             queries: Test samples.
+
+        Returns:
+            This scorer, or one by gradient dot products where the last layer cannot serve.
 
         Raises:
             InputError: Module, data and method do not fit together.
         """
-        few = sequential(loader, TRIED, slice(0, TRIED))
+        few = sequential(loader, TRIED, slice(0, TRIED), self.ids)
         n = sample_count(loader)
         try:
-            self.score(module, few, queries, n)
-        except InputError:
-            raise
+            self.score(weights, few, queries, n)
         except WorkError as error:  # may be due to the small number of samples; a later failure is a warning of its own
             log.info("the trial of influence scores: %s", error)
         except Exception as error:
+            if self._may_fall_back:
+                other = self._without_curvature()
+                other.try_on_few(weights, loader, queries)
+                _warn_of_fallback(error)
+                return other
+            if isinstance(error, InputError):
+                raise
             raise InputError(
                 f"Influence scores of {min(TRIED, n)} training samples were tried before the fit, and failed: "
                 f"{type(error).__name__}: {error}\n"
                 "  Look at what InfluenceCallback was given (queries, sample_losses, method): it must go together with "
-                f"{type(unwrap(module)).__name__} and its training data."
+                f"{type(unwrap(weights.module)).__name__} and its training data."
             ) from error
+        return self
+
+    def score_somehow(
+        self,
+        weights: FitWeights,
+        loader: DataLoader[Batch],
+        queries: Queries,
+        tick: OnProgress = no_progress,
+    ) -> Snapshot:
+        """Scores all samples of a loader, by gradient dot products where the last layer cannot serve.
+
+        Args:
+            weights: Weights of the fit.
+            loader: Loader of the training data.
+            queries: Test samples.
+            tick: Callback that receives the progress.
+
+        Raises:
+            InputError: Module, data and method do not fit together.
+            WorkError: The scores cannot be computed.
+        """
+        try:
+            return self.score(weights, loader, queries, None, tick)
+        except (InputError, WorkError) as error:
+            if not self._may_fall_back:
+                raise
+            snapshot = self._without_curvature().score(weights, loader, queries, None, tick)
+            _warn_of_fallback(error)
+            return snapshot
+
+    @property
+    def _may_fall_back(self) -> bool:
+        return self.method is None and self.parameters is None
+
+    def _without_curvature(self) -> EpochScorer:
+        return replace(self, method=GradientDot())
 
     def score(
-        self, module: L.LightningModule, loader: DataLoader[Batch], queries: Batch, n: int | None = None
+        self,
+        weights: FitWeights,
+        loader: DataLoader[Batch],
+        queries: Queries,
+        n: int | None = None,
+        tick: OnProgress = no_progress,
     ) -> Snapshot:
         """Scores all samples of a loader.
 
         Args:
-            module: Copy of the user's module, which may be changed.
+            weights: Weights of the fit.
             loader: Loader of the training data.
             queries: Test samples.
             n: Number of samples of the whole training set, if the loader holds only some of them.
+            tick: Callback that receives the progress.
 
         Raises:
             InputError: Module, data and method do not fit together.
             SolveError: A solve failed, and float64 is not available or did not help.
         """
-        start, weights = time.perf_counter(), sha256_of_tensors(module.state_dict())
-        module = self._adapted(module)
+        start, module = time.perf_counter(), weights.copied()
+        digest, module = weights_of(module), self._adapted(module)
+        weights.describe_to(module)
         try:
-            snapshot = self._snapshot(module, loader, queries, n)
+            snapshot = self._snapshot(module, weights, loader, queries, n, tick)
         except SolveError as error:
             if self.dtype is not None or not _may_be_double(module):
                 raise
             log.info("scores again, in float64. %s", str(error).splitlines()[0])
-            snapshot = self._snapshot(module.double(), loader, queries, n)
-        return replace(snapshot, weights=weights, seconds=time.perf_counter() - start)
+            snapshot = self._snapshot(module.double(), weights, loader, queries, n, tick)
+        return replace(snapshot, weights=digest, seconds=time.perf_counter() - start)
 
     def _snapshot(
-        self, module: L.LightningModule, loader: DataLoader[Batch], queries: Batch, n: int | None
+        self,
+        module: L.LightningModule,
+        weights: FitWeights,
+        loader: DataLoader[Batch],
+        queries: Queries,
+        n: int | None,
+        tick: OnProgress,
     ) -> Snapshot:
-        method, patterns = self._method(module)
+        method, patterns = self._method(module, loader)
         size = self.batch_size or loader.batch_size or 1
-        objective = Objective.of(module, loader, patterns, size)
+        checked = CheckedObjective.of(module, weights, patterns, self.accept_objective)
+        objective = checked.weighed(Objective.of(module, sequential(loader, size, ids=self.ids), patterns, size))
         theta = objective.losses.theta()
-        stationarity = preflight(objective, theta)
+        stationarity = preflight(objective, theta, checked.certificate)
         if self.method is None:
             _refuse_large_head(objective, n or objective.n)
-        queries = objective.losses.in_form(to_device(queries, theta.device, theta.dtype))
+        moved = to_device(queries.in_form_of(objective.losses), theta.device, theta.dtype)
         with scoring(module):
-            scores = method.scores(TrainedModel(objective, theta), queries)
-            own = self._self_influence(module, objective, loader, size) if self.self_influence else None
+            scores = method.scores(TrainedModel(objective, theta), moved, tick)
+            own = self._self_influence(objective, checked, loader, size, tick) if self.self_influence else None
         return Snapshot(
             scores=scores,
-            test_ids=ids_of(queries),
+            test_ids=queries.ids,
             method=method,
             parameters=tuple(author_name(module, pattern) for pattern in patterns),
             stationarity=stationarity,
             own=own,
             data=_content_of_data(objective),
             dtype=str(theta.dtype).removeprefix("torch."),
+            certificate=checked.certificate,
+            notes=(away_from_minimum(stationarity),) if _claims_refits(method, stationarity) else (),
         )
 
     def _adapted(self, module: L.LightningModule) -> L.LightningModule:
@@ -174,25 +247,29 @@ class EpochScorer:
         dtype = self.dtype or ("float32" if first is not None and first.dtype in HALVES else None)
         return module.to(DTYPES[dtype]) if dtype else module
 
-    def _method(self, module: L.LightningModule) -> tuple[Method, tuple[str, ...]]:
+    def _method(self, module: L.LightningModule, loader: DataLoader[Batch]) -> tuple[Method, tuple[str, ...]]:
         if self.method is not None:
             return self.method, self.parameters or ("*",)
-        patterns = self.parameters or (f"{last_layer(module)}.*",)
+        patterns = self.parameters or (f"{logits_layer(module, first_sample(loader, module))}.*",)
         label = "hessian" if self.parameters else "last_layer"
         return InfluenceFunction(label, last_layer_curvature, self.damping, Auto()), patterns
 
     def _self_influence(
-        self, module: L.LightningModule, objective: Objective, loader: DataLoader[Batch], size: int
+        self,
+        objective: Objective,
+        checked: CheckedObjective,
+        loader: DataLoader[Batch],
+        size: int,
+        tick: OnProgress,
     ) -> OwnRankings:
-        loss, layer = loss_ranking(objective, objective.losses.theta()), last_linear_layer(module)
+        loss, layer = loss_ranking(objective, objective.losses.theta(), tick), last_linear_layer(objective)
         if layer is None:
-            log.info(NO_LAST_LAYER)
             return OwnRankings(loss, None)
-        part = Objective.of(module, loader, (f"{layer}.*",), size)
+        part = checked.weighed(Objective.of(objective.losses.module, loader, (f"{layer}.*",), size))
         if (need := LinearHead.bytes_kept(part)) > HEAD_BYTES:
             log.warning("self-influence: none of the last layer, whose curvature would keep %.1f GiB.", need / 2**30)
             return OwnRankings(loss, None)
-        return OwnRankings(loss, last_layer_self(part, part.losses.theta(), self.damping))
+        return OwnRankings(loss, last_layer_self(part, part.losses.theta(), self.damping, tick=tick))
 
 
 def refuse_below_one(**counts: int | None) -> None:
@@ -206,25 +283,16 @@ def refuse_below_one(**counts: int | None) -> None:
             raise InputError(f"InfluenceCallback: {name} must be >= 1, got {count}.")
 
 
-def last_layer(module: L.LightningModule) -> str:
-    """Returns the name of the last linear layer.
-
-    Raises:
-        InputError: The module has no last linear layer with trainable weights that it shares with no other layer.
-    """
-    if (layer := last_linear_layer(module)) is not None:
-        return layer
-    raise InputError(
-        "InfluenceCallback scores through the last linear layer by default, and "
-        f"{type(unwrap(module)).__name__} ends in none with trainable weights of its own.\n"
-        "  Give another method, such as method=GradientDot() of ifloo.attribution, or parameters=['name.*'] of one "
-        "nn.Linear."
-    )
-
-
 def last_layer_curvature(objective: Objective, theta: Tensor) -> LinearOperator:
     """Returns H of one layer: a `LinearHead` if the inputs of the layer are known, else the Hessian by products."""
     return head_or_hessian(objective, theta, lambda why: log.info("last layer: its Hessian by products. %s", why))
+
+
+def _warn_of_fallback(error: Exception) -> None:
+    log.warning(
+        "Influence is scored by gradient dot products of all parameters, not through the last layer: %s.",
+        first_sentence(error),
+    )
 
 
 def _refuse_method(method: object) -> None:
@@ -241,6 +309,10 @@ def _refuse_method(method: object) -> None:
         )
 
 
+def _claims_refits(method: Method, stationarity: Stationarity) -> bool:
+    return isinstance(method, InfluenceFunction) and stationarity.warning is not None
+
+
 def _may_be_double(module: L.LightningModule) -> bool:
     first = next(module.parameters())
     return first.dtype == torch.float32 and first.device.type != "mps"
@@ -253,10 +325,6 @@ def _refuse_large_head(objective: Objective, n: int) -> None:
             f"Influence through the last layer would keep {need / 2**30:.1f} GiB of its inputs and curvatures for "
             f"{n:,} training samples.\n  Give another method: method=GradientDot() of ifloo.attribution keeps nothing."
         )
-
-
-def _contents(queries: Batch) -> Sequence[str]:
-    return [content_of(slice_batch(queries, slice(k, k + 1))) for k in range(batch_size(queries))]
 
 
 def _content_of_data(objective: Objective) -> str:

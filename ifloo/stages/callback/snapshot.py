@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ifloo.attribution import Method, Scores
-from ifloo.objective import Batch, Stationarity, sample_ids
-from ifloo.objective.batches import batch_size
+from ifloo.objective import Stationarity
+from ifloo.objective.certificate import ObjectiveCertificate
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Snapshot:
         own: Rankings of the training samples by their own losses; None unless requested.
         data: SHA-256 of the training samples.
         dtype: Precision of the scoring.
+        certificate: Comparison of J with what was trained.
+        notes: Sentences on what the scores are of, for the reader of the table.
         weights: SHA-256 of the module's state.
         seconds: Duration of the scoring, seconds.
     """
@@ -49,11 +51,16 @@ class Snapshot:
     own: OwnRankings | None
     data: str
     dtype: str
+    certificate: ObjectiveCertificate
+    notes: tuple[str, ...] = ()
     weights: str = ""
     seconds: float = 0.0
 
 
-def ids_of(queries: Batch) -> tuple[int, ...]:
-    """Returns the ids of test samples: those in the batch, else their positions."""
-    ids = sample_ids(queries)
-    return tuple(range(batch_size(queries))) if ids is None else tuple(ids.tolist())
+def away_from_minimum(found: Stationarity) -> str:
+    """Returns the note on scores by a curvature away from a minimum of J."""
+    causes = "" if found.certificate is None else f" {found.certificate.causes_of_a_distance}"
+    return (
+        f"these weights are not at a minimum of J: |grad J| is {found.grad_norm / found.sample_share:.2g} times one "
+        f"sample's share. The scores rank the training samples; they predict no refit.{causes}"
+    )

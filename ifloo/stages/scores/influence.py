@@ -12,11 +12,13 @@ import torch
 from tqdm import tqdm
 
 from ifloo.attribution import DEFINITIONS
+from ifloo.data.adapted import training_loader
 from ifloo.data.protocol import AttributionData
 from ifloo.errors import InputError
 from ifloo.objective import sequential
 from ifloo.objective.loaders import sample_count
 from ifloo.params import ParamSpace
+from ifloo.stages.certificate.run_certificate import ExaminedRun
 from ifloo.stages.distributed.process_group import ProcessGroup
 from ifloo.stages.memory import in_blocks, queries_at_once
 from ifloo.stages.scores.corrected_removals import correct_removals
@@ -69,6 +71,7 @@ class InfluenceStage:
         overwrite: Whether results of other settings are replaced.
         recorded: Recorded training run, for methods that follow it.
         refit_recipe: Trainer settings of later refits, where the checkpoint does not hold them; recorded for these.
+        objective: Comparison of J with what was trained; None for one that the stage makes itself.
     """
 
     module: L.LightningModule
@@ -80,6 +83,7 @@ class InfluenceStage:
     overwrite: bool = False
     recorded: RunFolder | None = None
     refit_recipe: Mapping[str, JSON] = field(default_factory=dict)
+    objective: ExaminedRun | None = None
 
     def score_tests(self) -> list[StoredInfluences]:
         """Writes and returns the scores of the listed test ids, with their top-k ids; scores already stored are kept.
@@ -164,8 +168,13 @@ class InfluenceStage:
     @cached_property
     def _methods(self) -> MethodRun:
         """Run of the methods other than curvature and solver, which share the data that they read and check."""
-        device = self.make_trainer(InfluenceWriter(lambda block: None), False).strategy.root_device
-        return MethodRun(self.module, self.datamodule, self.settings, self.layout, device, self.recorded)
+        device = self._device
+        examined = self._predictor.examined()
+        return MethodRun(self.module, self.datamodule, self.settings, self.layout, device, self.recorded, examined)
+
+    @cached_property
+    def _device(self) -> torch.device:
+        return self.make_trainer(InfluenceWriter(lambda block: None), False).strategy.root_device
 
     def serve(self) -> None:
         """Works as a process other than the first, which names the tests to score; writes nothing."""
@@ -196,8 +205,14 @@ class InfluenceStage:
             "test_ids": ids if ids == "all" else list(ids),
             "top_k": self.settings.top_k,
             "batch_size": self.settings.batch_size,
+            "objective": self._objective(),
             **({"recipe": dict(self.refit_recipe)} if self.refit_recipe else {}),
         }
+
+    def _objective(self) -> JSON:
+        """Returns the certificate of the objective as plain values."""
+        certificate = self._predictor.examined().certificate
+        return None if certificate is None else certificate.record()
 
     def _identity_settings(self) -> dict[str, JSON]:
         settings = self.settings
@@ -247,8 +262,12 @@ class InfluenceStage:
 
     @cached_property
     def _predictor(self) -> InfluencePredictor:
-        loader = sequential(self.datamodule.train_dataloader(), self.settings.batch_size)
-        return InfluencePredictor(self.module, loader, self.settings)
+        own = training_loader(self.datamodule)
+        predictor = InfluencePredictor(self.module, sequential(own, self.settings.batch_size), self.settings)
+        predictor.objective_request = replace(predictor.objective_request, loader=own, device=self._device)
+        if self.objective is not None:
+            predictor.assume(self.objective)
+        return predictor
 
     def _blocks(self, test_ids: Sequence[int] | None, deliver: Callable[[ScoredBlock], None]) -> None:
         """Prepares the solver once, then solves, scores and delivers block by block, in all processes of the Trainer.

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from ifloo.attribution import Method, Scores, TrainedModel, Unrolled
 from ifloo.attribution.recorded import RecordedRun
+from ifloo.data.adapted import training_loader
 from ifloo.data.protocol import AttributionData
 from ifloo.errors import InputError
 from ifloo.objective import Objective, preflight
 from ifloo.progress import OnProgress, ticking
+from ifloo.stages.certificate.run_certificate import ExaminedRun
 from ifloo.stages.isolation import detached
 from ifloo.stages.scores.predictor import ScoredBlock
 from ifloo.stages.scores.queries import QuerySamples, samples_for
@@ -56,6 +58,7 @@ class MethodRun:
         layout: Paths of the files.
         device: Device of the computation.
         recorded: Recorded training run; None if there is none.
+        objective: What was found on J and the training step; None if they were not compared.
     """
 
     module: L.LightningModule
@@ -64,6 +67,7 @@ class MethodRun:
     layout: Layout
     device: torch.device
     recorded: RunFolder | None
+    objective: ExaminedRun | None = None
 
     def score(
         self, method: Method, test_ids: Sequence[int], stamp: str, save: Callable[[StoredInfluences], None]
@@ -123,10 +127,12 @@ class MethodRun:
         """
         # A copy, since refits start from the given module, in its own precision and on its device.
         module = detached(self.module).to(self.device, self.settings.torch_dtype)
-        loader = self.datamodule.train_dataloader()
+        loader, found = training_loader(self.datamodule), self.objective or ExaminedRun()
         objective = Objective.of(module, loader, self.settings.parameters, self.settings.batch_size)
+        objective = found.weighed(objective)
         theta = objective.losses.theta()
-        preflight(objective, theta)  # the end of a run need not be a minimum: each method defines its own derivative
+        # The end of a run need not be a minimum: each method defines its own derivative.
+        preflight(objective, theta, found.certificate)
         return TrainedModel(objective, theta, self._run(theta))
 
     def _run(self, theta: Tensor) -> RecordedRun | None:

@@ -19,9 +19,13 @@ from ifloo.attribution import Certificate, Directions, InfluenceEngine, Scores
 from ifloo.errors import InputError
 from ifloo.models import Adapted
 from ifloo.objective import Batch, Objective, Stationarity, preflight
+from ifloo.objective.augmentation import warn_of_augmentation
 from ifloo.objective.batches import batch_size, slice_batch, to_device
-from ifloo.objective.ids import query_ids
+from ifloo.objective.id_rule import IdRule, IdSetting
+from ifloo.objective.ids import identified_queries, query_ids
+from ifloo.objective.loaders import sequential
 from ifloo.objective.protocol import states_losses
+from ifloo.stages.certificate.run_certificate import CertificateRequest, ExaminedRun, objective_certificate
 from ifloo.stages.distributed.process_group import ProcessGroup
 from ifloo.stages.isolation import detached
 from ifloo.stages.scores.engine_choice import engine_for
@@ -57,6 +61,8 @@ class InfluencePredictor(L.LightningModule):
         directions: Solutions H⁻¹∇L_t of those queries, set at the start of a run.
         stationarity: |∇J| and the share of one sample, as preflight measured them.
         right_hand_sides: Number of queries in all runs together, for a solver that chooses by cost.
+        objective_request: How J is held against what was trained; an owner of more knowledge on the fit replaces it.
+        objective_request: Fit that J is held against; a caller that knows more of it replaces it.
         world: Processes that share the training samples; each also solves for its share of the queries.
     """
 
@@ -67,6 +73,8 @@ class InfluencePredictor(L.LightningModule):
         settings: AttributionSettings | None = None,
         right_hand_sides: int | None = None,
         queries: Batch = None,
+        ids: IdSetting = "auto",
+        accept_objective: bool = False,
     ) -> None:
         """Wraps a module.
 
@@ -77,6 +85,9 @@ class InfluencePredictor(L.LightningModule):
             settings: Settings of the attribution, whose `test_ids` are not used; None: the defaults.
             right_hand_sides: Number of queries and other solves in all; None: the number of queries.
             queries: Batch of test samples, with or without ids.
+            ids: Setting of the ids of training samples and queries: `auto` (see `IdRule`), `third` or `positions`.
+            accept_objective: Whether scores are computed though the gradient of a training step differs from that of J
+                for an unexplained reason.
 
         Raises:
             InputError: The settings name a method other than the curvature, or the module has no loss to score.
@@ -88,12 +99,15 @@ class InfluencePredictor(L.LightningModule):
         module = module if states_losses(module) else Adapted(module)
         # A copy if the precision differs, so that the caller's module stays as it was.
         self.module = detached(module).to(settings.torch_dtype) if settings.torch_dtype else module
-        self.loader, self.settings = loader, settings
+        self.loader, self.settings, self.ids = loader, settings, ids
         self.queries = queries
         count = 1 if queries is None else batch_size(queries)
         self.right_hand_sides = count if right_hand_sides is None else right_hand_sides
         self.directions: Directions | None = None
         self.stationarity: Stationarity | None = None
+        request = CertificateRequest.of(module, loader, settings.parameters)
+        self.objective_request = replace(request, accept=accept_objective, dtype=settings.torch_dtype)
+        self._examined: ExaminedRun | None = None
         self.world = ProcessGroup()
         self._failure: Exception | None = None  # error of this process in a run, raised at the end of the pass
         self._engine: InfluenceEngine | None = None
@@ -120,6 +134,20 @@ class InfluencePredictor(L.LightningModule):
         """
         return self.world.share(self.engine.objective.n)
 
+    def assume(self, examined: ExaminedRun) -> None:
+        """Sets what is known of J and the training step, which is then not examined again."""
+        self._examined = examined
+
+    def examined(self) -> ExaminedRun:
+        """Holds J against the training step, once; logs the outcome.
+
+        Raises:
+            InputError: The two differ for an unexplained reason, and this is not accepted.
+        """
+        if self._examined is None:
+            self._examined = objective_certificate(self.objective_request)
+        return self._examined
+
     def build_engine(self, right_hand_sides: int | None = None) -> InfluenceEngine:
         """Checks the premises of influence at the weights and builds the engine, once; the module is on its device.
 
@@ -131,9 +159,12 @@ class InfluencePredictor(L.LightningModule):
         """
         if self._engine is None:
             settings, count = self.settings, right_hand_sides or self.right_hand_sides
-            objective = Objective.of(self.module, self.loader, settings.parameters, settings.batch_size)
+            warn_of_augmentation(self.loader)
+            found, loader = self.examined(), sequential(self.loader, settings.batch_size, ids=self.ids)
+            objective = Objective.of(self.module, loader, settings.parameters, settings.batch_size)
+            objective = found.weighed(objective)
             theta = objective.losses.theta()
-            self.stationarity = preflight(objective, theta)
+            self.stationarity = preflight(objective, theta, found.certificate)
             if self.stationarity.warning:
                 log.warning(self.stationarity.warning)
             known = objective.losses.contract.strong_convexity()
@@ -195,7 +226,8 @@ class InfluencePredictor(L.LightningModule):
         own = world.share(m, SOLVED_TOGETHER)
         solved: Directions | None = None
         with world.raise_together():
-            queries = to_device(self.queries, engine.theta.device, engine.theta.dtype)
+            queries = identified_queries(self.queries, IdRule(self.ids))
+            queries = to_device(queries, engine.theta.device, engine.theta.dtype)
             if own.start < own.stop:
                 with solver_progress(engine, world.first):
                     solved = engine.directions(queries if world.size == 1 else slice_batch(queries, own))
@@ -221,7 +253,7 @@ class InfluencePredictor(L.LightningModule):
         parts = world.all_gathered(None if solved is None else _on_host(solved.certificate))
         return Directions(
             world.spread_rows(value, SOLVED_TOGETHER),
-            query_ids(self.queries),
+            query_ids(identified_queries(self.queries, IdRule(self.ids))),
             Certificate.joined([part for part in parts if part is not None]),
         )
 

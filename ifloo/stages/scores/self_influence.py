@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ifloo.attribution import (
     InfluenceEngine,
@@ -22,6 +22,8 @@ from ifloo.attribution import (
     tracin_self,
 )
 from ifloo.curvature import LinearHead, LinearOperator, as_head
+from ifloo.objective import Objective
+from ifloo.objective.logits_layer import NoLogitsLayerError, logits_layer
 from ifloo.objective.protocol import contract_of
 from ifloo.progress import OnProgress, bar, ticking
 from ifloo.solvers import Auto, Cholesky, SolveError, Solver
@@ -38,7 +40,6 @@ GRADIENTS_AT_ONCE = 100  # training samples whose gradients, p numbers each, are
 CHECKPOINTS = 10  # states of the run that TracIn uses
 FEW_PARAMETERS = 4096  # largest matrix that is formed from products, one for each column
 SECTION = "self_influence"
-NO_LAST_LAYER = "self-influence through the last layer: none, since that layer is missing or shares its weights."
 DEFINITIONS = (
     "self_influence[i]: (1/n) grad l_i^T H^-1 grad l_i with the curvature and damping of the scores, nats: the rise of "
     "the sample's own loss when it is removed, first order in its weight; residual: the worst |b - H x| / |b| of its "
@@ -194,9 +195,8 @@ def _stored(run: MethodRun, exact: _Exact | None, stamp: str) -> StoredSelfInflu
 
 def _last_layer(run: MethodRun) -> NDArray[np.float64] | None:
     """Computes self-influence in the last layer, in 32 bits: enough for a ranking, at half the memory."""
-    layer = last_linear_layer(run.module)
+    layer = last_linear_layer(run.trained.objective)
     if layer is None:
-        log.info(NO_LAST_LAYER)
         return None
     settings = replace(run.settings, dtype="float32", parameters=[f"{layer}.*"])
     trained = replace(run, module=copy.deepcopy(run.module), settings=settings, recorded=None).trained
@@ -206,11 +206,14 @@ def _last_layer(run: MethodRun) -> NDArray[np.float64] | None:
     return _with_bar("last layer", lambda tick: last_layer_self(trained.objective, trained.theta, DAMPING, tick=tick))
 
 
-def last_linear_layer(module: nn.Module) -> str | None:
-    """Returns the name of the last linear layer; None if there is none, or if it shares its weights."""
-    own = {name for name, p in module.named_parameters() if p.requires_grad}  # tied weights have another name
-    layers: list[str] = [name for name, layer in module.named_modules() if name and isinstance(layer, nn.Linear)]
-    return layers[-1] if layers and f"{layers[-1]}.weight" in own else None
+def last_linear_layer(objective: Objective) -> str | None:
+    """Returns the name of the layer that gives the logits; None, with a logged reason, if there is none."""
+    _, batch = next(iter(objective.data.with_ids()))
+    try:
+        return logits_layer(objective.losses.module, batch)
+    except NoLogitsLayerError as error:
+        log.info("self-influence through the last layer: none. %s", str(error).splitlines()[0])
+        return None
 
 
 def _with_bar(name: str, work: Callable[[OnProgress], Tensor]) -> NDArray[np.float64]:

@@ -54,18 +54,26 @@ def test_images_that_cannot_be_understood_are_named(root, row, message):
     assert f"line 1: {message}.\n" in str(caught.value)
 
 
-def test_paths_under_another_key_are_not_passed_over_in_silence(root, caplog):
-    rows = [{"conversations": turns("which?", "this"), "img": "a.png", "id": "7", "url": "http://x/y"}] * 4
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("img", "a.png"), ("files", ["a.png"]), ("image_path", "a"), ("photos", [{"path": "a.png"}])],
+)
+def test_images_under_another_key_are_not_passed_over_in_silence(root, caplog, key, value):
+    more = {"id": "7", "url": "http://x/y", "image_width": 3, "images_of_turn": [], "source": ["a.png", "b.txt"]}
+    rows, shown = [{"conversations": turns("which?", "this"), key: value, **more}] * 4, repr(key)
     data = MultimodalDataModule(*2 * [str(write_jsonl(root / "rows.jsonl", rows))])
     with caplog.at_level(logging.WARNING):
         data.setup()
     assert caplog.messages == [
-        f"0 of 4 {part} rows have an image: the paths of images under 'img' are not read; name the key of the images "
-        "by fields, as in {image: img}"
+        f"0 of 4 {part} rows have an image: what the rows hold under {shown} is not read; name the key of the images "
+        f"by fields, as in {{image: {key}}}"
         for part in ("train", "test")
     ]
-    caplog.clear()
-    data = MultimodalDataModule(*2 * [str(root / "rows.jsonl")], fields={"image": "img"})
+
+
+def test_a_key_that_is_named_is_read(root, caplog):
+    path = write_jsonl(root / "rows.jsonl", [{"conversations": turns("which?", "this"), "img": "a.png"}])
+    data = MultimodalDataModule(*2 * [str(path)], fields={"image": "img"})
     with caplog.at_level(logging.WARNING):
         data.setup()
     assert not caplog.messages

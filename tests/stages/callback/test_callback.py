@@ -179,7 +179,8 @@ def test_gradient_dot_over_all_parameters(tmp_path):
 def test_ids_are_the_samples_own_else_positions(tmp_path, queries, ids):
     data = Augmented()
     data.scale = 0.0
-    fitted(Stated(), loader(data), [InfluenceCallback(queries, num_queries=3)], tmp_path / "own")
+    setting = "third" if isinstance(queries, tuple) else "auto"
+    fitted(Stated(), loader(data), [InfluenceCallback(queries, num_queries=3, ids=setting)], tmp_path / "own")
     found = tmp_path / "own" / "influence" / "epoch_003"
     assert sorted(p.name for p in found.iterdir()) == sorted(f"influences_test_{t}.npz" for t in ids)
     stored = influences.load(found / f"influences_test_{ids[0]}.npz")
@@ -264,18 +265,23 @@ class Steep(Stated):
         return torch.zeros(())
 
 
-@pytest.mark.parametrize(("dtype", "precision"), [(None, "float64"), ("float32", None)])
-def test_where_32_bits_are_too_few_64_do_it(tmp_path, caplog, dtype, precision):
+@pytest.mark.parametrize(
+    ("dtype", "precision", "method"),
+    [(None, "float64", "InfluenceFunction"), ("float32", "float32", "GradientDot")],
+)
+def test_where_32_bits_are_too_few_64_do_it(tmp_path, caplog, dtype, precision, method):
     x, y = samples(N)[:]
     callback = InfluenceCallback((QUERIES[0].float(), QUERIES[1]), damping=1e-7, dtype=dtype)
     with caplog.at_level(logging.WARNING, "ifloo.stages"):
         fitted(Steep(), loader(TensorDataset(x.float(), y)), [callback], tmp_path)
-    section = Manifest.at(tmp_path / "influence" / "manifest.json").sections().get("epoch_003")
-    assert (section and section["recorded"]["precision"]) == precision
+    section = Manifest.at(tmp_path / "influence" / "manifest.json").sections()["epoch_003"]
+    assert section["recorded"]["precision"] == precision
+    assert section["compared"]["method"]["class"] == method
     said = [r.getMessage() for r in caplog.records if r.name.startswith("ifloo.stages")]
     assert bool(said) == (dtype == "float32")
     assert all("the matrix is too ill-conditioned for torch.float32" in text for text in said)
-    if section:
+    assert all(text.startswith("Influence is scored by gradient dot products of all parameters") for text in said)
+    if dtype is None:
         assert section["recorded"]["worst_residual"] <= 1e-10
 
 

@@ -1,4 +1,4 @@
-"""What makes no sense is said before the first step; one fit's scores do not get among another's."""
+"""What makes no sense is said before the first step, and ends a strict fit only; scores of fits are not mixed."""
 
 import os
 import subprocess
@@ -7,22 +7,22 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
 
 from ifloo.attribution import GradientDot, InfluenceEngine, InfluenceFunction, TracIn
 from ifloo.curvature import Damped, LinearHead
 from ifloo.errors import InputError
-from ifloo.models import Adapted
-from ifloo.objective import Objective
-from ifloo.solvers import Cholesky
+from ifloo.objective import Identified, Objective
+from ifloo.solvers import Cholesky, SolveError
 from ifloo.stages import InfluenceCallback
 from ifloo.store import Manifest, influences
 from tests.conftest import CHECKOUT
-from tests.stages.callback.fits import N, Plain, Stated, fitted, loader, losses_of, samples
+from tests.stages.callback.fits import EPOCHS, N, Plain, Stated, fitted, loader, losses_of, samples
 
 QUERIES = samples(2, seed=1)[:]
 
@@ -34,6 +34,9 @@ class Headless(Plain):
         super().__init__()
         self.body, self.head = nn.Sequential(nn.Unflatten(1, (1, 6))), nn.Sequential(nn.Conv1d(1, 3, 6), nn.Flatten())
         self.double()
+
+
+LAST = "head.0 (Conv1d)"
 
 
 class Locked(Stated):
@@ -62,6 +65,7 @@ class NoLength(IterableDataset):
             "InfluenceCallback: method must be a Method of ifloo.attribution, such as GradientDot() (with its "
             "parentheses); got <class 'ifloo.attribution.gradient_dot.GradientDot'>.",
         ),
+        ({"weights": "first"}, "InfluenceCallback: weights must be 'last' or 'best', got 'first'."),
         (
             {"method": TracIn()},
             "InfluenceCallback: method tracin needs the recorded training run, which is whole after the fit.\n"
@@ -80,10 +84,35 @@ def test_a_curvature_route_with_its_damping_needs_no_run():
     InfluenceCallback(QUERIES, method=InfluenceFunction("all", damping=0.1))
 
 
-def test_a_missing_last_layer_is_a_matter_of_the_scores_alone(tmp_path, caplog):
-    with caplog.at_level("INFO"), pytest.raises(InputError, match="last linear layer by default"):
-        fitted(Headless(), loader(), [InfluenceCallback(QUERIES)], tmp_path, max_epochs=1)
-    assert not [text for text in caplog.messages if "self-influence" in text]
+def warnings_of(caplog: Any) -> list[str]:
+    found = (r for r in caplog.records if r.name.startswith("ifloo") and r.levelname == "WARNING")
+    return [r.getMessage() for r in found]
+
+
+def test_without_a_last_layer_scores_are_gradient_dot_products(tmp_path, caplog):
+    L.seed_everything(0, verbose=False)
+    fitted(Headless(), loader(), [InfluenceCallback(QUERIES)], tmp_path / "default")
+    assert warnings_of(caplog) == [
+        "Influence is scored by gradient dot products of all parameters, not through the last layer: "
+        "No trainable linear map (nn.Linear, convolution of one pixel) gives the logits; last before the loss: "
+        f"{LAST}."
+    ]
+    L.seed_everything(0, verbose=False)
+    fitted(Headless(), loader(), [InfluenceCallback(QUERIES, method=GradientDot())], tmp_path / "named")
+    one, other = (
+        influences.load(tmp_path / name / "influence" / "epoch_003" / "influences_test_1.npz")
+        for name in ("default", "named")
+    )
+    assert one.method == other.method == "gradient_dot"
+    assert np.array_equal(one.scores, other.scores)
+
+
+def test_a_last_layer_too_large_to_keep_is_replaced_by_gradient_dot_products(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("ifloo.stages.callback.scorer.HEAD_BYTES", 100)
+    fitted(Stated(), loader(), [InfluenceCallback(QUERIES)], tmp_path)
+    (text,) = warnings_of(caplog)
+    assert text.startswith("Influence is scored by gradient dot products of all parameters, not through the last layer")
+    assert influences.load(tmp_path / "influence" / "epoch_003" / "influences_test_1.npz").method == "gradient_dot"
 
 
 def test_a_missing_last_layer_leaves_self_influence_out(tmp_path, caplog):
@@ -92,19 +121,16 @@ def test_a_missing_last_layer_leaves_self_influence_out(tmp_path, caplog):
         fitted(Headless(), loader(), [asked], tmp_path, max_epochs=1)
     named = [text for text in caplog.messages if "self-influence" in text]
     assert set(named) == {
-        "self-influence through the last layer: none, since that layer is missing or shares its weights."
+        "self-influence through the last layer: none. No trainable linear map (nn.Linear, convolution of one pixel) "
+        f"gives the logits; last before the loss: {LAST}."
     }
 
 
+def of_another_module(model, batch):
+    return model.tail(batch)
+
+
 FITS: dict[str, tuple[Any, Any, Any, str]] = {
-    "no last layer": (
-        Headless,
-        loader,
-        {},
-        "InfluenceCallback scores through the last linear layer by default, and Headless ends in none with "
-        "trainable weights of its own.\n  Give another method, such as method=GradientDot() of ifloo.attribution, or "
-        "parameters=['name.*'] of one nn.Linear.",
-    ),
     "two contracts": (
         Stated,
         loader,
@@ -116,16 +142,15 @@ FITS: dict[str, tuple[Any, Any, Any, str]] = {
         Plain,
         loader,
         {"sample_losses": lambda model, batch: losses_of(model, batch).mean()},
-        "sample_losses must return one loss a sample, shape [16] for a batch of 16; got [].\n"
+        "sample_losses must return one loss a sample, shape [1] for a batch of one; got [].\n"
         "  Leave out the reduction (reduction='none') and sum over everything but the first dimension.",
     ),
     "a function that fails": (
         Plain,
         loader,
-        {"sample_losses": lambda model, batch: model.tail(batch)},
-        "Influence scores of 32 training samples were tried before the fit, and failed: AttributeError: 'Plain' object "
-        "has no attribute 'tail'\n  Look at what InfluenceCallback was given (queries, sample_losses, method): it must "
-        "go together with Plain and its training data.",
+        {"sample_losses": of_another_module},
+        "sample_losses given for Plain failed: AttributeError: 'Plain' object has no attribute 'tail' "
+        f"(tests/stages/callback/{Path(__file__).name}:{of_another_module.__code__.co_firstlineno + 1})",
     ),
     "no such parameters": (
         Stated,
@@ -136,7 +161,7 @@ FITS: dict[str, tuple[Any, Any, Any, str]] = {
     "an id twice": (
         Stated,
         loader,
-        {"queries": (*QUERIES, torch.tensor([4, 4]))},
+        {"queries": Identified(QUERIES, torch.tensor([4, 4]))},
         "InfluenceCallback: queries hold an id twice: [4, 4].\n  Each has files of its own.",
     ),
     "no tensor": (
@@ -164,7 +189,8 @@ FITS: dict[str, tuple[Any, Any, Any, str]] = {
         lambda: loader(shuffle=False, sampler=WeightedRandomSampler([1.0] * N, N)),
         {},
         "The training loader draws with WeightedRandomSampler; J is the mean over every sample once.\n"
-        "  Use shuffle=True or False; for a part of the data wrap the dataset (torch.utils.data.Subset).",
+        "  The fit has another objective, in which some samples count more than others. Use shuffle=True or False; "
+        "for a part of the data wrap the dataset (torch.utils.data.Subset).",
     ),
     "no copy": (
         Locked,
@@ -178,16 +204,57 @@ FITS: dict[str, tuple[Any, Any, Any, str]] = {
 
 
 @pytest.mark.parametrize("name", FITS)
-def test_what_does_not_go_together_fails_before_the_first_step(tmp_path, name):
+def test_what_does_not_go_together_ends_a_strict_fit_before_the_first_step(tmp_path, name):
     kind, data, settings, message = FITS[name]
     module = kind()
     before = {n: x.clone() for n, x in module.state_dict().items()}
-    callback = InfluenceCallback(**{"queries": QUERIES, **settings})
+    callback = InfluenceCallback(**{"queries": QUERIES, **settings}, strict=True)
     with pytest.raises(InputError) as said:
         fitted(module, data(), [callback], tmp_path)
     assert str(said.value) == message
     assert all(torch.equal(x, before[n]) for n, x in module.state_dict().items())
     assert not (tmp_path / "influence").exists()
+
+
+class Forgiving(Plain):
+    """Trains on batches of several loaders."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch[0] if isinstance(batch[0], list) else batch, batch_idx)
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_what_does_not_go_together_is_one_warning_and_the_fit_goes_on(tmp_path, name, caplog, capsys):
+    kind, data, settings, message = FITS[name]
+    kind = Forgiving if name == "two loaders" else kind
+    callback = InfluenceCallback(**{"queries": QUERIES, **settings}, every_n_epochs=1)
+    assert fitted(kind(), data(), [callback], tmp_path).current_epoch == EPOCHS
+    assert warnings_of(caplog) == [f"InfluenceCallback is off for this fit: {' '.join(message.split())}"]
+    assert not (tmp_path / "influence").exists()
+    assert capsys.readouterr().out == ""
+
+
+class Broken(TensorDataset):
+    """Fails with an error that is none of ifloo when its first sample is read."""
+
+    def __getitem__(self, index):
+        raise KeyError("a label that is missing")
+
+
+def test_an_error_of_the_users_code_is_one_warning(tmp_path, caplog):
+    fitted(Stated(), loader(), [InfluenceCallback(Broken(*QUERIES))], tmp_path)
+    assert warnings_of(caplog) == ["InfluenceCallback is off for this fit: KeyError: 'a label that is missing'"]
+
+
+def test_a_later_failure_ends_a_strict_fit(tmp_path):
+    class Failing(GradientDot):
+        def scores(self, trained, queries, tick=None):
+            if trained.objective.n == N:  # not in the trial before the fit
+                raise SolveError("CG met non-positive curvature.")
+            return super().scores(trained, queries)
+
+    with pytest.raises(SolveError, match=r"^CG met non-positive curvature\.$"):
+        fitted(Stated(), loader(), [InfluenceCallback(QUERIES, method=Failing(), strict=True)], tmp_path)
 
 
 def epochs(folder: Path) -> list[str]:
@@ -200,7 +267,7 @@ def test_an_earlier_fits_scores_are_kept_or_replaced(tmp_path):
     assert epochs(tmp_path) == ["epoch_001", "epoch_002", "epoch_003", "run"]
     before = influences.load(folder / "epoch_001" / "influences_test_0.npz").scores
     with pytest.raises(InputError) as said:
-        fitted(Stated(), loader(), [InfluenceCallback(QUERIES)], tmp_path)
+        fitted(Stated(), loader(), [InfluenceCallback(QUERIES, strict=True)], tmp_path)
     assert str(said.value) == (
         f"{folder} holds the influence scores of an earlier fit (epoch_001, epoch_002, epoch_003).\n"
         "  Give InfluenceCallback another output_dir to keep them, or overwrite=True to replace them."
@@ -224,7 +291,7 @@ def test_a_fit_that_goes_on_adds_to_its_own(tmp_path):
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     more = {"max_epochs": 2, "ckpt": tmp_path / "one.ckpt"}
     with pytest.raises(InputError) as said:
-        fitted(Stated(), loader(), [InfluenceCallback(QUERIES, damping=0.5)], tmp_path, **more)
+        fitted(Stated(), loader(), [InfluenceCallback(QUERIES, damping=0.5, strict=True)], tmp_path, **more)
     assert str(said.value) == (
         f"{tmp_path / 'influence' / 'manifest.json'}: the run results there were made with other settings.\n"
         "  damping: stored 0.001, asked 0.5\n"
@@ -243,26 +310,9 @@ def test_hooks_on_batches_are_named(tmp_path, caplog):
             return batch
 
     fitted(Hooked(), loader(), [InfluenceCallback(QUERIES)], tmp_path, max_epochs=1)
-    said = [r.getMessage() for r in caplog.records if r.name == "ifloo.stages.callback.callback"]
+    said = [r.getMessage() for r in caplog.records if r.name == "ifloo.stages.callback.training_data"]
     assert said == [
         "Influence is scored on batches as the training loader makes them: without on_after_batch_transfer of the "
-        "module."
-    ]
-
-
-def test_hooks_of_an_adapted_module_are_named(tmp_path, caplog):
-    class Hooked(Plain):
-        def on_before_batch_transfer(self, batch, dataloader_idx):
-            return batch
-
-        def on_train_epoch_end(self):  # its losses are not taken from training_step, which keeps them
-            pass
-
-    module = Adapted(Hooked(), losses_of)
-    fitted(module, loader(), [InfluenceCallback(QUERIES)], tmp_path, max_epochs=1)
-    said = [r.getMessage() for r in caplog.records if r.name == "ifloo.stages.callback.callback"]
-    assert said == [
-        "Influence is scored on batches as the training loader makes them: without on_before_batch_transfer of the "
         "module."
     ]
 

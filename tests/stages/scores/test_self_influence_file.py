@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ifloo.attribution import InfluenceEngine, certified_self, last_layer_self, left_out_losses, loss_ranking
 from ifloo.attribution.one_step import OneStep
@@ -204,9 +205,31 @@ def test_a_last_layer_that_is_too_large_is_left_out(tmp_path, monkeypatch, caplo
     assert "self-influence: none of the last layer, whose curvature would keep 0.0 GiB." in caplog.messages
 
 
-def test_a_layer_without_weights_of_its_own_is_left_out():
-    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    assert stage.last_linear_layer(tied) == "1"
-    tied[1].weight = tied[0].weight
-    assert stage.last_linear_layer(tied) is None
-    assert stage.last_linear_layer(nn.Sequential(nn.Tanh())) is None
+class _Stated(nn.Module):
+    """Squares of what some layers give."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def sample_losses(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.layers(batch).square().sum(1)
+
+    def penalty(self) -> torch.Tensor:
+        return torch.zeros(())
+
+
+def test_a_layer_without_weights_of_its_own_is_left_out(caplog):
+    def last(module):
+        return stage.last_linear_layer(Objective.of(module, DataLoader(torch.randn(4, 3), batch_size=4)))
+
+    caplog.set_level("INFO")
+    tied = _Stated(nn.Linear(3, 3), nn.Linear(3, 3))
+    assert last(tied) == "layers.1"
+    tied.layers[1].weight = tied.layers[0].weight
+    assert last(tied) is None
+    assert caplog.messages[-1] == (
+        "self-influence through the last layer: none. The weight of the last layer layers.1 is also layers.0.weight: "
+        "its inputs depend on it."
+    )
+    assert last(_Stated(nn.Linear(3, 3), nn.LayerNorm(3))) is None

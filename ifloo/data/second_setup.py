@@ -1,0 +1,91 @@
+"""A second set-up of a data module under another seed: where it gives other training samples, a split is random."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import random
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ifloo.data.fit_record import content_digest, spread
+from ifloo.data.subset_rows import same_rows, subset_rows
+from ifloo.objective.batches import Batch
+from ifloo.objective.loaders import training_dataset, unwrap_loader
+from ifloo.objective.randomness import undisturbed
+from ifloo.objective.seeded_draws import tensors_in_memory
+
+log = logging.getLogger(__name__)
+OTHER_SEED = 20_260_917  # any that is hardly that of a fit
+ROWS_COMPARED = 8  # samples that are compared where no `Subset` differs and the data are not tensors in memory
+RANDOM_SPLIT = (
+    "set-up draws the split at random: two set-ups with different seeds give other training samples.\n"
+    "  Give --seed_everything of the fit, or a generator in random_split."
+)
+
+
+class SecondSetup:
+    """A data module that is not set up yet, to be set up under another seed beside the one in use.
+
+    One that saves all its arguments is made from them, so that what its constructor draws is drawn again; any other is
+    copied. Data sets and tensors that it holds are shared with the copy.
+    """
+
+    def __init__(self, data: L.LightningDataModule) -> None:
+        """Copies the data module; it must not be set up yet."""
+        self._arguments = _saved_arguments(data)
+        self._class, self._trainer = type(data), data.trainer
+        self._copy: L.LightningDataModule | None = None
+        if self._arguments is None:
+            held = vars(data).values()
+            shared: dict[int, object] = {id(x): x for x in held if isinstance(x, (Dataset, Tensor, L.Trainer))}
+            try:
+                self._copy = copy.deepcopy(data, shared)
+            except Exception as error:  # the user's objects may refuse to be copied in any way
+                log.debug("the data module is not set up twice: %s", error)
+
+    def differs(self, loader: DataLoader[Batch]) -> bool | None:
+        """Sets up under another seed and compares the training samples; random states are restored.
+
+        Args:
+            loader: Training loader of the data module in use.
+
+        Returns:
+            None where there is no second data module, or it cannot be set up.
+        """
+        with undisturbed():
+            random.seed(OTHER_SEED)
+            np.random.seed(OTHER_SEED)
+            torch.default_generator.manual_seed(OTHER_SEED)
+            try:
+                data = self._copy if self._arguments is None else self._class(**self._arguments)
+                if data is None:
+                    return None
+                data.trainer = self._trainer
+                data.setup("fit")
+                other = data.train_dataloader()
+            except Exception as error:  # code of the user, which has just run without it
+                log.debug("the data module is not set up twice: %s", error)
+                return None
+            return isinstance(other, DataLoader) and _differ(loader, other)
+
+
+def _saved_arguments(data: L.LightningDataModule) -> dict[str, object] | None:
+    """Returns the arguments of the constructor, if the data module saves all of them."""
+    named = [one for one in inspect.signature(type(data).__init__).parameters.values() if one.name != "self"]
+    if any(one.kind in (one.VAR_KEYWORD, one.VAR_POSITIONAL) or one.name not in data.hparams for one in named):
+        return None
+    return {one.name: data.hparams[one.name] for one in named}
+
+
+def _differ(one: DataLoader[Batch], other: DataLoader[Batch]) -> bool:
+    a, b = training_dataset(one), training_dataset(other)
+    if len(a) != len(b) or not same_rows(subset_rows(a), subset_rows(b)):
+        return True
+    rows = range(len(a)) if tensors_in_memory(a) is not None else spread(len(a), ROWS_COMPARED)
+    return content_digest(*unwrap_loader(one), rows) != content_digest(*unwrap_loader(other), rows)

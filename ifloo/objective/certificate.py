@@ -1,0 +1,215 @@
+"""The objective certificate: whether J, of which the scores are, is the function that was trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+from ifloo.errors import InputError, summarise
+
+Plain: TypeAlias = "Mapping[str, Plain] | Sequence[Plain] | str | int | float | None"  # what a JSON file holds
+LISTED = 8  # weights that a sentence lists; a record holds all
+
+
+class Outcome(Enum):
+    """Relation of the gradient of a training step to that of J."""
+
+    EQUAL = "equal"
+    WEIGHTED = "weighted"
+    EVALUATION = "evaluation objective"
+    UNEXPLAINED = "unexplained"
+
+
+class Part(Enum):
+    """Part of a training step that J does not contain, or may not contain; the value names it in messages."""
+
+    BATCH_STATISTICS = "BatchNorm statistics"
+    DROPOUT = "dropout"
+    TRAINING_FLAG = "self.training"
+    PRECISION = "low precision"
+    BATCH_HOOKS = "batch hooks"
+    MOMENT = "epoch or step in the loss"
+    GRADIENT_HOOKS = "gradient hooks"
+
+
+EVALUATION_PARTS = frozenset({Part.BATCH_STATISTICS, Part.DROPOUT, Part.TRAINING_FLAG, Part.PRECISION})
+"""Parts that evaluation mode and full precision take away."""
+
+
+@dataclass(frozen=True)
+class WeightTable:
+    """Relative weights a_i of samples in the loss of a batch, which is Σ a_i ℓ_i / Σ a_i.
+
+    Attributes:
+        rule: Noun phrase for what the weight depends on.
+        values: Weight by the value that it depends on; empty if the weight is that value.
+    """
+
+    rule: str
+    values: Mapping[str, float]
+
+    def __str__(self) -> str:
+        shown = [f"{key}: {value:.4g}" for key, value in list(self.values.items())[:LISTED]]
+        rest = f", ... {len(self.values)} in all" if len(self.values) > LISTED else ""
+        return f"{self.rule} ({', '.join(shown)}{rest})" if shown else self.rule
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A reason why the gradient of a training step is not that of J.
+
+    Attributes:
+        name: Noun phrase for the reason.
+        remedy: Sentence that names a flag or a change which mends it.
+    """
+
+    name: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class ObjectiveCertificate:
+    """Result of the comparison of J with the training step.
+
+    Attributes:
+        outcome: Relation of the two gradients.
+        relative_difference: Norm of the difference over that of the gradient of J, over all compared batches.
+        cosine: Cosine of the angle between the two; None where one of them is zero up to rounding.
+        tolerance: Relative difference that rounding allows.
+        rows: Number of samples in each compared batch.
+        causes: Reasons of a difference.
+        ruled_out: Names of what was tried or checked and is no reason.
+        weights: Weights of the samples in the loss of a batch; None if all are equal.
+        accepted: Whether an unexplained difference is accepted by the user.
+        note: Sentence on a premise that does not enter the gradient, such as the decay of an optimizer; empty if none.
+    """
+
+    outcome: Outcome
+    relative_difference: float
+    cosine: float | None
+    tolerance: float
+    rows: tuple[int, ...]
+    causes: tuple[Cause, ...] = ()
+    ruled_out: tuple[str, ...] = ()
+    weights: WeightTable | None = None
+    accepted: bool = False
+    note: str = ""
+
+    @property
+    def text(self) -> str:
+        """One line for logs, files and reports."""
+        names = ", ".join(cause.name for cause in self.causes)
+        if self.outcome is Outcome.EQUAL:
+            line = f"a training step has the gradient of J ({self._numbers}; rounding allows {self.tolerance:.1e})"
+        elif self.outcome is Outcome.WEIGHTED:
+            line = f"a training step weighs its samples by {self.weights}; J has these weights ({self._numbers})"
+        elif self.outcome is Outcome.EVALUATION:
+            weighs = f"; samples weigh by {self.weights}" if self.weights else ""
+            line = (
+                "scores are of the evaluation-mode objective; the gradient of a training step differs by "
+                f"{self._numbers} ({names}){weighs}"
+            )
+        else:
+            differs = f"the gradient of a training step differs by {self._numbers} ({names or 'cause not found'})"
+            line = f"J is not what was trained: {names if self._same_gradient else differs}"
+            line += ", accepted by --adapt.accept_objective" if self.accepted else ""
+        return f"{line}; {self.note}" if self.note else line
+
+    @property
+    def _numbers(self) -> str:
+        cosine = "" if self.cosine is None else f", cosine {_cosine(self.cosine)}"
+        if self.outcome in (Outcome.EQUAL, Outcome.WEIGHTED):
+            return f"relative difference {self.relative_difference:.1e}"
+        percent = 100 * self.relative_difference
+        return f"{percent:.0f} %{cosine}" if percent >= 100 else f"{percent:.2g} %{cosine}"
+
+    @property
+    def _same_gradient(self) -> bool:
+        """Whether the gradients are equal to rounding, so that the cause lies in the parameters."""
+        return self.relative_difference <= self.tolerance
+
+    def require(self) -> None:
+        """Raises an error for an outcome that cannot be scored.
+
+        Raises:
+            InputError: If the difference is unexplained and not accepted.
+        """
+        if self.outcome is Outcome.UNEXPLAINED and not self.accepted:
+            raise InputError(self.refusal)
+
+    @property
+    def refusal(self) -> str:
+        """Text of the error for an unexplained difference: what was found, what was ruled out, and remedies."""
+        lines = [f"{self.text[0].upper()}{self.text[1:]}."]
+        lines += [f"  {cause.name}: {cause.remedy}" for cause in self.causes]
+        if self.ruled_out:
+            lines.append(f"  Ruled out: {', '.join(self.ruled_out)}.")
+        lines.append(
+            "  Scores of J as it is: --adapt.accept_objective true; every output then carries this difference."
+        )
+        return "\n".join(lines)
+
+    @property
+    def causes_of_a_distance(self) -> str:
+        """Sentences on why weights may be away from a minimum of J: what is ruled out, what is not, and remedies."""
+        ruled_out, remaining = list(self.ruled_out), [cause.name for cause in self.causes]
+        if self.outcome in (Outcome.EQUAL, Outcome.WEIGHTED):
+            ruled_out.insert(0, f"another loss than the one trained ({self._numbers})")
+        elif remaining:
+            remaining[-1] += f" (a training step differs by {self._numbers})"
+        if self.note:
+            remaining.append(self.note)
+        remaining.append("a fit that ended early (train longer; optimizer lbfgs is finished to 1e-10)")
+        excluded = f"Ruled out: {', '.join(ruled_out)}. " if ruled_out else ""
+        return f"{excluded}Not ruled out: {', '.join(remaining)}. The scores are a ranking at best."
+
+    def record(self) -> dict[str, Plain]:
+        """Returns the certificate as plain values for a file."""
+        weights: Plain = (
+            None if self.weights is None else {"rule": self.weights.rule, "values": dict(self.weights.values)}
+        )
+        return {
+            "outcome": self.outcome.value,
+            "relative_difference": self.relative_difference if math.isfinite(self.relative_difference) else None,
+            "cosine": self.cosine,
+            "tolerance": self.tolerance if math.isfinite(self.tolerance) else None,
+            "rows": list(self.rows),
+            "causes": [cause.name for cause in self.causes],
+            "ruled_out": list(self.ruled_out),
+            "weights": weights,
+            "accepted": self.accepted,
+            "text": self.text,
+        }
+
+
+def untrained_cause(untrained: Sequence[str], trained: Sequence[str]) -> Cause:
+    """Returns the cause of attributed parameters that no optimizer has.
+
+    Args:
+        untrained: Names of these parameters.
+        trained: Names of the attributed parameters that an optimizer has.
+    """
+    patterns = parameter_patterns(trained, untrained)
+    return Cause(
+        f"parameters that no optimizer has ({summarise(list(untrained))})",
+        f"configure_optimizers trains {', '.join(patterns) or 'none of them'} alone"
+        + (f': give --attribution.parameters "{patterns}".' if patterns else "."),
+    )
+
+
+def parameter_patterns(chosen: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Returns shell-style patterns that match the chosen parameter names and none of the others, the fewest first."""
+    found = []
+    for name in chosen:
+        parts = name.split(".")
+        prefixes = [".".join(parts[:k]) + "." for k in range(1, len(parts))]
+        free = next((p for p in prefixes if not any(other.startswith(p) for other in others)), None)
+        found.append(f"{free}*" if free else name)
+    return list(dict.fromkeys(found))
+
+
+def _cosine(value: float) -> str:
+    return f"{value:.3f}".replace("0.", ".", 1) if value < 1 - 5e-4 else f"{value:.6f}"

@@ -1,0 +1,291 @@
+"""Examination of a training step: whether J is what it trains, and if not, what the difference is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ifloo.objective.batch_weights import BatchWeights, ComparedBatch, KeysOf, find_weights
+from ifloo.objective.certificate import (
+    EVALUATION_PARTS,
+    Cause,
+    ObjectiveCertificate,
+    Outcome,
+    Part,
+    untrained_cause,
+)
+from ifloo.objective.step_comparison import (
+    BatchOfSingles,
+    Difference,
+    DifferenceSum,
+    Samples,
+    SingleGradients,
+    TrainingStep,
+    Without,
+    rounding_bound,
+)
+
+OTHER_PARTS = (Part.BATCH_HOOKS, Part.MOMENT, Part.GRADIENT_HOOKS)  # parts that no evaluation mode takes away
+REMEDIES = {
+    Part.BATCH_HOOKS: "the scored loss is without them; move the change into the dataset or into training_step, or "
+    "state the loss: --adapt.sample_losses.",
+    Part.MOMENT: "the scored loss has another epoch or step than the end of the fit; name the checkpoint of the end of "
+    "the fit, which holds both.",
+    Part.GRADIENT_HOOKS: "no loss has this gradient; freeze the weights instead (requires_grad_(False)), or attribute "
+    "the others: --attribution.parameters.",
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is examined.
+
+    Attributes:
+        step: The user's training step.
+        batches: Samples of each batch to compare.
+        singles: Function that computes the gradients of the losses of samples, as they are scored.
+        penalty: Gradient of the penalty of J, `[q]`.
+        theta: Values of the attributed parameters, `[q]`.
+        keys_of: Function of a sample that returns what its weight in a batch may depend on.
+        decay: Gradient that the optimizer itself adds, `[q]`; zeros if it adds none.
+        trained: Names of the attributed parameters that an optimizer has; None if the optimizers are not known.
+    """
+
+    step: TrainingStep
+    batches: Sequence[Samples]
+    singles: SingleGradients
+    penalty: Tensor
+    theta: Tensor
+    keys_of: KeysOf
+    decay: Tensor
+    trained: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Examined:
+    """Certificate, and the weights that belong to it.
+
+    Attributes:
+        certificate: Result of the examination.
+        weights: Weights of the samples in the loss of a batch; None if all are equal.
+    """
+
+    certificate: ObjectiveCertificate
+    weights: BatchWeights | None = None
+
+
+def certify(subject: Subject) -> Examined:
+    """Compares the gradient of a training step with that of J, and finds what makes a difference."""
+    examination = _Examination(subject)
+    found = examination.result()
+    certificate = replace(found.certificate, note=examination.note)
+    untrained = () if subject.trained is None else tuple(n for n in subject.step.sizes if n not in subject.trained)
+    if untrained:
+        cause = untrained_cause(untrained, subject.trained or ())
+        certificate = replace(certificate, outcome=Outcome.UNEXPLAINED, causes=(cause, *certificate.causes))
+    elif subject.trained is not None:
+        certificate = replace(certificate, ruled_out=(*certificate.ruled_out, "parameters that no optimizer has"))
+    return replace(found, certificate=certificate)
+
+
+class _Examination:
+    """Comparison of the batches of a subject, with its parts taken away in turn."""
+
+    def __init__(self, subject: Subject) -> None:
+        step = subject.step
+        self.subject, self.step = subject, step
+        self.evaluation = EVALUATION_PARTS.intersection(step.parts)
+        self.singles = [BatchOfSingles.of(samples, subject.singles) for samples in subject.batches]
+        self.still = [step.gradient(samples, self.evaluation) for samples in subject.batches]
+        self.bounds = []
+        for batch, still in zip(self.singles, self.still, strict=True):
+            response = float((step.gradient(batch.samples, self.evaluation, rounded=True) - still).norm())
+            added = 4 * step.unit_roundoff * float(subject.penalty.norm())
+            self.bounds.append(rounding_bound(step, batch, response) + added)
+        # The penalty of J may be in the training step, or in the decay of the optimizer, or only stated.
+        self.offsets = [subject.penalty]
+        if bool(subject.decay.any()):
+            self.offsets.append(subject.penalty - subject.decay)
+        if bool(subject.penalty.any()):
+            self.offsets.append(torch.zeros_like(subject.penalty))
+        self.chosen = 0
+
+    def difference(self, without: Without, weights: BatchWeights | None = None) -> Difference:
+        """Compares the training step without some parts with J."""
+        trained = [
+            self.still[k] if without == self.evaluation else self.step.gradient(batch.samples, without)
+            for k, batch in enumerate(self.singles)
+        ]
+        expected = [b.mean if weights is None else b.weighted(weights.of_all(b.samples)) for b in self.singles]
+        found = [self._sum(trained, expected, offset) for offset in self.offsets]
+        self.chosen = min(range(len(found)), key=lambda k: found[k].ratio)
+        return found[self.chosen]
+
+    def _sum(self, trained: Sequence[Tensor], expected: Sequence[Tensor], offset: Tensor) -> Difference:
+        total = DifferenceSum()
+        for one, other, batch, bound in zip(trained, expected, self.singles, self.bounds, strict=True):
+            norm = max(float((other + offset).norm()), batch.norm)
+            total.add(one, other + offset, norm, bound)
+        return total.result()
+
+    def result(self) -> Examined:
+        """Returns the outcome, from the most common to the least."""
+        trained = self.difference(frozenset())
+        if not all(bool(torch.isfinite(batch.mean).all()) for batch in self.singles):
+            return Examined(self._certificate(Outcome.UNEXPLAINED, trained, (_NOT_FINITE,), ()))
+        if trained.equal:
+            return Examined(self._certificate(Outcome.EQUAL, trained, (), tuple(self._words(self.step.parts))))
+        if self.evaluation and self.difference(self.evaluation).equal:
+            return self._evaluation(trained, None)
+        weights = self._weights()
+        if weights is None:
+            return self._random_hooks(trained) or self._unexplained(trained)
+        weighted = self.difference(frozenset(), weights)
+        if weighted.equal or not self.evaluation or weighted.ratio <= 2:
+            return Examined(self._certificate(Outcome.WEIGHTED, weighted, (), (), weights), weights)
+        return self._evaluation(weighted, weights)
+
+    @property
+    def note(self) -> str:
+        """Sentence on a decay of the optimizer or a penalty of J that the other lacks; empty if there is none."""
+        decay, penalty = self.subject.decay, self.subject.penalty
+        if bool(decay.any()) and float((penalty - decay).norm()) > 1e-6 * float(decay.norm()):
+            l2 = f"{self._strength(decay):.4g}"
+            return f"the optimizer adds weight decay {l2}, which J lacks: give --adapt.l2 {l2}"
+        if bool(penalty.any()) and not bool(decay.any()) and not bool(self.offsets[self.chosen].any()):
+            return "J has the stated penalty, which a training step lacks: it acts as damping does"
+        return ""
+
+    def _strength(self, slope: Tensor) -> float:
+        """Returns λ of a gradient λθ."""
+        theta = self.subject.theta
+        return float(slope @ theta) / max(float(theta @ theta), 1e-300)
+
+    def _weights(self) -> BatchWeights | None:
+        for offset in self.offsets:
+            compared = [
+                ComparedBatch(batch, still - offset, bound)
+                for batch, still, bound in zip(self.singles, self.still, self.bounds, strict=True)
+            ]
+            found = find_weights(self.step, compared, self.subject.keys_of, self.evaluation, offset)
+            if found is not None:
+                return found
+        return None
+
+    def _evaluation(self, trained: Difference, weights: BatchWeights | None) -> Examined:
+        """Returns the outcome where evaluation mode takes the whole difference away; names what is needed for that."""
+        limit = 1.0 if weights is None else 2.0
+        alone = [p for p in self._ordered(self.evaluation) if self.difference(frozenset({p}), weights).ratio <= limit]
+        if alone:
+            parts = alone[:1]
+        else:
+            parts = [
+                p
+                for p in self._ordered(self.evaluation)
+                if self.difference(self.evaluation - {p}, weights).ratio > limit
+            ]
+        causes = tuple(Cause(words, "none needed.") for words in self._words(parts or list(self.evaluation)))
+        others = tuple(self._words([p for p in self.step.parts if p not in parts]))
+        return Examined(self._certificate(Outcome.EVALUATION, trained, causes, others, weights), weights)
+
+    def _random_hooks(self, trained: Difference) -> Examined | None:
+        """Returns the outcome where batch hooks that draw at random are the whole difference; None if they are not."""
+        if Part.BATCH_HOOKS not in self.step.parts:
+            return None
+        # Hooks that are a fixed function of each sample keep the loss of a batch a mean, with them and without.
+        if not self._additive(self.evaluation | {Part.BATCH_HOOKS}) or self._additive(self.evaluation):
+            return None
+        name = f"{self.step.parts[Part.BATCH_HOOKS]}, which draw at random or mix samples"
+        others = tuple(self._words([p for p in self.step.parts if p is not Part.BATCH_HOOKS]))
+        cause = Cause(name, "none needed.")
+        return Examined(self._certificate(Outcome.EVALUATION, trained, (cause,), others))
+
+    def _additive(self, without: frozenset[Part]) -> bool:
+        """Tells whether the step on a batch has the mean of its own gradients on batches of one."""
+
+        def singles(samples: Samples) -> Tensor:
+            return torch.stack([self.step.gradient([sample], without) for sample in samples])
+
+        total = DifferenceSum()
+        for batch, bound in zip(self.singles, self.bounds, strict=True):
+            own = BatchOfSingles.of(batch.samples, singles)
+            total.add(self.step.gradient(batch.samples, without), own.mean, own.norm, bound)
+        return total.result().equal
+
+    def _unexplained(self, trained: Difference) -> Examined:
+        causes, ruled_out = [], self._words(self._ordered(self.evaluation))
+        for part in (p for p in OTHER_PARTS if p in self.step.parts):
+            if self.difference(self.evaluation | {part}).equal:
+                causes.append(Cause(self.step.parts[part], REMEDIES[part]))
+            else:
+                ruled_out.append(self.step.parts[part])
+        together = self.evaluation.union(p for p in OTHER_PARTS if p in self.step.parts)
+        if not causes and len(together) > len(self.evaluation) + 1 and self.difference(together).equal:
+            names = [p for p in OTHER_PARTS if p in self.step.parts]
+            causes = [Cause(self.step.parts[p], REMEDIES[p]) for p in names]
+            ruled_out = [words for words in ruled_out if words not in [c.name for c in causes]]
+        if not causes:
+            causes += self._of_the_loss(ruled_out)
+        certificate = self._certificate(Outcome.UNEXPLAINED, trained, tuple(causes), tuple(ruled_out))
+        return Examined(certificate)
+
+    def _of_the_loss(self, ruled_out: list[str]) -> list[Cause]:
+        """Returns the causes that lie in the loss itself: a sum, a penalty, samples that depend on each other."""
+        own = [still - offset for still, offset in zip(self.still, [self.offsets[0]] * len(self.still), strict=True)]
+        if all(
+            float((one - len(b.samples) * b.mean).norm()) <= len(b.samples) * bound
+            for one, b, bound in zip(own, self.singles, self.bounds, strict=True)
+        ):
+            return [Cause("a sum over the batch in place of the mean", "divide the loss by the number of samples.")]
+        theta = self.subject.theta
+        gaps = [one - b.mean for one, b in zip(own, self.singles, strict=True)]
+        l2 = sum(float(gap @ theta) for gap in gaps) / max(len(gaps) * float(theta @ theta), 1e-300)
+        if all(float((gap - l2 * theta).norm()) <= 2 * bound for gap, bound in zip(gaps, self.bounds, strict=True)):
+            value = f"{l2 + self._strength(self.subject.penalty):.4g}"
+            return [Cause("a penalty in training_step that J lacks", f"give --adapt.l2 {value}.")]
+        ruled_out += ["a sum in place of the mean", "a penalty on all weights", "weights of samples in a batch"]
+        return [_OTHER_LOSS if self._differs_alone() else _ACROSS]
+
+    def _differs_alone(self) -> bool:
+        """Tells whether the step on a batch of one differs from the loss of the sample."""
+        batch, bound = self.singles[0], self.bounds[0]
+        alone = self.step.gradient(batch.samples[:1], self.evaluation) - batch.row(0)
+        allowed = bound * len(batch.samples) ** 0.5
+        return all(not float((alone - offset).norm()) <= allowed for offset in self.offsets)
+
+    def _certificate(
+        self,
+        outcome: Outcome,
+        difference: Difference,
+        causes: tuple[Cause, ...],
+        ruled_out: tuple[str, ...],
+        weights: BatchWeights | None = None,
+    ) -> ObjectiveCertificate:
+        rows = tuple(len(batch.samples) for batch in self.singles)
+        table = None if weights is None else weights.table
+        return ObjectiveCertificate(
+            outcome, difference.relative, difference.cosine, difference.allowed, rows, causes, ruled_out, table
+        )
+
+    def _ordered(self, parts: frozenset[Part]) -> list[Part]:
+        return [part for part in Part if part in parts]
+
+    def _words(self, parts: Sequence[Part] | object) -> list[str]:
+        return [self.step.parts[part] for part in Part if part in parts]  # type: ignore[operator]
+
+
+_OTHER_LOSS = Cause(
+    "another loss of a sample than that of training_step on a batch of one",
+    "state what training_step adds up in --adapt.sample_losses and --adapt.penalty, or leave both out.",
+)
+_NOT_FINITE = Cause(
+    "samples whose own loss or gradient is not a finite number",
+    "leave such samples out (all targets ignored, labels out of range), or give them a loss of 0.",
+)
+_ACROSS = Cause(
+    "a loss taken across the batch (contrastive, by ranks or pairs)",
+    "state the loss of one sample: --adapt.sample_losses; where no such loss exists, these scores do not exist.",
+)

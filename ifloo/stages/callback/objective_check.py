@@ -1,0 +1,92 @@
+"""Check of the objective that the callback scores against the training step of the fit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import lightning as L
+
+from ifloo.errors import InputError
+from ifloo.models import unwrap
+from ifloo.objective import Objective
+from ifloo.objective.certificate import ObjectiveCertificate
+from ifloo.stages.callback.fit_weights import FitWeights
+from ifloo.stages.callback.training_data import training_loader
+from ifloo.stages.certificate.gradient_hooks import GradientHooks
+from ifloo.stages.certificate.run_certificate import CertificateRequest, ExaminedRun, examined, sample_weights
+
+log = logging.getLogger(__name__)
+# The texts of the check name flags of the command line, which are arguments here.
+ARGUMENTS = {
+    "--adapt.accept_objective true": "accept_objective=True",
+    "--adapt.accept_objective": "accept_objective",
+    "--adapt.sample_losses": "sample_losses",
+    "--adapt.l2 ": "l2=",
+    "--adapt.l2": "l2",
+    "--attribution.parameters ": "parameters=",
+    "--attribution.parameters": "parameters",
+}
+
+
+@dataclass(frozen=True)
+class CheckedObjective:
+    """Comparison of J with the training step of the fit, and the weights of the samples that it found.
+
+    Attributes:
+        run: Its result.
+    """
+
+    run: ExaminedRun
+
+    @classmethod
+    def of(
+        cls, module: L.LightningModule, weights: FitWeights, patterns: Sequence[str], accept: bool
+    ) -> CheckedObjective:
+        """Compares.
+
+        Args:
+            module: Copy of the module of the fit, under the contract.
+            weights: Weights of the fit.
+            patterns: Patterns of the names of the attributed parameters.
+            accept: Whether a difference without explanation is accepted.
+
+        Raises:
+            InputError: J is not what was trained, and no cause explains it.
+        """
+        loader = training_loader(weights.trainer)
+        request = replace(CertificateRequest.of(module, loader, patterns), accept=accept, ran=weights.ran)
+        try:
+            # A copy of a module has lost the hooks on its gradients.
+            with GradientHooks.of(unwrap(weights.module)).registered(unwrap(module)):
+                found = examined(request)
+            found.certificate.require()
+            of_samples = None if found.weights is None else sample_weights(found.weights, loader)
+        except InputError as error:
+            raise InputError(in_arguments(str(error))) from error
+        log.info("objective: %s.", found.certificate.text)
+        return cls(ExaminedRun(found.certificate, of_samples))
+
+    @property
+    def certificate(self) -> ObjectiveCertificate:
+        """The comparison."""
+        assert self.run.certificate is not None
+        return self.run.certificate
+
+    @property
+    def text(self) -> str:
+        """One line about the comparison."""
+        return in_arguments(self.certificate.text)
+
+    def weighed(self, objective: Objective) -> Objective:
+        """Returns J with the weights that were found, of all training samples or of the first of them."""
+        found = self.run.weights
+        return objective if found is None else objective.weighted(found[: objective.n])
+
+
+def in_arguments(text: str) -> str:
+    """Returns a text with the arguments of the callback in place of the flags of the command line."""
+    for flag, argument in ARGUMENTS.items():
+        text = text.replace(flag, argument)
+    return text

@@ -1,0 +1,103 @@
+"""Training data of a fit: its loader, and what a checkpoint records of it."""
+
+from __future__ import annotations
+
+import logging
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ifloo.data.fit_record import FitRecord
+from ifloo.errors import InputError, in_one_line
+from ifloo.models import Adapted
+from ifloo.models.hooks import overridden
+from ifloo.objective import Batch
+from ifloo.objective.batches import fetch_samples, tensors_of
+from ifloo.objective.layers import BATCH_HOOKS
+from ifloo.objective.loaders import samples_behind
+from ifloo.objective.protocol import states_losses
+from ifloo.stages.isolation import undisturbed_with
+
+log = logging.getLogger(__name__)
+ONE_MODULE = "DDPStrategy"  # strategy of several processes, each of which holds the whole module
+
+
+def training_loader(trainer: L.Trainer) -> DataLoader[Batch]:
+    """Returns the training loader.
+
+    Raises:
+        InputError: There are several loaders, or the weights are split among processes.
+    """
+    loader = trainer.train_dataloader
+    if not isinstance(loader, DataLoader):
+        raise InputError(
+            "InfluenceCallback scores the data set behind one training DataLoader; this fit has a "
+            f"{type(loader).__name__}.\n"
+            "  Concatenate the data sets (torch.utils.data.ConcatDataset), or score after the fit."
+        )
+    if trainer.world_size > 1 and not _is_ddp(trainer.strategy):
+        raise InputError(
+            f"InfluenceCallback needs the whole module in one process; {type(trainer.strategy).__name__} may split it "
+            f"among {trainer.world_size}.\n  Use strategy='ddp', or score after the fit."
+        )
+    return loader
+
+
+def warn_of_hooks(trainer: L.Trainer, module: L.LightningModule) -> None:
+    """Warns of hooks that change batches before a module that states its losses: only a training step has them."""
+    if isinstance(module, Adapted) or not states_losses(module):
+        return
+    data: L.LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it undeclared
+    owners = {
+        "module": (module, L.LightningModule),
+        "data module": (data, L.LightningDataModule),
+    }
+    found = [
+        f"{name} of the {owner}" for owner, (one, base) in owners.items() for name in overridden(one, BATCH_HOOKS, base)
+    ]
+    if found:
+        log.warning("Influence is scored on batches as the training loader makes them: without %s.", ", ".join(found))
+
+
+def _is_ddp(strategy: object) -> bool:
+    """Tells whether a strategy is ddp, of `lightning` or of `pytorch_lightning`, which has classes of its own."""
+    return ONE_MODULE in (base.__name__ for base in type(strategy).__mro__)
+
+
+def is_augmented(loader: DataLoader[Batch]) -> bool:
+    """Tells whether two reads of a training sample differ, for the first, the middle and the last one."""
+    dataset, collate, batched = samples_behind(loader), loader.collate_fn, loader.batch_sampler is not None
+    n = len(dataset)
+
+    def read(i: int) -> list[Tensor]:
+        one: object = fetch_samples(dataset, [i]) if batched else dataset[i]
+        return list(tensors_of(collate(one)))  # type: ignore[arg-type]  # a list of samples, or what __getitems__ gives
+
+    first, second = ([read(i) for i in sorted({0, n // 2, n - 1})] for _ in range(2))
+    return any(
+        a.shape != b.shape or not torch.equal(a, b)
+        for one, other in zip(first, second, strict=True)
+        for a, b in zip(one, other, strict=False)
+    )
+
+
+def data_record(trainer: L.Trainer) -> dict[str, object] | None:
+    """Returns the record of the data that a fit trains on, for its checkpoints; None where they cannot be read."""
+    if not trainer.is_global_zero:
+        return None  # the first process writes checkpoints
+    try:
+        loader = training_loader(trainer)
+        with undisturbed_with(loader.dataset, loader.collate_fn):
+            limits = trainer.limit_train_batches, trainer.overfit_batches  # type: ignore[attr-defined]  # undeclared
+            return FitRecord.of(loader, _evaluation(trainer), *limits).record()
+    except Exception as error:  # of the user's code, too
+        log.info("checkpoints hold no record of the training data: %s", in_one_line(error))
+        return None
+
+
+def _evaluation(trainer: L.Trainer) -> dict[str, DataLoader[Batch]]:
+    found = trainer.val_dataloaders
+    first = found[0] if isinstance(found, (list, tuple)) and found else found
+    return {"val": first} if isinstance(first, DataLoader) else {}

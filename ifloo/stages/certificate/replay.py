@@ -1,0 +1,330 @@
+"""Replay of a training step on a copy of the user's module, as the Trainer ran it at the end of the fit.
+
+Lightning's order of hooks is kept: batch transfer, `on_train_batch_start`, `training_step` in the precision of the fit,
+`on_before_backward`, `backward`, `on_after_backward`, `on_before_optimizer_step`. No optimizer takes a step, nothing is
+clipped, and no callback, logger or file is involved. A fit that accumulates gradients adds up such steps, each divided
+by their number, so that one of them is compared.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import random
+import warnings
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+
+import lightning as L
+import numpy as np
+import torch
+from jaxtyping import Float
+from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ifloo.errors import InputError
+from ifloo.models.decay import COUPLED, decoupled
+from ifloo.models.fit_settings import optimizers_in
+from ifloo.models.lightning_classes import defines
+from ifloo.models.run_state import RunState, StandInTrainer, attached, stand_in_trainer
+from ifloo.objective.batches import Batch, to_device
+from ifloo.objective.certificate import Part
+from ifloo.objective.functional import uncompiled_graphs
+from ifloo.objective.randomness import undisturbed
+from ifloo.objective.step_comparison import Samples, Without
+from ifloo.objective.user_code import user_code
+from ifloo.stages.certificate.drawn_batches import CollateSamples
+from ifloo.stages.certificate.gradient_hooks import GradientHooks
+from ifloo.stages.certificate.manual_optimization import manual_gradients
+from ifloo.stages.certificate.parts import modes_without, parts_of
+from ifloo.stages.isolation import detached
+
+log = logging.getLogger(__name__)
+SEED = 0  # random numbers of every replay: two that differ in one part draw the same
+START_HOOKS: Mapping[str, Callable[[L.LightningModule], object]] = {
+    "on_fit_start": lambda module: module.on_fit_start(),
+    "on_train_start": lambda module: module.on_train_start(),
+    "on_train_epoch_start": lambda module: module.on_train_epoch_start(),
+}
+
+
+@dataclass(frozen=True)
+class ReplaySource:
+    """What a training step is replayed from.
+
+    Attributes:
+        module: The user's own module at the weights that are scored, its layers in the modes of training.
+        collate: Function that makes a batch of samples.
+        state: State of the run at the end of the fit.
+        datamodule: Data module of the fit, as the user wrote it.
+        loader: Training loader, for modules that read it.
+        names: Names of the attributed parameters.
+        hooks: Hooks on the gradients of the user's own weights, which a copy of the module loses.
+        ran: Whether this very module has run through the fit, so that its hooks for the start of one were called.
+    """
+
+    module: L.LightningModule
+    collate: CollateSamples
+    state: RunState
+    datamodule: L.LightningDataModule | None
+    loader: object
+    names: tuple[str, ...]
+    hooks: GradientHooks
+    ran: bool = False
+
+
+@dataclass
+class _Copy:
+    """A copy of the module in one precision, with what restores it.
+
+    Attributes:
+        module: The copy.
+        precision: Lightning's plugin for the precision.
+        trainer: Idle Trainer that it reads.
+        tensors: Values of parameters and buffers by name.
+        hooks: Hooks on the gradients of its weights.
+        optimizers: Its optimizers, which take no step; empty if they cannot be made.
+    """
+
+    module: L.LightningModule
+    precision: Precision
+    trainer: StandInTrainer
+    tensors: dict[str, Tensor]
+    hooks: GradientHooks
+    optimizers: list[Optimizer] = field(default_factory=list)
+
+    @torch.no_grad()
+    def restore(self, rounded: bool) -> None:
+        """Restores all values; `rounded` moves each weight by one rounding, up or down at random."""
+        for name, tensor in _tensors(self.module).items():
+            if name in self.tensors and tensor.shape == self.tensors[name].shape:
+                tensor.copy_(self.tensors[name])
+        if rounded:
+            generator = torch.Generator().manual_seed(SEED)
+            for p in self.module.parameters():
+                signs = torch.randint(0, 2, p.shape, generator=generator).to(p.device, p.dtype) * 2 - 1
+                p.mul_(1 + signs * torch.finfo(p.dtype).eps)
+
+
+class Replay:
+    """The training step of a LightningModule (see `ifloo.objective.step_comparison.TrainingStep`).
+
+    Attributes:
+        source: What is replayed.
+        parts: Parts of the step that can be taken away, with a noun phrase for each.
+        sizes: Number of entries of each attributed parameter, by name, in the order of the gradient.
+        unit_roundoff: Unit roundoff of the weights' precision.
+        longest_sum: Length of the longest inner product of a layer.
+    """
+
+    def __init__(self, source: ReplaySource) -> None:
+        """Copies the module.
+
+        Raises:
+            InputError: If the module cannot be copied.
+        """
+        self.source = source
+        self._copies: dict[str, _Copy] = {}
+        plain = self._copy("")
+        parameters = dict(plain.module.named_parameters())
+        chosen = {name: parameters[name] for name in source.names}
+        self.sizes: Mapping[str, int] = {name: p.numel() for name, p in chosen.items()}
+        self.unit_roundoff = max(torch.finfo(p.dtype).eps for p in chosen.values()) / 2
+        self.longest_sum = max([p.numel() // p.shape[0] for p in parameters.values() if p.ndim > 1 and len(p)] or [1])
+        self.parts: Mapping[Part, str] = parts_of(plain.module, source.datamodule, source.state, bool(plain.hooks))
+
+    def gradient(self, samples: Samples, without: Without = (), rounded: bool = False) -> Float[Tensor, " q"]:
+        """Returns the gradient of the step; see `TrainingStep`.
+
+        Raises:
+            InputError: If the user's code fails on the batch.
+        """
+        off = frozenset(without)
+        held = self._copy("" if Part.PRECISION in off else self.source.state.precision)
+        with ExitStack() as stack:
+            stack.enter_context(self._moment(held, off))
+            held.restore(rounded)
+            module = held.module
+            for layer in modes_without(module, off):
+                layer.training = False
+                stack.callback(setattr, layer, "training", True)
+            if Part.GRADIENT_HOOKS not in off:
+                stack.enter_context(held.hooks.registered(module))
+            held.trainer.training = Part.TRAINING_FLAG not in off
+            for p in module.parameters():
+                p.grad = None
+            what, when = f"training_step of {type(module).__name__}", f"when it was run again on {len(samples)} samples"
+            with user_code(what, when, _LEAVE_OUT):
+                batch = self._transferred(held, self.source.collate(samples), off)
+                found = self._gradients(held, batch, off)
+        return torch.cat([self._flat(module, name, found) for name in self.sizes])
+
+    def decay(self) -> Float[Tensor, " q"]:
+        """Returns the gradient that the optimizers add by coupled weight decay."""
+        held = self._copy("")
+        added: dict[int, Tensor] = {}
+        for optimizer in held.optimizers:
+            for group in optimizer.param_groups:
+                if isinstance(optimizer, COUPLED) and group.get("weight_decay") and not decoupled(optimizer, group):
+                    added |= {id(p): group["weight_decay"] * p.detach() for p in group["params"]}
+        parameters = dict(held.module.named_parameters())
+        flat = [added.get(id(parameters[n]), torch.zeros_like(parameters[n])).detach() for n in self.sizes]
+        return wide(torch.cat([x.reshape(-1) for x in flat]))
+
+    def trained(self) -> tuple[str, ...] | None:
+        """Returns the names of the parameters that an optimizer has; None if the optimizers are not known."""
+        held = self._copy("")
+        if not held.optimizers:
+            return None
+        known = {id(p) for o in held.optimizers for group in o.param_groups for p in group["params"]}
+        return tuple(name for name, p in held.module.named_parameters() if id(p) in known)
+
+    def _flat(self, module: nn.Module, name: str, found: Mapping[int, Tensor]) -> Tensor:
+        parameter = module.get_parameter(name)
+        gradient = found.get(id(parameter), torch.zeros_like(parameter)).detach()
+        return wide(gradient.to_dense() if gradient.is_sparse else gradient).reshape(-1)
+
+    def _copy(self, precision: str) -> _Copy:
+        """Returns the copy of the module that runs in a precision; the empty one is that of its weights."""
+        reduced = precision if precision in _PLUGINS else ""
+        if reduced not in self._copies:
+            self._copies[reduced] = self._made(reduced)
+        return self._copies[reduced]
+
+    def _made(self, precision: str) -> _Copy:
+        source = self.source
+        module = detached(source.module)
+        device = next(module.parameters()).device
+        plugin = _PLUGINS[precision](precision, device.type)
+        if not precision and any(p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters()):
+            module = module.float()
+        module = plugin.convert_module(module)  # type: ignore[assignment]  # the same module in another dtype
+        if not any(layer.training for layer in module.modules()):
+            module.train()
+        data = copy.copy(source.datamodule) if source.datamodule is not None else None
+        trainer = stand_in_trainer(source.state, data, source.loader, module)
+        tensors = {name: x.detach().clone() for name, x in _tensors(module).items()}
+        held = _Copy(module, plugin, trainer, tensors, source.hooks)
+        with self._moment(held, frozenset()):
+            if not source.ran:
+                self._start(held)
+            held.restore(False)
+            with suppress(Exception):  # read by the doctor, which says what fails
+                held.optimizers = list(optimizers_in(module.configure_optimizers()))
+        return held
+
+    def _start(self, held: _Copy) -> None:
+        for name, call in START_HOOKS.items():
+            try:
+                if defines(held.module, name):
+                    call(held.module)
+            except Exception as error:  # a hook may need what only a fit has
+                log.info("%s is not part of the replayed training step: %s", name, error)
+        held.hooks = held.hooks.taken_from(held.module)
+
+    @contextmanager
+    def _moment(self, held: _Copy, off: frozenset[Part]) -> Generator[None, None, None]:
+        """Attaches the copy to a Trainer at the end of the fit, with seeded random numbers and gradients on."""
+        trainer, state = held.trainer, self.source.state
+        trainer.run_state = _first(state) if Part.MOMENT in off else state
+        with ExitStack() as stack:
+            stack.enter_context(undisturbed())
+            torch.manual_seed(SEED)
+            np.random.seed(SEED)
+            random.seed(SEED)
+            stack.enter_context(uncompiled_graphs())
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            if trainer.datamodule is not None:
+                stack.enter_context(attached(trainer.datamodule, trainer))
+            stack.enter_context(attached(held.module, trainer))
+            stack.callback(setattr, trainer, "run_state", state)
+            yield
+
+    def _transferred(self, held: _Copy, batch: Batch, off: frozenset[Part]) -> Batch:
+        """Returns the batch on the device, through the hooks of module and data module as Lightning calls them."""
+        module, precision = held.module, held.precision
+        parameter = next(module.parameters())
+        batch = precision.convert_input(batch)
+        if parameter.dtype is torch.float64:  # weights may be scored in a higher precision than they were fitted in
+            batch = to_device(batch, torch.device("cpu"), torch.float64)
+        if Part.BATCH_HOOKS in off:
+            return L.LightningModule.transfer_batch_to_device(module, batch, parameter.device, 0)
+        data = held.trainer.datamodule
+
+        def owner(name: str) -> L.LightningModule | L.LightningDataModule:
+            return data if data is not None and defines(data, name) else module
+
+        batch = owner("on_before_batch_transfer").on_before_batch_transfer(batch, 0)
+        batch = owner("transfer_batch_to_device").transfer_batch_to_device(batch, parameter.device, 0)
+        return owner("on_after_batch_transfer").on_after_batch_transfer(batch, 0)
+
+    def _gradients(self, held: _Copy, batch: Batch, off: frozenset[Part]) -> dict[int, Tensor]:
+        """Runs the step; returns the gradients by identity of the parameter."""
+        module, hooked = held.module, Part.GRADIENT_HOOKS not in off
+        module.on_train_batch_start(batch, 0)
+        step: Callable[..., object] = module.training_step
+        arguments = (batch, 0)[: max(1, _positional(step))]
+        if not module.automatic_optimization:
+            return manual_gradients(module, held.optimizers, held.precision, lambda: step(*arguments))
+        with held.precision.train_step_context():
+            loss = _loss(module, step(*arguments))
+        if not hooked:
+            loss.backward()
+        else:
+            module.on_before_backward(loss)
+            module.backward(loss)
+            module.on_after_backward()
+            for optimizer in held.optimizers[:1]:
+                module.on_before_optimizer_step(optimizer)
+        return {id(p): p.grad for p in module.parameters() if p.grad is not None}
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def wide(x: Tensor) -> Tensor:
+    """Returns a tensor in float64 where the device has it."""
+    return x.double() if x.device.type != "mps" else x.cpu().double()
+
+
+def _first(state: RunState) -> RunState:
+    """Returns the state at the start of a fit."""
+    return replace(state, epoch=0, global_step=0)
+
+
+def _positional(function: Callable[..., object]) -> int:
+    parameters = inspect.signature(function).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return 2 if any(p.kind is p.VAR_POSITIONAL for p in parameters) else sum(p.kind in kinds for p in parameters)
+
+
+def _loss(module: nn.Module, out: object) -> Tensor:
+    loss = out.get("loss") if isinstance(out, Mapping) else out
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        return loss.reshape(())
+    found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+    raise InputError(
+        f"{type(module).__name__}.training_step on a batch of the training loader gave {found} as its loss; one number "
+        "is needed.\n  Return the loss, or a dict with the key loss."
+    )
+
+
+_LEAVE_OUT = (
+    "The check that J is what was trained runs it on a copy of the module; --adapt.accept_objective true leaves the "
+    "check out."
+)
+_PLUGINS: Mapping[str, Callable[[str, str], Precision]] = {
+    "": lambda name, device: Precision(),
+    "64-true": lambda name, device: DoublePrecision(),
+    "16-true": lambda name, device: HalfPrecision("16-true"),
+    "bf16-true": lambda name, device: HalfPrecision("bf16-true"),
+    "16-mixed": lambda name, device: MixedPrecision("16-mixed", device),
+    "bf16-mixed": lambda name, device: MixedPrecision("bf16-mixed", device),
+}

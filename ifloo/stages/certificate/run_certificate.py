@@ -1,0 +1,265 @@
+"""Certificate of a run: the replayed training step against the sample losses that are scored."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import lightning as L
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ifloo.errors import InputError
+from ifloo.models import SampleLossModule, unwrap
+from ifloo.models.adapted import Adapted
+from ifloo.models.run_state import RunState, StandInTrainer
+from ifloo.objective.batch_weights import BatchWeights, NoWeightsError, sample_keys
+from ifloo.objective.batches import Batch, to_device
+from ifloo.objective.certificate import Cause, ObjectiveCertificate, Outcome
+from ifloo.objective.certify import Examined, Subject, certify
+from ifloo.objective.functional import FunctionalLosses, Path, scoring
+from ifloo.objective.objective import Objective
+from ifloo.objective.plain import recording
+from ifloo.objective.preflight import preflight
+from ifloo.objective.randomness import undisturbed
+from ifloo.objective.step_comparison import Samples
+from ifloo.objective.weights import SampleWeights
+from ifloo.params import ParamSpace, author_name
+from ifloo.stages.certificate.drawn_batches import CollateSamples, DrawnBatches, SampleSource, drawn_batches
+from ifloo.stages.certificate.gradient_hooks import GradientHooks
+from ifloo.stages.certificate.parts import HALVES
+from ifloo.stages.certificate.replay import Replay, ReplaySource, wide
+from ifloo.stages.isolation import detached, undisturbed_with
+
+log = logging.getLogger(__name__)
+DECISIVE = 1e-3  # relative difference that rounding may allow before the comparison is made in float64
+OWN_LOSS_ROWS = 32  # samples compared for a module whose training step is that of SampleLossModule
+
+
+@dataclass(frozen=True)
+class CertificateRequest:
+    """A module, its data and the moment at which it is scored.
+
+    Attributes:
+        module: Module under the contract at the weights that are scored.
+        loader: Training loader.
+        state: State of the run at the end of the fit.
+        datamodule: Data module of the fit, as the user wrote it.
+        parameters: Patterns of the names of the attributed parameters.
+        ran: Whether this very module has run through the fit.
+        device: Device of the comparison; None for that of the module.
+        dtype: Precision of the comparison; None for that of the module.
+        stated: Whether the fit was of the stated losses (`ifloo fit`), not of the user's own training step.
+        accept: Whether the user accepts an unexplained difference.
+    """
+
+    module: L.LightningModule
+    loader: DataLoader[Batch]
+    state: RunState
+    datamodule: L.LightningDataModule | None = None
+    parameters: tuple[str, ...] = ("*",)
+    ran: bool = False
+    stated: bool = False
+    accept: bool = False
+    device: torch.device | None = None
+    dtype: torch.dtype | None = None
+
+    @classmethod
+    def of(
+        cls, module: L.LightningModule, loader: DataLoader[Batch], parameters: Sequence[str] = ("*",)
+    ) -> CertificateRequest:
+        """Returns the request of a module that carries what is known of its fit.
+
+        The fit is what `Adapted.describe_fit` states, else that of the Trainer of the module; where there is none, its
+        beginning stands for its end.
+        """
+        described = module.fit_described if isinstance(module, Adapted) else None
+        own, patterns = unwrap(module), tuple(parameters)
+        trainer = own._trainer
+        if described is not None:
+            return cls(module, loader, described.run_state, _data_of(described), patterns)
+        if trainer is None or isinstance(trainer, StandInTrainer):
+            return cls(module, loader, RunState(), None, patterns)
+        return cls(module, loader, RunState.of_trainer(trainer), _data_of(trainer), patterns, ran=True)
+
+    @property
+    def replayed(self) -> L.LightningModule:
+        """The module whose training step is replayed."""
+        return self.module if self.stated else unwrap(self.module)
+
+
+def examined(request: CertificateRequest) -> Examined:
+    """Compares J with the user's own training step on batches of the training loader.
+
+    What float32 cannot decide, because its rounding hides a difference, is compared in float64 where the module allows.
+
+    Raises:
+        InputError: If the user's code fails on a batch, and the difference is not accepted beforehand.
+    """
+    try:
+        with recording():
+            found = _compared(request, request.dtype)
+    except InputError as error:
+        if not request.accept:
+            raise
+        cause = Cause("the training step cannot be run again", str(error))
+        found = Examined(ObjectiveCertificate(Outcome.UNEXPLAINED, math.nan, None, 0.0, (), (cause,)))
+    if _undecided(request, found.certificate):
+        with recording():
+            found = _in_double(request, found)
+    return replace(found, certificate=replace(found.certificate, accepted=request.accept))
+
+
+def _data_of(trainer: L.Trainer) -> L.LightningDataModule | None:
+    found: L.LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it undeclared
+    return found
+
+
+def _undecided(request: CertificateRequest, certificate: ObjectiveCertificate) -> bool:
+    """Whether rounding of float32 leaves the outcome open."""
+    dtypes = {p.dtype for p in request.module.parameters()} if request.dtype is None else {request.dtype}
+    if dtypes != {torch.float32} or request.state.precision in HALVES:
+        return False
+    if certificate.outcome is Outcome.UNEXPLAINED:
+        return not certificate.relative_difference <= certificate.tolerance
+    return certificate.tolerance > DECISIVE
+
+
+def _in_double(request: CertificateRequest, found: Examined) -> Examined:
+    """Returns the result of a comparison in float64; the given one if the module does not run in float64."""
+    try:
+        result = _compared(request, torch.float64)
+    except Exception as error:  # a module may fix its precision in any way
+        log.info("no comparison in float64: %s", error)
+        return found
+    before = found.certificate
+    note = f"compared in float64 (in float32 {before.relative_difference:.1e}, rounding allows {before.tolerance:.1e})"
+    notes = [text for text in (result.certificate.note, note) if text]
+    return replace(result, certificate=replace(result.certificate, note="; ".join(notes)))
+
+
+def _compared(request: CertificateRequest, dtype: torch.dtype | None) -> Examined:
+    hooks = GradientHooks.of(request.replayed)
+    if dtype is not None or request.device is not None:
+        request = replace(request, module=detached(request.module).to(device=request.device, dtype=dtype))
+        if isinstance(request.module, Adapted) and request.module.fit_described is None:
+            request.module.describe_fit(request.state, request.datamodule, request.loader)
+    module, replayed = request.module, request.replayed
+    drawn = _drawn(request)
+    space = ParamSpace.of(module, request.parameters)
+    names = tuple(name if replayed is module else author_name(module, name) for name in space.names)
+    source = ReplaySource(
+        replayed, drawn.collate, request.state, request.datamodule, request.loader, names, hooks, request.ran
+    )
+    replay = Replay(source)
+    losses = FunctionalLosses(module, space, Path.LOOP)
+    theta = losses.theta()
+    subject = Subject(
+        step=replay,
+        batches=drawn.samples,
+        singles=single_gradients(losses, drawn.collate),
+        penalty=wide(losses.gradient_and_value(losses.penalty, theta)[0]),
+        theta=wide(theta),
+        keys_of=lambda sample: sample_keys(drawn.collate([sample])),
+        decay=replay.decay(),
+        trained=replay.trained(),
+    )
+    return certify(subject)
+
+
+@dataclass(frozen=True)
+class ExaminedRun:
+    """What a run must know of its objective.
+
+    Attributes:
+        certificate: Comparison of J with what was trained; None if they were not compared.
+        weights: Relative weight a_i of each training sample in J = Σ a_i ℓ_i / Σ a_i; None if J is the plain mean.
+    """
+
+    certificate: ObjectiveCertificate | None = None
+    weights: Float[Tensor, " n"] | None = None
+
+    def weighed(self, objective: Objective) -> Objective:
+        """Returns J with the weights that were found."""
+        return objective if self.weights is None else objective.weighted(self.weights)
+
+    def state_weights(self, module: L.LightningModule, ids: Int[Tensor, " n"]) -> None:
+        """States the weights in the module, for refits; `ids` are those of the training samples in their order."""
+        if self.weights is not None and isinstance(module, Adapted):
+            order = torch.argsort(ids)
+            module.batch_weights = SampleWeights(1.0, ids[order].cpu(), self.weights[order].cpu())
+
+
+def objective_certificate(request: CertificateRequest) -> ExaminedRun:
+    """Examines a run, logs the outcome, and refuses an objective that was not trained.
+
+    Raises:
+        InputError: If the difference between J and the training step is unexplained and not accepted.
+    """
+    try:
+        found = examined(request)
+        certificate = found.certificate
+        certificate.require()
+    except InputError:
+        _refuse_faulty_samples(request)  # a plainer error, if it is one of the data or of single losses
+        raise
+    plain = certificate.outcome in (Outcome.EQUAL, Outcome.WEIGHTED) and not certificate.note
+    log.log(logging.INFO if plain else logging.WARNING, "objective: %s.", certificate.text)
+    return ExaminedRun(certificate, None if found.weights is None else sample_weights(found.weights, request.loader))
+
+
+def _refuse_faulty_samples(request: CertificateRequest) -> None:
+    """Checks data and losses of single samples.
+
+    Raises:
+        InputError: If the data or these losses cannot be scored, whatever was trained.
+    """
+    objective = Objective.of(request.module, request.loader, request.parameters)
+    preflight(objective, objective.losses.theta(), _UNKNOWN)
+
+
+_UNKNOWN = ObjectiveCertificate(Outcome.UNEXPLAINED, math.nan, None, 0.0, ())  # leaves the check of batches to others
+
+
+def sample_weights(weights: BatchWeights, loader: DataLoader[Batch]) -> Float[Tensor, " n"]:
+    """Returns the weight a_i of every training sample, so that J = Σ a_i ℓ_i / Σ a_i; reads each sample once.
+
+    Raises:
+        InputError: If the weight of a sample cannot be found.
+    """
+    source = SampleSource.of(loader)
+    try:
+        with recording(), undisturbed_with(source.dataset):
+            found = [weights.of(sample) for row in range(len(source)) for sample in source.read([row])]
+    except NoWeightsError as error:
+        raise InputError(
+            "The weight of a training sample in the loss of its batch cannot be found.\n"
+            "  State the weighted loss of a sample: --adapt.sample_losses."
+        ) from error
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def single_gradients(losses: FunctionalLosses, collate: CollateSamples) -> Callable[[Samples], Tensor]:
+    """Returns a function that computes the gradient of each sample's loss as it is scored: by definition, in a loop."""
+    loop, space = FunctionalLosses(losses.module, losses.space, Path.LOOP), losses.space
+    theta = loop.theta()
+
+    def gradient(sample: object) -> Tensor:
+        single = to_device(collate([sample]), space.device, space.dtype)
+        return wide(loop.gradient_and_value(lambda at: loop.single_loss(at, single), theta)[0])
+
+    def gradients(samples: Samples) -> Tensor:
+        with undisturbed(), scoring(losses.module):
+            return torch.stack([gradient(sample) for sample in samples])
+
+    return gradients
+
+
+def _drawn(request: CertificateRequest) -> DrawnBatches:
+    if isinstance(request.module, SampleLossModule) and not isinstance(request.module, Adapted):
+        return drawn_batches(request.loader, 1, OWN_LOSS_ROWS)
+    return drawn_batches(request.loader)

@@ -1,0 +1,85 @@
+"""Checkpoints of a fit with the callback tell which data it trained on."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader, random_split
+
+from ifloo.data.fit_record import KEY, FitRecord
+from ifloo.objective import Identified
+from ifloo.stages import InfluenceCallback
+from tests.stages.callback.fits import N, Stated, fitted, loader, samples
+
+QUERIES = samples(2, seed=1)[:]
+
+
+class Split(L.LightningDataModule):
+    """Splits at random in `setup`, without a generator of its own."""
+
+    def setup(self, stage: str) -> None:
+        self.train, self.val = random_split(samples(N), [30, 7])
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.train, batch_size=8, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(self.val, batch_size=7)
+
+
+class Validated(Stated):
+    def validation_step(self, batch, batch_idx):
+        self.log("score", 1.0)
+
+
+def record_in(path: Path) -> FitRecord:
+    record = FitRecord.read(torch.load(path, weights_only=True))
+    assert record is not None
+    return record
+
+
+def test_checkpoints_during_and_after_a_fit_hold_the_rows_of_each_subset(tmp_path):
+    data = Split()
+    trainer = fitted(Validated(), data, [InfluenceCallback(QUERIES)], tmp_path, enable_checkpointing=True)
+    trainer.save_checkpoint(tmp_path / "after.ckpt")
+    (during,) = tmp_path.rglob("epoch=*.ckpt")
+    for path in (during, tmp_path / "after.ckpt"):
+        found = record_in(path)
+        assert [rows.tolist() for rows in found.subsets] == [list(data.train.indices)]
+        assert [rows.tolist() for rows in found.evaluation["val"]] == [list(data.val.indices)]
+        assert found.fingerprint == FitRecord.of(data.train_dataloader()).fingerprint
+        assert (found.n, found.behind) == (30, (("TensorDataset", N),))
+
+
+def test_limits_of_the_trainer_are_recorded(tmp_path):
+    trainer = fitted(Stated(), loader(), [InfluenceCallback(QUERIES)], tmp_path, limit_train_batches=2)
+    trainer.save_checkpoint(tmp_path / "c.ckpt")
+    assert record_in(tmp_path / "c.ckpt").limit_train_batches == 2
+
+
+def test_a_fit_that_is_not_scored_records_its_data_too(tmp_path, caplog):
+    trainer = fitted(Stated(), loader(), [InfluenceCallback(Identified(QUERIES, torch.tensor([4, 4])))], tmp_path)
+    assert any("InfluenceCallback is off for this fit" in text for text in caplog.messages)
+    trainer.save_checkpoint(tmp_path / "c.ckpt")
+    assert record_in(tmp_path / "c.ckpt").n == N
+
+
+def test_data_that_cannot_be_read_leave_the_record_out(tmp_path, monkeypatch):
+    def fail(*args: Any) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr("ifloo.stages.callback.training_data.FitRecord.of", fail)
+    trainer = fitted(Stated(), loader(), [InfluenceCallback(QUERIES)], tmp_path)
+    trainer.save_checkpoint(tmp_path / "c.ckpt")
+    assert KEY not in torch.load(tmp_path / "c.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize("callbacks", [1, 2])
+def test_several_callbacks_write_one_record(tmp_path, callbacks):
+    several = [InfluenceCallback(QUERIES, output_dir=tmp_path / str(k)) for k in range(callbacks)]
+    trainer = fitted(Stated(), loader(), several, tmp_path)
+    trainer.save_checkpoint(tmp_path / "c.ckpt")
+    assert record_in(tmp_path / "c.ckpt").n == N
+    assert all((tmp_path / str(k) / "epoch_003").exists() for k in range(callbacks))
