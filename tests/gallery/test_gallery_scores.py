@@ -7,9 +7,7 @@ from ifloo.stages import AttributionSettings, InfluencePredictor
 from ifloo.store import influences
 from tests.gallery.dense import off
 from tests.gallery.doubles import doubled_model
-from tests.gallery.exhibits import EXHIBITS, QUERIES, Exhibit
-
-IN_MEMORY, IN_32_BITS = 1e-9, 1e-4
+from tests.gallery.exhibits import EXHIBITS, IN_32_BITS, QUERIES, Exhibit
 
 
 def stored(project):
@@ -48,7 +46,7 @@ def test_the_predictor_gives_what_plain_autograd_gives(name, trained):
     for k, query in enumerate(project.tests()):
         predictor = InfluencePredictor(doubled_model(project.model), project.loader(), settings, queries=query)
         predictor.build_engine()
-        assert off(predictor.engine.scores(query).value, truth[k : k + 1]) <= IN_MEMORY
+        assert off(predictor.engine.scores(query).value, truth[k : k + 1]) <= exhibit.rounding
 
 
 @pytest.mark.slow

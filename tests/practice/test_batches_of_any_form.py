@@ -12,7 +12,7 @@ from ifloo.stages import AttributionSettings, InfluenceCallback, InfluencePredic
 from ifloo.store import influences
 from tests.gallery.dense import Dense, off, singles
 from tests.practice import batches
-from tests.practice.base import IN_FILES, IN_MEMORY, Project, rows
+from tests.practice.base import IN_FILES, IN_MEMORY, Project
 
 
 def engine_scores(predictor):
@@ -137,8 +137,7 @@ def test_many_parameters_of_texts_padded_batch_by_batch_are_scored(tmp_path):
 
 
 def test_a_list_of_samples_given_as_queries_is_a_dataset(tmp_path):
-    x, y = rows(9, 1)
-    queries = [{"x": x[i], "y": y[i]} for i in range(3)]
+    queries = [batches.NamedRows(9, 1)[i] for i in range(3)]
     callback = InfluenceCallback(queries, num_queries=1, output_dir=tmp_path / "o")
     project = Project.trained(tmp_path, batches.OfDicts, batches.NamesUnderIdx, callbacks=[callback])
     stored = influences.load(next((tmp_path / "o").rglob("influences_test_0.npz")))

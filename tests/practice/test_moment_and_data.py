@@ -36,33 +36,40 @@ def test_scores_are_of_the_averaged_weights_in_either_order_of_callbacks(kind, o
 
 def test_a_split_by_the_random_state_is_refused_with_both_remedies(tmp_path):
     project = Project.trained(tmp_path, moments.Descent, moments.SplitAtRandom)
-    refused = project.run("influence", "--seed_everything=5", "--attribution.test_ids=all")
+    refused = project.run("influence", "--attribution.test_ids=all")
     assert refused.code == 2, refused.out
     assert "generator" in refused.err
-    assert "seed" in refused.err
+    assert "--seed_everything" in refused.err
+
+
+def test_a_split_by_the_seed_of_the_fit_is_that_of_the_fit(tmp_path):
+    project = Project.trained(tmp_path, moments.Descent, moments.SplitAtRandom, max_epochs=100)
+    assert_scores_of_the_split(project, project.data.parts[1].indices, "--seed_everything=0")
+
+
+def assert_scores_of_the_split(project, held, *flags):
+    done = project.run("influence", f"--attribution.test_ids=[{held[2]}]", *flags)
+    assert done.code == 0, done.err
+    stored = influences.load(project.folder / f"outputs/experiment/influences_test_{held[2]}.npz")
+    assert stored.train_ids.tolist() == list(project.data.parts[0].indices)
+    truth = project.dense().scores(project.tests(2))
+    assert off(torch.as_tensor(stored.scores)[None], truth) <= IN_FILES
 
 
 def test_ids_of_a_split_are_rows_of_the_whole_set(tmp_path):
     project = Project.trained(tmp_path, moments.Descent, moments.SplitByAGenerator, max_epochs=100)
-    kept, held = (part.indices for part in project.data.parts)
-    done = project.run("influence", f"--attribution.test_ids=[{held[2]}]")
-    assert done.code == 0, done.err
-    stored = influences.load(tmp_path / f"outputs/experiment/influences_test_{held[2]}.npz")
-    assert stored.train_ids.tolist() == list(kept)
-    truth = project.dense().scores(project.tests(2))
-    assert off(torch.as_tensor(stored.scores)[None], truth) <= IN_FILES
+    assert_scores_of_the_split(project, project.data.parts[1].indices)
 
 
-def test_a_checkpoint_of_the_callback_gives_later_runs_its_rows(tmp_path):
+def test_a_checkpoint_of_the_callback_holds_later_runs_to_its_rows(tmp_path):
+    """Without the seed of the fit the test samples are others, among them samples that were trained on."""
     scorer = InfluenceCallback(Rows().val_dataloader(), num_queries=1, output_dir=tmp_path / "o")
     project = Project.trained(tmp_path, moments.Descent, moments.SplitAtRandom, callbacks=[scorer], max_epochs=100)
-    kept, held = (part.indices for part in project.data.parts)
-    done = project.run("influence", "--seed_everything=5", f"--attribution.test_ids=[{held[2]}]")
-    assert done.code == 0, done.err
-    stored = influences.load(tmp_path / f"outputs/experiment/influences_test_{held[2]}.npz")
-    assert stored.train_ids.tolist() == list(kept)
-    truth = project.dense().scores(project.tests(2))
-    assert off(torch.as_tensor(stored.scores)[None], truth) <= IN_FILES
+    refused = project.run("influence", "--seed_everything=5", "--attribution.test_ids=all")
+    assert refused.code == 2, refused.out
+    assert "generator" in refused.err
+    assert "--seed_everything" in refused.err
+    assert_scores_of_the_split(project, project.data.parts[1].indices, "--seed_everything=0")
 
 
 def both_draws(project):
@@ -106,8 +113,8 @@ def test_the_mean_over_several_draws_is_scored_where_asked_for(tmp_path):
     assert 3 < float(share[sure].mean()) < 5
 
 
-def test_the_callback_names_the_augmentation(tmp_path, caplog):
+def test_the_callback_names_the_augmentation(tmp_path, caplog, capsys):
     scorer = InfluenceCallback(Rows().val_dataloader(), num_queries=1, method=GradientDot(), output_dir=tmp_path / "o")
     project = Project.trained(tmp_path, moments.Descent, moments.Augmented, max_epochs=3, callbacks=[scorer])
-    assert "augment" in caplog.text.lower()
+    assert "augment" in caplog.text + capsys.readouterr().out
     assert len(singles(project.data.train_dataloader())) == 120
