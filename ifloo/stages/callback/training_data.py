@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 
 import lightning as L
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ifloo.data.fit_record import FitRecord
@@ -14,10 +12,11 @@ from ifloo.errors import InputError, in_one_line
 from ifloo.models import Adapted
 from ifloo.models.hooks import overridden
 from ifloo.objective import Batch
-from ifloo.objective.batches import fetch_samples, tensors_of
+from ifloo.objective.augmentation import find_augmentation
 from ifloo.objective.layers import BATCH_HOOKS
-from ifloo.objective.loaders import samples_behind
+from ifloo.objective.loaders import sequential
 from ifloo.objective.protocol import states_losses
+from ifloo.objective.sampling import refuse_partial
 from ifloo.stages.isolation import undisturbed_with
 
 log = logging.getLogger(__name__)
@@ -66,21 +65,25 @@ def _is_ddp(strategy: object) -> bool:
     return ONE_MODULE in (base.__name__ for base in type(strategy).__mro__)
 
 
+def refuse_partial_fit(trainer: L.Trainer, loader: DataLoader[Batch]) -> None:
+    """Checks that the fit trains on each sample of its loader equally often.
+
+    Raises:
+        InputError: It draws part of them, or some more often than others, or the data have no fixed order.
+    """
+    refuse_partial(loader, *_partial_settings(trainer))
+    sequential(loader, 1)
+
+
 def is_augmented(loader: DataLoader[Batch]) -> bool:
-    """Tells whether two reads of a training sample differ, for the first, the middle and the last one."""
-    dataset, collate, batched = samples_behind(loader), loader.collate_fn, loader.batch_sampler is not None
-    n = len(dataset)
+    """Tells whether two reads of a training sample differ, in some samples spread over all."""
+    return find_augmentation(loader) is not None
 
-    def read(i: int) -> list[Tensor]:
-        one: object = fetch_samples(dataset, [i]) if batched else dataset[i]
-        return list(tensors_of(collate(one)))  # type: ignore[arg-type]  # a list of samples, or what __getitems__ gives
 
-    first, second = ([read(i) for i in sorted({0, n // 2, n - 1})] for _ in range(2))
-    return any(
-        a.shape != b.shape or not torch.equal(a, b)
-        for one, other in zip(first, second, strict=True)
-        for a, b in zip(one, other, strict=False)
-    )
+def _partial_settings(trainer: L.Trainer) -> tuple[int | float, int | float, int]:
+    """Returns the settings of a Trainer that train on part of the data, or on others: limit, overfit, reload."""
+    reload: int = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]  # Lightning sets them undeclared
+    return trainer.limit_train_batches, trainer.overfit_batches, reload  # type: ignore[attr-defined]
 
 
 def data_record(trainer: L.Trainer) -> dict[str, object] | None:
@@ -90,8 +93,7 @@ def data_record(trainer: L.Trainer) -> dict[str, object] | None:
     try:
         loader = training_loader(trainer)
         with undisturbed_with(loader.dataset, loader.collate_fn):
-            limits = trainer.limit_train_batches, trainer.overfit_batches  # type: ignore[attr-defined]  # undeclared
-            return FitRecord.of(loader, _evaluation(trainer), *limits).record()
+            return FitRecord.of(loader, _evaluation(trainer), *_partial_settings(trainer)).record()
     except Exception as error:  # of the user's code, too
         log.info("checkpoints hold no record of the training data: %s", in_one_line(error))
         return None
@@ -99,5 +101,5 @@ def data_record(trainer: L.Trainer) -> dict[str, object] | None:
 
 def _evaluation(trainer: L.Trainer) -> dict[str, DataLoader[Batch]]:
     found = trainer.val_dataloaders
-    first = found[0] if isinstance(found, (list, tuple)) and found else found
-    return {"val": first} if isinstance(first, DataLoader) else {}
+    single = found[0] if isinstance(found, (list, tuple)) and len(found) == 1 else found
+    return {"val": single} if isinstance(single, DataLoader) else {}  # of several, the rows of none are known later
