@@ -8,6 +8,7 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from ifloo.data.fit_record import FitRecord
+from ifloo.data.kept_samples import ReadSettings, SampleReads
 from ifloo.errors import InputError, in_one_line
 from ifloo.models import Adapted
 from ifloo.models.hooks import overridden
@@ -75,15 +76,28 @@ def refuse_partial_fit(trainer: L.Trainer, loader: DataLoader[Batch]) -> None:
     sequential(loader, 1)
 
 
-def is_augmented(loader: DataLoader[Batch]) -> bool:
-    """Tells whether two reads of a training sample differ, in some samples spread over all."""
-    return find_augmentation(loader) is not None
-
-
 def _partial_settings(trainer: L.Trainer) -> tuple[int | float, int | float, int]:
     """Returns the settings of a Trainer that train on part of the data, or on others: limit, overfit, reload."""
     reload: int = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]  # Lightning sets them undeclared
     return trainer.limit_train_batches, trainer.overfit_batches, reload  # type: ignore[attr-defined]
+
+
+def read_for_scores(loader: DataLoader[Batch], draws: int) -> DataLoader[Batch]:
+    """Returns the loader from which scores read the samples: several seeded draws of each, if more than one."""
+    return loader if draws == 1 else SampleReads(ReadSettings(draws)).of(loader, "train", draws)
+
+
+def note_of_augmentation(loader: DataLoader[Batch], draws: int) -> tuple[str, ...]:
+    """Returns a note if a sample is another one at another read."""
+    if (found := find_augmentation(loader)) is None:
+        return ()
+    seeds = (
+        "under seeds of their own" if found.seeded else "which no seed repeats: the data have a generator of their own"
+    )
+    return (
+        f"training samples are augmented ({found.how}): the scores are of "
+        f"{'one draw' if draws == 1 else f'the mean over {draws} draws'} of each, {seeds}.",
+    )
 
 
 def data_record(trainer: L.Trainer) -> dict[str, object] | None:
