@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ifloo.data import AdaptedData
 from ifloo.data.adapted import training_loader
 from ifloo.data.protocol import AttributionData
 from ifloo.models import Adapted, SampleLossModule
@@ -201,6 +202,6 @@ class TrainingLoader:
 
     def __getstate__(self) -> dict[str, AttributionData]:
         data = copy.copy(self.data)
-        if isinstance(data, L.LightningDataModule):
+        if isinstance(data, L.LightningDataModule) and not isinstance(data, AdaptedData):  # which leaves it itself
             data.trainer = None
         return {"data": data}
