@@ -163,9 +163,15 @@ class Experiment:
             with attached(self.author_module, self.stand_in):
                 self.author_module.prepare_data()
             if self._unrecorded and isinstance(self.datamodule, AdaptedData):
-                self.datamodule.prepare_second_setup()
+                self.datamodule.prepare_second_setup(self._made_again)
             self.datamodule.setup("fit")
         set_up(self.module, self.stand_in)
+
+    @property
+    def _made_again(self) -> Callable[[], L.LightningDataModule | L.LightningModule] | None:
+        """Function that makes the data module again, where a function of the user's made it."""
+        build = self.build
+        return None if build is None else lambda: (made := build())[1] or made[0]
 
     @property
     def _unrecorded(self) -> bool:

@@ -21,7 +21,7 @@ from ifloo.data.fit_data import HeldRows
 from ifloo.data.fit_record import FitRecord
 from ifloo.data.kept_samples import ReadSettings, SampleReads
 from ifloo.data.protocol import AttributionData, DataNotes
-from ifloo.data.second_setup import SecondSetup
+from ifloo.data.second_setup import SecondSetup, Source
 from ifloo.data.test_loaders import chosen, refuse_other_form
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, batch_size, fetch_samples, tensors_of, without_ids
@@ -196,7 +196,7 @@ class AdaptedData(L.LightningDataModule):
 
     def __getstate__(self) -> dict[str, object]:
         """Leaves the Trainer behind; that of the data module, which stays attached here, too."""
-        state = {**self.__dict__, "_own_trainer": None}
+        state = {**self.__dict__, "_own_trainer": None, "_second_setup": None}
         if not self._within_module:  # which leaves its own behind
             data = copy.copy(self.data)
             data.trainer = None
@@ -291,10 +291,14 @@ class AdaptedData(L.LightningDataModule):
             self._sets, self._fingerprint, self._reads = {}, None, SampleReads(self._reads.settings)
         self._rows = HeldRows(record)
 
-    def prepare_second_setup(self) -> None:
-        """Keeps a copy of the data module for `split_is_random`, unless it is set up already."""
-        if not self._ready and isinstance(self.data, L.LightningDataModule):
-            self._second_setup = SecondSetup(self.data)
+    def prepare_second_setup(self, make: Callable[[], Source] | None = None) -> None:
+        """Keeps a copy of the data module for `split_is_random`, unless it is set up already.
+
+        Args:
+            make: Function that makes another one; None: it is made from its saved arguments, or copied.
+        """
+        if not self._ready:
+            self._second_setup = SecondSetup(self.data, make)
 
     def split_is_random(self) -> bool:
         """Whether a set-up under another seed gives other training samples; False where no second one is possible."""
