@@ -44,6 +44,7 @@ from ifloo.stages.isolation import detached
 
 log = logging.getLogger(__name__)
 SEED = 0  # random numbers of every replay: two that differ in one part draw the same
+WIDE = 1 << 25  # entries up to which gradients are held in float64
 START_HOOKS: Mapping[str, Callable[[L.LightningModule], object]] = {
     "on_fit_start": lambda module: module.on_fit_start(),
     "on_train_start": lambda module: module.on_train_start(),
@@ -116,6 +117,7 @@ class Replay:
         source: What is replayed.
         parts: Parts of the step that can be taken away, with a noun phrase for each.
         sizes: Number of entries of each attributed parameter, by name, in the order of the gradient.
+        size: Number of entries of all attributed parameters.
         unit_roundoff: Unit roundoff of the weights' precision.
         longest_sum: Length of the longest inner product of a layer.
     """
@@ -132,6 +134,7 @@ class Replay:
         parameters = dict(plain.module.named_parameters())
         chosen = {name: parameters[name] for name in source.names}
         self.sizes: Mapping[str, int] = {name: p.numel() for name, p in chosen.items()}
+        self.size = sum(self.sizes.values())
         self.unit_roundoff = max(torch.finfo(p.dtype).eps for p in chosen.values()) / 2
         self.longest_sum = max([p.numel() // p.shape[0] for p in parameters.values() if p.ndim > 1 and len(p)] or [1])
         self.parts: Mapping[Part, str] = parts_of(plain.module, source.datamodule, source.state, bool(plain.hooks))
@@ -172,7 +175,7 @@ class Replay:
                     added |= {id(p): group["weight_decay"] * p.detach() for p in group["params"]}
         parameters = dict(held.module.named_parameters())
         flat = [added.get(id(parameters[n]), torch.zeros_like(parameters[n])).detach() for n in self.sizes]
-        return wide(torch.cat([x.reshape(-1) for x in flat]))
+        return wide(torch.cat([x.reshape(-1) for x in flat]), self.size)
 
     def trained(self) -> tuple[str, ...] | None:
         """Returns the names of the parameters that an optimizer has; None if the optimizers are not known."""
@@ -185,7 +188,7 @@ class Replay:
     def _flat(self, module: nn.Module, name: str, found: Mapping[int, Tensor]) -> Tensor:
         parameter = module.get_parameter(name)
         gradient = found.get(id(parameter), torch.zeros_like(parameter)).detach()
-        return wide(gradient.to_dense() if gradient.is_sparse else gradient).reshape(-1)
+        return wide(gradient.to_dense() if gradient.is_sparse else gradient, self.size).reshape(-1)
 
     def _copy(self, precision: str) -> _Copy:
         """Returns the copy of the module that runs in a precision; the empty one is that of its weights."""
@@ -289,8 +292,15 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
-def wide(x: Tensor) -> Tensor:
-    """Returns a tensor in float64 where the device has it."""
+def wide(x: Tensor, size: int) -> Tensor:
+    """Returns a tensor in float64, on the host where the device lacks it; as it is if the gradient is very long.
+
+    Args:
+        x: Part of a gradient, or all of it.
+        size: Length of the whole gradient.
+    """
+    if size > WIDE and x.dtype is torch.float32:
+        return x
     return x.double() if x.device.type != "mps" else x.cpu().double()
 
 

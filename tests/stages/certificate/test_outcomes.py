@@ -1,6 +1,7 @@
 """What was trained is held against what is scored: four outcomes, each found from gradients and named."""
 
 import copy
+import signal
 
 import pytest
 import torch
@@ -335,8 +336,9 @@ def test_the_users_objects_and_random_states_stay_as_they_are():
     own.drop.eval()
     weights, modes = copy.deepcopy(own.state_dict()), [m.training for m in own.modules()]
     torch.manual_seed(3)
-    before = torch.get_rng_state()
+    before, handlers = torch.get_rng_state(), [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
     examined(request)
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert torch.equal(torch.get_rng_state(), before)
     assert [m.training for m in own.modules()] == modes
     assert all(torch.equal(value, weights[name]) for name, value in own.state_dict().items())
