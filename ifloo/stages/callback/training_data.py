@@ -66,25 +66,6 @@ def _is_ddp(strategy: object) -> bool:
     return ONE_MODULE in (base.__name__ for base in type(strategy).__mro__)
 
 
-<<<<<<< HEAD
-=======
-def refuse_partial_fit(trainer: L.Trainer, loader: DataLoader[Batch]) -> None:
-    """Checks that the fit trains on each sample of its loader equally often.
-
-    Raises:
-        InputError: It draws part of them, or some more often than others, or the data have no fixed order.
-    """
-    refuse_partial(loader, *_partial_settings(trainer))
-    sequential(loader, 1)
-
-
-def _partial_settings(trainer: L.Trainer) -> tuple[int | float, int | float, int]:
-    """Returns the settings of a Trainer that train on part of the data, or on others: limit, overfit, reload."""
-    reload: int = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]  # Lightning sets them undeclared
-    return trainer.limit_train_batches, trainer.overfit_batches, reload  # type: ignore[attr-defined]
-
-
->>>>>>> w-data
 def read_for_scores(loader: DataLoader[Batch], draws: int) -> DataLoader[Batch]:
     """Returns the loader from which scores read the samples: several seeded draws of each, if more than one."""
     return loader if draws == 1 else SampleReads(ReadSettings(draws)).of(loader, "train", draws)
@@ -101,7 +82,6 @@ def note_of_augmentation(loader: DataLoader[Batch], draws: int) -> tuple[str, ..
         f"training samples are augmented ({found.how}): the scores are of "
         f"{'one draw' if draws == 1 else f'the mean over {draws} draws'} of each, {seeds}.",
     )
-<<<<<<< HEAD
 
 
 def refuse_partial_fit(trainer: L.Trainer, loader: DataLoader[Batch]) -> None:
@@ -118,8 +98,6 @@ def _partial_settings(trainer: L.Trainer) -> tuple[int | float, int | float, int
     """Returns the settings of a Trainer that train on part of the data, or on others: limit, overfit, reload."""
     reload: int = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]  # Lightning sets them undeclared
     return trainer.limit_train_batches, trainer.overfit_batches, reload  # type: ignore[attr-defined]
-=======
->>>>>>> w-data
 
 
 def data_record(trainer: L.Trainer) -> dict[str, object] | None:
