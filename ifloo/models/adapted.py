@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Generator, Mapping, MutableMapping
+from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -184,6 +184,14 @@ class Adapted(SampleLossModule):
             return super().weighted_loss(batch)
         return self.sample_weights.default * self.step_loss(inner)
 
+    def share_of(self, ids: Sequence[int]) -> float | None:
+        """Returns Σ c_i of these samples in J = Σ c_i ℓ_i; None if J is the plain mean."""
+        weights = self.batch_weights
+        if not len(weights.ids):
+            return None
+        chosen = weights.of(torch.tensor(list(ids), dtype=torch.int64), torch.float64)
+        return float(chosen.sum() / weights.values.double().sum())
+
     def _loss_of_parts(self, parts: Apart) -> Float[Tensor, ""]:
         dtype = next(self.model.parameters()).dtype
         rest, single = (self.batch_weights.of(ids, dtype) for ids in (parts.rest_ids, parts.single_ids))
@@ -248,7 +256,9 @@ class Adapted(SampleLossModule):
 
     def again(self, model: L.LightningModule) -> Adapted:
         """Adapts another module of the same class in the same way."""
-        return type(self)(model, self.losses, self.own_penalty, self.l2, self.skip_training)
+        again = type(self)(model, self.losses, self.own_penalty, self.l2, self.skip_training)
+        again.batch_weights = self.batch_weights
+        return again
 
     def on_train_start(self) -> None:
         """Sets a coupled weight decay equal to λ to zero, since the penalty contains it; refuses any other decay."""
