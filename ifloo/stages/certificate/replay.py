@@ -98,16 +98,20 @@ class _Copy:
     optimizers: list[Optimizer] = field(default_factory=list)
 
     @torch.no_grad()
-    def restore(self, rounded: bool) -> None:
-        """Restores all values; `rounded` moves each weight by one rounding, up or down at random."""
+    def restore(self, unit: float | None) -> None:
+        """Restores all values, and moves each weight by one rounding, up or down at random, if `unit` is not None.
+
+        Args:
+            unit: Unit roundoff of the coarsest arithmetic in the step.
+        """
         for name, tensor in _tensors(self.module).items():
             if name in self.tensors and tensor.shape == self.tensors[name].shape:
                 tensor.copy_(self.tensors[name])
-        if rounded:
+        if unit is not None:
             generator = torch.Generator().manual_seed(SEED)
             for p in self.module.parameters():
                 signs = torch.randint(0, 2, p.shape, generator=generator).to(p.device, p.dtype) * 2 - 1
-                p.mul_(1 + signs * torch.finfo(p.dtype).eps)
+                p.mul_(1 + signs * max(torch.finfo(p.dtype).eps, 2 * unit))
 
 
 class Replay:
@@ -118,7 +122,8 @@ class Replay:
         parts: Parts of the step that can be taken away, with a noun phrase for each.
         sizes: Number of entries of each attributed parameter, by name, in the order of the gradient.
         size: Number of entries of all attributed parameters.
-        unit_roundoff: Unit roundoff of the weights' precision.
+        unit_roundoff: Unit roundoff of the coarsest arithmetic in the step in full precision: that of the weights, or
+            of a loss that converts to fewer bits, as those of Hugging Face do.
         longest_sum: Length of the longest inner product of a layer.
     """
 
@@ -130,6 +135,7 @@ class Replay:
         """
         self.source = source
         self._copies: dict[str, _Copy] = {}
+        self._measured = False
         plain = self._copy("")
         parameters = dict(plain.module.named_parameters())
         chosen = {name: parameters[name] for name in source.names}
@@ -149,7 +155,7 @@ class Replay:
         held = self._copy("" if Part.PRECISION in off else self.source.state.precision)
         with ExitStack() as stack:
             stack.enter_context(self._moment(held, off))
-            held.restore(rounded)
+            held.restore(self.unit_roundoff if rounded else None)
             module = held.module
             for layer in modes_without(module, off):
                 layer.training = False
@@ -160,10 +166,27 @@ class Replay:
             for p in module.parameters():
                 p.grad = None
             what, when = f"training_step of {type(module).__name__}", f"when it was run again on {len(samples)} samples"
-            with user_code(what, when, _LEAVE_OUT):
+            full = Part.PRECISION in off or Part.PRECISION not in self.parts
+            with user_code(what, when, _LEAVE_OUT), self._measuring_precision(full):
                 batch = self._transferred(held, self.source.collate(samples), off)
                 found = self._gradients(held, batch, off)
         return torch.cat([self._flat(module, name, found) for name in self.sizes])
+
+    @contextmanager
+    def _measuring_precision(self, full: bool) -> Generator[None, None, None]:
+        """Reads the precision of what the first step in full precision keeps for its backward pass."""
+        if not full or self._measured:
+            yield
+            return
+        self._measured = True
+
+        def kept(x: Tensor) -> Tensor:
+            if x.is_floating_point():
+                self.unit_roundoff = max(self.unit_roundoff, torch.finfo(x.dtype).eps / 2)
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(kept, lambda x: x):
+            yield
 
     def decay(self) -> Float[Tensor, " q"]:
         """Returns the gradient that the optimizers add by coupled weight decay."""
@@ -214,7 +237,7 @@ class Replay:
         with self._moment(held, frozenset()):
             if not source.ran:
                 self._start(held)
-            held.restore(False)
+            held.restore(None)
             with suppress(Exception):  # read by the doctor, which says what fails
                 held.optimizers = list(optimizers_in(module.configure_optimizers()))
         return held

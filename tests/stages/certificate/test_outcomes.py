@@ -107,6 +107,18 @@ def test_a_float32_network_is_equal_to_the_rounding_of_float32():
     assert 1e-9 < found.relative_difference < found.tolerance < 1e-4
 
 
+def test_a_loss_that_converts_to_fewer_bits_is_equal_to_their_rounding():
+    """As the losses of language models do, whatever the precision of the weights."""
+
+    class Converted(Net):
+        def training_step(self, batch, _):
+            return F.cross_entropy(self.lin(batch[0]).float(), batch[1])
+
+    found = certificate(Converted)
+    assert found.outcome is Outcome.EQUAL
+    assert 1e-10 < found.relative_difference < found.tolerance < 1e-4
+
+
 def test_what_float32_hides_is_compared_in_float64():
     """Residuals of 1e-3 beside predictions of 1,000: a tenth of the gradient is rounding."""
 
