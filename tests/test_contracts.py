@@ -28,6 +28,7 @@ INTROSPECTION = {
     "ifloo.store.groups": "its own fields, as keys of a line",
     "ifloo.store.removals": "its own fields, as arrays of a file",
     "ifloo.store.self_influence": "its own fields, as arrays of a file",
+    "ifloo.data.adapted": "its own state, for pickle",
     "ifloo.doctor.forward_trace": "looks for tensors that a layer keeps as attributes, whatever their names",
     "ifloo.objective.causes": "looks for numbers and tensors that a layer keeps as attributes, whatever their names",
     "ifloo.objective.kept_state": "what a user's layer keeps of a pass as attributes, whatever their names",

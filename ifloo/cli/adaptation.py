@@ -6,15 +6,16 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
-from torch import Tensor
 
 from ifloo.data import AdaptedData, AttributionData
 from ifloo.data.kept_samples import ReadSettings
 from ifloo.data.sample_store import SHARE
 from ifloo.errors import InputError
 from ifloo.models import Adapted, AdaptedOutputs, LossesOfOutputs, SampleLossModule
+from ifloo.models.lightning_classes import defines
 from ifloo.objective.id_rule import IdSetting
 from ifloo.store import JSON
 
@@ -103,7 +104,7 @@ class Adaptation:
         return {"sample_losses": self.sample_losses, **parts, "penalty": self.penalty, "l2": self.l2, **drawn}
 
 
-def dotted(path: str, setting: str) -> Callable[..., Tensor]:
+def dotted(path: str, setting: str) -> Callable[..., Any]:
     """Imports the function with this dotted name.
 
     Args:
@@ -125,25 +126,42 @@ def dotted(path: str, setting: str) -> Callable[..., Tensor]:
         raise InputError(
             _no_function(path, setting, missing if found is _MISSING else f"it is a {type(found).__name__}")
         )
-    function: Callable[..., Tensor] = found
+    function: Callable[..., Any] = found
     return function
 
 
 def data_of(
-    datamodule: L.LightningDataModule, ids: IdSetting = "auto", reads: ReadSettings | None = None
+    datamodule: L.LightningDataModule | None,
+    module: L.LightningModule,
+    ids: IdSetting = "auto",
+    reads: ReadSettings | None = None,
+    test_loader: str | int | None = None,
 ) -> AttributionData:
-    """Returns the data module under the data contract.
+    """Returns the data module under the data contract; without one, the loaders within the module.
 
     Args:
-        datamodule: Data module.
+        datamodule: Data module, if there is one.
+        module: The model as its author wrote it.
         ids: Setting of the ids of a plain one.
         reads: Way in which the samples of a plain one are read; None for the defaults.
+        test_loader: Name or index of the test loader among several.
 
     Raises:
-        InputError: The data module states the ids of its samples itself, and a setting names others.
+        InputError: If there are no data, or a data module that states ids and tests itself is given other ones.
     """
+    if datamodule is None:
+        if not defines(module, "train_dataloader"):
+            raise InputError(
+                f"There are no data: no --data is given, and {type(module).__name__} has no train_dataloader.\n"
+                "  Give --data my_project.MyDataModule, or write train_dataloader and val_dataloader in the module."
+            )
+        return AdaptedData(module, ids, reads, test_loader=test_loader)
     if not isinstance(datamodule, AttributionData):
-        return AdaptedData(datamodule, ids, reads)
+        return AdaptedData(datamodule, ids, reads, test_loader=test_loader)
+    if test_loader is not None:
+        raise InputError(
+            f"--data_loader {test_loader}: {type(datamodule).__name__} has one set of tests.\n  Leave the flag out."
+        )
     if ids != "auto":
         raise InputError(
             f"{type(datamodule).__name__} states the ids of its samples itself; the setting adapt.ids is for data "

@@ -67,7 +67,8 @@ def _doctor_input(session: Session, trained: bool) -> DoctorInput:
     exp = session.experiment
     recipe: dict[str, object] = exp.base.record.get("recipe", {}) if exp.base is not None and trained else {}
     checkpoint = str(exp.checkpoint) if trained else None
-    return DoctorInput(exp.module, exp.lightning_data, session.trainer, exp.attribution, checkpoint, recipe)
+    compare = session.examined if trained else None
+    return DoctorInput(exp.module, exp.lightning_data, session.trainer, exp.attribution, checkpoint, recipe, compare)
 
 
 def _settings_findings(session: Session) -> list[Finding]:

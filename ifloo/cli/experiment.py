@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import lightning as L
 
@@ -18,11 +18,16 @@ from ifloo.data.fit_data import refuse_other_data
 from ifloo.data.second_setup import RANDOM_SPLIT
 from ifloo.errors import InputError
 from ifloo.models import Adapted, SampleLossModule, unwrap
+from ifloo.models.lightning_classes import is_data_module
+from ifloo.models.run_state import RunState, StandInTrainer, attached, stand_in_trainer
+from ifloo.models.set_up import set_up
 from ifloo.refit import BaseCheckpoint, NewtonFinish, RefitSettings, weights_sha256
 from ifloo.stages import AttributionSettings, settings_json
 from ifloo.store import JSON, Layout
 
 log = logging.getLogger(__name__)
+
+Build: TypeAlias = Callable[[], tuple[L.LightningModule, L.LightningDataModule | None]]
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class Experiment:
         base: Checkpoint of the base model; None where the file does not exist yet.
         adaptation: Way in which a plain module states its losses.
         arguments: Arguments of the model, as flags and config give them.
+        build: Function that makes module and data module, where the settings name one in place of classes.
+        planned: State of the fit as the Trainer's settings describe it, for a model without a checkpoint.
         seed_given: Whether the seed was given by a flag or config, and is no default.
         held_to: Checkpoints that the data have been held to.
     """
@@ -58,6 +65,8 @@ class Experiment:
     base: BaseCheckpoint | None
     adaptation: Adaptation = field(default_factory=Adaptation)
     arguments: dict[str, object] = field(default_factory=dict)
+    build: Build | None = None
+    planned: RunState = field(default_factory=RunState)
     seed_given: bool = False
     held_to: list[BaseCheckpoint] = field(default_factory=list)
 
@@ -90,6 +99,18 @@ class Experiment:
         """Random seed of the base fit, and so of every refit."""
         return self.seed if self.base is None else self.base.record["seed"]
 
+    @functools.cached_property
+    def stand_in(self) -> StandInTrainer:
+        """Idle Trainer that module and data module may read outside a fit, in the state of the fit."""
+        own = unwrap_data(self.datamodule)
+        state = self.planned if self.base is None else self.base.run_state
+        if isinstance(self.module, Adapted):
+            self.module.describe_fit(state, own)
+        trainer = stand_in_trainer(state, own if is_data_module(own) else None, model=self.author_module)
+        if isinstance(self.datamodule, AdaptedData):
+            self.datamodule.attaching = functools.partial(attached, self.datamodule.data, trainer)
+        return trainer
+
     def base_settings(self) -> dict[str, JSON]:
         """Describes the base model: the settings behind every number of the later commands."""
         free = DataNotes(self.datamodule).free_settings
@@ -113,6 +134,8 @@ class Experiment:
         """
         saved = {k: v for k, v in dict(self.module.hparams).items() if not k.startswith("_")}
         arguments = set(inspect.signature(type(self.author_module).__init__).parameters) - {"self", "args", "kwargs"}
+        if self.build is not None:
+            return saved
         if missing := sorted(arguments - saved.keys()):
             if self.author_module is not self.module and self.refit.init == "warm":
                 return {**self.arguments, **saved}  # compared only: refits start from copies
@@ -129,17 +152,20 @@ class Experiment:
             InputError: As `hyper_parameters`.
         """
         arguments = self.hyper_parameters()
-        if isinstance(self.module, Adapted):
-            author_model = functools.partial(type(self.author_module), **arguments)
-            return functools.partial(_adapted_again, self.module, author_model)
-        return functools.partial(type(self.module), **arguments)
+        make = functools.partial(type(self.author_module), **arguments)
+        again = self.module.again if isinstance(self.module, Adapted) else None
+        return functools.partial(_set_up_again, make if self.build is None else self.build, again, self.stand_in)
 
     def load_data(self) -> None:
-        """Fetches and reads the data; a second call costs nothing."""
-        self.datamodule.prepare_data()
-        if self._unrecorded and isinstance(self.datamodule, AdaptedData):
-            self.datamodule.prepare_second_setup()
-        self.datamodule.setup("fit")
+        """Fetches and reads the data, and makes the layers that the model makes in its hooks."""
+        with attached(self.lightning_data, self.stand_in):
+            self.datamodule.prepare_data()
+            with attached(self.author_module, self.stand_in):
+                self.author_module.prepare_data()
+            if self._unrecorded and isinstance(self.datamodule, AdaptedData):
+                self.datamodule.prepare_second_setup()
+            self.datamodule.setup("fit")
+        set_up(self.module, self.stand_in)
 
     @property
     def _unrecorded(self) -> bool:
@@ -171,6 +197,7 @@ class Experiment:
         """
         assert self.base is not None
         self.load_data()
+        self.base.restore_data(self.lightning_data)
         self.hold_data()
         now, fitted = self.datamodule.fingerprint(), self.base.record["fingerprint"]
         notes = DataNotes(self.datamodule)
@@ -182,7 +209,7 @@ class Experiment:
                 f"{self.base.record.get('source')}.\n"
                 "  Give the same data (--data.source, --data.root), or fit again."
             )
-        self.base.restore(self.module)
+        self.base.restore(self.module, self.stand_in)
 
 
 def _refuse_random_split(data: AttributionData, checkpoint: str, seed: int | None) -> None:
@@ -206,5 +233,15 @@ def _refuse_random_split(data: AttributionData, checkpoint: str, seed: int | Non
     )
 
 
-def _adapted_again(like: Adapted, make_model: Callable[[], L.LightningModule]) -> Adapted:
-    return like.again(make_model())
+def _set_up_again(
+    make: Callable[[], L.LightningModule] | Build,
+    again: Callable[[L.LightningModule], Adapted] | None,
+    trainer: L.Trainer,
+) -> SampleLossModule:
+    """Makes the untrained model, complete with the layers that its hooks make."""
+    made = make()
+    author_module = made[0] if isinstance(made, tuple) else made
+    module = author_module if again is None else again(author_module)
+    assert isinstance(module, SampleLossModule)
+    set_up(module, trainer)
+    return module

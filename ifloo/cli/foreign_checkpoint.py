@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ifloo.cli.checkpoint_settings import RECIPE
 from ifloo.errors import InputError
 from ifloo.refit import TrainerSettings
+from ifloo.refit.checkpoint_objects import trust_notice
 from ifloo.refit.trainer_settings import refuse_partial_data
 from ifloo.store import Layout, Manifest
+
+
+@rank_zero_only  # of many processes, the first prints
+def print_trust(checkpoint: Path) -> None:
+    """Prints what a trusted checkpoint imports when it is read, before it is."""
+    if checkpoint.is_file() and (notice := trust_notice(checkpoint)) is not None:
+        print(f"--trust_checkpoint: {notice}", file=sys.stderr, flush=True)
 
 
 def given_recipe(

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import lightning as L
-from jsonargparse import Namespace
+from jsonargparse import ActionYesNo, Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from ifloo.cli import commands
 from ifloo.cli.adaptation import Adaptation, data_of
-from ifloo.cli.checkpoint_settings import inherit, init_args
-from ifloo.cli.experiment import Experiment
-from ifloo.cli.foreign_checkpoint import given_recipe
-from ifloo.cli.former_settings import current_keys
+from ifloo.cli.building import build_of, made_with
+from ifloo.cli.checkpoint_settings import Inherited, inherit, init_args, refuse_missing, refuse_other_class
+from ifloo.cli.experiment import Build, Experiment
+from ifloo.cli.foreign_checkpoint import given_recipe, print_trust
 from ifloo.cli.help import COMMANDS
+from ifloo.cli.parser import IflooParser
 from ifloo.cli.session import Processes, Session
 from ifloo.errors import InputError
+from ifloo.models.run_state import RunState
 from ifloo.refit import BaseCheckpoint, NewtonFinish, RefitSettings, SeededOrder, load_base, load_foreign
 from ifloo.stages import AttributionSettings, RunRecorder
 from ifloo.store import Layout, RunFolder
+
+log = logging.getLogger(__name__)
 
 Model: TypeAlias = L.LightningModule | None
 Data: TypeAlias = L.LightningDataModule | None
@@ -50,35 +55,20 @@ for _method in _METHODS:
 OURS = tuple(method.__name__ for method in _METHODS)
 
 
-class IflooParser(LightningArgumentParser):
-    """Parser that prints errors without the usage of a hundred settings, and accepts keys of earlier releases."""
-
-    def _apply_actions(
-        self,
-        cfg: Namespace | dict[str, object],
-        parent_key: str = "",
-        prev_cfg: Namespace | None = None,
-        skip_fn: Callable[[object], bool] | None = None,
-    ) -> Namespace:
-        """Renames former keys, then checks; jsonargparse has no public hook between reading and checking a config."""
-        current = current_keys(cfg, parent_key) if isinstance(cfg, dict) else cfg
-        checked: Namespace = super()._apply_actions(current, parent_key, prev_cfg, skip_fn)
-        return checked
-
-    def print_usage(self, file: object = None) -> None:
-        """Prints nothing, where jsonargparse prints a usage before an error."""
-
-
 class IflooCLI(LightningCLI):
     """Command line of one flat YAML for all commands; later commands take missing settings from the checkpoint.
 
     Attributes:
         given: Settings in flags and config files, without defaults.
         base: Checkpoint of the base model, where it exists.
+        build: Function that makes module and data module, where the settings name one.
+        inherited: Arguments that the checkpoint completed.
     """
 
     given: Namespace
     base: BaseCheckpoint | None = None
+    build: Build | None = None
+    inherited: Inherited
 
     def __init__(self, work: Callable[[Session], None] | None = None) -> None:
         """Parses `sys.argv` and runs its command, or `work` in place of that command."""
@@ -112,6 +102,19 @@ class IflooCLI(LightningCLI):
         parser.add_argument(
             "--overwrite", action="store_true", help="Replace results (and base model) made with other settings."
         )
+        parser.add_argument(
+            "--build", type=str | None, default=None, help="Function () -> (module, datamodule), in place of classes."
+        )
+        parser.add_argument(
+            "--data_loader", type=str | int | None, default=None, help="Name or index of the test loader among several."
+        )
+        parser.add_argument(
+            "--trust_checkpoint",
+            action=ActionYesNo(yes_prefix="", no_prefix="no_"),
+            nargs="?",
+            default=False,
+            help="Read objects, not only plain values, from --ckpt_path: that runs code which the file names.",
+        )
         parser.add_class_arguments(AttributionSettings, "attribution")
         parser.add_class_arguments(RefitSettings, "refit")
         parser.add_class_arguments(NewtonFinish, "finish")
@@ -134,23 +137,47 @@ class IflooCLI(LightningCLI):
         A fit has all its settings in its config: it replaces a checkpoint of other settings only with `--overwrite`.
 
         Raises:
-            InputError: If a given setting contradicts the checkpoint.
+            InputError: If a given setting contradicts the checkpoint, or a required one is neither given nor in it.
         """
         config = self.config[self.subcommand]
         _name_run(config, self.given)
+        self.build = build_of(config, self.given)
+        self.inherited = self._inherit(config)
+        refuse_missing(config, self.given, self.inherited, self.base.path if self.base else None)
+
+    def _inherit(self, config: Namespace) -> Inherited:
+        """Reads the checkpoint, if there is one, and completes the settings from it."""
         if (foreign := self.foreign_checkpoint) is not None:
             recipe = given_recipe(self.given, foreign, self.layout, self.subcommand == "loo", config.overwrite)
-            self.base = load_foreign(foreign, config.seed_everything, recipe)
-            inherit(config, self.given, self.base)
-        elif self.subcommand in ("fit", "pipeline", "doctor"):
+            if config.trust_checkpoint:
+                print_trust(foreign)
+            self.base = load_foreign(foreign, config.seed_everything, recipe, trusted=config.trust_checkpoint)
+            inherited = inherit(config, self.given, self.base, own=False)
+            if inherited.filled:
+                log.info("arguments from %s: %s", foreign, inherited.summary)
+            return inherited
+        if self.subcommand in ("fit", "pipeline", "doctor"):
             keeps_no_checkpoint = self.work is not None and self.subcommand == "fit"
             if keeps_no_checkpoint or config.overwrite or not self.checkpoint.is_file():
-                return
+                return Inherited()
             self.base = load_base(self.checkpoint)
-            inherit(config, config if self.subcommand == "fit" else self.given, self.base)
-        else:
-            self.base = load_base(self.checkpoint)
-            inherit(config, self.given, self.base)
+            return inherit(config, config if self.subcommand == "fit" else self.given, self.base)
+        self.base = load_base(self.checkpoint)
+        return inherit(config, self.given, self.base)
+
+    def instantiate_classes(self) -> None:
+        """Makes model, data module and Trainer, the first two by the function of --build where it is given."""
+        config, groups = self.config[self.subcommand], {}
+        for group in self.inherited.objects:
+            groups[group], config[group] = config[group], None
+        super().instantiate_classes()
+        for group, objects in self.inherited.objects.items():
+            config[group], made = groups[group], made_with(groups[group], objects)
+            self.model, self.datamodule = (made, self.datamodule) if group == "model" else (self.model, made)
+        if self.build is not None:
+            self.model, self.datamodule = self.build()
+            if self.base is not None:
+                refuse_other_class(self.base, type(self.model))
 
     @cached_property
     def foreign_checkpoint(self) -> Path | None:
@@ -195,7 +222,9 @@ class IflooCLI(LightningCLI):
         experiment = Experiment(
             name=config.experiment,
             module=made.adapt.of(self.model),
-            datamodule=data_of(self.datamodule, made.adapt.ids, made.adapt.reads(self.layout.root)),
+            datamodule=data_of(
+                self.datamodule, self.model, made.adapt.ids, made.adapt.reads(self.layout.root), config.data_loader
+            ),
             attribution=made.attribution,
             refit=made.refit,
             finish=made.finish,
@@ -205,6 +234,8 @@ class IflooCLI(LightningCLI):
             base=self.base,
             adaptation=made.adapt,
             arguments=init_args(config.model),
+            build=self.build,
+            planned=RunState.of_trainer(self.trainer),
             seed_given="seed_everything" in self.given,
         )
         return Session(experiment, self.trainer, config.trainer.accelerator, config.overwrite, self.processes)

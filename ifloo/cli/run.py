@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 import ifloo
 from ifloo.cli.former_settings import current_flags
 from ifloo.cli.lightning_cli import IflooCLI
+from ifloo.cli.package_alias import one_lightning
 from ifloo.cli.session import Session
 from ifloo.errors import InputError, WorkError
 from ifloo.former_names import FormerNameWarning
@@ -33,10 +34,12 @@ _THIRD_PARTY = (
     "isinstance\\(treespec, LeafSpec\\)",
     "Checkpoint directory",
     "have no `validation_step`",
+    "already saved during checkpointing",  # of a module among the arguments, when it is made from a trusted checkpoint
 )
 
 _CHATTY = (
     "lightning.pytorch.utilities.rank_zero",
+    "pytorch_lightning.utilities.rank_zero",  # the name for both packages, once this one is imported
     "lightning.pytorch.accelerators.cuda",
     "lightning.pytorch.trainer.connectors.checkpoint_connector",  # reports a setting that ifloo chooses
     "lightning.pytorch.trainer.connectors.signal_connector",  # reports SIGTERM, as ifloo does itself
@@ -57,7 +60,7 @@ def run(arguments: Sequence[str], work: Callable[[Session], None] | None = None)
     """
     with ended_by_sigterm(_interrupted) as terminated:
         try:
-            with _quiet(), _argv(named_configs(current_flags(arguments))):
+            with _quiet(), one_lightning(), _argv(named_configs(current_flags(arguments))):
                 IflooCLI(work)
         except BaseException as error:
             if terminated.is_set() or isinstance(error, (Terminated, SIGTERMException)):

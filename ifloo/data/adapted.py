@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import lightning as L
 import numpy as np
@@ -21,8 +22,10 @@ from ifloo.data.fit_record import FitRecord
 from ifloo.data.kept_samples import ReadSettings, SampleReads
 from ifloo.data.protocol import AttributionData, DataNotes
 from ifloo.data.second_setup import SecondSetup
+from ifloo.data.test_loaders import chosen, refuse_other_form
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, batch_size, fetch_samples, tensors_of, without_ids
+from ifloo.objective.counterparts import counterparts
 from ifloo.objective.id_rule import IdSetting, third_ids
 from ifloo.objective.ids import decide
 from ifloo.objective.loaders import identified, sample_count, sequential, unwrap_loader
@@ -103,6 +106,11 @@ class Samples:
         """Iterates over all samples in order, in batches of `READ_AT_ONCE`."""
         return iter(self.loader)
 
+    @property
+    def first(self) -> Batch:
+        """First sample, as a batch of one."""
+        return first_draw(self._collated([0]))
+
     def _one(self, id_: int) -> Batch:
         return without_ids(self.batch([id_]))
 
@@ -118,27 +126,39 @@ class Samples:
 
 
 class AdaptedData(L.LightningDataModule):
-    """A plain data module with access to its samples by id.
+    """A plain data module with access to its samples by id; loaders within a LightningModule serve as one, too.
 
     Test samples are those of `test_dataloader`, or of `val_dataloader` if the module defines no `test_dataloader`.
 
     Attributes:
-        data: The wrapped data module.
+        data: The wrapped data module, or the module that holds its loaders itself.
         ids: Setting of the sample ids: `auto` (see `IdRule`), `third` or `positions`.
+        test_loader: Name or index of the test loader, where there are several; None if there is one.
+        attaching: Function that returns the context in which hooks and loaders of the data module run while no Trainer
+            is attached to it.
     """
 
     free_settings: frozenset[str] = frozenset({"num_workers", "pin_memory", "persistent_workers", "prefetch_factor"})
 
-    def __init__(self, data: L.LightningDataModule, ids: IdSetting = "auto", reads: ReadSettings | None = None) -> None:
+    def __init__(
+        self,
+        data: L.LightningDataModule | L.LightningModule,
+        ids: IdSetting = "auto",
+        reads: ReadSettings | None = None,
+        *,
+        test_loader: str | int | None = None,
+    ) -> None:
         """Wraps a data module without copying it.
 
         Args:
-            data: Data module to wrap.
+            data: Data module to wrap, or a LightningModule that defines its loaders itself.
             ids: Setting of the sample ids.
             reads: Way in which scores read its samples; None for the defaults.
+            test_loader: Name or index of the test loader, where there are several.
         """
+        self.data, self.ids, self.test_loader = data, ids, test_loader
+        self.attaching: Callable[[], AbstractContextManager[None]] = nullcontext
         super().__init__()
-        self.data, self.ids = data, ids
         self._reads = SampleReads(reads or ReadSettings())
         self._rows = HeldRows()
         self._second_setup: SecondSetup | None = None
@@ -147,26 +167,65 @@ class AdaptedData(L.LightningDataModule):
         self._fingerprint: str | None = None
 
     @property
+    def trainer(self) -> L.Trainer | None:
+        return self._own_trainer
+
+    @trainer.setter
+    def trainer(self, trainer: L.Trainer | None) -> None:
+        """Attaches the Trainer to the wrapped data module too; a module is attached by the Trainer itself."""
+        self._own_trainer = trainer
+        if not self._within_module:
+            self.data.trainer = trainer
+
+    @property
     def hparams(self) -> AttributeDict | MutableMapping[str, object]:
-        return self.data.hparams
+        return AttributeDict() if self._within_module else self.data.hparams
 
     @property
     def hparams_initial(self) -> AttributeDict:
-        return self.data.hparams_initial
+        return AttributeDict() if self._within_module else self.data.hparams_initial
 
     @property
     def corrupted_ids(self) -> tuple[int, ...]:
         """Training ids whose labels the data module declares wrong on purpose; empty if it declares none."""
         return DataNotes(self.data).corrupted_ids
 
+    @property
+    def _within_module(self) -> bool:
+        return isinstance(self.data, counterparts(L.LightningModule))
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leaves the Trainer behind; that of the data module, which stays attached here, too."""
+        state = {**self.__dict__, "_own_trainer": None}
+        if not self._within_module:  # which leaves its own behind
+            data = copy.copy(self.data)
+            data.trainer = None
+            state["data"] = data
+        return state
+
+    def _attached(self) -> AbstractContextManager[None]:
+        classes = counterparts(L.LightningModule)
+        attached = self.data._trainer if isinstance(self.data, classes) else self.data.trainer
+        return nullcontext() if attached is not None else self.attaching()
+
     def prepare_data(self) -> None:
-        self.data.prepare_data()
+        with self._attached():
+            self.data.prepare_data()
+
+    def state_dict(self) -> dict[str, object]:
+        return {} if self._within_module else self.data.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        if not self._within_module:
+            self.data.load_state_dict(state_dict)
 
     def setup(self, stage: str | None = None) -> None:
         """Sets up the data module once per stage; further calls for the same stage do nothing."""
-        if stage not in self._ready:
-            self.data.setup(stage)  # type: ignore[arg-type]
-            self._ready.add(stage)
+        # A module is set up for a fit where its layers are made.
+        if stage not in self._ready and not (self._within_module and stage == "fit"):
+            with self._attached():
+                self.data.setup(stage)  # type: ignore[arg-type]
+        self._ready.add(stage)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns the training loader with sample ids added to its batches.
@@ -174,14 +233,17 @@ class AdaptedData(L.LightningDataModule):
         Raises:
             InputError: If the data module does not return a single loader over a fixed set of samples.
         """
-        loader = self._read("train", "train_dataloader", self.data.train_dataloader())
+        with self._attached():
+            loader = self._read("train", "train_dataloader", self.data.train_dataloader())
         return identified(loader, self.train_set.id_rule.source) if sample_count(loader) else loader
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
-        return self.data.val_dataloader() if self._has("val_dataloader") else []
+        with self._attached():
+            return self.data.val_dataloader() if self._has("val_dataloader") else []
 
     def test_dataloader(self) -> EVAL_DATALOADERS:
-        return self.data.test_dataloader() if self._has("test_dataloader") else self.val_dataloader()
+        with self._attached():
+            return self.data.test_dataloader() if self._has("test_dataloader") else self.val_dataloader()
 
     @property
     def train_set(self) -> Samples:
@@ -231,7 +293,7 @@ class AdaptedData(L.LightningDataModule):
 
     def prepare_second_setup(self) -> None:
         """Keeps a copy of the data module for `split_is_random`, unless it is set up already."""
-        if not self._ready:
+        if not self._ready and isinstance(self.data, L.LightningDataModule):
             self._second_setup = SecondSetup(self.data)
 
     def split_is_random(self) -> bool:
@@ -243,27 +305,39 @@ class AdaptedData(L.LightningDataModule):
         found: dict[str, DataLoader[Batch]] = {}
         for name, make in (("val", self.data.val_dataloader), ("test", self.data.test_dataloader)):
             if self._has(f"{name}_dataloader"):
-                with suppress(Exception):  # one that needs the set-up of another stage is left out
-                    found[name] = _single(make(), f"{name}_dataloader", self.data)
+                with suppress(Exception), self._attached():  # one that needs another stage's set-up is left out
+                    found[name] = _single(make(), self._name(f"{name}_dataloader"))
         return found
 
     def _samples(self, name: str, loader: str, build: Callable[[], object], stage: str) -> Samples:
         if name not in self._sets:
             self.setup(stage)
-            single, where = self._read(name, loader, build()), f"{type(self.data).__name__}.{loader}"
-            if name == "test" and sample_count(single) == 0:
-                raise InputError(f"{where} holds no sample.\n  Check its paths, its split and its limits.")
-            self._sets[name] = Samples(single, where, self.ids)
+            with self._attached():
+                built = build() if name == "train" else chosen(build(), self.test_loader, self._name(loader))
+                single = self._read(name, loader, built)
+                if name == "test" and sample_count(single) == 0:
+                    raise InputError(
+                        f"{self._name(loader)} holds no sample.\n  Check its paths, its split and its limits."
+                    )
+                samples = Samples(single, self._name(loader), self.ids)
+            if name == "test":
+                training = self.train_set
+                refuse_other_form(training.first, samples.first, training.id_rule, training.where, samples.where)
+            self._sets[name] = samples
         return self._sets[name]
 
     def _read(self, name: str, loader: str, made: object) -> DataLoader[Batch]:
         """Returns a loader of the data module with the rows held, whose samples scores read in a fixed way and once."""
-        single = _single(made, loader, self.data)
-        rows = self._rows.applied(single, loader.removesuffix("_dataloader"), f"{type(self.data).__name__}.{loader}")
+        single = _single(made, self._name(loader))
+        rows = self._rows.applied(single, loader.removesuffix("_dataloader"), self._name(loader))
         return self._reads.of(rows, name, self._reads.settings.draws if name == "train" else 1)
 
     def _has(self, loader: str) -> bool:
-        return is_overridden(loader, self.data)
+        base = L.LightningModule if self._within_module else L.LightningDataModule
+        return all(is_overridden(loader, self.data, one) for one in counterparts(base))
+
+    def _name(self, loader: str) -> str:
+        return f"{type(self.data).__name__}.{loader}"
 
 
 def unwrap_data(data: object) -> object:
@@ -290,13 +364,13 @@ def serves_attribution(data: object) -> bool:
     return isinstance(data, AttributionData)
 
 
-def _single(loader: object, name: str, data: object) -> DataLoader[Batch]:
+def _single(loader: object, name: str) -> DataLoader[Batch]:
     if isinstance(loader, (list, tuple)) and len(loader) == 1:
         loader = loader[0]
     if not isinstance(loader, DataLoader):
         raise InputError(
-            f"{type(data).__name__}.{name} must give one torch DataLoader over a fixed set of samples; it gave "
-            f"{type(loader).__name__}.\n  Return a single DataLoader."
+            f"{name} must give one torch DataLoader over a fixed set of samples; it gave {type(loader).__name__}.\n"
+            "  Return a single DataLoader."
         )
     return loader
 

@@ -32,7 +32,7 @@ class HeldRows:
         """Takes the rows of the fit, if any; nothing is read."""
         self.record = record
         self._rows: dict[str, tuple[Rows, ...]] = {}
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         if record is not None:
             self._rows = {TRAIN: record.subsets, **record.evaluation}
 
@@ -57,10 +57,10 @@ class HeldRows:
         held = self._rows.setdefault(name, now)
         if not same_rows(now, held):
             dataset = _with_rows(dataset, now, held, where)
-            if where not in self._told:
+            if where not in self._logged:
                 whose = "first call" if self.record is None else "fit"
                 log.info("%s: the rows of the %s are taken, in place of another random split.", where, whose)
-                self._told.add(where)
+                self._logged.add(where)
             loader = with_dataset(loader, dataset)
         if name != TRAIN and self.record is not None and name not in self.record.evaluation:
             _refuse_trained(dataset, self.record, where)

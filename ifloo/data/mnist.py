@@ -47,6 +47,7 @@ class MNISTDataModule(LoadedDataModule[DigitSet]):
     # Settings that change no number: results computed under other values of these are the same results. Different
     # content, which `source` may lead to, is distinguished by `fingerprint`.
     free_settings: ClassVar[frozenset[str]] = frozenset({"root", "source", "test_limit", "num_workers"})
+    path_settings: ClassVar[frozenset[str]] = frozenset({"root"})
 
     def __init__(
         self,

@@ -138,6 +138,11 @@ class _FreeSettings(typing_extensions.Protocol):
 
 
 @typing_extensions.runtime_checkable
+class _PathSettings(typing_extensions.Protocol):
+    path_settings: frozenset[str]
+
+
+@typing_extensions.runtime_checkable
 class _SourceTaken(typing_extensions.Protocol):
     @property
     def source_taken(self) -> str: ...
@@ -184,6 +189,13 @@ class DataNotes:
     def free_settings(self) -> frozenset[str]:
         """Names of the settings that change no number, such as paths; empty by default."""
         return self._data.free_settings if isinstance(self._data, _FreeSettings) else frozenset()
+
+    @property
+    def path_settings(self) -> frozenset[str]:
+        """Names of the settings that are paths of what is read, which no checkpoint from elsewhere sets; empty by
+        default.
+        """
+        return self._data.path_settings if isinstance(self._data, _PathSettings) else frozenset()
 
     @property
     def source_taken(self) -> str | None:

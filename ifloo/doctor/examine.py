@@ -30,6 +30,7 @@ from ifloo.doctor.fit_findings import (
 from ifloo.doctor.forward_trace import call_findings, changed_state, derivative_findings
 from ifloo.doctor.layer_findings import diagnose
 from ifloo.doctor.loader_findings import hook_findings, loader_findings
+from ifloo.doctor.objective_findings import objective_findings
 from ifloo.errors import InputError
 from ifloo.models import Adapted, SampleLossModule, unwrap
 from ifloo.models.training_step import run_step
@@ -41,6 +42,7 @@ from ifloo.objective.protocol import contract_of
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.singles import first_draw
 from ifloo.objective.user_code import failed_user_code
+from ifloo.stages.certificate.run_certificate import ExaminedRun
 from ifloo.stages.isolation import detached
 from ifloo.stages.settings import AttributionSettings
 
@@ -57,6 +59,7 @@ class DoctorInput:
         settings: Settings of the attribution.
         checkpoint: File of the module's weights; None for a module that is not trained yet.
         recipe: Trainer settings that the checkpoint was fitted with; empty if it does not contain them.
+        compare: Function that compares J with what was trained; None for a module that is not trained yet.
     """
 
     module: L.LightningModule
@@ -65,6 +68,7 @@ class DoctorInput:
     settings: AttributionSettings
     checkpoint: str | None = None
     recipe: Mapping[str, object] = field(default_factory=dict)
+    compare: Callable[[], ExaminedRun] | None = None
 
     @property
     def loader_name(self) -> str:
@@ -185,6 +189,7 @@ class _Trial:
 
     def __init__(self, subject: DoctorInput, fit: Fit, loader: DataLoader[Batch]) -> None:
         self.subject, self.fit, self.loader = subject, fit, loader
+        self.compared = ExaminedRun()
         self.stationarity: Stationarity | None = None
 
     def findings(self) -> list[Finding]:
@@ -210,10 +215,18 @@ class _Trial:
         if objective.losses.path is not Path.LOOP:  # a loop needs no more of the module than training does
             found = derivative_findings(objective.losses, theta, few, self._changed_state(few))
         if not any(one.fatal for one in [*found, *diagnose(module)]):
-            found += collected(type(self.subject.own).__name__, lambda: self._preflight(objective, theta))
+            found += collected(type(self.subject.own).__name__, self._compare)
+        if not any(one.fatal for one in [*found, *diagnose(module)]):
+            weighed = self.compared.weighed(objective)
+            found += collected(type(self.subject.own).__name__, lambda: self._preflight(weighed, theta))
         if isinstance(module, Adapted) and not any(one.fatal for one in found):
             found += adapted_findings(module, few)
         return found
+
+    def _compare(self) -> list[Finding]:
+        if self.subject.compare is not None:
+            self.compared = self.subject.compare()
+        return objective_findings(self.compared.certificate, f"{type(self.subject.own).__name__}.training_step")
 
     def _copy(self) -> L.LightningModule:
         return _copy_for_fit(self.subject.module, self.fit).to(self.subject.settings.torch_dtype)
@@ -225,7 +238,7 @@ class _Trial:
             return []
 
     def _preflight(self, objective: Objective, theta: Tensor) -> list[Finding]:
-        self.stationarity = preflight(objective, theta)
+        self.stationarity = preflight(objective, theta, self.compared.certificate)
         if self.subject.checkpoint is None or self.stationarity.warning is None:
             return []
         found = [unconverged(self.stationarity, self.subject.checkpoint, self.subject.settings)]
@@ -253,9 +266,20 @@ def unconverged(found: Stationarity, checkpoint: str, settings: AttributionSetti
             if needs_minimum
             else "The method asked for needs no minimum; scores through a curvature would."
         ),
-        "Train longer (optimizer lbfgs is finished to 1e-10), record the fit and take attribution.method "
-        "ifloo.attribution.Unrolled, or take the scores as a ranking at best.",
+        _remedy(found),
         Severity.WARNING if needs_minimum else Severity.NOTE,
+    )
+
+
+def _remedy(found: Stationarity) -> str:
+    if found.certificate is None:
+        return (
+            "Train longer (optimizer lbfgs is finished to 1e-10), record the fit and take attribution.method "
+            "ifloo.attribution.Unrolled, or take the scores as a ranking at best."
+        )
+    return (
+        f"{found.certificate.causes_of_a_distance} A recorded fit needs no minimum: attribution.method "
+        "ifloo.attribution.Unrolled."
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Generator, Mapping, MutableMapping
+from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from ifloo.errors import InputError
 from ifloo.former_names import FormerNameWarning
 from ifloo.models.decay import COUPLED, decoupled
+from ifloo.models.lightning_classes import defines, is_module
 from ifloo.models.module import SampleLossModule
 from ifloo.models.run_state import RunState, StandInTrainer, attached, stand_in_trainer
 from ifloo.models.training_step import loss_of_step, losses_by_vmap, refuse_without_step, transferred
@@ -40,7 +41,7 @@ PenaltyFunction = Callable[..., Tensor]  # the user's module -> [], nats
 
 _OURS = frozenset(
     {
-        *("training_step", "configure_optimizers", "on_train_start"),
+        *("training_step", "configure_optimizers", "on_train_start", "setup", "configure_model"),
         *("state_dict", "load_state_dict", "load_from_checkpoint"),
         *BATCH_HOOKS,  # applied before each training step, to the batch without its ids
     }
@@ -100,10 +101,10 @@ class Adapted(SampleLossModule):
         self.losses, self.own_penalty, self.l2 = sample_losses, penalty, l2
         self.skip_training = skip_training
         self.one_by_one = sample_losses is None
+        self._complete = False
+        self._record_trainable()
         self._stand_in: StandInTrainer | None = None
         self.batch_weights = SampleWeights()
-        # Recorded here because in a functional call the tensors that replace parameters may lack requires_grad.
-        self._trainable = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
         for name in _overridden(model):
             setattr(self, name, getattr(model, name))
 
@@ -183,6 +184,14 @@ class Adapted(SampleLossModule):
             return super().weighted_loss(batch)
         return self.sample_weights.default * self.step_loss(inner)
 
+    def share_of(self, ids: Sequence[int]) -> float | None:
+        """Returns Σ c_i of these samples in J = Σ c_i ℓ_i; None if J is the plain mean."""
+        weights = self.batch_weights
+        if not len(weights.ids):
+            return None
+        chosen = weights.of(torch.tensor(list(ids), dtype=torch.int64), torch.float64)
+        return float(chosen.sum() / weights.values.double().sum())
+
     def _loss_of_parts(self, parts: Apart) -> Float[Tensor, ""]:
         dtype = next(self.model.parameters()).dtype
         rest, single = (self.batch_weights.of(ids, dtype) for ids in (parts.rest_ids, parts.single_ids))
@@ -209,9 +218,47 @@ class Adapted(SampleLossModule):
             return torch.optim.SGD(self.model.parameters(), lr=0.0)
         return self.model.configure_optimizers()
 
+    @property
+    def trainer(self) -> L.Trainer:
+        return super().trainer
+
+    @trainer.setter
+    def trainer(self, trainer: L.Trainer | None) -> None:
+        """Attaches the Trainer to the wrapped module too, whichever Lightning package that is of."""
+        L.LightningModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]  # a property, which mypy takes apart
+        self.model.trainer = trainer
+
+    def set_up(self, trainer: L.Trainer) -> None:
+        """Calls `setup` and `configure_model` of the wrapped module, once: a later fit would make its layers again."""
+        if self._complete:
+            return
+        name = type(self.model).__name__
+        with attached(self.model, trainer):
+            with user_code(f"setup of {name}"):
+                self.setup("fit")
+            with user_code(f"configure_model of {name}"):
+                self.configure_model()
+
+    def setup(self, stage: str) -> None:
+        if not self._complete:
+            self.model.setup(stage)
+
+    def configure_model(self) -> None:
+        """Completes the module; a Trainer calls this after `setup`."""
+        if not self._complete:
+            self.model.configure_model()
+        self._complete = True
+        self._record_trainable()
+
+    def _record_trainable(self) -> None:
+        """Records which parameters are trained: in a functional call their replacements may lack `requires_grad`."""
+        self._trainable = frozenset(n for n, p in self.model.named_parameters() if p.requires_grad)
+
     def again(self, model: L.LightningModule) -> Adapted:
         """Adapts another module of the same class in the same way."""
-        return type(self)(model, self.losses, self.own_penalty, self.l2, self.skip_training)
+        again = type(self)(model, self.losses, self.own_penalty, self.l2, self.skip_training)
+        again.batch_weights = self.batch_weights
+        return again
 
     def on_train_start(self) -> None:
         """Sets a coupled weight decay equal to λ to zero, since the penalty contains it; refuses any other decay."""
@@ -235,6 +282,7 @@ class Adapted(SampleLossModule):
         if any(isinstance(v, Tensor) and v.dtype is torch.float64 for v in state_dict.values()):
             self.model.to(torch.float64)
         found: _IncompatibleKeys = self.model.load_state_dict(state_dict, *args, **kwargs)
+        self._record_trainable()
         return found
 
     @property
@@ -251,11 +299,11 @@ class Adapted(SampleLossModule):
     def _current_fx_name(self) -> str | None:
         """Name of the running hook, which Lightning sets for `self.log`; forwarded because the wrapped module logs."""
         model = self._modules.get("model")
-        return model._current_fx_name if isinstance(model, L.LightningModule) else None
+        return model._current_fx_name if is_module(model) else None
 
     @_current_fx_name.setter
     def _current_fx_name(self, name: str | None) -> None:
-        if isinstance(model := self._modules.get("model"), L.LightningModule):
+        if is_module(model := self._modules.get("model")):
             model._current_fx_name = name
 
 
@@ -278,6 +326,4 @@ def _overridden(model: L.LightningModule) -> list[str]:
     public = {n for n in dir(L.LightningModule) if not n.startswith("_") and n not in _OURS}
     functions = [n for n, _ in inspect.getmembers(L.LightningModule, inspect.isfunction) if n in public]
     nn_own = {n for n in dir(nn.Module) if n != "forward"}
-    return [
-        n for n in functions if n not in nn_own and getattr(type(model), n, None) is not getattr(L.LightningModule, n)
-    ]
+    return [n for n in functions if n not in nn_own and defines(model, n)]

@@ -310,7 +310,9 @@ class _SilentBar(ProgressBar):
 @contextmanager
 def _no_notes() -> Generator[None, None, None]:
     """Hides Lightning's notes on devices and tips."""
-    chatty = [logging.getLogger(f"lightning.pytorch{name}") for name in ("", ".utilities.rank_zero", ".accelerators")]
+    # The one that was imported last names the logger of both.
+    packages, parts = ("lightning.pytorch", "pytorch_lightning"), ("", ".utilities.rank_zero", ".accelerators")
+    chatty = [logging.getLogger(package + part) for package in packages for part in parts]
     levels = [one.level for one in chatty]
     for one in chatty:
         one.setLevel(logging.ERROR)

@@ -10,15 +10,12 @@ from torch.utils.data import DataLoader
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, MapDataset, fetch_samples, tensors_of, without_ids
-from ifloo.objective.loaders import training_dataset, unwrap_loader
+from ifloo.objective.loaders import first_draw_reads, training_dataset, unwrap_loader
 from ifloo.objective.seeded_draws import (
     Collate,
-    CollateDraws,
     SeededCollate,
     SeededDraws,
-    SeveralDraws,
     is_kept,
-    seeded_collate,
     tensors_in_memory,
 )
 
@@ -50,10 +47,7 @@ def find_augmentation(loader: DataLoader[Batch]) -> Augmentation | None:
         None if the samples are the same at each read.
     """
     own = training_dataset(loader)
-    scored, collate = unwrap_loader(loader)
-    if isinstance(collate, CollateDraws):
-        collate = seeded_collate(collate.collate)
-    scored = scored.draws[0] if isinstance(scored, SeveralDraws) else scored
+    scored, collate = first_draw_reads(loader)
     plain = tensors_in_memory(own) is not None and not isinstance(collate, SeededCollate)
     if plain or not len(own):
         return None

@@ -187,6 +187,7 @@ class TrainingData:
         id_rule: Place where the batches carry these ids, if they do.
         device: Device of the batches.
         dtype: Dtype of the floating-point tensors in the batches.
+        factors: n·c_i of each sample in J = Σ_i c_i ℓ_i, which the batches carry; None if J is the plain mean.
     """
 
     def __init__(
@@ -209,6 +210,7 @@ class TrainingData:
         """
         reader = IdReader(loader.id_rule if isinstance(loader, StatesIds) else IdRule())
         self.loader, self.device, self.dtype = loader, device, dtype
+        self.factors: Float[Tensor, " n"] | None = None
         self._cache: list[Batch] | None = []
         used = start = 0
         for position, raw in enumerate(loader):

@@ -14,7 +14,7 @@ from ifloo.objective.batches import Batch, Identified, MapDataset, fetch_samples
 from ifloo.objective.id_rule import IdRule, IdSetting, Source, StatesIds, rows_of
 from ifloo.objective.ids import decide
 from ifloo.objective.sampling import refuse_partial
-from ifloo.objective.seeded_draws import Collate, FixedReads, is_kept, scored_reads, training_reads
+from ifloo.objective.seeded_draws import Collate, FixedReads, is_kept, scored_reads, training_reads, without_draws
 from ifloo.objective.singles import Apart, CollateItems, CollateSingles, Singles
 
 
@@ -208,6 +208,11 @@ def unwrap_loader(loader: DataLoader[Batch]) -> tuple[MapDataset, Collate]:
     if loader.batch_sampler is None:  # of batch_size=None
         collate = CollateItems(collate)
     return scored_reads(dataset, collate)
+
+
+def first_draw_reads(loader: DataLoader[Batch]) -> tuple[MapDataset, Collate]:
+    """Returns what `unwrap_loader` does, of the first draw alone where samples have several."""
+    return without_draws(*unwrap_loader(loader))
 
 
 def training_dataset(loader: DataLoader[Batch]) -> MapDataset:

@@ -67,6 +67,11 @@ class Objective:
         """p, the number of parameters."""
         return self.losses.space.size
 
+    @property
+    def factors(self) -> Float[Tensor, " n"] | None:
+        """n·c_i of each sample in J = Σ_i c_i ℓ_i, float64; None if J is the plain mean."""
+        return self.data.factors if isinstance(self.data, TrainingData) else None
+
     def reweighted(self, weights: SampleWeights) -> Objective:
         """Returns the objective of a refit: the same losses and data with other weights w."""
         return replace(self, weights=weights)
@@ -146,7 +151,9 @@ def weighted_data(data: TrainingData, weights: Float[Tensor, " n"]) -> TrainingD
     if not isinstance(data.loader, DataLoader):
         raise InputError(f"Samples can be weighted where a DataLoader yields them, got {type(data.loader).__name__}.")
     factors = weights.double() * (data.n / weights.double().sum())
-    return TrainingData(weighted(data.loader, data.ids, factors.to(data.dtype)), data.device, data.dtype)
+    found = TrainingData(weighted(data.loader, data.ids, factors.to(data.dtype)), data.device, data.dtype)
+    found.factors = factors
+    return found
 
 
 def _part(objective: Objective, ids: Tensor, batch: Batch, theta: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from ifloo.errors import IflooError, InputError
 from ifloo.objective.batches import Batch, fetch_samples, sample_ids, to_device
+from ifloo.objective.causes import cause_of_change
 from ifloo.objective.forms import tensors_of
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
 from ifloo.objective.layout import Layout
@@ -284,11 +285,15 @@ def _check_reference(losses: FunctionalLosses, samples: DrawnSamples, reference:
         again = torch.stack([loop.single_loss(losses.theta(), recordable(one)) for one in samples.singles])
     if not reference.same_losses(again):
         k = int((again - reference.losses).abs().argmax())
+
+        def run() -> object:
+            return loop.single_loss(losses.theta(), recordable(samples.singles[k]))
+
         raise InputError(
             f"The loss of a sample differs at two calls on the same batch: {float(reference.losses[k]):.9g} and "
             f"{float(again[k]):.9g} (training sample {int(samples.ids[k])}).\n"
-            "  Its cause is most often a random layer (dropout) that is on while scoring. Per-sample influence needs a "
-            "loss that belongs to the sample alone."
+            f"  Its cause: {cause_of_change(losses.module, run)}. A loss that draws random numbers is scorable with "
+            "their mean in place of the draw, as a function of your own: sample_losses(model, batch) -> [b]."
         )
 
 

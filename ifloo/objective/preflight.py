@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from ifloo.errors import IflooError, InputError, summarise
-from ifloo.objective.batches import Batch, Identified, TrainingData, batch_size, slice_batch
+from ifloo.objective.batches import Batch, Identified, TrainingData, batch_size, slice_batch, without_ids
+from ifloo.objective.causes import causes_of_other_mean
 from ifloo.objective.certificate import ObjectiveCertificate
 from ifloo.objective.functional import Path, scoring
 from ifloo.objective.layers import kinds, places, recurrent_layers
@@ -125,11 +126,13 @@ def _check_step_loss(objective: Objective, theta: Tensor, few: Batch, losses: Te
     whole = objective.losses.step_loss(theta, few)
     mean = losses.mean() if factors is None else losses.sum() / factors.sum()
     if (whole - mean).abs() > rounding(mean):
+        seen = causes_of_other_mean(objective.losses.module, without_ids(few), float(whole / mean), len(losses))
         raise InputError(
             f"training_step on a batch of {len(losses)} gives {float(whole):.9g}, the mean over its samples as batches "
             f"of one is {float(mean):.9g}: its loss is not a mean of losses of single samples.\n"
-            "  Its cause is a loss across the batch (contrastive, class-weighted, BatchNorm) or a sum in place of the "
-            "mean. Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
+            f"  {seen}\n"
+            "  Give the losses as a function of your own: sample_losses(model, batch) -> [b]. A contrastive loss has "
+            "none."
         )
 
 

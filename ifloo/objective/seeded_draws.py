@@ -190,6 +190,13 @@ def scored_reads(dataset: MapDataset, collate: Collate) -> tuple[MapDataset, Col
     return scored, CollateDraws(collate) if isinstance(scored, SeveralDraws) else seeded_collate(collate)
 
 
+def without_draws(dataset: MapDataset, collate: Collate) -> tuple[MapDataset, Collate]:
+    """Returns dataset and collate function of the first draw alone, of those that `scored_reads` returns."""
+    if isinstance(dataset, SeveralDraws) and isinstance(collate, CollateDraws):
+        return dataset.draws[0], seeded_collate(collate.collate)
+    return dataset, collate
+
+
 def seeded_collate(collate: Collate, draw: int = 0) -> Collate:
     """Returns the collate function with fixed draws; torch's own, which draws nothing, stays itself."""
     if isinstance(collate, SeededCollate) or collate is default_collate or collate is default_convert:

@@ -30,11 +30,18 @@ class SampleWeights:
     values: Float[Tensor, " g"] = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
 
     @classmethod
-    def removing(cls, ids: Sequence[int], removal: Removal, n: int) -> SampleWeights:
+    def removing(cls, ids: Sequence[int], removal: Removal, n: int, share: float | None = None) -> SampleWeights:
         """Returns the weights of a refit without `ids`.
 
         With `zero_weight`, w_i = 0 and the mean still divides by n. With `drop`, the mean runs over the n − g remaining
         samples; that is, w_i = 0 and every other weight is n / (n − g) with the same factor 1/n.
+
+        Args:
+            ids: Ids of the removed samples.
+            removal: Meaning of the removal.
+            n: Number of all samples.
+            share: Σ c_i of the removed samples in J = Σ c_i ℓ_i; None stands for g / n. The weights of a dropped sample
+                are then divided among the others: every other weight is 1 / (1 − share).
 
         Raises:
             InputError: An id is repeated, or no sample would remain.
@@ -43,7 +50,8 @@ class SampleWeights:
             raise InputError(f"Each id can be removed once, got {sorted(ids)}.")
         if len(ids) >= n:
             raise InputError(f"Removing {len(ids)} of {n} samples leaves nothing to train on.")
-        default = n / (n - len(ids)) if removal == "drop" else 1.0
+        whole = n / (n - len(ids)) if share is None else 1 / (1 - share)
+        default = whole if removal == "drop" else 1.0
         return cls(default, torch.tensor(sorted(ids), dtype=torch.int64), torch.zeros(len(ids), dtype=torch.float64))
 
     @classmethod

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ifloo.data import AdaptedData, FitRecord
+from ifloo.data import AdaptedData, FitRecord, unwrap_data
 from ifloo.data.fit_record import KEY
 from ifloo.data.protocol import AttributionData
 from ifloo.errors import InputError, WorkError, first_sentence
 from ifloo.minimize.newton_cg import FitEnd
 from ifloo.models import unwrap
+from ifloo.models.lightning_classes import defines, is_data_module
 from ifloo.models.module import callbacks_of
+from ifloo.models.run_state import RunState, attached, stand_in_trainer
+from ifloo.objective.user_code import user_code
+from ifloo.refit.checkpoint_objects import described
 from ifloo.refit.fit_termination import fit_unless_terminated
 from ifloo.refit.newton_finish import NewtonFinish
+from ifloo.refit.own_data import OwnData
+from ifloo.refit.state_difference import state_difference
 from ifloo.refit.trainer_settings import TrainerSettings
 from ifloo.store import JSON, replacing, sha256_of_tensors
 
@@ -39,6 +46,7 @@ class BaseCheckpoint:
         record: Settings and measurements of `fit_base`: seed, Trainer settings (key `recipe`), classes, data
             fingerprint, ‖∇J‖.
         trained_on: Record of the training data; None where the checkpoint has none.
+        content: Everything in the file, for the hooks that read more than weights.
     """
 
     path: Path
@@ -47,18 +55,44 @@ class BaseCheckpoint:
     data: dict[str, object]
     record: dict[str, Any]
     trained_on: FitRecord | None = None
+    content: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def restore(self, module: L.LightningModule) -> None:
-        """Copies the weights into a module.
+    @cached_property
+    def run_state(self) -> RunState:
+        """State of the run that wrote the checkpoint, with the settings of its Trainer as far as they are known."""
+        known = self.record.get("given", self.record.get("recipe", {}))
+        return RunState.from_checkpoint({**self.content, "state_dict": self.state}, known)
+
+    def restore_data(self, datamodule: L.LightningDataModule) -> None:
+        """Hands a data module, after its set-up, the state that it saved in the checkpoint, as a Trainer does."""
+        owners = (type(datamodule), type(unwrap_data(datamodule)))
+        saved = [self.content[one.__qualname__] for one in owners if one.__qualname__ in self.content]
+        if saved:
+            datamodule.load_state_dict(saved[0])
+
+    def restore(self, module: L.LightningModule, trainer: L.Trainer | None = None) -> None:
+        """Copies the weights into a module, after its `on_load_checkpoint` has seen the whole checkpoint.
+
+        Args:
+            module: Module whose layers are made.
+            trainer: Trainer that the hooks of the module may read; None for an idle one in the state of the run.
 
         Raises:
             InputError: If the checkpoint is of another model, or its tensors have other shapes.
         """
-        expected = {k: tuple(v.shape) for k, v in module.state_dict().items()}
-        stored = {k: tuple(v.shape) for k, v in self.state.items()}
-        if expected != stored:
-            raise InputError(_mismatch(self, type(unwrap(module)).__name__, expected, stored))
-        module.load_state_dict(self.state, strict=True)
+        owner = unwrap(module)
+        content = {**self.content, "state_dict": dict(self.state)}
+        running = attached(owner, trainer or stand_in_trainer(self.run_state))
+        with running, user_code(f"on_load_checkpoint of {type(owner).__name__}"):
+            owner.on_load_checkpoint(content)
+        if difference := state_difference(module, content["state_dict"], owner.strict_loading):
+            kind = self.record.get("model_class")
+            raise InputError(
+                f"The checkpoint {self.path} is not of this {type(owner).__name__}"
+                f"{f' (it was fitted as {kind})' if kind else ''}.\n{difference}\n"
+                "  Name the checkpoint of this model with --checkpoint, or run `ifloo fit` with this one."
+            )
+        module.load_state_dict(content["state_dict"], strict=owner.strict_loading)
 
 
 def fit_base(
@@ -85,7 +119,10 @@ def fit_base(
         )
     recorder = _Recorder(dict(record), datamodule)
     callbacks_of(trainer).append(recorder)
-    fit_unless_terminated(trainer, module, datamodule)
+    if isinstance(datamodule, AdaptedData):
+        _fit_adapted(trainer, module, datamodule)
+    else:
+        fit_unless_terminated(trainer, module, datamodule)
     minimum = finish.minimum
     if minimum is None or not trainer.state.finished:
         raise WorkError("The fit was interrupted; no checkpoint was written.")
@@ -93,6 +130,17 @@ def fit_base(
     with replacing(path) as file:
         trainer.save_checkpoint(file.name, weights_only=False)
     return minimum
+
+
+def _fit_adapted(trainer: L.Trainer, module: L.LightningModule, datamodule: AdaptedData) -> None:
+    """Fits on the loaders of an adapter, while the Trainer shows the author's own data module."""
+    own = unwrap_data(datamodule)
+    callbacks_of(trainer).append(OwnData(own if is_data_module(own) else None))
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    validation = datamodule.val_dataloader() if defines(unwrap(module), "validation_step") else []
+    fit_unless_terminated(trainer, module, datamodule.train_dataloader(), None if validation == [] else validation)
+    trainer.datamodule = datamodule  # type: ignore[attr-defined]  # its settings are part of a checkpoint
 
 
 class _Recorder(L.Callback):
@@ -130,8 +178,8 @@ def load_base(path: Path) -> BaseCheckpoint:
     return _base(path, content, content[SECTION])
 
 
-def load_foreign(path: Path, seed: int, settings: Mapping[str, Any]) -> BaseCheckpoint:
-    """Reads a Lightning checkpoint of any Trainer, without executing code from it.
+def load_foreign(path: Path, seed: int, settings: Mapping[str, Any], *, trusted: bool = False) -> BaseCheckpoint:
+    """Reads a Lightning checkpoint of any Trainer, without executing code from it unless it is trusted.
 
     Such a checkpoint does not record data, seed and Trainer settings of the fit: refits use the seed and the settings
     given here. A checkpoint that `fit_base` wrote keeps those it records.
@@ -141,13 +189,19 @@ def load_foreign(path: Path, seed: int, settings: Mapping[str, Any]) -> BaseChec
         seed: Random seed of the refits.
         settings: Fields of `TrainerSettings`. Defaults of those left out: one epoch (with `max_steps`, as many epochs
             as these steps take), float64 if the weights have it, else Lightning's defaults.
+        trusted: Whether objects that are no plain values are read, too, which runs code that the file names.
 
     Raises:
         InputError: If the file is missing, unreadable, or not a Lightning checkpoint.
     """
     if not path.is_file():
         raise InputError(f"There is no checkpoint at {path}.\n  Name one that a Lightning Trainer wrote (--ckpt_path).")
-    content = _read(path, "Write the checkpoint without objects of your own in hyper-parameters and callbacks.")
+    content = _read(
+        path,
+        "--trust_checkpoint reads it as it is, and so runs code that the file names: give it only for a file whose "
+        "origin you trust. Or leave the objects out when you write it: self.save_hyperparameters(ignore=[...]).",
+        trusted,
+    )
     if not isinstance(content, dict) or "state_dict" not in content:
         raise InputError(
             f"{path} is no Lightning checkpoint (it has no 'state_dict').\n"
@@ -164,10 +218,17 @@ def load_foreign(path: Path, seed: int, settings: Mapping[str, Any]) -> BaseChec
     return _base(path, content, record)
 
 
-def _read(path: Path, remedy: str) -> object:
+def _read(path: Path, remedy: str, trusted: bool = False) -> object:
+    """Reads a file.
+
+    Raises:
+        InputError: If it is damaged, or holds objects and is not trusted.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=not trusted)
     except Exception as error:  # unpickling a damaged file may raise any exception
+        if not trusted and (objects := described(path)) is not None:
+            raise InputError(f"{path} holds more than plain values and tensors: {objects}.\n  {remedy}") from error
         raise InputError(
             f"{path} cannot be read as a checkpoint: {_reason(error)}.\n"
             f"  The file is damaged or holds more than weights and plain values. {remedy}"
@@ -177,7 +238,7 @@ def _read(path: Path, remedy: str) -> object:
 def _base(path: Path, content: dict[str, Any], record: dict[str, Any]) -> BaseCheckpoint:
     model, data = content.get("hyper_parameters", {}), content.get("datamodule_hyper_parameters", {})
     return BaseCheckpoint(
-        path, content["state_dict"], _settings(model), _settings(data), record, FitRecord.read(content)
+        path, content["state_dict"], _settings(model), _settings(data), record, FitRecord.read(content), content
     )
 
 
@@ -194,25 +255,3 @@ def weights_sha256(module: L.LightningModule) -> str:
 
 def _settings(hyper_parameters: Mapping[str, object]) -> dict[str, object]:
     return {k: v for k, v in hyper_parameters.items() if not k.startswith("_")}
-
-
-def _mismatch(
-    base: BaseCheckpoint, name: str, expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]]
-) -> str:
-    """Describes how the tensors of a checkpoint differ from those of a model of class `name`."""
-    missing, extra = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
-    kind = base.record.get("model_class")
-    lines = [f"The checkpoint {base.path} is not of this {name}{f' (it was fitted as {kind})' if kind else ''}."]
-    if missing:
-        lines.append(f"  The model has, the checkpoint has not: {missing[:5]}")
-    if extra:
-        lines.append(f"  The checkpoint has, the model has not: {extra[:5]}")
-    shapes = [
-        f"{k} {list(stored[k])} instead of {list(shape)}"
-        for k, shape in expected.items()
-        if k in stored and shape != stored[k]
-    ]
-    if shapes:
-        lines.append(f"  Shapes: {'; '.join(shapes[:5])}")
-    lines.append("  Name the checkpoint of this model with --checkpoint, or run `ifloo fit` with this one.")
-    return "\n".join(lines)

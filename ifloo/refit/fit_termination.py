@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from torch.utils.data import DataLoader
 
 from ifloo.objective import Batch
@@ -14,6 +15,7 @@ def fit_unless_terminated(
     trainer: L.Trainer,
     module: L.LightningModule,
     data: DataLoader[Batch] | L.LightningDataModule | None = None,
+    validation: EVAL_DATALOADERS | None = None,
 ) -> None:
     """Fits a module with a Trainer.
 
@@ -24,13 +26,14 @@ def fit_unless_terminated(
         trainer: Trainer of the fit.
         module: Module to fit.
         data: Training loader, or data module; None if the module has its own loader.
+        validation: Validation loaders, beside a training loader.
 
     Raises:
         Terminated: If the process receives SIGTERM.
     """
     try:
         with sigterm_unwinds():
-            trainer.fit(module, data)
+            trainer.fit(module, data, validation)
     except SIGTERMException as error:
         raise Terminated from error
     except Exception as error:

@@ -13,7 +13,9 @@ from ifloo.errors import InputError, WorkError
 from ifloo.gradients import sample_gradients
 from ifloo.models import SampleLossModule
 from ifloo.objective import Batch, FunctionalLosses, scoring
-from ifloo.objective.batches import to_module
+from ifloo.objective.batches import to_module, without_ids
+from ifloo.objective.functional import Path
+from ifloo.objective.singles import Singles
 from ifloo.params import ParamSpace
 from ifloo.refit.execution.job import RefitRequest, RefitResult, RefitWork, test_losses
 from ifloo.refit.execution.runner import FailedUnit, InProcess, Runner
@@ -192,7 +194,9 @@ class LeaveOneOut:
         mu = self.base.strong_convexity()
         space = ParamSpace.of(self.base)
         with scoring(self.base):
-            losses, queries = FunctionalLosses(self.base, space), to_module(self.queries, self.base)
+            queries = to_module(self.queries, self.base)
+            path = Path.LOOP if isinstance(without_ids(queries), Singles) else Path.FORWARD
+            losses = FunctionalLosses(self.base, space, path)
             gradients = sample_gradients(losses, space.values_of(self.base), queries)
         return mu, [float(x) for x in gradients.norm(dim=1)]
 

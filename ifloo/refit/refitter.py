@@ -15,10 +15,12 @@ from ifloo.minimize.newton_cg import FitEnd
 from ifloo.models import Adapted, SampleLossModule
 from ifloo.models.hooks import overridden
 from ifloo.models.module import callbacks_of
+from ifloo.models.run_state import RunState, StandInTrainer, stand_in_trainer
 from ifloo.objective import Batch, SampleWeights
 from ifloo.objective.loaders import apart, identified
 from ifloo.refit.fit_termination import fit_unless_terminated
 from ifloo.refit.newton_finish import NewtonFinish
+from ifloo.refit.own_data import OwnData, own_data_of
 from ifloo.refit.trainer_settings import TrainerSettings, quiet_lightning
 from ifloo.termination import sigterm_unwinds
 
@@ -134,6 +136,19 @@ class Refitter:
         module = self.train(make, ending)
         return Refit(module, ending.require(), time.perf_counter() - begun)
 
+    def stand_in(self) -> StandInTrainer:
+        """Returns an idle Trainer in the state of the start of a refit, for what is read of it outside a fit."""
+        settings = self.trainer_settings
+        state = RunState(
+            max_epochs=settings.max_epochs,
+            max_steps=settings.max_steps,
+            precision=settings.precision,
+            accumulate_grad_batches=settings.accumulate_grad_batches,
+            gradient_clip_val=settings.gradient_clip_val,
+            gradient_clip_algorithm=settings.gradient_clip_algorithm,
+        )
+        return stand_in_trainer(state, own_data_of(self.loader), self.loader())
+
     def train(self, made: Callable[[], ModuleT], ending: L.Callback) -> ModuleT:
         """Fits a module with a Trainer, after setting the seed.
 
@@ -151,6 +166,7 @@ class Refitter:
             L.seed_everything(self.seed, workers=True, verbose=False)
             module = made()
             trainer = self.trainer_settings.trainer(ending)
+            callbacks_of(trainer).append(OwnData(own_data_of(self.loader)))
             if self.allow_decoupled_decay:
                 callbacks_of(trainer).append(_AllowDecoupledDecay())
             fit_unless_terminated(trainer, module, self._loader_for(module))

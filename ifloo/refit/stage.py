@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ifloo.data.protocol import AttributionData
+from ifloo.data.protocol import AttributionData, SingleQueries
 from ifloo.errors import InputError
-from ifloo.models import SampleLossModule
+from ifloo.models import Adapted, SampleLossModule
+from ifloo.objective import Batch
 from ifloo.refit.execution.job import TrainingLoader
 from ifloo.refit.extra_refits import ExtraRefits, Groups, WeightSteps
 from ifloo.refit.loo import LeaveOneOut
@@ -143,7 +144,7 @@ class RefitStage:
             refitter=Refitter(
                 self._start(), loader, self.trainer_settings, self.finish, self.seed, allow_decoupled_decay=True
             ),
-            queries=self.datamodule.test_batch(list(files)),
+            queries=self._queries(list(files)),
             files=[LossFile(pair.losses) for pair in files.values()],
             null_files=[LossFile(pair.nulls, "draw") for pair in files.values()],
             n=len(self.datamodule.train_set),
@@ -151,6 +152,13 @@ class RefitStage:
             extra_refits=extra_refits,
             seed_files=seed_files,
         )
+
+    def _queries(self, test_ids: Sequence[int]) -> Batch:
+        """Returns the tests: one by one where a loss is that of a training step, which some modules take alone only."""
+        data = self.datamodule
+        if isinstance(self.module, Adapted) and self.module.one_by_one and isinstance(data, SingleQueries):
+            return data.test_singles(test_ids)
+        return data.test_batch(test_ids)
 
     def _start(self) -> Callable[[], SampleLossModule]:
         if self.settings.init == "warm":

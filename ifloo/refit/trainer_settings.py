@@ -131,14 +131,15 @@ def quiet_lightning() -> Generator[None, None, None]:
     """Silences Lightning's notes on devices, tips and worker counts in hundreds of refits, but no warnings of ifloo."""
     loggers = [
         logging.getLogger(name)
-        for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+        for package in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
+        for name in (package, f"{package}.utilities.rank_zero")
     ]
     levels = [one.level for one in loggers]
     for one in loggers:
         one.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
+            warnings.filterwarnings("ignore", category=UserWarning, module="(pytorch_)?lightning")
             yield
     finally:
         for one, level in zip(loggers, levels, strict=True):

@@ -20,6 +20,7 @@ RECORD = Record(
         "steps": Column(np.int64),
         **{name: Column(str) for name in ("status", "method", "definitions", "settings")},
         **{name: Column(np.float64, optional=True) for name in _OPTIONAL_NUMBERS},
+        "factors": Column(np.float64, (_SAMPLE,), optional=True),
         "scores": Column(np.float32, (_SAMPLE,)),
         "train_ids": Column(np.int64, (_SAMPLE,)),
     },
@@ -52,6 +53,7 @@ class StoredInfluences:
         residual_curve: Step and worst relative residual of the damped system over the tests solved together,
             `[steps, 2]`. The last residual is recomputed on the full data, the others are the solver's own. None if no
             system was solved or the curve was not recorded.
+        factors: n·c_i of each training sample, `[n]`, where J = Σ c_i ℓ_i weighs them; None if J is the plain mean.
     """
 
     test_id: int
@@ -69,6 +71,7 @@ class StoredInfluences:
     settings: str
     repeat_error: float | None = None
     residual_curve: NDArray[np.float64] | None = None
+    factors: NDArray[np.float64] | None = None
 
 
 def save(path: Path | str, stored: StoredInfluences) -> None:
@@ -113,6 +116,7 @@ def load(path: Path | str) -> StoredInfluences:
         settings=str(arrays["settings"]),
         repeat_error=optional_number(arrays, "repeat_error"),
         residual_curve=arrays.get("residual_curve"),
+        factors=arrays.get("factors"),
     )
     if (fault := _fault(stored)) is not None:
         raise RECORD.refused(path, fault)

@@ -55,8 +55,13 @@ def predicted(stored: StoredInfluences, ids: NDArray[np.int64], removal: Removal
     Raises:
         InputError: If an id has no score.
     """
-    scores = stored.scores[positions(stored, ids)].astype(np.float64)
-    return np.asarray(predicted_change(scores, stored.score_mean, removal))  # type: ignore[arg-type]
+    rows = positions(stored, ids)
+    return np.asarray(predicted_change(stored.scores[rows].astype(np.float64), _centre(stored, rows), removal))  # type: ignore[arg-type]
+
+
+def _centre(stored: StoredInfluences, rows: NDArray[np.int64]) -> NDArray[np.float64] | float:
+    """Returns what dropping a sample adds to its prediction: n·c_i times the mean score, since J is divided anew."""
+    return stored.score_mean if stored.factors is None else stored.factors[rows] * stored.score_mean
 
 
 def positions(stored: StoredInfluences, ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -97,4 +102,4 @@ def _corrected(layout: Layout, stored: StoredInfluences, ids: NDArray[np.int64],
         return {}
     effects = dict(zip(found.ids.tolist(), found.effects.tolist(), strict=True))
     by_id = np.array([effects.get(i, np.nan) for i in ids.tolist()])
-    return {CORRECTED: by_id + (stored.score_mean if removal == "drop" else 0.0)}
+    return {CORRECTED: by_id + (_centre(stored, positions(stored, ids)) if removal == "drop" else 0.0)}

@@ -57,6 +57,7 @@ class MultimodalDataModule(LoadedDataModule[MultimodalSet]):
     free_settings: ClassVar[frozenset[str]] = frozenset(
         {"train_jsonl", "test_jsonl", "image_root", "root", "test_limit", "on_bad_row", "num_workers"}
     )
+    path_settings: ClassVar[frozenset[str]] = frozenset({"train_jsonl", "test_jsonl", "image_root", "root"})
 
     def __init__(
         self,

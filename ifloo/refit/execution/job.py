@@ -15,11 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ifloo.data import AdaptedData
 from ifloo.data.adapted import training_loader
 from ifloo.data.protocol import AttributionData
-from ifloo.models import SampleLossModule
+from ifloo.models import Adapted, SampleLossModule
 from ifloo.objective import Batch, SampleWeights, scoring
 from ifloo.objective.batches import to_module, without_ids
+from ifloo.objective.singles import Singles
 from ifloo.params import ParamSpace
 from ifloo.refit.refitter import Refitter
 from ifloo.refit.selection import RefitSettings
@@ -147,7 +149,8 @@ class RefitWork:
         if removed := request.group or (() if request.id == NULL_ID else (request.id,)):
             if request.weight:
                 return RefitTask(SampleWeights.stepped(request.id, request.weight))
-            return RefitTask(SampleWeights.removing(removed, self.settings.removal, self.n))
+            share = self.base.share_of(removed) if isinstance(self.base, Adapted) else None
+            return RefitTask(SampleWeights.removing(removed, self.settings.removal, self.n, share))
         return RefitTask(displacement=self._removal_steps[request.draw - 1]) if request.draw else RefitTask()
 
     @cached_property
@@ -177,8 +180,11 @@ class RefitWork:
 
 def test_losses(module: SampleLossModule, queries: Batch) -> list[float]:
     """Computes the loss of each test sample, nats, without penalty."""
+    batch = without_ids(to_module(queries, module))
     with torch.no_grad(), scoring(module):
-        return [float(x) for x in module.sample_losses(without_ids(to_module(queries, module)))]
+        if isinstance(batch, Singles):
+            return [float(module.single_loss(one)) for one in batch.batches]
+        return [float(x) for x in module.sample_losses(batch)]
 
 
 @dataclass(frozen=True)
@@ -196,6 +202,6 @@ class TrainingLoader:
 
     def __getstate__(self) -> dict[str, AttributionData]:
         data = copy.copy(self.data)
-        if isinstance(data, L.LightningDataModule):
+        if isinstance(data, L.LightningDataModule) and not isinstance(data, AdaptedData):  # which leaves it itself
             data.trainer = None
         return {"data": data}

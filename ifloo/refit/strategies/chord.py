@@ -21,6 +21,7 @@ from ifloo.minimize.newton_cg import FitEnd
 from ifloo.models import SampleLossModule
 from ifloo.models.fit_settings import optimizers_in
 from ifloo.models.hooks import overridden
+from ifloo.models.run_state import attached
 from ifloo.objective import Objective, scoring
 from ifloo.objective.functional import Path
 from ifloo.objective.out_of_memory import in_parts
@@ -219,7 +220,8 @@ def _refuse_unfinished(refitter: Refitter, base: SampleLossModule) -> None:
         return
     if after == "never":
         raise StrategyError("fits are not finished to the minimum (finish.after = never)")
-    optimizers = list(optimizers_in(base.configure_optimizers()))
+    with attached(base, refitter.stand_in()):
+        optimizers = list(optimizers_in(base.configure_optimizers()))
     if not any(isinstance(one, torch.optim.LBFGS) for one in optimizers):
         names = ", ".join(type(one).__name__ for one in optimizers) or "other"
         raise StrategyError(f"{names} fits are not finished to the minimum (finish.after = {after})")

@@ -38,7 +38,7 @@ from ifloo.stages.callback.queries import Queries
 from ifloo.stages.callback.scorer import EpochScorer, refuse_below_one
 from ifloo.stages.callback.slow_scoring import shown_when_slow
 from ifloo.stages.callback.snapshot import Snapshot
-from ifloo.stages.callback.training_data import data_record, is_augmented, training_loader, warn_of_hooks
+from ifloo.stages.callback.training_data import data_record, note_of_augmentation, training_loader, warn_of_hooks
 from ifloo.stages.isolation import undisturbed_with
 from ifloo.stages.scores.self_influence import DAMPING
 
@@ -125,6 +125,7 @@ class InfluenceCallback(L.Callback):
         ids: Setting of the sample ids: `auto` (a unique key `idx`, else positions), `third` item or `positions`.
         accept_objective: Whether scores are computed though the gradient of a training step differs from that of the
             objective for an unexplained reason.
+        draws: Number of seeded draws of each training sample, if its reads are augmented; its loss is their mean.
     """
 
     _fit: _Fit | None = None
@@ -153,20 +154,21 @@ class InfluenceCallback(L.Callback):
         strict: bool = False,
         ids: IdSetting = "auto",
         accept_objective: bool = False,
+        draws: int = 1,
     ) -> None:
         """Stores the settings; nothing is read before the fit.
 
         Raises:
             InputError: A setting is out of range, or the method needs a recorded run.
         """
-        refuse_below_one(every_n_epochs=every_n_epochs, num_queries=num_queries, batch_size=batch_size)
+        refuse_below_one(every_n_epochs=every_n_epochs, num_queries=num_queries, batch_size=batch_size, draws=draws)
         self.queries, self.num_queries, self.every_n_epochs = queries, num_queries, every_n_epochs
         self.output_dir, self.overwrite = output_dir, overwrite
         self.weights, self.strict = last_or_best(weights), strict
         patterns = [parameters] if isinstance(parameters, str) else parameters
         chosen = None if patterns is None else tuple(patterns)
         self._scorer = EpochScorer(
-            method, chosen, damping, sample_losses, l2, self_influence, dtype, batch_size, ids, accept_objective
+            method, chosen, damping, sample_losses, l2, self_influence, dtype, batch_size, ids, accept_objective, draws
         )
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -238,7 +240,7 @@ class InfluenceCallback(L.Callback):
         with undisturbed_with(loader.dataset, loader.collate_fn, self.queries):
             queries = Queries.of(self.queries, self.num_queries, loader, self._scorer.ids)
             scorer = self._scorer.try_on_few(FitWeights(trainer, module, ran=False), loader, queries)
-            notes = (ONE_DRAW,) if is_augmented(loader) else ()
+            notes = note_of_augmentation(loader, self._scorer.draws)
         folders = EpochFolders(root, self._scorer.identity_settings(queries))
         self._to_clear = False
         try:

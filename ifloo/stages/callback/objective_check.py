@@ -23,6 +23,7 @@ ARGUMENTS = {
     "--adapt.accept_objective true": "accept_objective=True",
     "--adapt.accept_objective": "accept_objective",
     "--adapt.sample_losses": "sample_losses",
+    "--adapt.penalty": "l2",
     "--adapt.l2 ": "l2=",
     "--adapt.l2": "l2",
     "--attribution.parameters ": "parameters=",

@@ -36,6 +36,7 @@ from ifloo.stages.callback.moment import weights_of
 from ifloo.stages.callback.objective_check import CheckedObjective
 from ifloo.stages.callback.queries import Queries
 from ifloo.stages.callback.snapshot import OwnRankings, Snapshot, away_from_minimum
+from ifloo.stages.callback.training_data import read_for_scores
 from ifloo.stages.scores.engine_choice import HEAD_BYTES
 from ifloo.stages.scores.self_influence import last_linear_layer
 from ifloo.stages.settings import settings_json
@@ -63,6 +64,7 @@ class EpochScorer:
     batch_size: int | None
     ids: IdSetting = "auto"
     accept_objective: bool = False
+    draws: int = 1
 
     def __post_init__(self) -> None:
         """Checks the settings.
@@ -86,6 +88,7 @@ class EpochScorer:
             "l2": self.l2,
             "dtype": self.dtype,
             **({} if self.ids == "auto" else {"ids": self.ids}),
+            **({} if self.draws == 1 else {"draws": self.draws}),
             "queries": {str(t): content for t, content in zip(queries.ids, queries.contents, strict=True)},
         }
 
@@ -103,7 +106,7 @@ class EpochScorer:
         Raises:
             InputError: Module, data and method do not fit together.
         """
-        few = sequential(loader, TRIED, slice(0, TRIED), self.ids)
+        few = sequential(read_for_scores(loader, self.draws), TRIED, slice(0, TRIED), self.ids)
         n = sample_count(loader)
         try:
             self.score(weights, few, queries, n)
@@ -144,6 +147,7 @@ class EpochScorer:
             InputError: Module, data and method do not fit together.
             WorkError: The scores cannot be computed.
         """
+        loader = read_for_scores(loader, self.draws)
         try:
             return self.score(weights, loader, queries, None, tick)
         except (InputError, WorkError) as error:
@@ -204,8 +208,9 @@ class EpochScorer:
     ) -> Snapshot:
         method, patterns = self._method(module, loader)
         size = self.batch_size or loader.batch_size or 1
+        plain = Objective.of(module, sequential(loader, size, ids=self.ids), patterns, size)  # checks each loss first
         checked = CheckedObjective.of(module, weights, patterns, self.accept_objective)
-        objective = checked.weighed(Objective.of(module, sequential(loader, size, ids=self.ids), patterns, size))
+        objective = checked.weighed(plain)
         theta = objective.losses.theta()
         stationarity = preflight(objective, theta, checked.certificate)
         if self.method is None:

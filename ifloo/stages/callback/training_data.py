@@ -5,18 +5,16 @@ from __future__ import annotations
 import logging
 
 import lightning as L
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ifloo.data.fit_record import FitRecord
+from ifloo.data.kept_samples import ReadSettings, SampleReads
 from ifloo.errors import InputError, in_one_line
 from ifloo.models import Adapted
 from ifloo.models.hooks import overridden
 from ifloo.objective import Batch
-from ifloo.objective.batches import fetch_samples, tensors_of
+from ifloo.objective.augmentation import find_augmentation
 from ifloo.objective.layers import BATCH_HOOKS
-from ifloo.objective.loaders import samples_behind
 from ifloo.objective.protocol import states_losses
 from ifloo.stages.isolation import undisturbed_with
 
@@ -66,20 +64,21 @@ def _is_ddp(strategy: object) -> bool:
     return ONE_MODULE in (base.__name__ for base in type(strategy).__mro__)
 
 
-def is_augmented(loader: DataLoader[Batch]) -> bool:
-    """Tells whether two reads of a training sample differ, for the first, the middle and the last one."""
-    dataset, collate, batched = samples_behind(loader), loader.collate_fn, loader.batch_sampler is not None
-    n = len(dataset)
+def read_for_scores(loader: DataLoader[Batch], draws: int) -> DataLoader[Batch]:
+    """Returns the loader from which scores read the samples: several seeded draws of each, if more than one."""
+    return loader if draws == 1 else SampleReads(ReadSettings(draws)).of(loader, "train", draws)
 
-    def read(i: int) -> list[Tensor]:
-        one: object = fetch_samples(dataset, [i]) if batched else dataset[i]
-        return list(tensors_of(collate(one)))  # type: ignore[arg-type]  # a list of samples, or what __getitems__ gives
 
-    first, second = ([read(i) for i in sorted({0, n // 2, n - 1})] for _ in range(2))
-    return any(
-        a.shape != b.shape or not torch.equal(a, b)
-        for one, other in zip(first, second, strict=True)
-        for a, b in zip(one, other, strict=False)
+def note_of_augmentation(loader: DataLoader[Batch], draws: int) -> tuple[str, ...]:
+    """Returns a note if a sample is another one at another read."""
+    if (found := find_augmentation(loader)) is None:
+        return ()
+    seeds = (
+        "under seeds of their own" if found.seeded else "which no seed repeats: the data have a generator of their own"
+    )
+    return (
+        f"training samples are augmented ({found.how}): the scores are of "
+        f"{'one draw' if draws == 1 else f'the mean over {draws} draws'} of each, {seeds}.",
     )
 
 

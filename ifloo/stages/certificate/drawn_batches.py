@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ifloo.objective.batches import Batch, MapDataset, fetch_samples
-from ifloo.objective.loaders import unwrap_loader
+from ifloo.objective.loaders import first_draw_reads
 from ifloo.objective.step_comparison import Samples
 from ifloo.stages.isolation import undisturbed_with
 
@@ -49,7 +49,7 @@ def drawn_batches(loader: DataLoader[Batch], count: int = 3, limit: int = ROWS) 
         count: Number of batches.
         limit: Largest number of samples of a batch; a larger batch is cut.
     """
-    dataset, _ = unwrap_loader(loader)
+    dataset, _ = first_draw_reads(loader)
     with undisturbed_with(loader.sampler, loader.batch_sampler, loader.generator, dataset):
         torch.manual_seed(SEED)
         rows = [list(batch)[:limit] for batch in _spread(_batches(loader), count)]
@@ -98,7 +98,7 @@ class SampleSource:
     @classmethod
     def of(cls, loader: DataLoader[Batch]) -> SampleSource:
         """Finds how the dataset of a loader is read."""
-        dataset, collate = unwrap_loader(loader)
+        dataset, collate = first_draw_reads(loader)
         if loader.batch_sampler is None or isinstance(fetch_samples(dataset, [0]), list):
             return cls(dataset, lambda samples: collate(list(samples)), False)
         return cls(dataset, lambda rows: collate(fetch_samples(dataset, list(rows))), True)  # type: ignore[arg-type]

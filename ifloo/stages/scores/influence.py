@@ -254,7 +254,8 @@ class InfluenceStage:
         self._blocks(test_ids, deliver)
 
     def _records(self, block: ScoredBlock) -> list[StoredInfluences]:
-        return stored_influences(block, self._method(), DEFINITIONS, settings_stamp(self._identity_settings()))
+        factors = self._predictor.engine.objective.factors
+        return stored_influences(block, self._method(), DEFINITIONS, settings_stamp(self._identity_settings()), factors)
 
     def _method(self) -> str:
         engine = self._predictor.engine

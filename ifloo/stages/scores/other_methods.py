@@ -83,7 +83,7 @@ class MethodRun:
         log.info("scores: %s, %d tests in one pass.", method.name, len(test_ids))
         with ticking(method.name, "part") as tick:
             found = self._scores(method, test_ids, stamp, tick)
-        for one in stored_by_method(method, found, test_ids, stamp):
+        for one in stored_by_method(method, found, test_ids, stamp, self.trained.objective.factors):
             save(one)
 
     def further(self, test_ids: Sequence[int], compared: dict[str, JSON], overwrite: bool) -> None:
@@ -159,9 +159,19 @@ def scores_there(path: Path, stamp: str, layout: Layout) -> StoredInfluences | N
     return found
 
 
-def stored_by_method(method: Method, scores: Scores, test_ids: Sequence[int], stamp: str) -> list[StoredInfluences]:
-    """Converts the scores of a method to one record for each query; `test_ids` are the ids of the queries."""
+def stored_by_method(
+    method: Method, scores: Scores, test_ids: Sequence[int], stamp: str, factors: Tensor | None = None
+) -> list[StoredInfluences]:
+    """Converts the scores of a method to one record for each query.
+
+    Args:
+        method: Method.
+        scores: Its scores.
+        test_ids: Ids of the queries.
+        stamp: Stamp of the settings.
+        factors: n·c_i of each training sample; None if J is the plain mean.
+    """
     ids = torch.tensor(list(test_ids), dtype=torch.int64)
     scores = Scores(scores.value, scores.train_ids, ids, scores.certificate)  # also of a subclass, such as MethodScores
     means = torch.stack([row.double().mean() for row in scores.value])
-    return stored_influences(ScoredBlock(scores, means), method.name, DEFINITIONS, stamp)
+    return stored_influences(ScoredBlock(scores, means), method.name, DEFINITIONS, stamp, factors)

@@ -15,8 +15,18 @@ from ifloo.store import JSON, ScoredTest, StoredInfluences
 log = logging.getLogger(__name__)
 
 
-def stored_influences(block: ScoredBlock, method: str, definitions: str, settings: str) -> list[StoredInfluences]:
-    """Converts a block to one record for each test; the scores may share the memory of the block."""
+def stored_influences(
+    block: ScoredBlock, method: str, definitions: str, settings: str, factors: Tensor | None = None
+) -> list[StoredInfluences]:
+    """Converts a block to one record for each test; the scores may share the memory of the block.
+
+    Args:
+        block: Scores.
+        method: Name of the method.
+        definitions: Definition of the scores.
+        settings: Stamp of the settings.
+        factors: n·c_i of each training sample; None if J is the plain mean.
+    """
     scores, train_ids = block.scores, block.scores.train_ids.cpu().numpy().astype(np.int64)
     certificate = scores.certificate
     return [
@@ -36,6 +46,7 @@ def stored_influences(block: ScoredBlock, method: str, definitions: str, setting
             settings=settings,
             repeat_error=_number(certificate.repeat_error, k) if certificate else None,
             residual_curve=certificate.curves[k].numpy() if certificate and certificate.curves else None,
+            factors=None if factors is None else factors.cpu().numpy(),
         )
         for k, t in enumerate(scores.query_ids)
     ]

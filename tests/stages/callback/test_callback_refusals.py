@@ -65,6 +65,7 @@ class NoLength(IterableDataset):
             "InfluenceCallback: method must be a Method of ifloo.attribution, such as GradientDot() (with its "
             "parentheses); got <class 'ifloo.attribution.gradient_dot.GradientDot'>.",
         ),
+        ({"draws": 0}, "InfluenceCallback: draws must be >= 1, got 0."),
         ({"weights": "first"}, "InfluenceCallback: weights must be 'last' or 'best', got 'first'."),
         (
             {"method": TracIn()},

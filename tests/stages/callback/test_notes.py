@@ -9,13 +9,17 @@ from torch.utils.data import TensorDataset
 
 from ifloo.attribution import GradientDot
 from ifloo.objective import sequential
+from ifloo.objective.seeded_draws import SeededDraws
 from ifloo.stages import InfluenceCallback
 from ifloo.store import Manifest
 from tests.stages.callback.fits import Augmented, Stated, fitted, loader, samples
 from tests.stages.callback.test_moment import Net, close, gradient_dots, stored
 
 QUERIES = samples(2, seed=1)[:]
-DRAW = "two reads of a training sample differ (augmentation): the scores are of one draw of each, seeded by its row."
+DRAW = re.compile(
+    r"training samples are augmented \(two reads of training sample \d+ differ, by up to [\d.e-]+\): the scores are of "
+    r"(one draw|the mean over 3 draws) of each, (under seeds of their own|which no seed repeats: .*)\."
+)
 
 
 def notes(folder):
@@ -74,19 +78,39 @@ def test_augmented_samples_are_scored_at_one_draw_each(tmp_path, capsys, scale):
     data, module = Augmented(), OnTuples()
     data.scale = scale
     fitted(module, loader(data), [InfluenceCallback(QUERIES, method=GradientDot())], tmp_path)
-    assert notes(tmp_path) == ([DRAW] if scale else [])
-    assert ("Note: " + DRAW in capsys.readouterr().out) == bool(scale)
+    found = notes(tmp_path)
+    assert len(found) == bool(scale)
+    for note in found:
+        assert DRAW.fullmatch(note)[2].startswith("which no seed repeats")  # type: ignore[index]
+    assert ("Note: " in capsys.readouterr().out) == bool(scale)
+
+
+class Noisy(TensorDataset):
+    """Adds noise to each read."""
+
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return x + torch.randn(x.shape, dtype=x.dtype), y
 
 
 def test_the_draw_is_that_of_the_row(tmp_path):
-    class Noisy(TensorDataset):
-        def __getitem__(self, index):
-            x, y = super().__getitem__(index)
-            return x + torch.randn(x.shape, dtype=x.dtype), y
-
     data, module = Noisy(*samples(37)[:]), Net()
     fitted(module, loader(data), [InfluenceCallback(QUERIES, method=GradientDot())], tmp_path)
-    assert notes(tmp_path) == [DRAW]
+    (note,) = notes(tmp_path)
+    assert DRAW.fullmatch(note)[1] == "one draw"  # type: ignore[index]
     torch.manual_seed(99)  # the draws of the scores do not depend on the present state
     (batch,) = sequential(loader(data), 37)
     assert close(stored(tmp_path), gradient_dots(module, loader(TensorDataset(*batch))))
+
+
+def test_the_mean_over_several_draws(tmp_path):
+    data, module = Noisy(*samples(37)[:]), Net()
+    fitted(module, loader(data), [InfluenceCallback(QUERIES, method=GradientDot(), draws=3)], tmp_path)
+    (note,) = notes(tmp_path)
+    assert DRAW.fullmatch(note)[1] == "the mean over 3 draws"  # type: ignore[index]
+    each = []
+    for draw in range(3):
+        rows = SeededDraws(data, draw)
+        x, y = (torch.stack(part) for part in zip(*(rows[i] for i in range(37)), strict=True))
+        each.append(gradient_dots(module, loader(TensorDataset(x, y))))
+    assert close(stored(tmp_path), sum(each) / 3)

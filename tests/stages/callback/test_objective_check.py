@@ -60,6 +60,19 @@ def test_dropout_is_the_difference_of_the_evaluation_mode(tmp_path, capsys):
     assert line in capsys.readouterr().out
 
 
+class Random(Net):
+    """Draws noise in every mode."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step((batch[0] + torch.randn_like(batch[0]), batch[1]), batch_idx)
+
+
+def test_a_random_loss_is_named_as_such(tmp_path, caplog):
+    fitted(Random(), loader(), [InfluenceCallback(QUERIES, method=GradientDot())], tmp_path)
+    (text,) = [text for text in caplog.messages if text.startswith("InfluenceCallback is off for this fit: ")]
+    assert "The loss of a sample differs at two calls on the same batch" in text
+
+
 class Mixed(Net):
     """Adds a loss across the batch."""
 
