@@ -234,9 +234,13 @@ class Replay:
         trainer = stand_in_trainer(source.state, data, source.loader, module)
         tensors = {name: x.detach().clone() for name, x in _tensors(module).items()}
         held = _Copy(module, plugin, trainer, tensors, source.hooks)
-        with self._moment(held, frozenset()):
+        with self._moment(held, frozenset(), changing=True):
             if not source.ran:
+                saved = set(module.state_dict())
                 self._start(held)
+                # A buffer that no checkpoint holds is what the hooks make of it.
+                made = {name: x.detach().clone() for name, x in module.named_buffers() if name not in saved}
+                held.tensors |= made
             held.restore(None)
             with suppress(Exception):  # read by the doctor, which says what fails
                 held.optimizers = list(optimizers_in(module.configure_optimizers()))
@@ -252,8 +256,11 @@ class Replay:
         held.hooks = held.hooks.taken_from(held.module)
 
     @contextmanager
-    def _moment(self, held: _Copy, off: frozenset[Part]) -> Generator[None, None, None]:
-        """Attaches the copy to a Trainer at the end of the fit, with seeded random numbers and gradients on."""
+    def _moment(self, held: _Copy, off: frozenset[Part], changing: bool = False) -> Generator[None, None, None]:
+        """Attaches the copy to a Trainer at the end of the fit, with seeded random numbers and gradients on.
+
+        What hooks change in the copy stays if `changing`.
+        """
         trainer, state = held.trainer, self.source.state
         trainer.run_state = _first(state) if Part.MOMENT in off else state
         with ExitStack() as stack:
@@ -268,7 +275,7 @@ class Replay:
             stack.enter_context(torch.enable_grad())
             if trainer.datamodule is not None:
                 stack.enter_context(attached(trainer.datamodule, trainer))
-            stack.enter_context(attached(held.module, trainer))
+            stack.enter_context(attached(held.module, trainer, changing=changing))
             stack.callback(setattr, trainer, "run_state", state)
             yield
 
