@@ -250,11 +250,11 @@ class _Trial:
                 "loss.backward() (torch.no_grad, a tensor hook, or a function with a backward of its own)"
             )
         reason = self.failures[0] if self.failures else "batches of several give other losses than samples alone"
-        sums = "sums over samples are taken by training steps on whole batches" if whole else "sums are taken so too"
+        sums = "; sums over samples are taken by training steps on whole batches" if whole else ""
         ms, n = 1e3 * self.reference.seconds, self.samples.n
         return (
             f"losses are computed one sample at a time ({reason}): about {ms:.2g} ms each, {ms * n / 1e3:.2g} s for "
-            f"all {n:,}; {sums}"
+            f"all {n:,}{sums}"
         )
 
     def _forward(self) -> Tensor:
