@@ -269,6 +269,29 @@ def test_a_loss_scored_at_another_epoch_is_refused():
         objective_certificate(request)
 
 
+def test_state_that_only_hooks_of_a_fit_set_is_named():
+    class Scaled(Net):
+        scale = 1.0
+
+        def on_fit_start(self):
+            self.scale = 3.0
+
+        def training_step(self, batch, _):
+            return F.cross_entropy(self.lin(self.scale * batch[0]), batch[1])
+
+    class Unsaved(Scaled):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("scale", torch.ones(4, dtype=torch.float64), persistent=False)
+
+        def on_fit_start(self):
+            self.scale = 3 * torch.ones(4, dtype=torch.float64)
+
+    for net in (Scaled, Unsaved):
+        with pytest.raises(InputError, match="what on_fit_start sets: the checkpoint holds none of it"):
+            objective_certificate(of(net))
+
+
 def test_a_penalty_of_the_training_step_is_measured():
     with pytest.raises(InputError, match=r"a penalty in training_step that J lacks: give --adapt.l2 0.02\."):
         objective_certificate(of(Net, sample_losses=losses))
