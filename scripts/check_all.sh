@@ -4,7 +4,8 @@
 # run: result, time, setting. Flags are passed to scripts/run_tests.sh, e.g. tests/curvature.
 set -eu
 cd "$(dirname "$0")/.."
-. scripts/environment.sh test
+. scripts/environment.sh test gallery
+export IFLOO_GALLERY=required # its slow tests are here: whole networks, further commands and refits
 logs="$(mktemp -d)"
 failed=0 number=0
 check() { # "NAME=value of the environment, or nothing" FLAG...

@@ -15,8 +15,12 @@ for _extra in "$@"; do
     case "$_extra" in
         cluster) _ifloo_modules+=(distributed cloudpickle cryptography) ;;
         test) _ifloo_modules+=(pytest xdist beartype distributed cloudpickle cryptography) ;;
+        gallery) _ifloo_modules+=(transformers peft pytorch_lightning) ;;
         docs) _ifloo_modules+=(mkdocs material mkdocstrings) ;;
-        dev) _ifloo_modules+=(pytest xdist beartype distributed cloudpickle cryptography ruff mypy shtab mkdocs material mkdocstrings) ;;
+        dev)
+            _ifloo_modules+=(pytest xdist beartype distributed cloudpickle cryptography ruff mypy shtab)
+            _ifloo_modules+=(mkdocs material mkdocstrings transformers peft pytorch_lightning)
+            ;;
     esac
 done
 PYTHON=""

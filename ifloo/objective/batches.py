@@ -267,7 +267,7 @@ class TrainingData:
         return slice_batch(concatenate(parts), torch.argsort(order).to(self.device))
 
     def _collated(self, positions: Int[Tensor, " b"]) -> Batch:
-        """Reads samples anew and collates them by the loader's own function."""
+        """Reads samples again and collates them by the loader's own function."""
         dataset, collate = self.loader.dataset, self.loader.collate_fn  # type: ignore[attr-defined]
         return self._prepare(collate(fetch_samples(dataset, positions.tolist())))
 

@@ -146,7 +146,7 @@ def test_a_pattern_of_a_second_name_of_tied_weights(tmp_path):
 
 def test_the_setting_is_for_data_that_do_not_state_their_ids():
     with pytest.raises(InputError) as caught:
-        data_of(MNISTDataModule(), "third")
+        data_of(MNISTDataModule(), LogisticRegression(), "third")
     assert str(caught.value) == (
         "MNISTDataModule states the ids of its samples itself; the setting adapt.ids is for data modules that do not.\n"
         "  Leave it out."
