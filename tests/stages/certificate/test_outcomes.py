@@ -271,7 +271,9 @@ def test_a_loss_scored_at_another_epoch_is_refused():
 
 def test_state_that_only_hooks_of_a_fit_set_is_named():
     class Scaled(Net):
-        scale = 1.0
+        def __init__(self):
+            super().__init__()
+            self.scale = 1.0
 
         def on_fit_start(self):
             self.scale = 3.0
@@ -282,6 +284,7 @@ def test_state_that_only_hooks_of_a_fit_set_is_named():
     class Unsaved(Scaled):
         def __init__(self):
             super().__init__()
+            del self.scale
             self.register_buffer("scale", torch.ones(4, dtype=torch.float64), persistent=False)
 
         def on_fit_start(self):
