@@ -240,7 +240,8 @@ class Replay:
             module.train()
         data = copy.copy(source.datamodule) if source.datamodule is not None else None
         trainer = stand_in_trainer(source.state, data, source.loader, module)
-        tensors = {name: x.detach().clone() for name, x in _tensors(module).items() if name in module.state_dict()}
+        unsaved = _unsaved(module)
+        tensors = {name: x.detach().clone() for name, x in _tensors(module).items() if name not in unsaved}
         held = _Copy(module, plugin, trainer, tensors, source.hooks)
         with self._moment(held, frozenset(), updates=True):
             if started and not source.ran:
@@ -326,6 +327,12 @@ class Replay:
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def _unsaved(module: nn.Module) -> set[str]:
+    """Returns the names of buffers that no checkpoint holds."""
+    parts = module.named_modules()
+    return {f"{path}.{name}".lstrip(".") for path, part in parts for name in part._non_persistent_buffers_set}
 
 
 def wide(x: Tensor, size: int) -> Tensor:
