@@ -111,7 +111,7 @@ def test_the_command_gives_what_plain_autograd_gives(name, tmp_path):
 
 
 UNROLLED = ("--attribution.method.class_path=ifloo.attribution.Unrolled", "--finish.after=never")
-# Steps with dropout or batch statistics are not on a fixed J: the scores are a ranking, and refits end in a verdict on it.
+# Steps with dropout or batch statistics are not on a fixed J: the scores are a ranking there, and refits judge it.
 RETRAINED = ("--attribution.damping=1.0", "--finish.after=never")
 FEW_REFITS = ("--refit.top_k=2", "--refit.random=2", "--refit.null_refits=2", "--trainer.logger=false")
 VERDICTS = {
