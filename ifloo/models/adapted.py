@@ -233,7 +233,7 @@ class Adapted(SampleLossModule):
         if self._complete:
             return
         name = type(self.model).__name__
-        with attached(self.model, trainer):
+        with attached(self.model, trainer, changing=True):
             with user_code(f"setup of {name}"):
                 self.setup("fit")
             with user_code(f"configure_model of {name}"):

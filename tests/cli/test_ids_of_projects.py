@@ -15,7 +15,7 @@ from ifloo.data.adapted import training_loader
 from ifloo.errors import InputError
 from ifloo.models import LogisticRegression
 from ifloo.objective import sample_ids
-from ifloo.objective.id_rule import note
+from ifloo.objective.id_rule import _noted
 from ifloo.stages import AttributionSettings, InfluencePredictor
 from ifloo.store import influences
 from tests.cli import id_projects
@@ -28,7 +28,7 @@ N = id_projects.N
 
 @pytest.fixture(autouse=True)
 def notes_of_each_run() -> None:
-    note.cache_clear()
+    _noted.clear()
 
 
 def fitted(folder: Path, model: str, data: str) -> L.LightningModule:
@@ -146,7 +146,7 @@ def test_a_pattern_of_a_second_name_of_tied_weights(tmp_path):
 
 def test_the_setting_is_for_data_that_do_not_state_their_ids():
     with pytest.raises(InputError) as caught:
-        data_of(MNISTDataModule(), "third")
+        data_of(MNISTDataModule(), LogisticRegression(), "third")
     assert str(caught.value) == (
         "MNISTDataModule states the ids of its samples itself; the setting adapt.ids is for data modules that do not.\n"
         "  Leave it out."

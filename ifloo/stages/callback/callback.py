@@ -17,7 +17,7 @@ from ifloo.attribution import Method
 from ifloo.data.fit_record import KEY
 from ifloo.errors import InputError, in_one_line
 from ifloo.models.adapted import SampleLossFunction
-from ifloo.objective import Batch, sequential
+from ifloo.objective import Batch
 from ifloo.objective.id_rule import IdSetting
 from ifloo.objective.loaders import sample_count
 from ifloo.stages.callback.epoch_files import EpochFolders
@@ -38,7 +38,13 @@ from ifloo.stages.callback.queries import Queries
 from ifloo.stages.callback.scorer import EpochScorer, refuse_below_one
 from ifloo.stages.callback.slow_scoring import shown_when_slow
 from ifloo.stages.callback.snapshot import Snapshot
-from ifloo.stages.callback.training_data import data_record, note_of_augmentation, training_loader, warn_of_hooks
+from ifloo.stages.callback.training_data import (
+    data_record,
+    note_of_augmentation,
+    refuse_partial_fit,
+    training_loader,
+    warn_of_hooks,
+)
 from ifloo.stages.isolation import undisturbed_with
 from ifloo.stages.scores.self_influence import DAMPING
 
@@ -235,7 +241,7 @@ class InfluenceCallback(L.Callback):
         if self.weights == "best":
             refuse_without_checkpoints(trainer)
         loader = training_loader(trainer)
-        sequential(loader, 1)
+        refuse_partial_fit(trainer, loader)
         warn_of_hooks(trainer, module)
         with undisturbed_with(loader.dataset, loader.collate_fn, self.queries):
             queries = Queries.of(self.queries, self.num_queries, loader, self._scorer.ids)

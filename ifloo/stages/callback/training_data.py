@@ -15,7 +15,9 @@ from ifloo.models.hooks import overridden
 from ifloo.objective import Batch
 from ifloo.objective.augmentation import find_augmentation
 from ifloo.objective.layers import BATCH_HOOKS
+from ifloo.objective.loaders import sequential
 from ifloo.objective.protocol import states_losses
+from ifloo.objective.sampling import refuse_partial
 from ifloo.stages.isolation import undisturbed_with
 
 log = logging.getLogger(__name__)
@@ -82,6 +84,22 @@ def note_of_augmentation(loader: DataLoader[Batch], draws: int) -> tuple[str, ..
     )
 
 
+def refuse_partial_fit(trainer: L.Trainer, loader: DataLoader[Batch]) -> None:
+    """Checks that the fit trains on each sample of its loader equally often.
+
+    Raises:
+        InputError: It draws part of them, or some more often than others, or the data have no fixed order.
+    """
+    refuse_partial(loader, *_partial_settings(trainer))
+    sequential(loader, 1)
+
+
+def _partial_settings(trainer: L.Trainer) -> tuple[int | float, int | float, int]:
+    """Returns the settings of a Trainer that train on part of the data, or on others: limit, overfit, reload."""
+    reload: int = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]  # Lightning sets them undeclared
+    return trainer.limit_train_batches, trainer.overfit_batches, reload  # type: ignore[attr-defined]
+
+
 def data_record(trainer: L.Trainer) -> dict[str, object] | None:
     """Returns the record of the data that a fit trains on, for its checkpoints; None where they cannot be read."""
     if not trainer.is_global_zero:
@@ -89,8 +107,7 @@ def data_record(trainer: L.Trainer) -> dict[str, object] | None:
     try:
         loader = training_loader(trainer)
         with undisturbed_with(loader.dataset, loader.collate_fn):
-            limits = trainer.limit_train_batches, trainer.overfit_batches  # type: ignore[attr-defined]  # undeclared
-            return FitRecord.of(loader, _evaluation(trainer), *limits).record()
+            return FitRecord.of(loader, _evaluation(trainer), *_partial_settings(trainer)).record()
     except Exception as error:  # of the user's code, too
         log.info("checkpoints hold no record of the training data: %s", in_one_line(error))
         return None
@@ -98,5 +115,5 @@ def data_record(trainer: L.Trainer) -> dict[str, object] | None:
 
 def _evaluation(trainer: L.Trainer) -> dict[str, DataLoader[Batch]]:
     found = trainer.val_dataloaders
-    first = found[0] if isinstance(found, (list, tuple)) and found else found
-    return {"val": first} if isinstance(first, DataLoader) else {}
+    single = found[0] if isinstance(found, (list, tuple)) and len(found) == 1 else found
+    return {"val": single} if isinstance(single, DataLoader) else {}  # of several, the rows of none are known later

@@ -83,3 +83,18 @@ def test_several_callbacks_write_one_record(tmp_path, callbacks):
     trainer.save_checkpoint(tmp_path / "c.ckpt")
     assert record_in(tmp_path / "c.ckpt").n == N
     assert all((tmp_path / str(k) / "epoch_003").exists() for k in range(callbacks))
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"limit_train_batches": 2}, "limit_train_batches = 2"),
+        ({"overfit_batches": 1}, "overfit_batches = 1"),
+        ({"reload_dataloaders_every_n_epochs": 1}, "reload_dataloaders_every_n_epochs = 1"),
+    ],
+)
+def test_a_fit_of_part_of_its_data_is_not_scored_and_goes_on(tmp_path, settings, named, caplog):
+    trainer = fitted(Stated(), loader(shuffle=False), [InfluenceCallback(QUERIES)], tmp_path, **settings)
+    assert trainer.state.finished
+    assert named in caplog.text
+    assert not (tmp_path / "influence" / "manifest.json").exists()

@@ -1,6 +1,7 @@
 """What was trained is held against what is scored: four outcomes, each found from gradients and named."""
 
 import copy
+import signal
 
 import pytest
 import torch
@@ -104,6 +105,18 @@ def test_a_float32_network_is_equal_to_the_rounding_of_float32():
     found = certificate(Net().float(), Single())
     assert found.outcome is Outcome.EQUAL
     assert 1e-9 < found.relative_difference < found.tolerance < 1e-4
+
+
+def test_a_loss_that_converts_to_fewer_bits_is_equal_to_their_rounding():
+    """As the losses of language models do, whatever the precision of the weights."""
+
+    class Converted(Net):
+        def training_step(self, batch, _):
+            return F.cross_entropy(self.lin(batch[0]).float(), batch[1])
+
+    found = certificate(Converted)
+    assert found.outcome is Outcome.EQUAL
+    assert 1e-10 < found.relative_difference < found.tolerance < 1e-4
 
 
 def test_what_float32_hides_is_compared_in_float64():
@@ -335,8 +348,9 @@ def test_the_users_objects_and_random_states_stay_as_they_are():
     own.drop.eval()
     weights, modes = copy.deepcopy(own.state_dict()), [m.training for m in own.modules()]
     torch.manual_seed(3)
-    before = torch.get_rng_state()
+    before, handlers = torch.get_rng_state(), [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
     examined(request)
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert torch.equal(torch.get_rng_state(), before)
     assert [m.training for m in own.modules()] == modes
     assert all(torch.equal(value, weights[name]) for name, value in own.state_dict().items())
