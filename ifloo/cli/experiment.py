@@ -108,7 +108,7 @@ class Experiment:
             self.module.describe_fit(state, own)
         trainer = stand_in_trainer(state, own if is_data_module(own) else None, model=self.author_module)
         if isinstance(self.datamodule, AdaptedData):
-            self.datamodule.attaching = functools.partial(attached, self.datamodule.data, trainer)
+            self.datamodule.attaching = functools.partial(attached, self.datamodule.data, trainer, changing=True)
         return trainer
 
     def base_settings(self) -> dict[str, JSON]:
@@ -160,12 +160,18 @@ class Experiment:
         """Fetches and reads the data, and makes the layers that the model makes in its hooks."""
         with attached(self.lightning_data, self.stand_in):
             self.datamodule.prepare_data()
-            with attached(self.author_module, self.stand_in):
+            with attached(self.author_module, self.stand_in, changing=True):
                 self.author_module.prepare_data()
             if self._unrecorded and isinstance(self.datamodule, AdaptedData):
-                self.datamodule.prepare_second_setup()
+                self.datamodule.prepare_second_setup(self._made_again)
             self.datamodule.setup("fit")
         set_up(self.module, self.stand_in)
+
+    @property
+    def _made_again(self) -> Callable[[], L.LightningDataModule | L.LightningModule] | None:
+        """Function that makes the data module again, where a function of the user's made it."""
+        build = self.build
+        return None if build is None else lambda: (made := build())[1] or made[0]
 
     @property
     def _unrecorded(self) -> bool:

@@ -2,12 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from ifloo.data.adapted import AdaptedData, Samples, serves_attribution, unwrap_data
+from ifloo.data.adapted import AdaptedData, serves_attribution, unwrap_data
 from ifloo.data.digits import DigitSet
 from ifloo.data.fit_record import FitRecord
 from ifloo.data.mnist import MNISTDataModule
 from ifloo.data.multimodal import ByteTokenizer, HuggingFaceTokenizer, MultimodalDataModule, MultimodalSet, Tokenizer
 from ifloo.data.protocol import AttributionData, CaptionedSet, ConversationSet, DataNotes, SampleSet, SampleSets
+from ifloo.data.samples import Samples
 from ifloo.former_names import former_names
 
 __all__ = [

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import logging
 import random
+from collections.abc import Callable
+from typing import TypeAlias
 
 import lightning as L
 import numpy as np
@@ -16,11 +19,13 @@ from torch.utils.data import DataLoader, Dataset
 from ifloo.data.fit_record import content_digest, spread
 from ifloo.data.subset_rows import same_rows, subset_rows
 from ifloo.objective.batches import Batch
+from ifloo.objective.counterparts import counterparts
 from ifloo.objective.loaders import training_dataset, unwrap_loader
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.seeded_draws import tensors_in_memory
 
 log = logging.getLogger(__name__)
+Source: TypeAlias = L.LightningDataModule | L.LightningModule
 OTHER_SEED = 20_260_917  # any that is hardly that of a fit
 ROWS_COMPARED = 8  # samples that are compared where no `Subset` differs and the data are not tensors in memory
 RANDOM_SPLIT = (
@@ -36,18 +41,27 @@ class SecondSetup:
     copied. Data sets and tensors that it holds are shared with the copy.
     """
 
-    def __init__(self, data: L.LightningDataModule) -> None:
-        """Copies the data module; it must not be set up yet."""
-        self._arguments = _saved_arguments(data)
-        self._class, self._trainer = type(data), data.trainer
-        self._copy: L.LightningDataModule | None = None
-        if self._arguments is None:
-            held = vars(data).values()
-            shared: dict[int, object] = {id(x): x for x in held if isinstance(x, (Dataset, Tensor, L.Trainer))}
-            try:
-                self._copy = copy.deepcopy(data, shared)
-            except Exception as error:  # the user's objects may refuse to be copied in any way
-                log.debug("the data module is not set up twice: %s", error)
+    def __init__(self, data: Source, make: Callable[[], Source] | None = None) -> None:
+        """Copies the data module; it must not be set up yet.
+
+        Args:
+            data: Data module, or module that holds its loaders itself.
+            make: Function that makes another one, if there is one.
+        """
+        held = vars(data).values()
+        self._trainer = next((x for x in held if isinstance(x, counterparts(L.Trainer))), None)
+        self._make: Callable[[], Source | None]
+        arguments = _saved_arguments(data)
+        if make is not None or arguments is not None:
+            self._make = make or functools.partial(type(data), **(arguments or {}))
+            return
+        shared: dict[int, object] = {id(x): x for x in held if isinstance(x, (Dataset, Tensor)) or x is self._trainer}
+        try:
+            copied = copy.deepcopy(data, shared)
+        except Exception as error:  # the user's objects may refuse to be copied in any way
+            log.debug("the data module is not set up twice: %s", error)
+            copied = None
+        self._make = lambda: copied
 
     def differs(self, loader: DataLoader[Batch]) -> bool | None:
         """Sets up under another seed and compares the training samples; random states are restored.
@@ -63,10 +77,10 @@ class SecondSetup:
             np.random.seed(OTHER_SEED)
             torch.default_generator.manual_seed(OTHER_SEED)
             try:
-                data = self._copy if self._arguments is None else self._class(**self._arguments)
-                if data is None:
+                if (data := self._make()) is None:
                     return None
-                data.trainer = self._trainer
+                if self._trainer is not None:
+                    data.trainer = self._trainer
                 data.setup("fit")
                 other = data.train_dataloader()
             except Exception as error:  # code of the user, which has just run without it
@@ -75,7 +89,7 @@ class SecondSetup:
             return isinstance(other, DataLoader) and _differ(loader, other)
 
 
-def _saved_arguments(data: L.LightningDataModule) -> dict[str, object] | None:
+def _saved_arguments(data: Source) -> dict[str, object] | None:
     """Returns the arguments of the constructor, if the data module saves all of them."""
     named = [one for one in inspect.signature(type(data).__init__).parameters.values() if one.name != "self"]
     if any(one.kind in (one.VAR_KEYWORD, one.VAR_POSITIONAL) or one.name not in data.hparams for one in named):

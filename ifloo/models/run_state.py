@@ -24,7 +24,7 @@ from torch import Tensor
 from ifloo.models.idle_strategy import IdleStrategy, Saved
 from ifloo.models.lightning_classes import defines, is_module
 from ifloo.objective.counterparts import counterparts
-from ifloo.objective.functional import silenced
+from ifloo.objective.silence import logging_to, silenced
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class StandInTrainer(L.Trainer):
         owner = self.datamodule if self.datamodule is not None else self.lightning_module
         if owner is None or not defines(owner, name):
             return None
-        with attached(owner, self):
+        with attached(owner, self, changing=True):
             return owner.train_dataloader() if name == "train_dataloader" else owner.val_dataloader()
 
     def __deepcopy__(self, memo: dict[int, object]) -> StandInTrainer:
@@ -236,8 +236,17 @@ def stand_in_trainer(
 
 
 @contextmanager
-def attached(owner: L.LightningModule | L.LightningDataModule, trainer: L.Trainer) -> Generator[None, None, None]:
-    """Attaches a Trainer to a module with its children, or to a data module, until exit; logging is off meanwhile."""
+def attached(
+    owner: L.LightningModule | L.LightningDataModule, trainer: L.Trainer, *, changing: bool = False
+) -> Generator[None, None, None]:
+    """Attaches a Trainer to a module with its children, or to a data module, until exit; logging is off meanwhile.
+
+    Args:
+        owner: Module or data module.
+        trainer: Trainer that it reads.
+        changing: Whether hooks run that are meant to change the module, such as `setup`; otherwise its state, like that
+            of metrics and counters, is as before afterwards.
+    """
     if not is_module(owner):
         before, owner.trainer = owner.trainer, trainer
         try:
@@ -252,13 +261,17 @@ def attached(owner: L.LightningModule | L.LightningDataModule, trainer: L.Traine
     for module, _ in modules:
         module._trainer = trainer
     try:
-        with silenced(owner):
+        with logging_to(owner, _no_log, _no_log) if changing else silenced(owner):
             yield
     finally:
         for module, own in modules:
             module._trainer = own
         if idle:
             idle.enter(outer)
+
+
+def _no_log(*_: object, **__: object) -> None:
+    """Replaces `self.log` outside a fit."""
 
 
 class _SilentLogger(DummyLogger):

@@ -15,7 +15,7 @@ def set_up(module: L.LightningModule, trainer: L.Trainer) -> None:
         module.set_up(trainer)
         return
     name = type(module).__name__
-    with attached(module, trainer):
+    with attached(module, trainer, changing=True):
         with user_code(f"setup of {name}"):
             module.setup("fit")
         with user_code(f"configure_model of {name}"):

@@ -79,7 +79,10 @@ def attributes(part: object) -> dict[str, object]:
         return {}
     if dataclasses.is_dataclass(part):
         return {f.name: value for f in dataclasses.fields(part) if (value := vars(part).get(f.name)) is not None}
-    held = getattr(part, "__dict__", {})
+    try:
+        held = vars(part)
+    except TypeError:  # it has no attributes of its own
+        return {}
     return {name: value for name, value in held.items() if next(_direct(value), None) is not None}
 
 

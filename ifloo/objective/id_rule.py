@@ -7,9 +7,10 @@ names is data.
 
 from __future__ import annotations
 
-import functools
 import logging
+import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -98,9 +99,18 @@ def carried_ids(batch: object, b: int) -> Int[Tensor, " b"] | None:
     return next((found for key in ID_KEYS if (found := _under(batch, key, b)) is not None), None)
 
 
-@functools.cache
-def note(text: str) -> None:
-    """Logs a note about the ids once, although several stages of a run decide them."""
+_noted: set[tuple[str, int]] = set()
+
+
+def note(text: str, dataset: object = None) -> None:
+    """Logs a note about the ids of a data set once, although several stages of a run decide them."""
+    key = (text, id(dataset))
+    if key in _noted:
+        return
+    _noted.add(key)
+    # A data set without weak references, such as a list, keeps its note: another one at its address gets none.
+    with suppress(TypeError):
+        weakref.finalize(dataset, _noted.discard, key).atexit = False
     log.warning(text)
 
 

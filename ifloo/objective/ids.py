@@ -50,7 +50,7 @@ def decide(
         first = _at(dataset, collate, 0)
         if carried_ids(first, batch_size(first)) is None:
             if _third_is_data(dataset, collate, first, by_position):
-                note(THIRD_IGNORED)
+                note(THIRD_IGNORED, training_reads(dataset))
             source = "positions"
     if source == "positions" or not n:
         return by_position, by_position.of_rows(torch.arange(n))

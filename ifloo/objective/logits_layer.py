@@ -23,6 +23,14 @@ from ifloo.params import author_name, tied_name
 LinearMap: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
+# Names of the graph's nodes: of a parameter, of its views, and of products that it enters as a matrix.
+LEAF = "torch::autograd::AccumulateGrad"
+VIEWS = frozenset({"TBackward0", "TransposeBackward0", "PermuteBackward0", "ViewBackward0", "ExpandBackward0"})
+PRODUCTS = frozenset(
+    f"{name}Backward0" for name in ("Addmm", "Mm", "Bmm", "Mv", "Addmv", "Baddbmm", "Linear", "Convolution")
+)
+
+
 class NoLogitsLayerError(InputError):
     """A module has no last layer through which alone its samples could be scored."""
 
@@ -85,6 +93,7 @@ def _reached(module: nn.Module, batch: Batch) -> dict[str, nn.Module]:
         loss = _one_loss(module, batch)
     layers = dict(module.named_modules())
     ends = _ends([loss.grad_fn], outputs)
+    _refuse_map_without_layer([loss.grad_fn], outputs)
     upstream = set[str]()
     for end in ends:
         upstream |= {outputs[node] for node in _ends(_before(end), outputs, past=True)} - {outputs[end]}
@@ -134,6 +143,34 @@ def _tensors(out: object) -> Iterator[Tensor]:
             yield from _tensors(item)
     elif isinstance(out, Mapping):
         yield from _tensors(list(out.values()))
+
+
+def _refuse_map_without_layer(start: Sequence[Node | None], outputs: Mapping[Node, str]) -> None:
+    """Checks that no matrix product with a bare parameter, such as `F.linear(h, self.W)`, follows the layers.
+
+    Raises:
+        NoLogitsLayerError: One does: it gives the logits, and no layer does.
+    """
+    stack, seen = [node for node in start if node is not None], set[Node]()
+    while stack:
+        node = stack.pop()
+        if node in seen or node in outputs:
+            continue
+        seen.add(node)
+        inputs = [_behind_views(before) for before in _before(node)]
+        leaves = [before for before in inputs if before.name() == LEAF]
+        if node.name() in PRODUCTS and leaves and len(leaves) < len(inputs):
+            raise NoLogitsLayerError(
+                f"The logits come from a product with a parameter ({node.name().removesuffix('Backward0')}) that no "
+                "layer makes.\n  Name the parameters to attribute, or take a method for all of them."
+            )
+        stack += _before(node)
+
+
+def _behind_views(node: Node) -> Node:
+    while node.name() in VIEWS and len(_before(node)) == 1:
+        (node,) = _before(node)
+    return node
 
 
 def _ends(start: Sequence[Node | None], outputs: dict[Node, str], past: bool = False) -> list[Node]:

@@ -1,4 +1,4 @@
-"""Mask code of transformers under transforms: it is told that it is traced, so that it reads no values of tensors."""
+"""Mask code of transformers under transforms, where it must read no values of tensors, as when it is traced."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class BaseCheckpoint:
         """
         owner = unwrap(module)
         content = {**self.content, "state_dict": dict(self.state)}
-        running = attached(owner, trainer or stand_in_trainer(self.run_state))
+        running = attached(owner, trainer or stand_in_trainer(self.run_state), changing=True)
         with running, user_code(f"on_load_checkpoint of {type(owner).__name__}"):
             owner.on_load_checkpoint(content)
         if difference := state_difference(module, content["state_dict"], owner.strict_loading):

@@ -60,7 +60,7 @@ def predicted(stored: StoredInfluences, ids: NDArray[np.int64], removal: Removal
 
 
 def _centre(stored: StoredInfluences, rows: NDArray[np.int64]) -> NDArray[np.float64] | float:
-    """Returns what dropping a sample adds to its prediction: n·c_i times the mean score, since J is divided anew."""
+    """Returns what dropping a sample adds to its prediction: n·c_i times the mean score, its share of the others."""
     return stored.score_mean if stored.factors is None else stored.factors[rows] * stored.score_mean
 
 

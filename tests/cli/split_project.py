@@ -85,3 +85,13 @@ class Softmax(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.LBFGS(self.parameters(), max_iter=300, line_search_fn="strong_wolfe", tolerance_grad=1e-12)
+
+
+def make() -> tuple[Softmax, L.LightningDataModule]:
+    """Builds both, with a split of its own, as scripts do."""
+    data = Whole()
+    train, val = random_split(Rows(), [60, 20])
+    data.setup = lambda stage: setattr(data, "parts", (train, val))  # type: ignore[assignment]
+    data.train_dataloader = lambda: DataLoader(train, batch_size=60)  # type: ignore[method-assign]
+    data.val_dataloader = lambda: DataLoader(val, batch_size=20)  # type: ignore[method-assign]
+    return Softmax(), data

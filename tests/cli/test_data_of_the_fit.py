@@ -100,6 +100,13 @@ def test_a_random_split_that_no_checkpoint_records_is_refused(project):
     assert not (project / "outputs").exists()
 
 
+def test_a_random_split_within_a_function_that_builds_the_data_is_refused(project):
+    fit("Split", 123)
+    said = ifloo(project, "influence", f"--build={NAME}.make", "--ckpt_path=own.ckpt", "--attribution.test_ids=[0]")
+    assert said.code == 2
+    assert "Whole: set-up draws the split at random" in said.err
+
+
 def test_the_seed_that_a_user_gives_is_taken_as_that_of_the_split(project, caplog):
     module, data = fit("Split", 123)
     test = data.val.indices[0]  # an id is the row of the user's own dataset

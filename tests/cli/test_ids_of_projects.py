@@ -15,7 +15,7 @@ from ifloo.data.adapted import training_loader
 from ifloo.errors import InputError
 from ifloo.models import LogisticRegression
 from ifloo.objective import sample_ids
-from ifloo.objective.id_rule import note
+from ifloo.objective.id_rule import _noted
 from ifloo.stages import AttributionSettings, InfluencePredictor
 from ifloo.store import influences
 from tests.cli import id_projects
@@ -28,7 +28,7 @@ N = id_projects.N
 
 @pytest.fixture(autouse=True)
 def notes_of_each_run() -> None:
-    note.cache_clear()
+    _noted.clear()
 
 
 def fitted(folder: Path, model: str, data: str) -> L.LightningModule:

@@ -125,3 +125,37 @@ def test_a_distance_from_a_minimum_names_what_is_ruled_out(tmp_path, caplog):
         "Not ruled out: the optimizer adds weight decay 0.0005, which J lacks: give --adapt.l2 0.0005, a fit that "
         "ended early (train longer; optimizer lbfgs is finished to 1e-10). The scores are a ranking at best."
     ) in warning
+
+
+def test_epoch_and_step_in_the_loss_are_those_of_the_end_of_the_fit(tmp_path):
+    """The scores are those of dense float64 autograd with the strength of the last epoch and step."""
+    module = fitted(tmp_path, modules.Moment)
+    done(influence(tmp_path, "Moment"))
+    record = objective(tmp_path)
+    assert record["outcome"] == "equal"
+    assert record["relative_difference"] < 1e-14
+    stored = influences.load(tmp_path / SCORES)
+
+    strength, parameters = min(1.0, 3 / 5) + 12 / 100, list(module.parameters())  # 4 epochs of 3 batches
+
+    def loss(x, y):
+        z = module.lin(x)
+        return torch.nn.functional.cross_entropy(z, y) + strength * z.square().mean() + module.l2()
+
+    def gradient(x, y):
+        return flat(torch.autograd.grad(loss(x, y), parameters, create_graph=True))
+
+    x, y = modules.Data.dataset.tensors
+    H = torch.stack([flat(torch.autograd.grad(one, parameters, retain_graph=True)) for one in gradient(x, y)])
+    H += 0.1 * torch.eye(len(H), dtype=H.dtype)
+    test = [part[3:4] for part in modules.Data().val_dataloader().dataset.tensors]
+    rows = torch.stack([gradient(x[i : i + 1], y[i : i + 1]) for i in range(len(y))]).detach()
+    exact = -rows @ torch.linalg.solve(H, gradient(*test).detach()) / len(y)
+    np.testing.assert_allclose(stored.scores, exact.numpy(), rtol=0, atol=1e-7 * float(exact.abs().max()))
+
+
+@pytest.mark.filterwarnings("ignore:You have overridden `transfer_batch_to_device`")
+def test_transferred_batches_are_those_that_were_trained_on(tmp_path):
+    fitted(tmp_path, modules.Transferred)
+    done(influence(tmp_path, "Transferred"))
+    assert objective(tmp_path)["outcome"] == "equal"

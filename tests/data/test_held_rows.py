@@ -120,6 +120,38 @@ def test_a_data_module_that_cannot_be_set_up_twice_is_not_compared():
     assert not random_of(Once())
 
 
+class WithinModule(L.LightningModule):
+    """A module that holds its data itself, as small projects do."""
+
+    def setup(self, stage):
+        self.parts = random_split(BASE, [30, 10])
+
+    def train_dataloader(self):
+        return DataLoader(self.parts[0], batch_size=5)
+
+
+def test_a_module_that_splits_its_own_data_is_compared_too():
+    module = WithinModule()
+    data = AdaptedData(module)
+    data.prepare_second_setup()
+    module.setup("fit")
+    data.setup("fit")
+    assert data.split_is_random()
+
+
+def test_a_function_that_splits_is_called_again():
+    def make():
+        part, _ = random_split(BASE, [30, 10])
+        data = L.LightningDataModule()
+        data.train_dataloader = lambda: DataLoader(part, batch_size=5)
+        return data
+
+    data = AdaptedData(make())
+    data.prepare_second_setup(make)
+    data.setup("fit")
+    assert data.split_is_random()
+
+
 def test_a_split_drawn_in_the_method_of_the_loader_is_that_of_the_first_call():
     data = AdaptedData(InLoader())
     data.setup("fit")

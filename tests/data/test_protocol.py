@@ -76,7 +76,7 @@ def test_data_that_serve_attribution_are_taken_as_they_are(made):
     data = made()
     assert isinstance(data, AttributionData)
     assert serves_attribution(data)
-    assert data_of(data) is data
+    assert data_of(data, L.LightningModule()) is data
 
 
 def test_other_data_are_adapted():
@@ -84,7 +84,7 @@ def test_other_data_are_adapted():
         def train_dataloader(self):
             return Own().train_dataloader()
 
-    data = data_of(Loaders())
+    data = data_of(Loaders(), L.LightningModule())
     assert isinstance(data, AdaptedData)
     assert isinstance(data, AttributionData)
     assert not serves_attribution(Loaders())

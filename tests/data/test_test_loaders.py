@@ -67,8 +67,6 @@ def test_without_a_choice_the_loaders_are_listed():
 def test_an_empty_set_is_named():
     with pytest.raises(InputError, match=r"Data\.val_dataloader holds no sample"):
         _ = AdaptedData(Data(loader(n=0))).test_set
-    with pytest.raises(InputError, match=r"Data\.train_dataloader holds no sample"):
-        _ = AdaptedData(Data(loader(), loader(n=0))).train_set
 
 
 X, Y = torch.zeros(2), torch.tensor(1)
@@ -81,7 +79,7 @@ X, Y = torch.zeros(2), torch.tensor(1)
         ((X, Y), {"x": X, "y": Y}, "the batch is a dictionary, in training a list"),
         ({"x": X, "y": Y}, {"x": X}, "the batch lacks 'y'"),
         ({"x": X, "y": {"a": Y, "b": Y}}, {"x": X, "y": {"a": Y}}, "'y' lacks 'b'"),
-        ({"x": X}, {"x": "text"}, "'x' is a list, in training a tensor"),
+        ({"x": X, "y": Y}, {"x": "text", "y": Y}, "'x' is a list, in training a tensor"),
     ],
 )
 def test_tests_of_another_form_are_named(training, test, text):

@@ -212,6 +212,17 @@ def test_children_are_attached_and_everything_is_restored() -> None:
     assert model.parts[0]._trainer is None
 
 
+def test_hooks_that_change_the_module_leave_their_change() -> None:
+    class Counting(OneCycle):
+        mean = 0.0
+
+    model, idle = Counting(), stand_in_trainer(RunState(epoch=3), train_loader=range(4))
+    with attached(model, idle, changing=True):
+        model.mean = float(model.current_epoch)
+        model.log("mean", model.mean)
+    assert model.mean == 3
+
+
 def test_a_data_module_is_attached_too() -> None:
     data = Rows()
     with attached(data, stand_in_trainer(RunState())):

@@ -9,7 +9,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorD
 
 from ifloo.errors import InputError
 from ifloo.objective import Identified, TrainingData, query_ids, sequential
-from ifloo.objective.id_rule import IdReader, IdRule, note, rows_of
+from ifloo.objective.id_rule import IdReader, IdRule, _noted, rows_of
 from ifloo.objective.ids import decide, identified_queries
 from ifloo.objective.loaders import identified, rule_behind
 
@@ -42,7 +42,7 @@ def third(value: Any) -> Rows:
 
 @pytest.fixture(autouse=True)
 def notes(caplog: pytest.LogCaptureFixture) -> Any:
-    note.cache_clear()
+    _noted.clear()
     return lambda: [record.getMessage() for record in caplog.records]
 
 
@@ -65,7 +65,7 @@ def test_anything_else_is_data(data, noted, notes):
     loader = DataLoader(data, batch_size=5)
     assert decide(data, loader.collate_fn)[1].tolist() == POSITIONS
     assert len(notes()) == noted
-    note.cache_clear()
+    _noted.clear()
     found = TrainingData(sequential(loader, 5), CPU, torch.float32)
     assert (found.ids.tolist(), found.id_rule.source) == (POSITIONS, "positions")
     assert len(notes()) == 2 * noted

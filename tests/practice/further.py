@@ -70,7 +70,7 @@ class AskedEpoch(Softmax):
 
 
 class UnsavedScale(Softmax):
-    """Scales its inputs by numbers that it finds at the start of a fit and saves nowhere."""
+    """Scales its inputs by numbers that it finds at the start of a fit and saves in no checkpoint."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -44,6 +44,7 @@ from ifloo.stages.isolation import detached
 
 log = logging.getLogger(__name__)
 SEED = 0  # random numbers of every replay: two that differ in one part draw the same
+WIDE = 1 << 25  # entries up to which gradients are held in float64
 START_HOOKS: Mapping[str, Callable[[L.LightningModule], object]] = {
     "on_fit_start": lambda module: module.on_fit_start(),
     "on_train_start": lambda module: module.on_train_start(),
@@ -97,16 +98,20 @@ class _Copy:
     optimizers: list[Optimizer] = field(default_factory=list)
 
     @torch.no_grad()
-    def restore(self, rounded: bool) -> None:
-        """Restores all values; `rounded` moves each weight by one rounding, up or down at random."""
+    def restore(self, unit: float | None) -> None:
+        """Restores all values, and moves each weight by one rounding, up or down at random, if `unit` is not None.
+
+        Args:
+            unit: Unit roundoff of the coarsest arithmetic in the step.
+        """
         for name, tensor in _tensors(self.module).items():
             if name in self.tensors and tensor.shape == self.tensors[name].shape:
                 tensor.copy_(self.tensors[name])
-        if rounded:
+        if unit is not None:
             generator = torch.Generator().manual_seed(SEED)
             for p in self.module.parameters():
                 signs = torch.randint(0, 2, p.shape, generator=generator).to(p.device, p.dtype) * 2 - 1
-                p.mul_(1 + signs * torch.finfo(p.dtype).eps)
+                p.mul_(1 + signs * max(torch.finfo(p.dtype).eps, 2 * unit))
 
 
 class Replay:
@@ -116,7 +121,9 @@ class Replay:
         source: What is replayed.
         parts: Parts of the step that can be taken away, with a noun phrase for each.
         sizes: Number of entries of each attributed parameter, by name, in the order of the gradient.
-        unit_roundoff: Unit roundoff of the weights' precision.
+        size: Number of entries of all attributed parameters.
+        unit_roundoff: Unit roundoff of the coarsest arithmetic in the step in full precision: that of the weights, or
+            of a loss that converts to fewer bits, as those of Hugging Face do.
         longest_sum: Length of the longest inner product of a layer.
     """
 
@@ -127,14 +134,18 @@ class Replay:
             InputError: If the module cannot be copied.
         """
         self.source = source
-        self._copies: dict[str, _Copy] = {}
+        self._copies: dict[tuple[str, bool], _Copy] = {}
+        self._measured = False
         plain = self._copy("")
         parameters = dict(plain.module.named_parameters())
         chosen = {name: parameters[name] for name in source.names}
         self.sizes: Mapping[str, int] = {name: p.numel() for name, p in chosen.items()}
+        self.size = sum(self.sizes.values())
         self.unit_roundoff = max(torch.finfo(p.dtype).eps for p in chosen.values()) / 2
         self.longest_sum = max([p.numel() // p.shape[0] for p in parameters.values() if p.ndim > 1 and len(p)] or [1])
-        self.parts: Mapping[Part, str] = parts_of(plain.module, source.datamodule, source.state, bool(plain.hooks))
+        self.parts: Mapping[Part, str] = parts_of(
+            plain.module, source.datamodule, source.state, bool(plain.hooks), not source.ran
+        )
 
     def gradient(self, samples: Samples, without: Without = (), rounded: bool = False) -> Float[Tensor, " q"]:
         """Returns the gradient of the step; see `TrainingStep`.
@@ -143,10 +154,11 @@ class Replay:
             InputError: If the user's code fails on the batch.
         """
         off = frozenset(without)
-        held = self._copy("" if Part.PRECISION in off else self.source.state.precision)
+        precision = "" if Part.PRECISION in off else self.source.state.precision
+        held = self._copy(precision, started=Part.STATE not in off)
         with ExitStack() as stack:
             stack.enter_context(self._moment(held, off))
-            held.restore(rounded)
+            held.restore(self.unit_roundoff if rounded else None)
             module = held.module
             for layer in modes_without(module, off):
                 layer.training = False
@@ -157,10 +169,27 @@ class Replay:
             for p in module.parameters():
                 p.grad = None
             what, when = f"training_step of {type(module).__name__}", f"when it was run again on {len(samples)} samples"
-            with user_code(what, when, _LEAVE_OUT):
+            full = Part.PRECISION in off or Part.PRECISION not in self.parts
+            with user_code(what, when, _LEAVE_OUT), self._measuring_precision(full):
                 batch = self._transferred(held, self.source.collate(samples), off)
                 found = self._gradients(held, batch, off)
         return torch.cat([self._flat(module, name, found) for name in self.sizes])
+
+    @contextmanager
+    def _measuring_precision(self, full: bool) -> Generator[None, None, None]:
+        """Reads the precision of what the first step in full precision keeps for its backward pass."""
+        if not full or self._measured:
+            yield
+            return
+        self._measured = True
+
+        def kept(x: Tensor) -> Tensor:
+            if x.is_floating_point():
+                self.unit_roundoff = max(self.unit_roundoff, torch.finfo(x.dtype).eps / 2)
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(kept, lambda x: x):
+            yield
 
     def decay(self) -> Float[Tensor, " q"]:
         """Returns the gradient that the optimizers add by coupled weight decay."""
@@ -172,7 +201,7 @@ class Replay:
                     added |= {id(p): group["weight_decay"] * p.detach() for p in group["params"]}
         parameters = dict(held.module.named_parameters())
         flat = [added.get(id(parameters[n]), torch.zeros_like(parameters[n])).detach() for n in self.sizes]
-        return wide(torch.cat([x.reshape(-1) for x in flat]))
+        return wide(torch.cat([x.reshape(-1) for x in flat]), self.size)
 
     def trained(self) -> tuple[str, ...] | None:
         """Returns the names of the parameters that an optimizer has; None if the optimizers are not known."""
@@ -185,16 +214,21 @@ class Replay:
     def _flat(self, module: nn.Module, name: str, found: Mapping[int, Tensor]) -> Tensor:
         parameter = module.get_parameter(name)
         gradient = found.get(id(parameter), torch.zeros_like(parameter)).detach()
-        return wide(gradient.to_dense() if gradient.is_sparse else gradient).reshape(-1)
+        return wide(gradient.to_dense() if gradient.is_sparse else gradient, self.size).reshape(-1)
 
-    def _copy(self, precision: str) -> _Copy:
-        """Returns the copy of the module that runs in a precision; the empty one is that of its weights."""
-        reduced = precision if precision in _PLUGINS else ""
-        if reduced not in self._copies:
-            self._copies[reduced] = self._made(reduced)
-        return self._copies[reduced]
+    def _copy(self, precision: str, started: bool = True) -> _Copy:
+        """Returns a copy of the module.
 
-    def _made(self, precision: str) -> _Copy:
+        Args:
+            precision: Lightning's name; the empty one is that of the weights.
+            started: Whether its hooks for the start of a fit are called.
+        """
+        key = (precision if precision in _PLUGINS else "", started)
+        if key not in self._copies:
+            self._copies[key] = self._made(*key)
+        return self._copies[key]
+
+    def _made(self, precision: str, started: bool) -> _Copy:
         source = self.source
         module = detached(source.module)
         device = next(module.parameters()).device
@@ -206,12 +240,15 @@ class Replay:
             module.train()
         data = copy.copy(source.datamodule) if source.datamodule is not None else None
         trainer = stand_in_trainer(source.state, data, source.loader, module)
-        tensors = {name: x.detach().clone() for name, x in _tensors(module).items()}
+        unsaved = _unsaved(module)
+        tensors = {name: x.detach().clone() for name, x in _tensors(module).items() if name not in unsaved}
         held = _Copy(module, plugin, trainer, tensors, source.hooks)
-        with self._moment(held, frozenset()):
-            if not source.ran:
+        with self._moment(held, frozenset(), updates=True):
+            if started and not source.ran:
                 self._start(held)
-            held.restore(False)
+            # Buffers that no checkpoint holds are what these hooks made of them.
+            held.tensors |= {n: x.detach().clone() for n, x in _tensors(module).items() if n not in held.tensors}
+            held.restore(None)
             with suppress(Exception):  # read by the doctor, which says what fails
                 held.optimizers = list(optimizers_in(module.configure_optimizers()))
         return held
@@ -226,8 +263,11 @@ class Replay:
         held.hooks = held.hooks.taken_from(held.module)
 
     @contextmanager
-    def _moment(self, held: _Copy, off: frozenset[Part]) -> Generator[None, None, None]:
-        """Attaches the copy to a Trainer at the end of the fit, with seeded random numbers and gradients on."""
+    def _moment(self, held: _Copy, off: frozenset[Part], updates: bool = False) -> Generator[None, None, None]:
+        """Attaches the copy to a Trainer at the end of the fit, with seeded random numbers and gradients on.
+
+        What the step changes of the module is as before afterwards, unless `updates` keeps it.
+        """
         trainer, state = held.trainer, self.source.state
         trainer.run_state = _first(state) if Part.MOMENT in off else state
         with ExitStack() as stack:
@@ -242,7 +282,7 @@ class Replay:
             stack.enter_context(torch.enable_grad())
             if trainer.datamodule is not None:
                 stack.enter_context(attached(trainer.datamodule, trainer))
-            stack.enter_context(attached(held.module, trainer))
+            stack.enter_context(attached(held.module, trainer, changing=updates))
             stack.callback(setattr, trainer, "run_state", state)
             yield
 
@@ -289,8 +329,21 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
-def wide(x: Tensor) -> Tensor:
-    """Returns a tensor in float64 where the device has it."""
+def _unsaved(module: nn.Module) -> set[str]:
+    """Returns the names of buffers that no checkpoint holds."""
+    parts = module.named_modules()
+    return {f"{path}.{name}".lstrip(".") for path, part in parts for name in part._non_persistent_buffers_set}
+
+
+def wide(x: Tensor, size: int) -> Tensor:
+    """Returns a tensor in float64, on the host where the device lacks it; as it is if the gradient is very long.
+
+    Args:
+        x: Part of a gradient, or all of it.
+        size: Length of the whole gradient.
+    """
+    if size > WIDE and x.dtype is torch.float32:
+        return x
     return x.double() if x.device.type != "mps" else x.cpu().double()
 
 

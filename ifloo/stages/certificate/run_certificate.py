@@ -162,8 +162,8 @@ def _compared(request: CertificateRequest, dtype: torch.dtype | None) -> Examine
         step=replay,
         batches=drawn.samples,
         singles=single_gradients(losses, drawn.collate),
-        penalty=wide(losses.gradient_and_value(losses.penalty, theta)[0]),
-        theta=wide(theta),
+        penalty=wide(losses.gradient_and_value(losses.penalty, theta)[0], space.size),
+        theta=wide(theta, space.size),
         keys_of=lambda sample: sample_keys(drawn.collate([sample])),
         decay=replay.decay(),
         trained=replay.trained(),
@@ -250,7 +250,7 @@ def single_gradients(losses: FunctionalLosses, collate: CollateSamples) -> Calla
 
     def gradient(sample: object) -> Tensor:
         single = to_device(collate([sample]), space.device, space.dtype)
-        return wide(loop.gradient_and_value(lambda at: loop.single_loss(at, single), theta)[0])
+        return wide(loop.gradient_and_value(lambda at: loop.single_loss(at, single), theta)[0], space.size)
 
     def gradients(samples: Samples) -> Tensor:
         with undisturbed(), scoring(losses.module):

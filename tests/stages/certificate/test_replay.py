@@ -156,3 +156,16 @@ def test_batches_are_spread_over_the_epoch_and_each_sample_is_read_once():
     assert [row for row in reads if reads.count(row) > 1] in ([], [0, 0])  # the first tells the form of the samples
     assert torch.equal(torch.get_rng_state(), before)
     assert [int(y) for _, y in drawn.samples[0]] == list(drawn.rows[0])
+
+
+def test_long_gradients_keep_the_precision_of_the_weights(monkeypatch):
+    """A gradient in float64 would take twice the memory of the weights."""
+    monkeypatch.setattr("ifloo.stages.certificate.replay.WIDE", 10)
+
+    class Single(Whole):
+        dataset = TensorDataset(rows()[0].float(), rows()[1])
+
+    replay, samples = replay_of(Net().float(), Single(), RunState())
+    assert replay.gradient(samples).dtype is torch.float32
+    monkeypatch.setattr("ifloo.stages.certificate.replay.WIDE", 15)
+    assert replay.gradient(samples).dtype is torch.float64
