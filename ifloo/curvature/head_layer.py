@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, Identified, batch_size, map_tensors, slice_batch, tensors_of, without_ids
+from ifloo.objective.batches import Batch, batch_size, map_tensors, slice_batch, tensors_of, times_factors, without_ids
 from ifloo.objective.functional import FunctionalLosses
 from ifloo.objective.logits_layer import LinearMap, is_linear_map
 from ifloo.objective.singles import Singles
@@ -164,8 +164,7 @@ class HeadLayer:
             losses = torch.stack([loss(one, z) for one, z in zip(inner.batches, outputs, strict=True)])
         else:
             losses = over_singles(loss, inner, outputs)
-        factors = batch.factors if isinstance(batch, Identified) else None
-        return losses if factors is None else losses * factors
+        return times_factors(losses, batch)
 
     def _name(self, parameter: str) -> str:
         return f"{self.name}.{parameter}" if self.name else parameter

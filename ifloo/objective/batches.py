@@ -110,7 +110,9 @@ def concatenate_chunks(chunks: Iterable[Tensor], n: int, tick: OnProgress = no_p
 def times_factors(losses: Float[Tensor, " b"], batch: Batch) -> Float[Tensor, " b"]:
     """Returns the losses times the factors n·c_i of their samples in J, if the batch has factors."""
     factors = batch.factors if isinstance(batch, Identified) else None
-    return losses if factors is None else losses * factors
+    if factors is None:
+        return losses
+    return losses * (factors.clone() if factors.is_inference() else factors)  # a backward pass may need them
 
 
 @runtime_checkable

@@ -110,6 +110,7 @@ class FunctionalLosses:
         vmapped: Whether `torch.func.vmap` runs the losses of single samples; if not, they are computed in a loop.
         layout: Layout of batches, by which a loop takes apart a batch that holds no `Singles`; None if unknown, or if
             no batch can be taken apart: it then counts as one sample.
+        notes: Sentences on how the losses are differentiated, where that is not as usual.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class FunctionalLosses:
         path: Path = Path.FORWARD,
         vmapped: bool = True,
         layout: Layout | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         """Binds a module; its parameters are never changed, neither here nor by a call.
 
@@ -126,12 +128,12 @@ class FunctionalLosses:
             InputError: The module has no `sample_losses` or no `penalty`.
         """
         self.module, self.space, self.contract = module, space, contract_of(module)
-        self.path, self.vmapped, self.layout = path, vmapped, layout
+        self.path, self.vmapped, self.layout, self.notes = path, vmapped, layout, notes
         self._caller = _Caller(module)
 
     def restricted(self, space: ParamSpace) -> FunctionalLosses:
         """Returns the same losses as functions of other parameters, computed in the same way."""
-        return FunctionalLosses(self.module, space, self.path, self.vmapped, self.layout)
+        return FunctionalLosses(self.module, space, self.path, self.vmapped, self.layout, self.notes)
 
     def theta(self) -> Float[Tensor, " p"]:
         """Returns the module's current values as a detached copy."""

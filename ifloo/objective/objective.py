@@ -99,7 +99,7 @@ class Objective:
         inner = without_ids(batch)
         if isinstance(inner, Singles) and inner.whole is not None and self.weights.equal_for(ids):
             factors = batch.factors if isinstance(batch, Identified) else None
-            total = len(inner) if factors is None else factors.sum()
+            total = len(inner) if factors is None else float(factors.sum())
             return self.weights.default * total * self.losses.step_loss(theta, inner.whole) / self.n
         losses = self.losses.sample_losses(theta, batch)
         return (self.weights.of(ids, losses.dtype) * losses).sum() / self.n

@@ -7,8 +7,10 @@ forward-mode products, `vmap` over samples, and sums by one training step on a w
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import torch
@@ -17,14 +19,13 @@ from torch import Tensor, nn
 from torch.func import grad, jvp, vjp, vmap
 from torch.utils.data import DataLoader
 
-from ifloo.errors import IflooError, InputError
+from ifloo.errors import InputError, first_sentence
 from ifloo.objective.batches import Batch, fetch_samples, sample_ids, to_device
 from ifloo.objective.causes import cause_of_change
 from ifloo.objective.forms import tensors_of
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
 from ifloo.objective.layout import Layout
 from ifloo.objective.loaders import samples_behind, separately, sequential, unwrap_loader
-from ifloo.objective.out_of_memory import is_out_of_memory
 from ifloo.objective.plain import recordable, recording
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.singles import length_of
@@ -72,6 +73,9 @@ class DrawnSamples:
         rows: Positions of the samples in the dataset.
         singles: Batch of one of each, on the device and in the dtype of the parameters.
         batched: Whether the loader collates samples into batches.
+        device: Device of the parameters.
+        dtype: Precision of the parameters.
+        n: Number of all samples.
     """
 
     dataset: object
@@ -81,6 +85,7 @@ class DrawnSamples:
     batched: bool
     device: torch.device
     dtype: torch.dtype
+    n: int
 
     @classmethod
     def of(cls, loader: DataLoader[Batch], device: torch.device, dtype: torch.dtype) -> DrawnSamples:
@@ -100,7 +105,7 @@ class DrawnSamples:
         chosen = dict.fromkeys([min(drawn, key=lengths.__getitem__), max(drawn, key=lengths.__getitem__), *drawn])
         rows = tuple(chosen)[:CHECKED]
         singles = tuple(to_device(alone[i], device, dtype) for i in rows)
-        return cls(dataset, collate, rows, singles, batched, device, dtype)
+        return cls(dataset, collate, rows, singles, batched, device, dtype, n)
 
     @cached_property
     def batch(self) -> Batch:
@@ -131,25 +136,30 @@ class Reference:
         losses: ℓ_i, `[b]`.
         slopes: ∇ℓ_i · v by the backward pass, `[b]`.
         scales: ‖∇ℓ_i‖ ‖v‖, the largest that a slope can be, `[b]`.
+        seconds: Median time of a sample, forward and back.
     """
 
     direction: Float[Tensor, " p"]
     losses: Float[Tensor, " b"]
     slopes: Float[Tensor, " b"]
     scales: Float[Tensor, " b"]
+    seconds: float
 
     @classmethod
     def of(cls, losses: FunctionalLosses, samples: DrawnSamples) -> Reference:
         """Runs each sample alone, once forward and once back."""
         loop, theta = FunctionalLosses(losses.module, losses.space, Path.LOOP), losses.theta()
         v = torch.randn(len(theta), generator=torch.Generator().manual_seed(SEED), dtype=torch.float64).to(theta)
-        values, slopes, norms = [], [], []
+        values, slopes, norms, times = [], [], [], []
         for one in samples.singles:
+            begun = time.perf_counter()
             slope, value = loop.gradient_and_value(partial(_single_loss, loop, one), theta)
             values.append(value)
             slopes.append(slope @ v)
             norms.append(slope.norm())
-        return cls(v, torch.stack(values), torch.stack(slopes), torch.stack(norms) * v.norm())
+            times.append(time.perf_counter() - begun)
+        scales = torch.stack(norms) * v.norm()
+        return cls(v, torch.stack(values), torch.stack(slopes), scales, statistics.median(times))
 
     def same_losses(self, found: Tensor) -> bool:
         """Tells whether losses are those of the definition, up to the order of additions."""
@@ -199,26 +209,53 @@ class _Trial:
     losses: FunctionalLosses
     samples: DrawnSamples
     reference: Reference
+    failures: list[str] = field(default_factory=list)
 
     def choice(self) -> Choice:
-        in_batch = _attempt(lambda: self.losses.sample_losses(self.theta, self.samples.batch))
+        in_batch = self._attempt(lambda: self.losses.sample_losses(self.theta, self.samples.batch))
         stated = not self.losses.contract.one_by_one
         if stated and (in_batch is None or not self.reference.same_losses(in_batch)):
             return Choice(self.losses)  # `preflight` refuses losses that fail in a batch, or differ in it
         if self.samples.batched and in_batch is not None and self.reference.same_losses(in_batch):
             for path, products in ((Path.FORWARD, self._forward), (Path.BACKWARD, self._backward)):
-                found = _attempt(products)
+                found = self._attempt(products)
                 if found is not None and self.reference.same_slopes(found):
                     return Choice(self._along(path, self._vmapped()))
-        return Choice(self._along(Path.LOOP, False), True, self.samples.batched and self._whole_is_mean())
+        whole = self.samples.batched and self._whole_is_mean()
+        return Choice(self._along(Path.LOOP, False, whole), True, whole)
+
+    def _attempt(self, work: Callable[[], Tensor]) -> Tensor | None:
+        """Returns a result, or None if the fast form fails: code of users may raise anything under a transform."""
+        try:
+            return work()
+        except Exception as error:  # also for lack of memory, of which the loop needs the least
+            self.failures.append(first_sentence(error))
+            return None
 
     @cached_property
     def theta(self) -> Tensor:
         return self.losses.theta()
 
-    def _along(self, path: Path, vmapped: bool) -> FunctionalLosses:
+    def _along(self, path: Path, vmapped: bool, whole: bool = False) -> FunctionalLosses:
         layout = self.samples.layout if path is Path.LOOP else None
-        return FunctionalLosses(self.losses.module, self.losses.space, path, vmapped, layout)
+        notes = [] if path is Path.FORWARD else [self._why(path, whole)]
+        if has_stopped_part(self.losses, self.samples, self.reference):
+            notes.append(STOPPED)
+        return FunctionalLosses(self.losses.module, self.losses.space, path, vmapped, layout, tuple(notes))
+
+    def _why(self, path: Path, whole: bool) -> str:
+        if path is Path.BACKWARD:
+            return (
+                "products are formed by backward passes: forward-mode derivatives of this loss are not those of "
+                "loss.backward() (torch.no_grad, a tensor hook, or a function with a backward of its own)"
+            )
+        reason = self.failures[0] if self.failures else "batches of several give other losses than samples alone"
+        sums = "; sums over samples are taken by training steps on whole batches" if whole else ""
+        ms, n = 1e3 * self.reference.seconds, self.samples.n
+        return (
+            f"losses are computed one sample at a time ({reason}): about {ms:.2g} ms each, {ms * n / 1e3:.2g} s for "
+            f"all {n:,}{sums}"
+        )
 
     def _forward(self) -> Tensor:
         v = self.reference.direction
@@ -237,18 +274,18 @@ class _Trial:
             found: Tensor = gradients @ self.reference.direction
             return found
 
-        found = _attempt(slopes)
+        found = self._attempt(slopes)
         return found is not None and self.reference.same_slopes(found)
 
     def _whole_is_mean(self) -> bool:
         """Tells whether a training step on the batch has the mean of the singles as its loss and gradient."""
-        loop = self._along(Path.LOOP, False)
+        loop = FunctionalLosses(self.losses.module, self.losses.space, Path.LOOP)
 
         def step() -> Tensor:
             slope, value = loop.gradient_and_value(lambda at: loop.step_loss(at, self.samples.batch), self.theta)
             return torch.stack([value, slope @ self.reference.direction])
 
-        found, reference = _attempt(step), self.reference
+        found, reference = self._attempt(step), self.reference
         if found is None:
             return False
         value, slope = found
@@ -262,16 +299,29 @@ def _single_loss(losses: FunctionalLosses, single: Batch, theta: Tensor) -> Tens
     return losses.single_loss(theta, single)
 
 
-def _attempt(work: Callable[[], Tensor]) -> Tensor | None:
-    """Returns a result, or None if the fast form fails: code of users may raise anything under a transform."""
-    try:
-        return work()
-    except IflooError:
-        return None
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        return None
+STOPPED = (
+    "a part of the loss passes no gradient (detach, torch.no_grad, a rounding): scores follow the gradient that "
+    "training took, and the curvature is that of the part that moves; the fit ended at no minimum of the loss itself"
+)
+
+
+def has_stopped_part(losses: FunctionalLosses, samples: DrawnSamples, reference: Reference) -> bool:
+    """Tells whether losses change along a direction by other amounts than their gradients say.
+
+    Central differences are compared with slopes over all drawn samples: a kink that one sample crosses is no such part.
+    """
+    loop, theta = FunctionalLosses(losses.module, losses.space, Path.LOOP), losses.theta()
+    eps, v = torch.finfo(theta.dtype).eps, reference.direction
+    step = eps ** (1 / 3) * max(1.0, float(theta.norm())) / float(v.norm())
+    with recording(), torch.no_grad():
+        ends = [
+            torch.stack([loop.single_loss(theta + sign * step * v, recordable(one)) for one in samples.singles])
+            for sign in (1, -1)
+        ]
+    difference = (ends[0] - ends[1]) / (2 * step) - reference.slopes
+    noise = 10 * eps * (1 + reference.losses.abs().max()) / step
+    apart = difference.square().mean().sqrt()
+    return bool(apart > 0.05 * reference.slopes.square().mean().sqrt() + noise)
 
 
 def _check_reference(losses: FunctionalLosses, samples: DrawnSamples, reference: Reference) -> None:

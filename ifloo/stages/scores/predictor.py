@@ -167,6 +167,8 @@ class InfluencePredictor(L.LightningModule):
             self.stationarity = preflight(objective, theta, found.certificate)
             if self.stationarity.warning:
                 log.warning(self.stationarity.warning)
+            for note in objective.losses.notes:
+                log.warning("%s.", note)
             known = objective.losses.contract.strong_convexity()
             self._engine = engine_for(objective, theta, settings, count, known, self.world.first)
         return self._engine
