@@ -180,7 +180,8 @@ class Adapted(SampleLossModule):
         inner, ids = without_ids(batch), sample_ids(batch)
         if isinstance(inner, Apart):
             return self._loss_of_parts(inner)
-        if ids is None or not self.sample_weights.equal_for(ids):
+        equal = not len(self.sample_weights.ids) if ids is None else self.sample_weights.equal_for(ids)
+        if not equal:
             return super().weighted_loss(batch)
         return self.sample_weights.default * self.step_loss(inner)
 
