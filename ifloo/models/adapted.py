@@ -180,8 +180,8 @@ class Adapted(SampleLossModule):
         inner, ids = without_ids(batch), sample_ids(batch)
         if isinstance(inner, Apart):
             return self._loss_of_parts(inner)
-        equal = not len(self.sample_weights.ids) if ids is None else self.sample_weights.equal_for(ids)
-        if not equal:
+        listed = len(self.sample_weights.ids) > 0
+        if listed and (ids is None or not self.sample_weights.equal_for(ids)):
             return super().weighted_loss(batch)
         return self.sample_weights.default * self.step_loss(inner)
 

@@ -32,6 +32,7 @@ class Part(Enum):
     PRECISION = "low precision"
     BATCH_HOOKS = "batch hooks"
     MOMENT = "epoch or step in the loss"
+    STATE = "what hooks of the fit set"
     GRADIENT_HOOKS = "gradient hooks"
 
 

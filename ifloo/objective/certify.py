@@ -28,12 +28,18 @@ from ifloo.objective.step_comparison import (
     rounding_bound,
 )
 
-OTHER_PARTS = (Part.BATCH_HOOKS, Part.MOMENT, Part.GRADIENT_HOOKS)  # parts that no evaluation mode takes away
+OTHER_PARTS = (
+    Part.BATCH_HOOKS,
+    Part.MOMENT,
+    Part.GRADIENT_HOOKS,
+    Part.STATE,
+)  # parts that no evaluation mode takes away
 REMEDIES = {
     Part.BATCH_HOOKS: "the scored loss is without them; move the change into the dataset or into training_step, or "
     "state the loss: --adapt.sample_losses.",
     Part.MOMENT: "the scored loss has another epoch or step than the end of the fit; name the checkpoint of the end of "
     "the fit, which holds both.",
+    Part.STATE: "the checkpoint holds none of it; keep it in a buffer, in on_save_checkpoint, or set it in __init__.",
     Part.GRADIENT_HOOKS: "no loss has this gradient; freeze the weights instead (requires_grad_(False)), or attribute "
     "the others: --attribution.parameters.",
 }
@@ -216,8 +222,11 @@ class _Examination:
         return total.result().equal
 
     def _unexplained(self, trained: Difference) -> Examined:
-        causes, ruled_out = [], self._words(self._ordered(self.evaluation))
+        causes: list[Cause] = []
+        ruled_out = self._words(self._ordered(self.evaluation))
         for part in (p for p in OTHER_PARTS if p in self.step.parts):
+            if causes and part is Part.STATE:  # it includes hooks on weights, which are a cause of their own
+                continue
             if self.difference(self.evaluation | {part}).equal:
                 causes.append(Cause(self.step.parts[part], REMEDIES[part]))
             else:

@@ -83,3 +83,9 @@ def test_a_batch_of_nothing_but_removed_samples_has_no_gradient():
     loss.backward()
     assert not bool(loss)
     assert not any(bool(p.grad.any()) for p in module.parameters())
+
+
+def test_a_batch_without_ids_is_a_step_of_the_users_own_while_all_weights_are_equal():
+    net = Net(nn.BatchNorm1d(4, dtype=torch.float64))
+    module = Adapted(net).train()
+    torch.testing.assert_close(module.training_step(rows(), 0), net.training_step(rows(), 0), rtol=1e-13, atol=0)

@@ -14,11 +14,16 @@ from ifloo.objective.certificate import Part
 from ifloo.objective.layers import BATCH_HOOKS, is_random
 
 GRADIENT_HOOKS = ("on_before_backward", "backward", "on_after_backward", "on_before_optimizer_step")
+START_HOOKS = ("on_fit_start", "on_train_start", "on_train_epoch_start")
 HALVES = ("16-mixed", "bf16-mixed", "16-true", "bf16-true", "transformer-engine", "transformer-engine-float16")
 
 
 def parts_of(
-    module: L.LightningModule, datamodule: L.LightningDataModule | None, state: RunState, hooked: bool
+    module: L.LightningModule,
+    datamodule: L.LightningDataModule | None,
+    state: RunState,
+    hooked: bool,
+    started: bool,
 ) -> dict[Part, str]:
     """Returns the parts that a training step of this module has, with a noun phrase for each.
 
@@ -27,6 +32,7 @@ def parts_of(
         datamodule: Data module of the fit.
         state: State of the run.
         hooked: Whether a weight has a hook on its gradient.
+        started: Whether hooks for the start of a fit are called on the copy.
     """
     parts: dict[Part, str] = {}
     kinds = {_kind(layer) for layer in module.modules() if layer.training}
@@ -41,6 +47,8 @@ def parts_of(
         parts[Part.BATCH_HOOKS] = f"batch hooks ({summarise(list(dict.fromkeys(hooks)))})"
     if (state.epoch, state.global_step) != (0, 0):
         parts[Part.MOMENT] = f"epoch {state.epoch} or step {state.global_step} in the loss"
+    if started and (hooks := [*_defined(module, START_HOOKS)]):
+        parts[Part.STATE] = f"what {summarise(hooks)} set{'s' if len(hooks) == 1 else ''}"
     gradients = [*_defined(module, GRADIENT_HOOKS), *(["hooks on weights"] if hooked else [])]
     if gradients:
         parts[Part.GRADIENT_HOOKS] = f"gradient masks ({summarise(gradients)})"

@@ -134,7 +134,7 @@ class Replay:
             InputError: If the module cannot be copied.
         """
         self.source = source
-        self._copies: dict[str, _Copy] = {}
+        self._copies: dict[tuple[str, bool], _Copy] = {}
         self._measured = False
         plain = self._copy("")
         parameters = dict(plain.module.named_parameters())
@@ -143,7 +143,9 @@ class Replay:
         self.size = sum(self.sizes.values())
         self.unit_roundoff = max(torch.finfo(p.dtype).eps for p in chosen.values()) / 2
         self.longest_sum = max([p.numel() // p.shape[0] for p in parameters.values() if p.ndim > 1 and len(p)] or [1])
-        self.parts: Mapping[Part, str] = parts_of(plain.module, source.datamodule, source.state, bool(plain.hooks))
+        self.parts: Mapping[Part, str] = parts_of(
+            plain.module, source.datamodule, source.state, bool(plain.hooks), not source.ran
+        )
 
     def gradient(self, samples: Samples, without: Without = (), rounded: bool = False) -> Float[Tensor, " q"]:
         """Returns the gradient of the step; see `TrainingStep`.
@@ -152,7 +154,8 @@ class Replay:
             InputError: If the user's code fails on the batch.
         """
         off = frozenset(without)
-        held = self._copy("" if Part.PRECISION in off else self.source.state.precision)
+        precision = "" if Part.PRECISION in off else self.source.state.precision
+        held = self._copy(precision, started=Part.STATE not in off)
         with ExitStack() as stack:
             stack.enter_context(self._moment(held, off))
             held.restore(self.unit_roundoff if rounded else None)
@@ -213,14 +216,19 @@ class Replay:
         gradient = found.get(id(parameter), torch.zeros_like(parameter)).detach()
         return wide(gradient.to_dense() if gradient.is_sparse else gradient, self.size).reshape(-1)
 
-    def _copy(self, precision: str) -> _Copy:
-        """Returns the copy of the module that runs in a precision; the empty one is that of its weights."""
-        reduced = precision if precision in _PLUGINS else ""
-        if reduced not in self._copies:
-            self._copies[reduced] = self._made(reduced)
-        return self._copies[reduced]
+    def _copy(self, precision: str, started: bool = True) -> _Copy:
+        """Returns a copy of the module.
 
-    def _made(self, precision: str) -> _Copy:
+        Args:
+            precision: Lightning's name; the empty one is that of the weights.
+            started: Whether its hooks for the start of a fit are called.
+        """
+        key = (precision if precision in _PLUGINS else "", started)
+        if key not in self._copies:
+            self._copies[key] = self._made(*key)
+        return self._copies[key]
+
+    def _made(self, precision: str, started: bool) -> _Copy:
         source = self.source
         module = detached(source.module)
         device = next(module.parameters()).device
@@ -232,15 +240,14 @@ class Replay:
             module.train()
         data = copy.copy(source.datamodule) if source.datamodule is not None else None
         trainer = stand_in_trainer(source.state, data, source.loader, module)
-        tensors = {name: x.detach().clone() for name, x in _tensors(module).items()}
+        unsaved = _unsaved(module)
+        tensors = {name: x.detach().clone() for name, x in _tensors(module).items() if name not in unsaved}
         held = _Copy(module, plugin, trainer, tensors, source.hooks)
-        with self._moment(held, frozenset(), changing=True):
-            if not source.ran:
-                saved = set(module.state_dict())
+        with self._moment(held, frozenset(), updates=True):
+            if started and not source.ran:
                 self._start(held)
-                # A buffer that no checkpoint holds is what the hooks make of it.
-                made = {name: x.detach().clone() for name, x in module.named_buffers() if name not in saved}
-                held.tensors |= made
+            # Buffers that no checkpoint holds are what these hooks made of them.
+            held.tensors |= {n: x.detach().clone() for n, x in _tensors(module).items() if n not in held.tensors}
             held.restore(None)
             with suppress(Exception):  # read by the doctor, which says what fails
                 held.optimizers = list(optimizers_in(module.configure_optimizers()))
@@ -256,10 +263,10 @@ class Replay:
         held.hooks = held.hooks.taken_from(held.module)
 
     @contextmanager
-    def _moment(self, held: _Copy, off: frozenset[Part], changing: bool = False) -> Generator[None, None, None]:
+    def _moment(self, held: _Copy, off: frozenset[Part], updates: bool = False) -> Generator[None, None, None]:
         """Attaches the copy to a Trainer at the end of the fit, with seeded random numbers and gradients on.
 
-        What hooks change in the copy stays if `changing`.
+        What the step changes of the module is as before afterwards, unless `updates` keeps it.
         """
         trainer, state = held.trainer, self.source.state
         trainer.run_state = _first(state) if Part.MOMENT in off else state
@@ -275,7 +282,7 @@ class Replay:
             stack.enter_context(torch.enable_grad())
             if trainer.datamodule is not None:
                 stack.enter_context(attached(trainer.datamodule, trainer))
-            stack.enter_context(attached(held.module, trainer, changing=changing))
+            stack.enter_context(attached(held.module, trainer, changing=updates))
             stack.callback(setattr, trainer, "run_state", state)
             yield
 
@@ -320,6 +327,12 @@ class Replay:
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def _unsaved(module: nn.Module) -> set[str]:
+    """Returns the names of buffers that no checkpoint holds."""
+    parts = module.named_modules()
+    return {f"{path}.{name}".lstrip(".") for path, part in parts for name in part._non_persistent_buffers_set}
 
 
 def wide(x: Tensor, size: int) -> Tensor:

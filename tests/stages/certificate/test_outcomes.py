@@ -8,31 +8,20 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from ifloo.errors import InputError
-from ifloo.models import Adapted
 from ifloo.models.run_state import RunState
 from ifloo.objective.certificate import Outcome
-from ifloo.stages.certificate.run_certificate import (
-    CertificateRequest,
-    examined,
-    objective_certificate,
-    sample_weights,
-)
+from ifloo.stages.certificate.drawn_batches import drawn_batches
+from ifloo.stages.certificate.run_certificate import examined, sample_weights
 from tests.stages.certificate.modules import (
     CLASS_WEIGHTS,
     L2,
     AlwaysNoisy,
     ByHand,
     ClassWeights,
-    Contrastive,
     Data,
     Decayed,
     Dropped,
     HeadOnly,
-    HookedAtTheStart,
-    HookedWhenBuilt,
-    Masked,
-    MaskedBeforeStep,
     Moment,
     Net,
     NextToken,
@@ -41,7 +30,6 @@ from tests.stages.certificate.modules import (
     Normed,
     NormedDroppedWeighted,
     Smoothed,
-    Summed,
     TextData,
     Transferred,
     WeightedByInput,
@@ -50,20 +38,7 @@ from tests.stages.certificate.modules import (
     losses,
     rows,
 )
-
-END = RunState(epoch=7, global_step=20, max_epochs=8)
-
-
-def of(net, data=None, state=END, parameters=("*",), accept=False, **adapt):
-    torch.manual_seed(0)
-    module, data = net() if isinstance(net, type) else net, data or Data()
-    loader, adapted = data.train_dataloader(), Adapted(module, **adapt)
-    adapted.describe_fit(state, data, loader)
-    return CertificateRequest(adapted, loader, state, data, parameters, accept=accept)
-
-
-def certificate(net, data=None, **settings):
-    return examined(of(net, data, **settings)).certificate
+from tests.stages.certificate.requested import certificate, of
 
 
 @pytest.mark.parametrize(
@@ -206,8 +181,6 @@ def test_the_difference_is_that_of_dense_gradients():
     """Smoothed labels in training mode: both gradients by hand, on the batches that were compared."""
     request = of(Smoothed)
     found = examined(request).certificate
-    from ifloo.stages.certificate.drawn_batches import drawn_batches
-
     module, squares, norms, dots = request.module.model, 0.0, 0.0, [0.0, 0.0, 0.0]
     for samples in drawn_batches(request.loader).samples:
         x, y = request.loader.collate_fn(list(samples))
@@ -236,81 +209,6 @@ def test_sixteen_bits_are_named_and_taken_away():
         assert [one.name for one in found.causes] == [f"precision {precision}"]
         assert 1e-4 < found.relative_difference < 0.05
         assert found.cosine > 0.999
-
-
-@pytest.mark.parametrize(
-    ("net", "cause", "remedy"),
-    [
-        (Masked, "gradient masks (on_after_backward)", "freeze the weights"),
-        (MaskedBeforeStep, "gradient masks (on_before_optimizer_step)", "--attribution.parameters"),
-        (HookedWhenBuilt, "gradient masks (hooks on weights)", "freeze the weights"),
-        (HookedAtTheStart, "gradient masks (hooks on weights)", "freeze the weights"),
-        (Summed, "a sum over the batch in place of the mean", "divide the loss by the number of samples"),
-        (Contrastive, "a loss taken across the batch (contrastive, by ranks or pairs)", "--adapt.sample_losses"),
-    ],
-)
-def test_unexplained_differences_are_refused_with_their_cause(net, cause, remedy):
-    with pytest.raises(InputError) as caught:
-        objective_certificate(of(net))
-    assert f"{cause}: " in str(caught.value)
-    assert remedy in str(caught.value)
-    assert "Ruled out: a branch on self.training or trainer.training" in str(caught.value)
-    accepted = objective_certificate(of(net, accept=True)).certificate
-    assert accepted.outcome is Outcome.UNEXPLAINED
-    assert "accepted by --adapt.accept_objective" in accepted.text
-
-
-def test_a_loss_scored_at_another_epoch_is_refused():
-    request = of(Moment)
-    request.module.describe_fit(RunState(), request.datamodule, request.loader)
-    with pytest.raises(
-        InputError, match=r"epoch 7 or step 20 in the loss: .*name the checkpoint of the end of the fit"
-    ):
-        objective_certificate(request)
-
-
-def test_a_penalty_of_the_training_step_is_measured():
-    with pytest.raises(InputError, match=r"a penalty in training_step that J lacks: give --adapt.l2 0.02\."):
-        objective_certificate(of(Net, sample_losses=losses))
-    with pytest.raises(InputError, match=r"give --adapt.l2 0.02\."):
-        objective_certificate(of(Net, sample_losses=losses, l2=0.005))
-
-
-def test_a_penalty_that_is_only_stated_is_noted():
-    """It is the user's own word, and acts as damping does."""
-
-    class Bare(Net):
-        def l2(self):
-            return 0.0
-
-    found = certificate(Bare, l2=0.1)
-    assert found.outcome is Outcome.EQUAL
-    assert found.note == "J has the stated penalty, which a training step lacks: it acts as damping does"
-    assert certificate(Bare).note == ""
-
-
-def test_a_loss_of_the_wrong_shape_is_refused_as_such():
-    def reduced(model, batch):
-        return F.cross_entropy(model.lin(batch[0]), batch[1])
-
-    with pytest.raises(InputError, match="sample_losses must return one loss a sample"):
-        objective_certificate(of(Net, sample_losses=reduced))
-
-
-def test_another_loss_function_is_refused():
-    def squared(model, batch):
-        return (model.lin(batch[0]) - F.one_hot(batch[1], 3)).square().sum(1)
-
-    with pytest.raises(InputError, match="another loss of a sample than that of training_step on a batch of one"):
-        objective_certificate(of(Net, sample_losses=squared, l2=L2))
-
-
-def test_weights_that_no_optimizer_has_are_refused_with_the_flag():
-    with pytest.raises(InputError) as caught:
-        objective_certificate(of(HeadOnly))
-    text = str(caught.value)
-    assert text.startswith("J is not what was trained: parameters that no optimizer has (body.weight, body.bias).")
-    assert "configure_optimizers trains lin.* alone: give --attribution.parameters \"['lin.*']\"." in text
 
 
 def test_decay_of_the_optimizer_is_a_note_of_its_own():
