@@ -17,7 +17,7 @@ from ifloo.objective.functional import scoring
 from ifloo.objective.loaders import separately, sequential
 from ifloo.objective.plain import recordable, recording
 from ifloo.objective.protocol import contract_of
-from ifloo.objective.singles import Singles
+from ifloo.objective.singles import Singles, first_draw
 from ifloo.params import author_name, tied_name
 
 LinearMap: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -102,7 +102,8 @@ def _reached(module: nn.Module, batch: Batch) -> dict[str, nn.Module]:
 
 def _one_loss(module: nn.Module, batch: Batch) -> Tensor:
     inner = without_ids(batch)
-    one = recordable(inner.batches[0] if isinstance(inner, Singles) else slice_batch(inner, slice(0, 1)))
+    one = inner.batches[0] if isinstance(inner, Singles) else slice_batch(inner, slice(0, 1))
+    one = recordable(first_draw(one))
     contract = contract_of(module)
     return contract.single_loss(one) if contract.one_by_one else contract.sample_losses(one).sum()
 

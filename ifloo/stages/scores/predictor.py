@@ -61,8 +61,7 @@ class InfluencePredictor(L.LightningModule):
         directions: Solutions H⁻¹∇L_t of those queries, set at the start of a run.
         stationarity: |∇J| and the share of one sample, as preflight measured them.
         right_hand_sides: Number of queries in all runs together, for a solver that chooses by cost.
-        objective_request: How J is held against what was trained; an owner of more knowledge on the fit replaces it.
-        objective_request: Fit that J is held against; a caller that knows more of it replaces it.
+        objective_request: Fit against which J is checked; a caller that knows more of the fit replaces it.
         world: Processes that share the training samples; each also solves for its share of the queries.
     """
 

@@ -114,3 +114,11 @@ def test_the_mean_over_several_draws(tmp_path):
         x, y = (torch.stack(part) for part in zip(*(rows[i] for i in range(37)), strict=True))
         each.append(gradient_dots(module, loader(TensorDataset(x, y))))
     assert close(stored(tmp_path), sum(each) / 3)
+
+
+def test_several_draws_are_scored_through_the_last_layer(tmp_path, caplog):
+    data, module = Noisy(*samples(37)[:]), Net()
+    fitted(module, loader(data), [InfluenceCallback(QUERIES, draws=3)], tmp_path)
+    recorded = Manifest.at(tmp_path / "influence" / "manifest.json").sections()["epoch_003"]["compared"]
+    assert recorded["method"]["label"] == "last_layer"
+    assert "not through the last layer" not in caplog.text
