@@ -1,8 +1,11 @@
-"""A plain LightningModule and DataModule, with a function that gives ifloo the loss of each sample.
+"""A plain LightningModule and DataModule.
 
 python plain.py        an ordinary fit and checkpoint; then, on one line,
 ifloo influence --model plain.DigitCNN --data plain.Digits --ckpt_path digits.ckpt
-    --adapt.sample_losses plain.sample_losses --attribution.parameters "['head.*']" --attribution.damping 0.001
+    --attribution.parameters "['head.*']" --attribution.damping 0.001
+
+The loss of a sample is that of training_step; `sample_losses` states it as a function of its own:
+--adapt.sample_losses plain.sample_losses.
 """
 
 from typing import Any
@@ -70,6 +73,11 @@ class DigitCNN(L.LightningModule):
 def sample_losses(model: DigitCNN, batch: Any) -> Tensor:
     x, y = batch
     return cross_entropy(model(x), y, reduction="none")
+
+
+def make() -> tuple[DigitCNN, Digits]:
+    """Makes module and data module, for `--build plain.make` in place of the two class names."""
+    return DigitCNN(), Digits()
 
 
 if __name__ == "__main__":
