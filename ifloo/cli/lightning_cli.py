@@ -113,7 +113,7 @@ class IflooCLI(LightningCLI):
             action=ActionYesNo(yes_prefix="", no_prefix="no_"),
             nargs="?",
             default=False,
-            help="Read objects, not only plain values, from --ckpt_path: that runs code which the file names.",
+            help="Read objects, not only plain values, from a checkpoint: that runs code which the file names.",
         )
         parser.add_class_arguments(AttributionSettings, "attribution")
         parser.add_class_arguments(RefitSettings, "refit")
@@ -160,10 +160,16 @@ class IflooCLI(LightningCLI):
             keeps_no_checkpoint = self.work is not None and self.subcommand == "fit"
             if keeps_no_checkpoint or config.overwrite or not self.checkpoint.is_file():
                 return Inherited()
-            self.base = load_base(self.checkpoint)
+            self.base = self._own_base(config)
             return inherit(config, config if self.subcommand == "fit" else self.given, self.base)
-        self.base = load_base(self.checkpoint)
+        self.base = self._own_base(config)
         return inherit(config, self.given, self.base)
+
+    def _own_base(self, config: Namespace) -> BaseCheckpoint:
+        """Reads the checkpoint that `ifloo fit` wrote."""
+        if config.trust_checkpoint:
+            print_trust(self.checkpoint)
+        return load_base(self.checkpoint, trusted=config.trust_checkpoint)
 
     def instantiate_classes(self) -> None:
         """Makes model, data module and Trainer, the first two by the function of --build where it is given."""

@@ -32,6 +32,10 @@ from ifloo.refit.trainer_settings import TrainerSettings
 from ifloo.store import JSON, replacing, sha256_of_tensors
 
 SECTION = "ifloo"
+_TRUST = (
+    "--trust_checkpoint reads it as it is, and so runs code that the file names: give it only for a file whose "
+    "origin you trust. Or leave the objects out when you write it: self.save_hyperparameters(ignore=[...])."
+)
 
 
 @dataclass(frozen=True)
@@ -162,15 +166,20 @@ class _Recorder(L.Callback):
             checkpoint[KEY] = self._trained_on.record()
 
 
-def load_base(path: Path) -> BaseCheckpoint:
-    """Reads a checkpoint that `fit_base` wrote, without executing code from it.
+def load_base(path: Path, *, trusted: bool = False) -> BaseCheckpoint:
+    """Reads a checkpoint that `fit_base` wrote, without executing code from it unless it is trusted.
+
+    Args:
+        path: Checkpoint file.
+        trusted: Whether objects that are no plain values, such as a net among the hyper-parameters of a module, are
+            read, too, which runs code that the file names.
 
     Raises:
         InputError: If the file is missing, unreadable, or not a checkpoint of ifloo.
     """
     if not path.is_file():
         raise InputError(f"There is no checkpoint at {path}.\n  Run `ifloo fit` first, or name one with --checkpoint.")
-    content = _read(path, "Run `ifloo fit` again.")
+    content = _read(path, f"Run `ifloo fit` again. Where the file holds objects: {_TRUST}", trusted)
     if not isinstance(content, dict) or SECTION not in content or "state_dict" not in content:
         raise InputError(
             f"{path} was not written by `ifloo fit` (it has no section {SECTION!r}). Run `ifloo fit` first."
@@ -196,12 +205,7 @@ def load_foreign(path: Path, seed: int, settings: Mapping[str, Any], *, trusted:
     """
     if not path.is_file():
         raise InputError(f"There is no checkpoint at {path}.\n  Name one that a Lightning Trainer wrote (--ckpt_path).")
-    content = _read(
-        path,
-        "--trust_checkpoint reads it as it is, and so runs code that the file names: give it only for a file whose "
-        "origin you trust. Or leave the objects out when you write it: self.save_hyperparameters(ignore=[...]).",
-        trusted,
-    )
+    content = _read(path, _TRUST, trusted)
     if not isinstance(content, dict) or "state_dict" not in content:
         raise InputError(
             f"{path} is no Lightning checkpoint (it has no 'state_dict').\n"

@@ -35,7 +35,8 @@ class OwnData(L.Callback):
         self._before: tuple[L.LightningDataModule | None, L.Trainer | None] = None, None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._before = self._show(trainer, self.data, trainer)
+        if self.data is not None or stage == "fit":  # validation afterwards takes its loaders from the Trainer's own
+            self._before = self._show(trainer, self.data, trainer)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._show(trainer, *self._before)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor
+
 from ifloo.data.protocol import AttributionData, SingleQueries
 from ifloo.errors import InputError
 from ifloo.models import Adapted, SampleLossModule
@@ -162,7 +164,7 @@ class RefitStage:
 
     def _start(self) -> Callable[[], SampleLossModule]:
         if self.settings.init == "warm":
-            return functools.partial(copy.deepcopy, self.module)
+            return functools.partial(_copied, self.module)
         if self.make_model is None:
             raise InputError(
                 "Refits with init = cold start from an untrained model, and RefitStage was given none to start from.\n"
@@ -227,3 +229,9 @@ class RefitStage:
             "finish": {"after": self.finish.after, "tolerance": self.finish.tolerance},
             "controls_seed": self.settings.seed,
         }
+
+
+def _copied(module: SampleLossModule) -> SampleLossModule:
+    """Copies a module; what metrics keep of the fit, such as their last value, is copied without its graph."""
+    kept = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(module, {id(value): value.detach().clone() for value in kept if value.grad_fn is not None})

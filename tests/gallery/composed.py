@@ -93,10 +93,16 @@ class Data(L.LightningDataModule):
         return DataLoader(samples(8, 3), batch_size=8)
 
 
-def make(compile: bool = False) -> tuple[Net, Data]:
+PLATEAU = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, mode="min", factor=0.1, patience=10)
+
+
+def make(compile: bool = False, scheduler: Callable[..., Any] = PLATEAU) -> tuple[Net, Data]:
     """Builds module and data as an entry script does from its configuration."""
-    scheduler = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, mode="min", factor=0.1, patience=10)
     return Net(Dense(), partial(torch.optim.Adam, lr=0.02), scheduler, compile), Data()
+
+
+def make_stepped() -> tuple[Net, Data]:
+    return make(scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=2))
 
 
 def make_compiled() -> tuple[Net, Data]:

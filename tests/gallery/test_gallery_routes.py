@@ -112,13 +112,14 @@ def test_the_command_gives_what_plain_autograd_gives(name, tmp_path):
 
 UNROLLED = ("--attribution.method.class_path=ifloo.attribution.Unrolled", "--finish.after=never")
 # Steps with dropout or batch statistics are not on a fixed J: the scores are a ranking there, and refits judge it.
-RETRAINED = ("--attribution.damping=1.0", "--finish.after=never")
+RANKED = "--attribution.damping=1.0"
+RETRAINED = (RANKED, "--finish.after=never")
 FEW_REFITS = ("--refit.top_k=2", "--refit.random=2", "--refit.null_refits=2", "--trainer.logger=false")
 VERDICTS = {
     "pytorch_lightning": (),  # at a minimum of L-BFGS
     "classifier": UNROLLED,
     "data in the module": RETRAINED,
-    "composed": RETRAINED,
+    "composed": (f"--build={AT}composed.make_stepped", *RETRAINED),
     "graphs": UNROLLED,
     "factorisation": ("--model.n_users=9", "--model.n_items=7", *UNROLLED),
     "two loaders": UNROLLED,
@@ -126,28 +127,39 @@ VERDICTS = {
 SHOWN = ("pytorch_lightning", "factorisation")
 
 
+def pipeline_flags(name, project, bits):
+    return (
+        *NAMED[name],
+        *("--trainer.accelerator=cpu", *(f"--trainer.{key}={value}" for key, value in bits.items())),
+        f"--trainer.max_epochs={EXHIBITS[name].fit.get('max_epochs', 3)}",
+        "--trainer.enable_model_summary=false",
+        f"--attribution.test_ids=[{project.test_ids[0]}]",
+        *(*VERDICTS[name], *FEW_REFITS),
+    )
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in SHOWN else [pytest.mark.slow]) for name in VERDICTS]
 )
 def test_refits_end_in_a_verdict(name, tmp_path):
-    exhibit = EXHIBITS[name]
     bits = {} if name == "graphs" else DOUBLE  # Lightning does not convert batches of an author's own class
-    project = exhibit.trained(tmp_path, **bits)
-    recipe = [f"--trainer.max_epochs={exhibit.fit.get('max_epochs', 3)}", "--trainer.enable_model_summary=false"]
-    command(
-        name,
-        tmp_path,
-        "pipeline",
-        *NAMED[name],
-        *("--trainer.accelerator=cpu", *(f"--trainer.{key}={value}" for key, value in bits.items()), *recipe),
-        f"--attribution.test_ids=[{project.test_ids[0]}]",
-        *(*VERDICTS[name], *FEW_REFITS),
-    )
+    project = EXHIBITS[name].trained(tmp_path, **bits)
+    command(name, tmp_path, "pipeline", *pipeline_flags(name, project, bits))
     verdict = json.loads((tmp_path / "outputs/experiment/verdict.json").read_text())["tests"]
     (measured,) = verdict.values()
     assert measured["n_refits"] >= 3
-    if VERDICTS[name] is not RETRAINED:
+    if RANKED not in VERDICTS[name]:
         assert measured["pearson"] > 0.5
+
+
+@pytest.mark.slow
+def test_refits_of_a_schedule_that_waits_for_validation_are_refused_by_that_cause(tmp_path):
+    """Refits do not validate."""
+    project = EXHIBITS["composed"].trained(tmp_path)
+    flags = [flag.removesuffix("_stepped") for flag in pipeline_flags("composed", project, {})]
+    refused = ifloo(tmp_path, "pipeline", *flags)
+    assert refused.code == 2, refused.out + refused.err
+    assert "val/loss" in refused.err
 
 
 def test_a_checkpoint_of_lightning_s_own_command_line_is_scored(tmp_path):

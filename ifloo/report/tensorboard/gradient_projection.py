@@ -14,8 +14,8 @@ from ifloo.errors import InputError
 from ifloo.gradients import sample_gradients
 from ifloo.objective import Batch, scoring
 from ifloo.objective.batches import sample_ids, to_device
-from ifloo.objective.functional import FunctionalLosses
-from ifloo.objective.loaders import rule_behind, unwrap_loader
+from ifloo.objective.functional import FunctionalLosses, Path
+from ifloo.objective.loaders import rule_behind, separately, unwrap_loader
 from ifloo.params import ParamSpace
 
 MOST_AT_ONCE = 256  # largest number of samples in one batch
@@ -81,10 +81,14 @@ class SampleGradients:
         """
         space = ParamSpace.of(self.module, self.parameters)
         losses, sketch = FunctionalLosses(self.module, space), Sketch(space.size, self.dimensions, self.seed)
+        if losses.contract.one_by_one:  # the author's training step, which not every module can run under vmap
+            losses = FunctionalLosses(self.module, space, Path.LOOP)
         at_once = min(MOST_AT_ONCE, max(1, BYTES_AT_ONCE // (space.size * space.dtype.itemsize)))
         dataset, collate = unwrap_loader(self.loader)
         some = Subset(dataset, positions.tolist())  # type: ignore[arg-type, var-annotated]  # of any set with items
-        chosen = DataLoader(some, batch_size=at_once, collate_fn=collate)
+        chosen: DataLoader[Batch] = DataLoader(some, batch_size=at_once, collate_fn=collate)
+        if losses.path is Path.LOOP:
+            chosen = separately(chosen, with_whole=False)
         theta, rule, parts = losses.theta(), rule_behind(self.loader), []
         with torch.no_grad(), scoring(self.module):
             for raw, expected, at in zip(chosen, ids.split(at_once), positions.split(at_once), strict=True):

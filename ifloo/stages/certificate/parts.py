@@ -8,6 +8,7 @@ import lightning as L
 from torch import nn
 
 from ifloo.errors import summarise
+from ifloo.models import Adapted, SampleLossModule
 from ifloo.models.lightning_classes import defines
 from ifloo.models.run_state import RunState
 from ifloo.objective.certificate import Part
@@ -43,16 +44,23 @@ def parts_of(
     parts[Part.TRAINING_FLAG] = "a branch on self.training or trainer.training"
     if state.precision in HALVES:
         parts[Part.PRECISION] = f"precision {state.precision}"
-    if hooks := [*_defined(module, BATCH_HOOKS), *(_defined(datamodule, BATCH_HOOKS) if datamodule else ())]:
-        parts[Part.BATCH_HOOKS] = f"batch hooks ({summarise(list(dict.fromkeys(hooks)))})"
+    if on_batches := [*_defined(module, BATCH_HOOKS), *(_defined(datamodule, BATCH_HOOKS) if datamodule else ())]:
+        parts[Part.BATCH_HOOKS] = f"batch hooks ({summarise(list(dict.fromkeys(on_batches)))})"
     if (state.epoch, state.global_step) != (0, 0):
         parts[Part.MOMENT] = f"epoch {state.epoch} or step {state.global_step} in the loss"
-    if started and (hooks := [*_defined(module, START_HOOKS)]):
+    hooks = [name for name in _defined(module, START_HOOKS) if not _is_of_ifloo(module, name)]
+    if started and hooks:
         parts[Part.STATE] = f"what {summarise(hooks)} set{'s' if len(hooks) == 1 else ''}"
     gradients = [*_defined(module, GRADIENT_HOOKS), *(["hooks on weights"] if hooked else [])]
     if gradients:
         parts[Part.GRADIENT_HOOKS] = f"gradient masks ({summarise(gradients)})"
     return parts
+
+
+def _is_of_ifloo(module: L.LightningModule, name: str) -> bool:
+    """Whether a hook is that of the base classes here, which only check settings of a fit."""
+    own = (SampleLossModule.on_train_start, Adapted.on_train_start)
+    return name == "on_train_start" and type(module).on_train_start in own
 
 
 def modes_without(module: nn.Module, without: frozenset[Part]) -> list[nn.Module]:

@@ -36,6 +36,7 @@ from ifloo.objective.functional import uncompiled_graphs
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.step_comparison import Samples, Without
 from ifloo.objective.user_code import user_code
+from ifloo.stages.certificate.coarsest_float import CoarsestFloat
 from ifloo.stages.certificate.drawn_batches import CollateSamples
 from ifloo.stages.certificate.gradient_hooks import GradientHooks
 from ifloo.stages.certificate.manual_optimization import manual_gradients
@@ -177,19 +178,14 @@ class Replay:
 
     @contextmanager
     def _measuring_precision(self, full: bool) -> Generator[None, None, None]:
-        """Reads the precision of what the first step in full precision keeps for its backward pass."""
+        """Reads the coarsest arithmetic in the first step in full precision."""
         if not full or self._measured:
             yield
             return
         self._measured = True
-
-        def kept(x: Tensor) -> Tensor:
-            if x.is_floating_point():
-                self.unit_roundoff = max(self.unit_roundoff, torch.finfo(x.dtype).eps / 2)
-            return x
-
-        with torch.autograd.graph.saved_tensors_hooks(kept, lambda x: x):
+        with CoarsestFloat() as found:
             yield
+        self.unit_roundoff = max(self.unit_roundoff, found.eps / 2)
 
     def decay(self) -> Float[Tensor, " q"]:
         """Returns the gradient that the optimizers add by coupled weight decay."""
