@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from ifloo.__main__ import main
+from ifloo.cli.building import build_of
 from ifloo.cli.lightning_cli import IflooCLI
 from ifloo.cli.run import named_configs
 from scripts.examples.plain import DigitCNN
@@ -53,12 +54,17 @@ def parses(folder: Path, arguments: Sequence[str]) -> None:
             return main(arguments)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.argv", ["ifloo", *named_configs(arguments)])
-            patch.setattr(IflooCLI, "before_instantiate_classes", lambda self: None)  # asks for the checkpoint
+            patch.setattr(IflooCLI, "before_instantiate_classes", find_build)  # without the checkpoint
             IflooCLI(lambda setup: None)
         return 0
 
     outcome = call(program, folder, arguments)
     assert outcome.code == 0, outcome.err
+
+
+def find_build(cli: IflooCLI) -> None:
+    """Finds the function that --build names, if it is given, as the command does before it reads the checkpoint."""
+    cli.build = build_of(cli.config[cli.subcommand], cli.given)
 
 
 def script_parses(folder: Path, path: str, arguments: Sequence[str]) -> None:

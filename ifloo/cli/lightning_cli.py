@@ -72,7 +72,7 @@ class IflooCLI(LightningCLI):
 
     def __init__(self, work: Callable[[Session], None] | None = None) -> None:
         """Parses `sys.argv` and runs its command, or `work` in place of that command."""
-        self.work = work
+        self.work, self.inherited = work, Inherited()
         super().__init__(
             trainer_class=IflooTrainer,
             seed_everything_default=0,

@@ -125,9 +125,14 @@ def quick_checks(subject: DoctorInput) -> list[Finding]:
         for one in of_data:
             if one.fatal:
                 raise InputError(f"{subject.loader_name}: {one.what}.\n  {one.consequence}\n  {one.remedy}")
-        found = [*diagnose(subject.module), *hook_findings(subject.own, subject.own_data), *of_data]
+        found = [*diagnose(subject.module), *_of_hooks(subject), *of_data]
         found += _fit_findings(subject, Fit(subject.trainer, loader, subject.recipe))
     return [one for one in found if one.severity is Severity.WARNING]
+
+
+def _of_hooks(subject: DoctorInput) -> list[Finding]:
+    """Reports batch hooks that scores leave out; `Adapted` applies them to each batch before the loss."""
+    return [] if isinstance(subject.module, Adapted) else hook_findings(subject.own, subject.own_data)
 
 
 def examine(subject: DoctorInput) -> Diagnosis:
@@ -141,7 +146,7 @@ def examine(subject: DoctorInput) -> Diagnosis:
     if not loaders:
         return Diagnosis(tuple(heaviest_first(findings)))
     (loader,) = loaders
-    findings += hook_findings(subject.own, subject.own_data)
+    findings += _of_hooks(subject)
     findings += collected(subject.loader_name, lambda: loader_findings(loader, subject.loader_name))
     fit = Fit(subject.trainer, loader, subject.recipe)
     findings += _fit_findings(subject, fit)

@@ -284,3 +284,14 @@ def test_what_a_run_refuses_itself_is_left_to_it(loader, expected):
     with pytest.raises(InputError) as caught:
         quick_checks(subject(data=AdaptedData(Data(loader()))))
     assert str(caught.value).splitlines()[0] == expected.what
+
+
+class Shifted(Data):
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return [batch[0] + 1, *batch[1:]]
+
+
+def test_hooks_that_scores_apply_themselves_are_no_finding():
+    changed = "batches changed on their way from the loader to the model"
+    assert quick_checks(subject(Plain(), data=Shifted())) == []
+    assert [one.what for one in quick_checks(subject(data=Shifted()))] == [changed]
