@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 SMALL = 1000  # entries of the longest list or tensor that is copied
 _OF_MODULE = frozenset(vars(nn.Module()))  # attributes of nn.Module itself, which functional_call exchanges
 _LIBRARIES = ("torch", "torchmetrics", "transformers", "ifloo")  # their layers keep no results
+
+
+def copied(module: ModuleT) -> ModuleT:
+    """Copies a module; what its layers keep of a pass, such as the last value of a metric, is copied without graph."""
+    kept = [value for layer in module.modules() for value in vars(layer).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(module, {id(value): value.detach().clone() for value in kept if value.grad_fn is not None})
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import Tensor
-
 from ifloo.data.protocol import AttributionData, SingleQueries
 from ifloo.errors import InputError
 from ifloo.models import Adapted, SampleLossModule
 from ifloo.objective import Batch
+from ifloo.objective.kept_state import copied
 from ifloo.refit.execution.job import TrainingLoader
 from ifloo.refit.extra_refits import ExtraRefits, Groups, WeightSteps
 from ifloo.refit.loo import LeaveOneOut
@@ -164,7 +162,7 @@ class RefitStage:
 
     def _start(self) -> Callable[[], SampleLossModule]:
         if self.settings.init == "warm":
-            return functools.partial(_copied, self.module)
+            return functools.partial(copied, self.module)
         if self.make_model is None:
             raise InputError(
                 "Refits with init = cold start from an untrained model, and RefitStage was given none to start from.\n"
@@ -229,9 +227,3 @@ class RefitStage:
             "finish": {"after": self.finish.after, "tolerance": self.finish.tolerance},
             "controls_seed": self.settings.seed,
         }
-
-
-def _copied(module: SampleLossModule) -> SampleLossModule:
-    """Copies a module; what metrics keep of the fit, such as their last value, is copied without its graph."""
-    kept = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
-    return copy.deepcopy(module, {id(value): value.detach().clone() for value in kept if value.grad_fn is not None})
