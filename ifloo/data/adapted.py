@@ -227,7 +227,7 @@ class AdaptedData(L.LightningDataModule):
                     raise InputError(
                         f"{self._name(loader)} holds no sample.\n  Check its paths, its split and its limits."
                     )
-                samples = Samples(single, self._name(loader), self.ids)
+                samples = Samples(single, self._name(loader), self.ids, noted=name == "train")
             if name == "test":
                 training = self.train_set
                 refuse_other_form(training.first, samples.first, training.id_rule, training.where, samples.where)

@@ -28,12 +28,13 @@ class Samples:
         loader: Loader over a fixed set of samples.
         where: Name of the data in error messages.
         ids: Setting of the ids.
+        noted: Whether an integer third item that is no id is noted in the log.
 
     Attributes:
         id_rule: Place where the ids of the samples stand.
     """
 
-    def __init__(self, loader: DataLoader[Batch], where: str, ids: IdSetting = "auto") -> None:
+    def __init__(self, loader: DataLoader[Batch], where: str, ids: IdSetting = "auto", noted: bool = True) -> None:
         """Reads all data once if the batches carry ids.
 
         Raises:
@@ -44,7 +45,9 @@ class Samples:
         self.dataset, self.collate = unwrap_loader(self.loader)
         self.ids: Int64[Tensor, " n"]
         try:
-            self.id_rule, self.ids = decide(self.dataset, self.collate, ids, loader.batch_size, loader.num_workers)
+            self.id_rule, self.ids = decide(
+                self.dataset, self.collate, ids, loader.batch_size, loader.num_workers, noted
+            )
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
         self._row_of = {i: row for row, i in enumerate(self.ids.tolist())}

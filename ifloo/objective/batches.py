@@ -107,7 +107,7 @@ def concatenate_chunks(chunks: Iterable[Tensor], n: int, tick: OnProgress = no_p
     return torch.cat(parts, -1)
 
 
-def times_factors(losses: Float[Tensor, " b"], batch: Batch) -> Float[Tensor, " b"]:
+def times_factors(losses: Tensor, batch: Batch) -> Tensor:
     """Returns the losses times the factors n·c_i of their samples in J, if the batch has factors."""
     factors = batch.factors if isinstance(batch, Identified) else None
     if factors is None:

@@ -31,6 +31,7 @@ def decide(
     source: IdSetting | Source = "auto",
     size: int | None = 1,
     workers: int = 0,
+    noted: bool = True,
 ) -> tuple[IdRule, Int[Tensor, " n"]]:
     """Decides where the ids of a data set stand, and returns them; reads all samples only if the first carries ids.
 
@@ -40,6 +41,7 @@ def decide(
         source: Setting, or the source that is decided already.
         size: Number of samples that are collated together; None: one.
         workers: Number of loading processes.
+        noted: Whether an integer third item that is no id is noted in the log.
 
     Raises:
         InputError: The setting asks for the third item, which is not one unique whole number per sample.
@@ -49,7 +51,7 @@ def decide(
     if source == "auto" and n:
         first = _at(dataset, collate, 0)
         if carried_ids(first, batch_size(first)) is None:
-            if _third_is_data(dataset, collate, first, by_position):
+            if noted and _third_is_data(dataset, collate, first, by_position):
                 note(THIRD_IGNORED, training_reads(dataset))
             source = "positions"
     if source == "positions" or not n:

@@ -185,7 +185,9 @@ class Reference:
 
     def same_slopes(self, found: Tensor) -> bool:
         """Tells whether slopes are those of the backward pass, up to the order of additions."""
-        tolerance = 1e3 * torch.finfo(found.dtype).eps * (self.scales + self.losses.abs())
+        eps = torch.finfo(found.dtype).eps
+        # Where a sample is fitted well its gradient is a difference of numbers near 1, right to a few roundings of these.
+        tolerance = 1e3 * eps * (self.scales + self.losses.abs()) + 50 * eps * self.direction.norm()
         return bool(((found - self.slopes).abs() <= tolerance).all())
 
 

@@ -36,8 +36,8 @@ def leaf(theta: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
     return theta.detach().clone().requires_grad_()
 
 
-def gradient(value: Float[Tensor, ""], theta: Float[Tensor, " p"], create_graph: bool = False) -> Float[Tensor, " p"]:
-    """Returns ∂value/∂θ of a recorded value; zero if the value does not depend on θ."""
+def gradient(value: Float[Tensor, ""], theta: Float[Tensor, "*p"], create_graph: bool = False) -> Float[Tensor, "*p"]:
+    """Returns ∂value/∂θ of a recorded value, in the shape of θ; zero if the value does not depend on θ."""
     if not value.requires_grad:
         return torch.zeros_like(theta)
     (slope,) = torch.autograd.grad(value, theta, create_graph=create_graph, allow_unused=True, materialize_grads=True)

@@ -36,8 +36,8 @@ def drawn_by(loader: DataLoader[Batch]) -> object:
 
 def refuse_partial(
     loader: DataLoader[Batch],
-    limit_train_batches: float | None = None,
-    overfit_batches: float = 0.0,
+    limit_train_batches: int | float | None = None,
+    overfit_batches: int | float = 0.0,
     reload_every_n_epochs: int = 0,
 ) -> None:
     """Checks that an epoch of a fit draws the samples of a fixed set equally often; a last batch may be left out.

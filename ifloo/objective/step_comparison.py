@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -35,6 +35,7 @@ KEPT_BYTES = 1 << 28  # gradients of the samples of a batch that are kept; large
 CHUNK_BYTES = 1 << 26  # gradients of samples computed in one call
 
 
+@runtime_checkable
 class TrainingStep(Protocol):
     """The user's training step, which runs again on given samples.
 

@@ -69,11 +69,13 @@ class Parrot(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
-        self.batches = []
+        batches: list[int] = []
+        self.seen = batches.append  # a list of the module's own would be as before after a pass
+        self.recorded = lambda: batches
 
     def generated(self, batch, end):
         ids = batch["sample_index"].tolist()
-        self.batches.append(len(ids))
+        self.seen(len(ids))
         rows = torch.full((len(ids), LENGTH), end)
         for k, i in enumerate(ids):
             asked, said = tokens(ROWS[i][0], ROWS[i][2])
@@ -99,7 +101,7 @@ def test_right_is_right_to_the_last_token(at_once, batches, monkeypatch):
         ("Which digit?", {"share": 2 / 3, "rows": 3}),
         ("奇还是偶？", {"share": 0.0, "rows": 1}),
     ]
-    assert model.batches == batches
+    assert model.recorded() == batches
 
 
 def test_it_is_told_by_question(capsys):

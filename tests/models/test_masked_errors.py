@@ -13,7 +13,10 @@ from ifloo.errors import InputError
 from ifloo.models import Adapted
 
 # Properties that run no code of the user: they read what ifloo or Lightning itself keeps.
-PLAIN = {("Adapted", "_current_fx_name"), ("InfluencePredictor", "engine")}
+PLAIN = {
+    *(("Adapted", name) for name in ("_current_fx_name", "fit_described", "trainer")),
+    ("InfluencePredictor", "engine"),
+}
 
 
 def modules():

@@ -65,7 +65,8 @@ def test_removal_from_batches_without_ids():
         problem.module.training_step((problem.x, problem.labels), 0)
     assert str(caught.value) == (
         "Removing samples [3, 7] needs batches that carry sample ids; this one, a tuple, has none.\n"
-        "  Give each sample its id: key `idx` or `sample_index`, or the third item of (x, y, idx)."
+        "  Give each sample its id under key `idx` or `sample_index`, or load the batches by "
+        "ifloo.objective.loaders.identified."
     )
 
 
