@@ -155,7 +155,7 @@ class _Examination:
         if weights is None:
             return self._random_hooks(trained) or self._unexplained(trained)
         weighted = self.difference(frozenset(), weights)
-        if weighted.equal or not self.evaluation or weighted.ratio <= 2:
+        if weighted.equal or not self.evaluation or weighted.ratio <= weights.allowance:
             return Examined(self._certificate(Outcome.WEIGHTED, weighted, (), (), weights), weights)
         return self._evaluation(weighted, weights)
 
@@ -192,7 +192,7 @@ class _Examination:
 
     def _evaluation(self, trained: Difference, weights: BatchWeights | None) -> Examined:
         """Returns the outcome where evaluation mode takes the whole difference away; names what is needed for that."""
-        limit = 1.0 if weights is None else 2.0
+        limit = 1.0 if weights is None else weights.allowance
         alone = [p for p in self._ordered(self.evaluation) if self.difference(frozenset({p}), weights).ratio <= limit]
         if alone:
             parts = alone[:1]
