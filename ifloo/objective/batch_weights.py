@@ -6,8 +6,8 @@ that the sample carries, such as its class, are found from one pair per value. A
 the gradient of every compared batch to rounding.
 
 Errors. An error δ of t changes a_i = a_r t / (1 - t) by δ / (t (1 - t)) of itself. Samples with the share s of all
-weight change the weighted mean by s (1 - s) <= 1/4 of that. Equal weights (t = 1/2) hence add as much as rounding allows, and
-a weight of 30 adds 8 times that.
+weight change the weighted mean by s (1 - s) <= 1/4 of that. Equal weights (t = 1/2) hence add as much as rounding
+allows, and a weight of 30 adds 8 times that.
 """
 
 from __future__ import annotations

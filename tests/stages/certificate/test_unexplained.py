@@ -34,8 +34,8 @@ from tests.stages.certificate.requested import certificate, of
         (Summed, "a sum over the batch in place of the mean", "divide the loss by the number of samples"),
         (
             Contrastive,
-            "the most likely cause: a loss taken across the batch (contrastive, by ranks or pairs), or several terms with "
-            "different weights or denominators",
+            "the most likely cause: a loss taken across the batch (contrastive, by ranks or pairs), or several terms "
+            "with different weights or denominators",
             "--adapt.sample_losses",
         ),
     ],
