@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -152,11 +153,7 @@ class PairProbe:
     """Finder of the weight of a sample from the gradient of batches of two."""
 
     def __init__(self, step: TrainingStep, batches: Sequence[ComparedBatch], without: Without, penalty: Tensor) -> None:
-        """Chooses the samples that others are compared with, and finds their weights.
-
-        Raises:
-            NoWeightsError: If one of their pairs has a gradient that is no weighted mean.
-        """
+        """Chooses the samples that others are compared with, and finds their weights."""
         self.step, self.without, self.penalty = step, without, penalty
         self.amplification = 1.0  # largest 1 / (4 t (1 - t)) of the pairs
         self._found: dict[int, tuple[object, float]] = {}  # with the sample, whose identity no other then has
@@ -167,8 +164,10 @@ class PairProbe:
         last = len(first.samples) - 1
         chosen = sorted({k * last // (REFERENCES - 1) for k in range(REFERENCES)})
         self.references = [(first.samples[chosen[0]], first.row(chosen[0]), 1.0)]
+        self._found[id(first.samples[chosen[0]])] = first.samples[chosen[0]], 1.0
         for k in chosen[1:]:
-            self.references.append((first.samples[k], first.row(k), self(first.samples[k])))
+            with suppress(NoWeightsError):  # two samples that are fitted well, whose gradients hardly differ
+                self.references.append((first.samples[k], first.row(k), self(first.samples[k])))
 
     def __call__(self, sample: object) -> float:
         """Returns the weight of a sample; that of the first reference is 1.

@@ -132,8 +132,10 @@ class _Examination:
         ]
         expected = [b.mean if weights is None else b.weighted(weights.of_all(b.samples)) for b in self.singles]
         found = [self._sum(trained, expected, offset) for offset in self.offsets]
-        self.chosen = min(range(len(found)), key=lambda k: found[k].ratio)
-        return found[self.chosen]
+        best = min(range(len(found)), key=lambda k: found[k].ratio)
+        if found[best].ratio <= (1.0 if weights is None else weights.allowance):
+            self.chosen = best  # where random numbers are part of the difference, the least one tells nothing
+        return found[best]
 
     def _sum(self, trained: Sequence[Tensor], expected: Sequence[Tensor], offset: Tensor) -> Difference:
         total = DifferenceSum()

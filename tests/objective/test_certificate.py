@@ -203,6 +203,20 @@ def test_decay_of_the_optimizer_counts_as_the_penalty_of_j():
     assert found.note.endswith("give --adapt.l2 0.01")
 
 
+def test_a_penalty_that_evaluation_mode_shows_is_not_noted_as_lacking():
+    """The gradient of the step in training mode is nearer to that of J without its penalty."""
+
+    def partly(theta, x, y, present):
+        share = 0.1 if Part.DROPOUT in present else 1.0
+        return cross_entropy(theta, x, y) + share * 0.05 * theta.square().sum()
+
+    step = Step(partly, [Part.DROPOUT, Part.TRAINING_FLAG])
+    found = examined(step, cross_entropy, penalty=0.1 * step.theta.flatten()).certificate
+    assert found.outcome is Outcome.EVALUATION
+    assert [cause.name for cause in found.causes] == ["dropout"]
+    assert found.note == ""
+
+
 def test_samples_without_a_finite_gradient_are_named():
     def broken(theta, x, y):
         return cross_entropy(theta, x, y) * (math.nan if bool(x[0, 0] > 1.5) else 1.0)

@@ -77,6 +77,23 @@ def test_the_weight_of_four_positives_is_found_where_the_batch_is_all_data(seed)
     assert found.weights.values == pytest.approx({"0": 1.0, "1": 50.0}, rel=1e-9)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_weight_is_found_in_float32_after_a_fit(seed):
+    """Most samples are fitted well, and their gradients differ by less than rounding."""
+    torch.manual_seed(seed)
+    x, y = imbalanced([3996, 4], seed)
+    net = Weighted([1.0, 50.0]).float()
+    net.weights = net.weights.float()
+    optimizer = torch.optim.Adam(net.parameters(), 0.05)
+    for _ in range(300):
+        optimizer.zero_grad()
+        F.cross_entropy(net.lin(x.float()), y, weight=net.weights).backward()
+        optimizer.step()
+    found = certificate(net, Loaded(TensorDataset(x.float(), y), 4000))
+    assert found.outcome is Outcome.WEIGHTED
+    assert found.weights.values == pytest.approx({"0": 1.0, "1": 50.0}, rel=1e-4)
+
+
 def test_rare_rows_are_found_among_samples_that_are_read_one_by_one():
     data = Loaded(Items(*imbalanced([700, 495, 5], 0)), 32)
     found = certificate(Weighted([1.0, 1.0, 30.0]), data)
