@@ -65,10 +65,36 @@ class Cause:
     Attributes:
         name: Noun phrase for the reason.
         remedy: Sentence that names a flag or a change which mends it.
+        likely: Whether no comparison proves it.
     """
 
     name: str
     remedy: str
+    likely: bool = False
+
+    def __str__(self) -> str:
+        return f"most likely {self.name}" if self.likely else self.name
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Part of the training data that was compared.
+
+    Attributes:
+        compared: Number of different rows in the compared batches.
+        n: Number of all rows.
+    """
+
+    compared: int
+    n: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether all rows were compared."""
+        return self.compared >= self.n
+
+    def __str__(self) -> str:
+        return f"{self.compared:,} of {self.n:,} rows"
 
 
 @dataclass(frozen=True)
@@ -86,6 +112,7 @@ class ObjectiveCertificate:
         weights: Weights of the samples in the loss of a batch; None if all are equal.
         accepted: Whether an unexplained difference is accepted by the user.
         note: Sentence on a premise that does not enter the gradient, such as the decay of an optimizer; empty if none.
+        coverage: Part of the training data that was compared; None if the batches decide for all rows.
     """
 
     outcome: Outcome
@@ -98,11 +125,12 @@ class ObjectiveCertificate:
     weights: WeightTable | None = None
     accepted: bool = False
     note: str = ""
+    coverage: Coverage | None = None
 
     @property
     def text(self) -> str:
         """One line for logs, files and reports."""
-        names = ", ".join(cause.name for cause in self.causes)
+        names = ", ".join(str(cause) for cause in self.causes)
         if self.outcome is Outcome.EQUAL:
             line = f"a training step has the gradient of J ({self._numbers}; rounding allows {self.tolerance:.1e})"
         elif self.outcome is Outcome.WEIGHTED:
@@ -145,7 +173,8 @@ class ObjectiveCertificate:
     def refusal(self) -> str:
         """Text of the error for an unexplained difference: what was found, what was ruled out, and remedies."""
         lines = [f"{self.text[0].upper()}{self.text[1:]}."]
-        lines += [f"  {cause.name}: {cause.remedy}" for cause in self.causes]
+        prefixes = ["the most likely cause: " if cause.likely else "" for cause in self.causes]
+        lines += [f"  {p}{cause.name}: {cause.remedy}" for p, cause in zip(prefixes, self.causes, strict=True)]
         if self.ruled_out:
             lines.append(f"  Ruled out: {', '.join(self.ruled_out)}.")
         lines.append(
@@ -156,11 +185,15 @@ class ObjectiveCertificate:
     @property
     def causes_of_a_distance(self) -> str:
         """Sentences on why weights may be away from a minimum of J: what is ruled out, what is not, and remedies."""
-        ruled_out, remaining = list(self.ruled_out), [cause.name for cause in self.causes]
+        ruled_out, remaining = list(self.ruled_out), [str(cause) for cause in self.causes]
+        partial = self.coverage is not None and not self.coverage.complete
         if self.outcome in (Outcome.EQUAL, Outcome.WEIGHTED):
-            ruled_out.insert(0, f"another loss than the one trained ({self._numbers})")
+            compared = f" on {self.coverage}" if partial else ""
+            ruled_out.insert(0, f"another loss than the one trained{compared} ({self._numbers})")
         elif remaining:
             remaining[-1] += f" (a training step differs by {self._numbers})"
+        if partial:
+            remaining.append("another loss on rows that were not compared")
         if self.note:
             remaining.append(self.note)
         remaining.append("a fit that ended early (train longer; optimizer lbfgs is finished to 1e-10)")
@@ -178,7 +211,7 @@ class ObjectiveCertificate:
             "cosine": self.cosine,
             "tolerance": self.tolerance if math.isfinite(self.tolerance) else None,
             "rows": list(self.rows),
-            "causes": [cause.name for cause in self.causes],
+            "causes": [str(cause) for cause in self.causes],
             "ruled_out": list(self.ruled_out),
             "weights": weights,
             "accepted": self.accepted,

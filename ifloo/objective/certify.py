@@ -12,6 +12,7 @@ from ifloo.objective.batch_weights import BatchWeights, ComparedBatch, KeysOf, f
 from ifloo.objective.certificate import (
     EVALUATION_PARTS,
     Cause,
+    Coverage,
     ObjectiveCertificate,
     Outcome,
     Part,
@@ -58,6 +59,8 @@ class Subject:
         keys_of: Function of a sample that returns what its weight in a batch may depend on.
         decay: Gradient that the optimizer itself adds, `[q]`; zeros if it adds none.
         trained: Names of the attributed parameters that an optimizer has; None if the optimizers are not known.
+        coverage: Number of different rows in the batches, of all; None if the batches decide for all rows.
+        decoupled: Weight decay that the optimizer applies beside the gradient; 0 if it applies none.
     """
 
     step: TrainingStep
@@ -68,6 +71,8 @@ class Subject:
     keys_of: KeysOf
     decay: Tensor
     trained: tuple[str, ...] | None = None
+    coverage: Coverage | None = None
+    decoupled: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ def certify(subject: Subject) -> Examined:
     """Compares the gradient of a training step with that of J, and finds what makes a difference."""
     examination = _Examination(subject)
     found = examination.result()
-    certificate = replace(found.certificate, note=examination.note)
+    certificate = replace(found.certificate, note=examination.note, coverage=subject.coverage)
     untrained = () if subject.trained is None else tuple(n for n in subject.step.sizes if n not in subject.trained)
     if untrained:
         cause = untrained_cause(untrained, subject.trained or ())
@@ -127,8 +132,10 @@ class _Examination:
         ]
         expected = [b.mean if weights is None else b.weighted(weights.of_all(b.samples)) for b in self.singles]
         found = [self._sum(trained, expected, offset) for offset in self.offsets]
-        self.chosen = min(range(len(found)), key=lambda k: found[k].ratio)
-        return found[self.chosen]
+        best = min(range(len(found)), key=lambda k: found[k].ratio)
+        if found[best].ratio <= (1.0 if weights is None else weights.allowance):
+            self.chosen = best  # where random numbers are part of the difference, the least one tells nothing
+        return found[best]
 
     def _sum(self, trained: Sequence[Tensor], expected: Sequence[Tensor], offset: Tensor) -> Difference:
         total = DifferenceSum()
@@ -150,13 +157,17 @@ class _Examination:
         if weights is None:
             return self._random_hooks(trained) or self._unexplained(trained)
         weighted = self.difference(frozenset(), weights)
-        if weighted.equal or not self.evaluation or weighted.ratio <= 2:
+        if weighted.equal or not self.evaluation or weighted.ratio <= weights.allowance:
             return Examined(self._certificate(Outcome.WEIGHTED, weighted, (), (), weights), weights)
         return self._evaluation(weighted, weights)
 
     @property
     def note(self) -> str:
         """Sentence on a decay of the optimizer or a penalty of J that the other lacks; empty if there is none."""
+        outside = f"the optimizer decays weights by {self.subject.decoupled:.4g} outside of J"
+        return "; ".join(filter(None, [self._penalty_note(), outside if self.subject.decoupled else ""]))
+
+    def _penalty_note(self) -> str:
         decay, penalty = self.subject.decay, self.subject.penalty
         if bool(decay.any()) and float((penalty - decay).norm()) > 1e-6 * float(decay.norm()):
             l2 = f"{self._strength(decay):.4g}"
@@ -183,7 +194,7 @@ class _Examination:
 
     def _evaluation(self, trained: Difference, weights: BatchWeights | None) -> Examined:
         """Returns the outcome where evaluation mode takes the whole difference away; names what is needed for that."""
-        limit = 1.0 if weights is None else 2.0
+        limit = 1.0 if weights is None else weights.allowance
         alone = [p for p in self._ordered(self.evaluation) if self.difference(frozenset({p}), weights).ratio <= limit]
         if alone:
             parts = alone[:1]
@@ -295,6 +306,8 @@ _NOT_FINITE = Cause(
     "leave such samples out (all targets ignored, labels out of range), or give them a loss of 0.",
 )
 _ACROSS = Cause(
-    "a loss taken across the batch (contrastive, by ranks or pairs)",
+    "a loss taken across the batch (contrastive, by ranks or pairs), or several terms with different weights or "
+    "denominators",
     "state the loss of one sample: --adapt.sample_losses; where no such loss exists, these scores do not exist.",
+    likely=True,
 )

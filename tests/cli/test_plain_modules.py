@@ -126,7 +126,8 @@ def test_a_step_that_cannot_run_on_one_sample(project):
     assert said.code == 2
     assert "ifloo: error: J is not what was trained: the gradient of a training step differs by " in said.err
     assert (
-        "  a loss taken across the batch (contrastive, by ranks or pairs): state the loss of one sample: " in said.err
+        "  the most likely cause: a loss taken across the batch (contrastive, by ranks or pairs), or several terms "
+        "with different weights or denominators: state the loss of one sample: " in said.err
     )
     ruled_out = (
         "a branch on self.training or trainer.training, epoch 0 or step 1 in the loss, a sum in place of the mean, "

@@ -8,7 +8,15 @@ from torch.nn import functional as F
 
 from ifloo.errors import InputError
 from ifloo.objective.batch_weights import sample_keys
-from ifloo.objective.certificate import Cause, ObjectiveCertificate, Outcome, Part, WeightTable, parameter_patterns
+from ifloo.objective.certificate import (
+    Cause,
+    Coverage,
+    ObjectiveCertificate,
+    Outcome,
+    Part,
+    WeightTable,
+    parameter_patterns,
+)
 from ifloo.objective.certify import Subject, certify
 from ifloo.objective.step_comparison import BatchOfSingles, DifferenceSum, rounding_bound
 
@@ -169,8 +177,21 @@ def test_weights_are_a_null_vector_of_nothing_else():
     refused = examined(Step(worst), cross_entropy).certificate
     assert refused.outcome is Outcome.UNEXPLAINED
     assert [cause.name for cause in refused.causes] == [
-        "a loss taken across the batch (contrastive, by ranks or pairs)"
+        "a loss taken across the batch (contrastive, by ranks or pairs), or several terms with different weights or "
+        "denominators"
     ]
+    assert refused.causes[0].likely
+
+
+@pytest.mark.parametrize("weight", [1e-2, 30.0, 300.0])
+def test_large_weights_are_found_whose_errors_are_larger_than_those_of_rounding(weight):
+    """An error of t is that of a weight of w times (1 + w)² / w."""
+    w = torch.tensor([1.0, 1.0, weight], dtype=D)
+    found = examined(Step(lambda t, x, y, p: cross_entropy(t, x, y, weight=w)), cross_entropy)
+    assert found.certificate.outcome is Outcome.WEIGHTED
+    assert found.certificate.weights.values["2"] == pytest.approx(weight, rel=1e-11)
+    factor = (1 + weight) ** 2 / (4 * weight)
+    assert found.weights.allowance == pytest.approx(1 + factor, rel=1e-9)
 
 
 def test_decay_of_the_optimizer_counts_as_the_penalty_of_j():
@@ -180,6 +201,20 @@ def test_decay_of_the_optimizer_counts_as_the_penalty_of_j():
     found = examined(step, cross_entropy, decay=decay).certificate
     assert found.outcome is Outcome.EQUAL
     assert found.note.endswith("give --adapt.l2 0.01")
+
+
+def test_a_penalty_that_evaluation_mode_shows_is_not_noted_as_lacking():
+    """The gradient of the step in training mode is nearer to that of J without its penalty."""
+
+    def partly(theta, x, y, present):
+        share = 0.1 if Part.DROPOUT in present else 1.0
+        return cross_entropy(theta, x, y) + share * 0.05 * theta.square().sum()
+
+    step = Step(partly, [Part.DROPOUT, Part.TRAINING_FLAG])
+    found = examined(step, cross_entropy, penalty=0.1 * step.theta.flatten()).certificate
+    assert found.outcome is Outcome.EVALUATION
+    assert [cause.name for cause in found.causes] == ["dropout"]
+    assert found.note == ""
 
 
 def test_samples_without_a_finite_gradient_are_named():
@@ -221,6 +256,25 @@ def test_the_sentence_of_weights_lists_the_first_ones():
     assert found.text == (
         "a training step weighs its samples by the value of item 1 (0: 1, 1: 2, 2: 3, 3: 4, 4: 5, 5: 6, 6: 7, 7: 8, "
         "... 10 in all); J has these weights (relative difference 1.0e-15)"
+    )
+
+
+def test_a_cause_that_is_not_proved_is_called_likely():
+    cause = Cause("a loss of ranks", "state it.", likely=True)
+    found = ObjectiveCertificate(Outcome.UNEXPLAINED, 0.5, 0.9, 1e-13, (30,), (cause,))
+    assert found.text.endswith("differs by 50 %, cosine .900 (most likely a loss of ranks)")
+    assert "\n  the most likely cause: a loss of ranks: state it.\n" in found.refusal
+    assert found.record()["causes"] == ["most likely a loss of ranks"]
+
+
+def test_an_evaluation_objective_of_some_rows_leaves_the_others_open():
+    cause = Cause("dropout", "none needed.")
+    found = ObjectiveCertificate(
+        Outcome.EVALUATION, 0.06, 0.998, 1e-5, (30,), (cause,), coverage=Coverage(30, 2000)
+    ).causes_of_a_distance
+    assert found.startswith(
+        "Not ruled out: dropout (a training step differs by 6 %, cosine .998), another loss on rows that were not "
+        "compared, a fit that ended early"
     )
 
 

@@ -199,6 +199,21 @@ class Replay:
         flat = [added.get(id(parameters[n]), torch.zeros_like(parameters[n])).detach() for n in self.sizes]
         return wide(torch.cat([x.reshape(-1) for x in flat]), self.size)
 
+    def decoupled_decay(self) -> float:
+        """Returns the largest decay of attributed parameters that the optimizers apply beside the gradient."""
+        held = self._copy("")
+        parameters = dict(held.module.named_parameters())
+        chosen = {id(parameters[name]) for name in self.sizes}
+        found = [
+            float(group["weight_decay"])
+            for optimizer in held.optimizers
+            for group in optimizer.param_groups
+            if group.get("weight_decay")
+            and decoupled(optimizer, group)
+            and not chosen.isdisjoint(map(id, group["params"]))
+        ]
+        return max(found, default=0.0)
+
     def trained(self) -> tuple[str, ...] | None:
         """Returns the names of the parameters that an optimizer has; None if the optimizers are not known."""
         held = self._copy("")

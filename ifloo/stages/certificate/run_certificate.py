@@ -19,7 +19,7 @@ from ifloo.models.adapted import Adapted
 from ifloo.models.run_state import RunState, StandInTrainer
 from ifloo.objective.batch_weights import BatchWeights, NoWeightsError, sample_keys
 from ifloo.objective.batches import Batch, to_device
-from ifloo.objective.certificate import Cause, ObjectiveCertificate, Outcome
+from ifloo.objective.certificate import Cause, Coverage, ObjectiveCertificate, Outcome
 from ifloo.objective.certify import Examined, Subject, certify
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
 from ifloo.objective.objective import Objective
@@ -32,6 +32,7 @@ from ifloo.params import ParamSpace, author_name
 from ifloo.stages.certificate.drawn_batches import CollateSamples, DrawnBatches, SampleSource, drawn_batches
 from ifloo.stages.certificate.gradient_hooks import GradientHooks
 from ifloo.stages.certificate.parts import HALVES
+from ifloo.stages.certificate.rare_rows import with_rare_rows
 from ifloo.stages.certificate.replay import Replay, ReplaySource, wide
 from ifloo.stages.isolation import detached, undisturbed_with
 
@@ -102,7 +103,8 @@ def examined(request: CertificateRequest) -> Examined:
     """
     try:
         with recording():
-            found = _compared(request, request.dtype)
+            drawn = _drawn(request)
+            found = _compared(request, drawn, request.dtype)
     except InputError as error:
         if not request.accept:
             raise
@@ -110,7 +112,7 @@ def examined(request: CertificateRequest) -> Examined:
         found = Examined(ObjectiveCertificate(Outcome.UNEXPLAINED, math.nan, None, 0.0, (), (cause,)))
     if _undecided(request, found.certificate):
         with recording():
-            found = _in_double(request, found)
+            found = _in_double(request, drawn, found)
     return replace(found, certificate=replace(found.certificate, accepted=request.accept))
 
 
@@ -129,10 +131,10 @@ def _undecided(request: CertificateRequest, certificate: ObjectiveCertificate) -
     return certificate.tolerance > DECISIVE
 
 
-def _in_double(request: CertificateRequest, found: Examined) -> Examined:
+def _in_double(request: CertificateRequest, drawn: DrawnBatches, found: Examined) -> Examined:
     """Returns the result of a comparison in float64; the given one if the module does not run in float64."""
     try:
-        result = _compared(request, torch.float64)
+        result = _compared(request, drawn, torch.float64)
     except Exception as error:  # a module may fix its precision in any way
         log.info("no comparison in float64: %s", error)
         return found
@@ -142,14 +144,13 @@ def _in_double(request: CertificateRequest, found: Examined) -> Examined:
     return replace(result, certificate=replace(result.certificate, note="; ".join(notes)))
 
 
-def _compared(request: CertificateRequest, dtype: torch.dtype | None) -> Examined:
+def _compared(request: CertificateRequest, drawn: DrawnBatches, dtype: torch.dtype | None) -> Examined:
     hooks = GradientHooks.of(request.replayed)
     if dtype is not None or request.device is not None:
         request = replace(request, module=detached(request.module).to(device=request.device, dtype=dtype))
         if isinstance(request.module, Adapted) and request.module.fit_described is None:
             request.module.describe_fit(request.state, request.datamodule, request.loader)
     module, replayed = request.module, request.replayed
-    drawn = _drawn(request)
     space = ParamSpace.of(module, request.parameters)
     names = tuple(name if replayed is module else author_name(module, name) for name in space.names)
     source = ReplaySource(
@@ -167,6 +168,8 @@ def _compared(request: CertificateRequest, dtype: torch.dtype | None) -> Examine
         keys_of=lambda sample: sample_keys(drawn.collate([sample])),
         decay=replay.decay(),
         trained=replay.trained(),
+        coverage=_coverage(request, drawn),
+        decoupled=replay.decoupled_decay() if isinstance(module, Adapted) else 0.0,
     )
     return certify(subject)
 
@@ -260,6 +263,18 @@ def single_gradients(losses: FunctionalLosses, collate: CollateSamples) -> Calla
 
 
 def _drawn(request: CertificateRequest) -> DrawnBatches:
-    if isinstance(request.module, SampleLossModule) and not isinstance(request.module, Adapted):
+    if _own_loss(request.module):
         return drawn_batches(request.loader, 1, OWN_LOSS_ROWS)
-    return drawn_batches(request.loader)
+    return with_rare_rows(request.loader, drawn_batches(request.loader))
+
+
+def _coverage(request: CertificateRequest, drawn: DrawnBatches) -> Coverage | None:
+    """Returns how many rows are compared; None if the training step is by definition that of J on all rows."""
+    if _own_loss(request.module):
+        return None
+    return Coverage(len({row for batch in drawn.rows for row in batch}), len(request.loader.dataset))  # type: ignore[arg-type]  # typed as Dataset
+
+
+def _own_loss(module: L.LightningModule) -> bool:
+    """Whether the training step is that of SampleLossModule, which is final."""
+    return isinstance(module, SampleLossModule) and not isinstance(module, Adapted)

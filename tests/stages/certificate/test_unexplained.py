@@ -32,7 +32,12 @@ from tests.stages.certificate.requested import certificate, of
         (HookedWhenBuilt, "gradient masks (hooks on weights)", "freeze the weights"),
         (HookedAtTheStart, "gradient masks (hooks on weights)", "freeze the weights"),
         (Summed, "a sum over the batch in place of the mean", "divide the loss by the number of samples"),
-        (Contrastive, "a loss taken across the batch (contrastive, by ranks or pairs)", "--adapt.sample_losses"),
+        (
+            Contrastive,
+            "the most likely cause: a loss taken across the batch (contrastive, by ranks or pairs), or several terms "
+            "with different weights or denominators",
+            "--adapt.sample_losses",
+        ),
     ],
 )
 def test_unexplained_differences_are_refused_with_their_cause(net, cause, remedy):
