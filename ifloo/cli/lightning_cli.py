@@ -152,7 +152,7 @@ class IflooCLI(LightningCLI):
             if config.trust_checkpoint:
                 print_trust(foreign)
             self.base = load_foreign(foreign, config.seed_everything, recipe, trusted=config.trust_checkpoint)
-            inherited = inherit(config, self.given, self.base, own=False)
+            inherited = inherit(config, self.given, self.base, own=False, trusted=config.trust_checkpoint)
             if inherited.filled:
                 log.info("arguments from %s: %s", foreign, inherited.summary)
             return inherited
