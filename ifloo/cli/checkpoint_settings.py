@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import logging
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from ifloo.data import DataNotes
 from ifloo.errors import InputError
 from ifloo.refit import BaseCheckpoint, TrainerSettings
 
+log = logging.getLogger(__name__)
 RECIPE = [f.name for f in dataclasses.fields(TrainerSettings) if f.name != "accelerator"]
 
 
@@ -62,16 +64,15 @@ def inherit(
     found = Inherited()
     differing: list[str] = []
 
-    def reader(group: str) -> Callable[[str, object], bool]:
-        foreign = Foreign(class_of(config[group]), group, base.path, trusted)
-        return (lambda name, value: is_plain(value)) if own else foreign.parsed
+    def foreign(group: str) -> Foreign | None:
+        return None if own else Foreign(class_of(config[group]), group, base.path, trusted)
 
     if config.model is not None:
         refuse_other_class(base, class_of(config.model))
-        differing += _completed("model", config.model, given.get("model"), base.model, found, reader("model"))
+        differing += _completed("model", config.model, given.get("model"), base.model, found, foreign("model"))
     if config.data is not None:
         stored = base.data if own else _without_paths(base, class_of(config.data), init_args(given.get("data")))
-        differing += _completed("data", config.data, given.get("data"), stored, found, reader("data"))
+        differing += _completed("data", config.data, given.get("data"), stored, found, foreign("data"))
     differing += _contradictions(given, base)
     if differing:
         raise InputError(
@@ -143,7 +144,7 @@ def _completed(
     given: object,
     stored: Mapping[str, object],
     found: Inherited,
-    parsed: Callable[[str, object], bool],
+    foreign: Foreign | None,
 ) -> list[str]:
     """Sets the missing settings of one group; returns a line for each given setting that differs.
 
@@ -153,7 +154,7 @@ def _completed(
         given: Those in flags and config files.
         stored: Those in the checkpoint.
         found: Arguments that the checkpoint completed, to be added to.
-        parsed: Function of name and value: whether a config holds the value, in place of the object itself.
+        foreign: Arguments of a checkpoint from elsewhere; None where the user's own run wrote it.
     """
     given_settings, free, differing = init_args(given), _free_settings(config), []
     defaults = {one.name: one.default for one in inspect.signature(class_of(config)).parameters.values()}
@@ -162,13 +163,17 @@ def _completed(
         if not accepts(name):  # a parent class saved its own settings too; Lightning ignores them as well
             continue
         if name not in given_settings:
-            if parsed(name, value):
+            if is_plain(value) if foreign is None else foreign.parsed(name, value):
                 config.init_args[name] = value
             else:
                 found.objects.setdefault(group, {})[name] = value
             if not (is_plain(value) and name in defaults and defaults[name] == value):
                 found.filled.setdefault(group, {})[name] = value
-        elif name not in free and given_settings[name] != value:
+        elif name in free or given_settings[name] == value:
+            continue
+        elif foreign is not None and foreign.imports(name, value):  # two names of one function or class may differ
+            log.info("%s.%s is that given; %s has %r.", group, name, foreign.checkpoint, value)
+        else:
             differing.append(f"  {group}.{name}: fitted with {value!r}, asked {given_settings[name]!r}")
     return differing
 

@@ -49,6 +49,17 @@ class Foreign:
         self.group, self.checkpoint, self.trusted = group, checkpoint, trusted
         self._parameters = _signature(class_)
 
+    def imports(self, name: str, value: object) -> list[str]:
+        """Lists what the parser would import for a plain value; empty where it imports nothing that the file names."""
+        if not is_plain(value):
+            return []
+        if names := [*_classes(value)]:
+            return names
+        parameter = self._parameters.get(name)
+        if parameter is None or value == parameter.default or _admits_text(parameter.annotation):
+            return []
+        return [] if _closed(parameter.annotation) else [*_texts(value)]
+
     def parsed(self, name: str, value: object) -> bool:
         """Whether the parser may read the value; otherwise the class is made with the value as it is.
 
@@ -57,20 +68,14 @@ class Foreign:
         """
         if not is_plain(value):
             return False
-        parameter = self._parameters.get(name)
-        names = [*_classes(value)]
-        texts = [*_texts(value)]
-        if not names and (not texts or (parameter is not None and value == parameter.default)):
-            return name.isidentifier()  # a dotted name would be a setting within another one
-        annotation = Any if parameter is None else parameter.annotation
-        if not names and _closed(annotation):
+        if names := self.imports(name, value):
+            if not self.trusted:
+                raise InputError(self._refusal(name, value))
+            _print_imports(f"{self.group}.{name} of {self.checkpoint} may import {', '.join(names)}")
             return True
-        if not names and _admits_text(annotation):
-            return False
-        if not self.trusted:
-            raise InputError(self._refusal(name, value))
-        _print_imports(f"{self.group}.{name} of {self.checkpoint} may import {', '.join(names or texts)}")
-        return True
+        parameter = self._parameters.get(name)
+        safe = parameter is not None and (value == parameter.default or _closed(parameter.annotation))
+        return name.isidentifier() and (safe or not [*_texts(value)])  # a dotted name is a setting within another one
 
     def _refusal(self, name: str, value: object) -> str:
         return (
