@@ -162,7 +162,7 @@ class Experiment:
             self.datamodule.prepare_data()
             with attached(self.author_module, self.stand_in, changing=True):
                 self.author_module.prepare_data()
-            if self._unrecorded and isinstance(self.datamodule, AdaptedData):
+            if self._tells_no_split and isinstance(self.datamodule, AdaptedData):
                 self.datamodule.prepare_second_setup(self._made_again)
             self.datamodule.setup("fit")
         set_up(self.module, self.stand_in)
@@ -178,6 +178,12 @@ class Experiment:
         """Whether nothing in the checkpoint tells which data it was fitted on."""
         return self.base is not None and self.base.trained_on is None and self.base.record["fingerprint"] is None
 
+    @property
+    def _tells_no_split(self) -> bool:
+        """Whether the checkpoint records no data, or those of training alone, so that a random split may be another."""
+        recorded = None if self.base is None else self.base.trained_on
+        return self._unrecorded or (recorded is not None and recorded.evaluation.keys() != {"val", "test"})
+
     def hold_data(self) -> None:
         """Holds the data to those that the checkpoint was fitted on; to be called before any sample is read.
 
@@ -190,6 +196,11 @@ class Experiment:
         self.held_to.append(base)
         if base.trained_on is not None:
             if isinstance(data, AdaptedData):
+                if not self.seed_given and data.leaves_tests_to_chance(base.trained_on):
+                    raise InputError(
+                        f"{type(unwrap_data(data)).__name__}: {base.path} records the rows of the training set and not "
+                        f"of the tests; {RANDOM_SPLIT}"
+                    )
                 data.hold_to(base.trained_on)
             refuse_other_data(base.trained_on, data.train_dataloader(), str(base.path))
         elif self._unrecorded:

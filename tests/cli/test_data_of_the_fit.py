@@ -129,6 +129,25 @@ def test_the_rows_that_a_checkpoint_records_are_scored(project, more):
     assert stored.train_ids.tolist() == list(data.train.indices)
 
 
+class RecordingTraining(L.Callback):
+    """Writes the record of the training rows alone."""
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[KEY] = FitRecord.of(trainer.train_dataloader).record()  # type: ignore[arg-type]
+
+
+def test_a_random_split_whose_tests_are_not_recorded_is_refused(project):
+    _, data = fit("Split", 123, RecordingTraining())
+    said = influence(project, "Split")
+    assert said.code == 2
+    assert "own.ckpt records the rows of the training set and not of the tests; set-up draws the split" in said.err
+    said = influence(project, "Split", "--seed_everything=7")
+    assert said.code == 2
+    assert "samples are among those trained on" in said.err
+    test = data.val.indices[0]
+    done(influence(project, "Split", "--seed_everything=123", test=test))
+
+
 def test_a_fit_of_ifloo_records_its_split(project):
     made = (f"--model={NAME}.Softmax", f"--data={NAME}.Split", "--trainer.accelerator=cpu", "--trainer.max_epochs=2")
     quiet = ("--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.enable_model_summary=false")
