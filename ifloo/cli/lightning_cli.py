@@ -172,7 +172,13 @@ class IflooCLI(LightningCLI):
         return load_base(self.checkpoint, trusted=config.trust_checkpoint)
 
     def instantiate_classes(self) -> None:
-        """Makes model, data module and Trainer, the first two by the function of --build where it is given."""
+        """Makes model, data module and Trainer, the first two by the function of --build where it is given.
+
+        Raises:
+            InputError: If arguments that the checkpoint holds do not fit the classes.
+            TypeError: If an argument given in another way does not.
+            ValueError: The same.
+        """
         config, groups = self.config[self.subcommand], {}
         for group in self.inherited.objects:
             groups[group], config[group] = config[group], None

@@ -32,7 +32,7 @@ def datasets_behind(dataset: object) -> list[object]:
 
 
 def leaf_rows(dataset: MapDataset) -> list[tuple[object, Rows]]:
-    """Returns each dataset that the samples come from, with the rows of it that the `Subset`s leave, repeats included."""
+    """Returns each dataset that the samples come from, with the rows of it that the `Subset`s leave."""
     return list(_reached(dataset, torch.arange(len(dataset))))
 
 
@@ -68,8 +68,8 @@ def _reached(dataset: object, rows: Rows) -> Iterator[tuple[object, Rows]]:
             start = end
     elif held := [one for _, one in _held(dataset) if isinstance(one, Sized)]:
         own = len(dataset) if isinstance(dataset, Sized) else None
-        for one in held:
-            yield from _reached(one, rows if len(one) == own else torch.arange(len(one)))
+        for inner in held:
+            yield from _reached(inner, rows if len(inner) == own else torch.arange(len(inner)))
     else:
         yield dataset, rows
 

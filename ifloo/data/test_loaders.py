@@ -42,9 +42,7 @@ def recorded_loaders(name: str, loaders: object) -> dict[str, DataLoader[Batch]]
         loaders: Result of a loader method: one loader, or a list or dictionary of them.
     """
     named = _by_name(loaders)
-    return {
-        recorded_name(name, loaders, key): one for key, one in named.items() if isinstance(one, DataLoader)
-    }
+    return {recorded_name(name, loaders, key): one for key, one in named.items() if isinstance(one, DataLoader)}
 
 
 def recorded_name(name: str, loaders: object, choice: str | int | None) -> str:

@@ -86,6 +86,7 @@ class ObjectiveCertificate:
         weights: Weights of the samples in the loss of a batch; None if all are equal.
         accepted: Whether an unexplained difference is accepted by the user.
         note: Sentence on a premise that does not enter the gradient, such as the decay of an optimizer; empty if none.
+        data_in_doubt: Noun phrase for a reason why the data may not be those of the fit; empty if none is known.
     """
 
     outcome: Outcome
@@ -98,6 +99,7 @@ class ObjectiveCertificate:
     weights: WeightTable | None = None
     accepted: bool = False
     note: str = ""
+    data_in_doubt: str = ""
 
     @property
     def text(self) -> str:
@@ -161,6 +163,8 @@ class ObjectiveCertificate:
             ruled_out.insert(0, f"another loss than the one trained ({self._numbers})")
         elif remaining:
             remaining[-1] += f" (a training step differs by {self._numbers})"
+        if self.data_in_doubt:
+            remaining.insert(0, self.data_in_doubt)
         if self.note:
             remaining.append(self.note)
         remaining.append("a fit that ended early (train longer; optimizer lbfgs is finished to 1e-10)")

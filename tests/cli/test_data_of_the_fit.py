@@ -114,7 +114,18 @@ def test_the_seed_that_a_user_gives_is_taken_as_that_of_the_split(project, caplo
     np.testing.assert_allclose(
         scores(project, test), exact(module, [rows_of(data.train)], data.val[0]), rtol=1e-5, atol=1e-8
     )
-    assert "the split is drawn at random, by --seed_everything 123 as given" in caplog.text
+    given = "the split is drawn at random, by --seed_everything 123 as given"
+    (line,) = [one for one in caplog.records if given in one.getMessage()]
+    assert line.levelname == "WARNING"
+    assert "only if the fit had this seed and drew the same random numbers before its split" in line.getMessage()
+
+
+def test_another_split_is_the_first_cause_of_a_distance_from_a_minimum(project):
+    """Another order of model and data is as another seed: the same seed then draws another split."""
+    fit("Split", 123)
+    said = done(influence(project, "Split", "--seed_everything=7", test=48))
+    assert "the checkpoint is not at a minimum" in said.err
+    assert "Not ruled out: another split than that of the fit, " in said.err
 
 
 @pytest.mark.parametrize("more", [(), ("--seed_everything=7",)])

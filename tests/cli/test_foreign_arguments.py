@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ HERE = __name__
 class Asking(project.Softmax):
     """A module whose further arguments a class or a callable may be."""
 
-    received: dict[str, Any] = {}
+    received: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,
