@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 
 import lightning as L
@@ -11,7 +12,7 @@ from ifloo.cli.adaptation import dotted
 from ifloo.cli.checkpoint_settings import class_of, init_args
 from ifloo.cli.experiment import Build
 from ifloo.cli.parser import IflooParser
-from ifloo.errors import InputError
+from ifloo.errors import InputError, in_one_line
 from ifloo.models.lightning_classes import is_data_module, is_module
 from ifloo.objective.user_code import user_code
 
@@ -46,6 +47,19 @@ def made_with(group: Namespace, objects: Mapping[str, object]) -> object:
     plain = Namespace({name: value for name, value in init_args(group).items() if name not in objects})
     arguments = parser.instantiate_classes(Namespace(made=plain)).made
     return class_(**{**dict(arguments.items(branches=True, nested=False)), **objects})
+
+
+def misfits(group: Namespace, values: Mapping[str, object]) -> list[str]:
+    """Lists the arguments whose values the parser does not accept for the class of a config, with its reason."""
+    parser = IflooParser(exit_on_error=False)
+    parser.add_class_arguments(class_of(group), "made", fail_untyped=False, instantiate=False)
+    found = []
+    for name, value in values.items():
+        try:
+            parser.validate(Namespace(made=Namespace({name: value})), skip_required=True)
+        except Exception as error:  # a value from a file may be anything
+            found.append(f"{name} = {textwrap.shorten(repr(value), 60)} ({textwrap.shorten(in_one_line(error), 160)})")
+    return found
 
 
 class _Checked:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import logging
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,10 +13,12 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
+from ifloo.cli.checkpoint_values import Foreign, is_plain
 from ifloo.data import DataNotes
 from ifloo.errors import InputError
 from ifloo.refit import BaseCheckpoint, TrainerSettings
 
+log = logging.getLogger(__name__)
 RECIPE = [f.name for f in dataclasses.fields(TrainerSettings) if f.name != "accelerator"]
 
 
@@ -41,26 +44,35 @@ class Inherited:
         )
 
 
-def inherit(config: Namespace, given: Namespace, base: BaseCheckpoint, own: bool = True) -> Inherited:
+def inherit(
+    config: Namespace, given: Namespace, base: BaseCheckpoint, own: bool = True, trusted: bool = False
+) -> Inherited:
     """Completes `config`, in place, with the model and data settings the base model was fitted with.
 
     Args:
         config: Settings of one command, complete with defaults.
         given: Settings in flags and config files, without defaults.
         base: Checkpoint of the base model.
-        own: Whether the checkpoint is one of the user's runs; from another no path of built-in data is taken.
+        own: Whether the checkpoint is one of the user's runs; from another no path of built-in data is taken, and no
+            name of what is to be imported.
+        trusted: Whether one that is not may name what is to be imported.
 
     Raises:
-        InputError: If the checkpoint is of another model, or was fitted with other values of given settings.
+        InputError: If the checkpoint is of another model, was fitted with other values of given settings, or names
+            what is to be imported.
     """
     found = Inherited()
     differing: list[str] = []
+
+    def foreign(group: str) -> Foreign | None:
+        return None if own else Foreign(class_of(config[group]), group, base.path, trusted)
+
     if config.model is not None:
         refuse_other_class(base, class_of(config.model))
-        differing += _completed("model", config.model, given.get("model"), base.model, found)
+        differing += _completed("model", config.model, given.get("model"), base.model, found, foreign("model"))
     if config.data is not None:
         stored = base.data if own else _without_paths(base, class_of(config.data), init_args(given.get("data")))
-        differing += _completed("data", config.data, given.get("data"), stored, found)
+        differing += _completed("data", config.data, given.get("data"), stored, found, foreign("data"))
     differing += _contradictions(given, base)
     if differing:
         raise InputError(
@@ -127,9 +139,23 @@ def _without_paths(base: BaseCheckpoint, data: type, given: Mapping[str, object]
 
 
 def _completed(
-    group: str, config: Namespace, given: object, stored: Mapping[str, object], found: Inherited
+    group: str,
+    config: Namespace,
+    given: object,
+    stored: Mapping[str, object],
+    found: Inherited,
+    foreign: Foreign | None,
 ) -> list[str]:
-    """Sets the missing settings of one group; returns a line for each given setting that differs."""
+    """Sets the missing settings of one group; returns a line for each given setting that differs.
+
+    Args:
+        group: `model` or `data`.
+        config: Settings of the group.
+        given: Those in flags and config files.
+        stored: Those in the checkpoint.
+        found: Arguments that the checkpoint completed, to be added to.
+        foreign: Arguments of a checkpoint from elsewhere; None where the user's own run wrote it.
+    """
     given_settings, free, differing = init_args(given), _free_settings(config), []
     defaults = {one.name: one.default for one in inspect.signature(class_of(config)).parameters.values()}
     accepts = _accepted(class_of(config))
@@ -137,13 +163,17 @@ def _completed(
         if not accepts(name):  # a parent class saved its own settings too; Lightning ignores them as well
             continue
         if name not in given_settings:
-            if _is_plain(value):
+            if is_plain(value) if foreign is None else foreign.parsed(name, value):
                 config.init_args[name] = value
             else:
                 found.objects.setdefault(group, {})[name] = value
-            if not (_is_plain(value) and name in defaults and defaults[name] == value):
+            if not (is_plain(value) and name in defaults and defaults[name] == value):
                 found.filled.setdefault(group, {})[name] = value
-        elif name not in free and given_settings[name] != value:
+        elif name in free or given_settings[name] == value:
+            continue
+        elif foreign is not None and foreign.imports(name, value):  # two names of one function or class may differ
+            log.info("%s.%s is that given; %s has %r.", group, name, foreign.checkpoint, value)
+        else:
             differing.append(f"  {group}.{name}: fitted with {value!r}, asked {given_settings[name]!r}")
     return differing
 
@@ -166,15 +196,6 @@ def init_args(group: object) -> dict[str, object]:
     """Returns the arguments of the class in a config, by name; none where it contains no class."""
     given = group.get("init_args") if isinstance(group, Namespace) else None
     return {} if given is None else {name: given[name] for name in given.keys(branches=True) if "." not in name}
-
-
-def _is_plain(value: object) -> bool:
-    """Whether a config can hold the value."""
-    if isinstance(value, Mapping):
-        return all(map(_is_plain, value.values()))
-    if isinstance(value, (list, tuple, set)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _accepted(class_: type) -> Callable[[str], bool]:

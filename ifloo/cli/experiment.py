@@ -51,6 +51,7 @@ class Experiment:
         planned: State of the fit as the Trainer's settings describe it, for a model without a checkpoint.
         seed_given: Whether the seed was given by a flag or config, and is no default.
         held_to: Checkpoints that the data have been held to.
+        doubtful_splits: Checkpoints that do not record the random split of their fit, which a seed draws now.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Experiment:
     planned: RunState = field(default_factory=RunState)
     seed_given: bool = False
     held_to: list[BaseCheckpoint] = field(default_factory=list)
+    doubtful_splits: list[BaseCheckpoint] = field(default_factory=list)
 
     @property
     def author_module(self) -> L.LightningModule:
@@ -162,7 +164,7 @@ class Experiment:
             self.datamodule.prepare_data()
             with attached(self.author_module, self.stand_in, changing=True):
                 self.author_module.prepare_data()
-            if self._unrecorded and isinstance(self.datamodule, AdaptedData):
+            if self._tells_no_split and isinstance(self.datamodule, AdaptedData):
                 self.datamodule.prepare_second_setup(self._made_again)
             self.datamodule.setup("fit")
         set_up(self.module, self.stand_in)
@@ -178,6 +180,12 @@ class Experiment:
         """Whether nothing in the checkpoint tells which data it was fitted on."""
         return self.base is not None and self.base.trained_on is None and self.base.record["fingerprint"] is None
 
+    @property
+    def _tells_no_split(self) -> bool:
+        """Whether the checkpoint records no data, or those of training alone, so that a random split may be another."""
+        recorded = None if self.base is None else self.base.trained_on
+        return self._unrecorded or (recorded is not None and recorded.evaluation.keys() != {"val", "test"})
+
     def hold_data(self) -> None:
         """Holds the data to those that the checkpoint was fitted on; to be called before any sample is read.
 
@@ -190,10 +198,17 @@ class Experiment:
         self.held_to.append(base)
         if base.trained_on is not None:
             if isinstance(data, AdaptedData):
+                if not self.seed_given and data.leaves_tests_to_chance(base.trained_on):
+                    raise InputError(
+                        f"{type(unwrap_data(data)).__name__}: {base.path} records the rows of the training set and not "
+                        f"of the tests; {RANDOM_SPLIT}"
+                    )
                 data.hold_to(base.trained_on)
             refuse_other_data(base.trained_on, data.train_dataloader(), str(base.path))
         elif self._unrecorded:
-            _refuse_random_split(data, str(base.path), self.seed if self.seed_given else None)
+            seed = self.seed if self.seed_given else None
+            if _split_in_doubt(data, str(base.path), seed):
+                self.doubtful_splits.append(base)
 
     def restore(self) -> None:
         """Loads data and weights.
@@ -218,8 +233,8 @@ class Experiment:
         self.base.restore(self.module, self.stand_in)
 
 
-def _refuse_random_split(data: AttributionData, checkpoint: str, seed: int | None) -> None:
-    """Checks that the training data do not depend on the seed where the checkpoint does not record them.
+def _split_in_doubt(data: AttributionData, checkpoint: str, seed: int | None) -> bool:
+    """Whether the training data depend on the seed where the checkpoint does not record them; warns if they do.
 
     Args:
         data: Data module, set up.
@@ -232,11 +247,20 @@ def _refuse_random_split(data: AttributionData, checkpoint: str, seed: int | Non
     random = isinstance(data, AdaptedData) and data.split_is_random()
     if random and seed is None:
         raise InputError(f"{type(unwrap_data(data)).__name__}: {RANDOM_SPLIT}")
-    log.info(
-        "training data: unverified, since %s holds no record of them (InfluenceCallback and `ifloo fit` write one)%s.",
-        checkpoint,
-        f"; the split is drawn at random, by --seed_everything {seed} as given" if random else "",
+    unverified = (
+        "training data: unverified, since %s holds no record of them (InfluenceCallback and `ifloo fit` write one)"
     )
+    if not random:
+        log.info(f"{unverified}.", checkpoint)
+        return False
+    log.warning(
+        f"{unverified}; the split is drawn at random, by --seed_everything %s as given. It is that of the fit only "
+        "if the fit had this seed and drew the same random numbers before its split: model and data made in the same "
+        "order.",
+        checkpoint,
+        seed,
+    )
+    return True
 
 
 def _set_up_again(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,7 +14,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from ifloo.cli import commands
 from ifloo.cli.adaptation import Adaptation, data_of
-from ifloo.cli.building import build_of, made_with
+from ifloo.cli.building import build_of, made_with, misfits
 from ifloo.cli.checkpoint_settings import Inherited, inherit, init_args, refuse_missing, refuse_other_class
 from ifloo.cli.experiment import Build, Experiment
 from ifloo.cli.foreign_checkpoint import given_recipe, print_trust
@@ -152,7 +152,7 @@ class IflooCLI(LightningCLI):
             if config.trust_checkpoint:
                 print_trust(foreign)
             self.base = load_foreign(foreign, config.seed_everything, recipe, trusted=config.trust_checkpoint)
-            inherited = inherit(config, self.given, self.base, own=False)
+            inherited = inherit(config, self.given, self.base, own=False, trusted=config.trust_checkpoint)
             if inherited.filled:
                 log.info("arguments from %s: %s", foreign, inherited.summary)
             return inherited
@@ -172,11 +172,21 @@ class IflooCLI(LightningCLI):
         return load_base(self.checkpoint, trusted=config.trust_checkpoint)
 
     def instantiate_classes(self) -> None:
-        """Makes model, data module and Trainer, the first two by the function of --build where it is given."""
+        """Makes model, data module and Trainer, the first two by the function of --build where it is given.
+
+        Raises:
+            InputError: If arguments that the checkpoint holds do not fit the classes.
+            TypeError: If an argument given in another way does not.
+            ValueError: The same.
+        """
         config, groups = self.config[self.subcommand], {}
         for group in self.inherited.objects:
             groups[group], config[group] = config[group], None
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError) as error:
+            self._refuse_misfits({**dict(config.items(branches=True, nested=False)), **groups}, error)
+            raise
         for group, objects in self.inherited.objects.items():
             config[group], made = groups[group], made_with(groups[group], objects)
             self.model, self.datamodule = (made, self.datamodule) if group == "model" else (self.model, made)
@@ -184,6 +194,20 @@ class IflooCLI(LightningCLI):
             self.model, self.datamodule = self.build()
             if self.base is not None:
                 refuse_other_class(self.base, type(self.model))
+
+    def _refuse_misfits(self, groups: Mapping[str, Any], error: Exception) -> None:
+        """Checks that the values of the checkpoint fit the arguments of the classes, after these were not made.
+
+        Raises:
+            InputError: If some do not.
+        """
+        for group, values in self.inherited.filled.items():
+            if found := misfits(groups[group], values):
+                raise InputError(
+                    f"{self.checkpoint}: the checkpoint holds arguments that {groups[group].class_path} does not take: "
+                    f"{'; '.join(f'{group}.{one}' for one in found)}.\n"
+                    f"  Give them (--{group}.{found[0].split()[0]}=...), or name the checkpoint of this class."
+                ) from error
 
     @cached_property
     def foreign_checkpoint(self) -> Path | None:

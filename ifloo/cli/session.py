@@ -133,7 +133,11 @@ class Session:
                 dtype=exp.attribution.torch_dtype,
                 device=self.trainer.strategy.root_device,
             )
-            self.objectives[key] = objective_certificate(request)
+            found = objective_certificate(request)
+            if exp.doubtful_splits and (certificate := found.certificate) is not None:
+                doubt = "another split than that of the fit"
+                found = replace(found, certificate=replace(certificate, data_in_doubt=doubt))
+            self.objectives[key] = found
         self.objectives[key].state_weights(exp.module, exp.datamodule.train_set.ids)
         return self.objectives[key]
 

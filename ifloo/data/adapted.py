@@ -14,18 +14,19 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from torch.utils.data import DataLoader
 
-from ifloo.data.fit_data import HeldRows
+from ifloo.data.fit_data import TRAIN, HeldRows, refuse_trained
 from ifloo.data.fit_record import FitRecord
 from ifloo.data.kept_samples import ReadSettings, SampleReads
 from ifloo.data.protocol import AttributionData, DataNotes
 from ifloo.data.samples import Samples
 from ifloo.data.second_setup import SecondSetup, Source
-from ifloo.data.test_loaders import chosen, refuse_other_form
+from ifloo.data.subset_rows import same_rows, subset_rows
+from ifloo.data.test_loaders import chosen, recorded_loaders, recorded_name, refuse_other_form
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, batch_size, fetch_samples, tensors_of
 from ifloo.objective.counterparts import counterparts
 from ifloo.objective.id_rule import IdSetting, third_ids
-from ifloo.objective.loaders import identified, sample_count, unwrap_loader
+from ifloo.objective.loaders import identified, sample_count, training_dataset, unwrap_loader
 from ifloo.objective.singles import first_draw
 
 
@@ -138,7 +139,7 @@ class AdaptedData(L.LightningDataModule):
             InputError: If the data module does not return a single loader over a fixed set of samples.
         """
         with self._attached():
-            loader = self._read("train", "train_dataloader", self.data.train_dataloader())
+            loader = self._read("train", "train_dataloader", self.data.train_dataloader(), "train")
         return identified(loader, self.train_set.id_rule.source) if sample_count(loader) else loader
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
@@ -208,21 +209,38 @@ class AdaptedData(L.LightningDataModule):
         """Whether a set-up under another seed gives other training samples; False where no second one is possible."""
         return self._second_setup is not None and bool(self._second_setup.differs(self.train_dataloader()))
 
+    def leaves_tests_to_chance(self, record: FitRecord) -> bool:
+        """Whether a record holds no rows of the tests, and the present split is a random one and not that of the fit.
+
+        It is to be asked before `hold_to`.
+        """
+        name = "test" if self._has("test_dataloader") else "val"
+        if name in record.evaluation or any(one.startswith(f"{name}.") for one in record.evaluation):
+            return False
+        if same_rows(subset_rows(training_dataset(self.train_dataloader())), record.subsets):
+            return False  # the same rows again
+        return self.split_is_random()
+
     def evaluation_loaders(self) -> dict[str, DataLoader[Batch]]:
-        """Returns the validation and test loaders that the data module makes, by the names `val` and `test`."""
+        """Returns the validation and test loaders that the data module makes, by their names in a record."""
         found: dict[str, DataLoader[Batch]] = {}
         for name, make in (("val", self.data.val_dataloader), ("test", self.data.test_dataloader)):
             if self._has(f"{name}_dataloader"):
                 with suppress(Exception), self._attached():  # one that needs another stage's set-up is left out
-                    found[name] = _single(make(), self._name(f"{name}_dataloader"))
+                    found |= recorded_loaders(name, make())
         return found
 
     def _samples(self, name: str, loader: str, build: Callable[[], object], stage: str) -> Samples:
         if name not in self._sets:
             self.setup(stage)
             with self._attached():
-                built = build() if name == "train" else chosen(build(), self.test_loader, self._name(loader))
-                single = self._read(name, loader, built)
+                built, recorded = build(), loader.removesuffix("_dataloader")
+                if name == "test":
+                    recorded = recorded_name(recorded, built, self.test_loader)
+                    built = chosen(built, self.test_loader, self._name(loader))
+                single = self._read(name, loader, built, recorded)
+                if not self._rows.records(recorded):
+                    refuse_trained(single, self._held_training(), self._name(loader))
                 if name == "test" and sample_count(single) == 0:
                     raise InputError(
                         f"{self._name(loader)} holds no sample.\n  Check its paths, its split and its limits."
@@ -234,11 +252,15 @@ class AdaptedData(L.LightningDataModule):
             self._sets[name] = samples
         return self._sets[name]
 
-    def _read(self, name: str, loader: str, made: object) -> DataLoader[Batch]:
+    def _read(self, name: str, loader: str, made: object, recorded: str) -> DataLoader[Batch]:
         """Returns a loader of the data module with the rows held, whose samples scores read in a fixed way and once."""
-        single = _single(made, self._name(loader))
-        rows = self._rows.applied(single, loader.removesuffix("_dataloader"), self._name(loader))
+        rows = self._rows.applied(_single(made, self._name(loader)), recorded, self._name(loader))
         return self._reads.of(rows, name, self._reads.settings.draws if name == "train" else 1)
+
+    def _held_training(self) -> DataLoader[Batch]:
+        """Returns the training loader with the rows of the fit, as training reads it."""
+        where = self._name("train_dataloader")
+        return self._rows.applied(_single(self.data.train_dataloader(), where), TRAIN, where)
 
     def _has(self, loader: str) -> bool:
         base = L.LightningModule if self._within_module else L.LightningDataModule

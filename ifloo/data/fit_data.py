@@ -7,15 +7,17 @@ import logging
 import torch
 from torch.utils.data import DataLoader
 
-from ifloo.data.fit_record import FitRecord, behind_of, content_fingerprint
-from ifloo.data.subset_rows import Rows, same_rows, subset_rows, with_rows
+from ifloo.data.fit_record import FitRecord, behind_of, content_digest, content_fingerprint, spread
+from ifloo.data.subset_rows import Rows, leaf_rows, same_rows, subset_rows, with_rows
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, MapDataset
 from ifloo.objective.loaders import training_dataset, with_dataset
 from ifloo.objective.sampling import refuse_partial
+from ifloo.objective.seeded_draws import scored_reads
 
 log = logging.getLogger(__name__)
 TRAIN = "train"
+ROWS_COMPARED = 8  # samples by which two datasets of one class and size are compared
 
 
 class HeldRows:
@@ -46,11 +48,11 @@ class HeldRows:
 
         Args:
             loader: Loader of the user's data module.
-            name: `train`, `val` or `test`.
+            name: `train`, `val` or `test`; of several loaders with the name or index of one, as `val.0`.
             where: Name of the loader in messages.
 
         Raises:
-            InputError: If the rows cannot be applied, or test samples were trained on.
+            InputError: If the rows cannot be applied.
         """
         dataset = training_dataset(loader)
         now = subset_rows(dataset)
@@ -62,9 +64,11 @@ class HeldRows:
                 log.info("%s: the rows of the %s are taken, in place of another random split.", where, whose)
                 self._logged.add(where)
             loader = with_dataset(loader, dataset)
-        if name != TRAIN and self.record is not None and name not in self.record.evaluation:
-            _refuse_trained(dataset, self.record, where)
         return loader
+
+    def records(self, name: str) -> bool:
+        """Whether the rows of a loader are those that the fit recorded, or there is no record of a fit."""
+        return self.record is None or name == TRAIN or name in self.record.evaluation
 
 
 def refuse_other_data(record: FitRecord, loader: DataLoader[Batch], checkpoint: str) -> None:
@@ -102,22 +106,48 @@ def refuse_other_data(record: FitRecord, loader: DataLoader[Batch], checkpoint: 
     )
 
 
-def _refuse_trained(dataset: MapDataset, record: FitRecord, where: str) -> None:
+def refuse_trained(tests: DataLoader[Batch], training: DataLoader[Batch], where: str) -> None:
     """Checks that a random split has not dealt rows of the fit's training set to the tests.
+
+    Args:
+        tests: Loader of the tests, whose rows the fit does not record.
+        training: Training loader, with the rows of the fit.
+        where: Name of the loader of the tests in messages.
 
     Raises:
         InputError: If it has.
     """
-    now = subset_rows(dataset)
-    if len(now) != 1 or len(record.subsets) != 1 or behind_of(dataset) != record.behind:
-        return
-    trained = int(torch.isin(now[0], record.subsets[0]).sum())
+    dataset, trained_on = training_dataset(tests), training_dataset(training)
+    if not subset_rows(dataset) or not subset_rows(trained_on):
+        return  # whole data sets are no split
+    trained = 0
+    for leaf, rows in leaf_rows(dataset):
+        same = [theirs for other, theirs in leaf_rows(trained_on) if _same_leaf(leaf, other)]
+        if same:
+            trained += int(torch.isin(rows, torch.cat(same)).sum())
     if trained:
         raise InputError(
-            f"{where}: {trained} of {len(now[0])} samples are among those trained on: the split is another one than "
+            f"{where}: {trained} of {len(dataset)} samples are among those trained on: the split is another one than "
             "that of the fit, whose checkpoint records the rows of the training set and not of this one.\n"
             "  Give --seed_everything of the fit, or a generator in random_split."
         )
+
+
+def _same_leaf(a: object, b: object) -> bool:
+    """Whether two datasets hold the same samples: they are one object, or of one class and size with equal tensors."""
+    if a is b:
+        return True
+    if behind_of(a) != behind_of(b):
+        return False
+    if not isinstance(a, MapDataset) or not isinstance(b, MapDataset):
+        return True
+    rows = spread(len(a), ROWS_COMPARED)
+    try:
+        first, second, again = (content_digest(*scored_reads(one, list), rows) for one in (a, b, a))
+    except Exception as error:  # samples that hold no tensors, or of which the user's code reads none
+        log.debug("two datasets are taken as one: %s", error)
+        return True
+    return first == second or first != again  # samples that differ at each read tell nothing
 
 
 def _with_rows(dataset: MapDataset, now: tuple[Rows, ...], held: tuple[Rows, ...], where: str) -> MapDataset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 
 import torch
 from jaxtyping import Int64
@@ -31,6 +31,11 @@ def datasets_behind(dataset: object) -> list[object]:
     return [leaf for one in held for leaf in datasets_behind(one)] if held else [dataset]
 
 
+def leaf_rows(dataset: MapDataset) -> list[tuple[object, Rows]]:
+    """Returns each dataset that the samples come from, with the rows of it that the `Subset`s leave."""
+    return list(_reached(dataset, torch.arange(len(dataset))))
+
+
 def with_rows(dataset: MapDataset, rows: Sequence[Rows]) -> MapDataset:
     """Returns the dataset with other rows in its `Subset`s, in the order of `subset_rows`; the given one stays.
 
@@ -49,6 +54,24 @@ def _subsets(dataset: object) -> Iterator[Subset[object]]:
         yield dataset
     for _, one in _held(dataset):
         yield from _subsets(one)
+
+
+def _reached(dataset: object, rows: Rows) -> Iterator[tuple[object, Rows]]:
+    """Yields the same for some rows of a dataset; a wrapper of another length may read all rows of what it holds."""
+    if isinstance(dataset, Subset):
+        chosen = torch.as_tensor(list(dataset.indices), dtype=torch.int64)[rows]
+        yield from _reached(dataset.dataset, chosen)
+    elif isinstance(dataset, ConcatDataset):
+        start = 0
+        for one, end in zip(dataset.datasets, dataset.cumulative_sizes, strict=True):
+            yield from _reached(one, rows[(rows >= start) & (rows < end)] - start)
+            start = end
+    elif held := [one for _, one in _held(dataset) if isinstance(one, Sized)]:
+        own = len(dataset) if isinstance(dataset, Sized) else None
+        for inner in held:
+            yield from _reached(inner, rows if len(inner) == own else torch.arange(len(inner)))
+    else:
+        yield dataset, rows
 
 
 def _rebuilt(dataset: object, rows: Iterator[Rows]) -> object:

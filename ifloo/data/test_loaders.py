@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, without_ids
@@ -23,13 +24,7 @@ def chosen(loaders: object, choice: str | int | None, where: str) -> object:
     Raises:
         InputError: If several loaders are there and none is chosen, or the chosen one is not there.
     """
-    loaders = loaders.iterables if isinstance(loaders, CombinedLoader) else loaders
-    if isinstance(loaders, Mapping):
-        named = {str(key): loader for key, loader in loaders.items()}
-    elif isinstance(loaders, (list, tuple)):
-        named = {str(index): loader for index, loader in enumerate(loaders)}
-    else:
-        named = {"0": loaders}
+    named = _by_name(loaders)
     if choice is None:
         if len(named) == 1:
             return next(iter(named.values()))
@@ -37,6 +32,31 @@ def chosen(loaders: object, choice: str | int | None, where: str) -> object:
     if str(choice) not in named:
         raise InputError(f"{where} has no loader {choice}; it gives {_listed(named)}.\n  {_REMEDY}")
     return named[str(choice)]
+
+
+def recorded_loaders(name: str, loaders: object) -> dict[str, DataLoader[Batch]]:
+    """Returns the loaders of one method by the names under which a fit records their rows.
+
+    Args:
+        name: `val` or `test`.
+        loaders: Result of a loader method: one loader, or a list or dictionary of them.
+    """
+    named = _by_name(loaders)
+    return {recorded_name(name, loaders, key): one for key, one in named.items() if isinstance(one, DataLoader)}
+
+
+def recorded_name(name: str, loaders: object, choice: str | int | None) -> str:
+    """Returns the name under which a fit records the rows of a loader: `val`, or `val.<choice>` of several."""
+    return name if len(_by_name(loaders)) == 1 else f"{name}.{choice}"
+
+
+def _by_name(loaders: object) -> dict[str, object]:
+    loaders = loaders.iterables if isinstance(loaders, CombinedLoader) else loaders
+    if isinstance(loaders, Mapping):
+        return {str(key): loader for key, loader in loaders.items()}
+    if isinstance(loaders, (list, tuple)):
+        return {str(index): loader for index, loader in enumerate(loaders)}
+    return {"0": loaders}
 
 
 _REMEDY = "Choose one by its name or index: --data_loader NAME (in Python, AdaptedData(data, test_loader=...))."

@@ -22,7 +22,7 @@ from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor
 
 from ifloo.models.idle_strategy import IdleStrategy, Saved
-from ifloo.models.lightning_classes import defines, is_module
+from ifloo.models.lightning_classes import defines, is_data_module, is_module
 from ifloo.objective.counterparts import counterparts
 from ifloo.objective.silence import logging_to, silenced
 
@@ -237,17 +237,17 @@ def stand_in_trainer(
 
 @contextmanager
 def attached(
-    owner: L.LightningModule | L.LightningDataModule, trainer: L.Trainer, *, changing: bool = False
+    owner: object, trainer: L.Trainer, *, changing: bool = False
 ) -> Generator[None, None, None]:
     """Attaches a Trainer to a module with its children, or to a data module, until exit; logging is off meanwhile.
 
     Args:
-        owner: Module or data module.
+        owner: Module or data module of either Lightning package.
         trainer: Trainer that it reads.
         changing: Whether hooks run that are meant to change the module, such as `setup`; otherwise its state, like that
             of metrics and counters, is as before afterwards.
     """
-    if not is_module(owner):
+    if is_data_module(owner):
         before, owner.trainer = owner.trainer, trainer
         try:
             yield

@@ -113,6 +113,7 @@ class ObjectiveCertificate:
         accepted: Whether an unexplained difference is accepted by the user.
         note: Sentence on a premise that does not enter the gradient, such as the decay of an optimizer; empty if none.
         coverage: Part of the training data that was compared; None if the batches decide for all rows.
+        data_in_doubt: Noun phrase for a reason why the data may not be those of the fit; empty if none is known.
     """
 
     outcome: Outcome
@@ -126,6 +127,7 @@ class ObjectiveCertificate:
     accepted: bool = False
     note: str = ""
     coverage: Coverage | None = None
+    data_in_doubt: str = ""
 
     @property
     def text(self) -> str:
@@ -194,6 +196,8 @@ class ObjectiveCertificate:
             remaining[-1] += f" (a training step differs by {self._numbers})"
         if partial:
             remaining.append("another loss on rows that were not compared")
+        if self.data_in_doubt:
+            remaining.insert(0, self.data_in_doubt)
         if self.note:
             remaining.append(self.note)
         remaining.append("a fit that ended early (train longer; optimizer lbfgs is finished to 1e-10)")

@@ -186,7 +186,7 @@ class Reference:
     def same_slopes(self, found: Tensor) -> bool:
         """Tells whether slopes are those of the backward pass, up to the order of additions."""
         eps = torch.finfo(found.dtype).eps
-        # Where a sample is fitted well its gradient is a difference of numbers near 1, right to a few roundings of these.
+        # Where a sample is fitted well, its gradient is a difference of numbers near 1, right to a few roundings of 1.
         tolerance = 1e3 * eps * (self.scales + self.losses.abs()) + 50 * eps * self.direction.norm()
         return bool(((found - self.slopes).abs() <= tolerance).all())
 

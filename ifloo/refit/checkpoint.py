@@ -24,6 +24,7 @@ from ifloo.models.module import callbacks_of
 from ifloo.models.run_state import RunState, attached, stand_in_trainer
 from ifloo.objective.user_code import user_code
 from ifloo.refit.checkpoint_objects import described
+from ifloo.refit.checkpoint_parts import SECTION, refuse_malformed
 from ifloo.refit.fit_termination import fit_unless_terminated
 from ifloo.refit.newton_finish import NewtonFinish
 from ifloo.refit.own_data import OwnData
@@ -31,7 +32,6 @@ from ifloo.refit.state_difference import state_difference
 from ifloo.refit.trainer_settings import TrainerSettings
 from ifloo.store import JSON, replacing, sha256_of_tensors
 
-SECTION = "ifloo"
 _TRUST = (
     "--trust_checkpoint reads it as it is, and so runs code that the file names: give it only for a file whose "
     "origin you trust. Or leave the objects out when you write it: self.save_hyperparameters(ignore=[...])."
@@ -63,9 +63,19 @@ class BaseCheckpoint:
 
     @cached_property
     def run_state(self) -> RunState:
-        """State of the run that wrote the checkpoint, with the settings of its Trainer as far as they are known."""
+        """State of the run that wrote the checkpoint, with the settings of its Trainer as far as they are known.
+
+        Raises:
+            InputError: If the file holds it in another form than Lightning writes.
+        """
         known = self.record.get("given", self.record.get("recipe", {}))
-        return RunState.from_checkpoint({**self.content, "state_dict": self.state}, known)
+        try:
+            return RunState.from_checkpoint({**self.content, "state_dict": self.state}, known)
+        except Exception as error:  # of a file that may hold anything in their place
+            raise InputError(
+                f"{self.path}: loops, optimizer_states or lr_schedulers are not as Lightning writes them: "
+                f"{type(error).__name__}: {error}.\n  Remove these keys from the file, or name another checkpoint."
+            ) from error
 
     def restore_data(self, datamodule: L.LightningDataModule) -> None:
         """Hands a data module, after its set-up, the state that it saved in the checkpoint, as a Trainer does."""
@@ -240,7 +250,13 @@ def _read(path: Path, remedy: str, trusted: bool = False) -> object:
 
 
 def _base(path: Path, content: dict[str, Any], record: dict[str, Any]) -> BaseCheckpoint:
-    model, data = content.get("hyper_parameters", {}), content.get("datamodule_hyper_parameters", {})
+    """Returns the checkpoint with its parts as they are used.
+
+    Raises:
+        InputError: If a part is of another type than Lightning and `fit_base` write.
+    """
+    refuse_malformed(path, content)
+    model, data = content.get("hyper_parameters") or {}, content.get("datamodule_hyper_parameters") or {}
     return BaseCheckpoint(
         path, content["state_dict"], _settings(model), _settings(data), record, FitRecord.read(content), content
     )

@@ -114,7 +114,18 @@ def test_the_seed_that_a_user_gives_is_taken_as_that_of_the_split(project, caplo
     np.testing.assert_allclose(
         scores(project, test), exact(module, [rows_of(data.train)], data.val[0]), rtol=1e-5, atol=1e-8
     )
-    assert "the split is drawn at random, by --seed_everything 123 as given" in caplog.text
+    given = "the split is drawn at random, by --seed_everything 123 as given"
+    (line,) = [one for one in caplog.records if given in one.getMessage()]
+    assert line.levelname == "WARNING"
+    assert "only if the fit had this seed and drew the same random numbers before its split" in line.getMessage()
+
+
+def test_another_split_is_the_first_cause_of_a_distance_from_a_minimum(project, caplog):
+    """Another order of model and data is as another seed: the same seed then draws another split."""
+    fit("Split", 123)
+    done(influence(project, "Split", "--seed_everything=7", test=48))
+    (warning,) = [text for text in caplog.messages if "the checkpoint is not at a minimum" in text]
+    assert "Not ruled out: another split than that of the fit, " in warning
 
 
 @pytest.mark.parametrize("more", [(), ("--seed_everything=7",)])
@@ -127,6 +138,25 @@ def test_the_rows_that_a_checkpoint_records_are_scored(project, more):
     np.testing.assert_allclose(scores(project, test), expected, rtol=1e-5, atol=1e-8)
     stored = influences.load(project / f"outputs/experiment/influences_test_{test}.npz")
     assert stored.train_ids.tolist() == list(data.train.indices)
+
+
+class RecordingTraining(L.Callback):
+    """Writes the record of the training rows alone."""
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[KEY] = FitRecord.of(trainer.train_dataloader).record()  # type: ignore[arg-type]
+
+
+def test_a_random_split_whose_tests_are_not_recorded_is_refused(project):
+    _, data = fit("Split", 123, RecordingTraining())
+    said = influence(project, "Split")
+    assert said.code == 2
+    assert "own.ckpt records the rows of the training set and not of the tests; set-up draws the split" in said.err
+    said = influence(project, "Split", "--seed_everything=7")
+    assert said.code == 2
+    assert "samples are among those trained on" in said.err
+    test = data.val.indices[0]
+    done(influence(project, "Split", "--seed_everything=123", test=test))
 
 
 def test_a_fit_of_ifloo_records_its_split(project):

@@ -6,7 +6,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Subset, TensorDataset, random_split
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset, random_split
 
 from ifloo.data import AdaptedData, FitRecord
 from ifloo.data.second_setup import SecondSetup
@@ -195,6 +195,96 @@ def test_tests_that_were_trained_on_are_refused():
         "that of the fit, whose checkpoint records the rows of the training set and not of this one.\n"
         "  Give --seed_everything of the fit, or a generator in random_split."
     )
+
+
+class Nested(Module):
+    """Tests split off first, validation from the rest, as tutorials do."""
+
+    def setup(self, stage):
+        rest, tests = random_split(BASE, [30, 10])
+        self.parts = [*random_split(rest, [25, 5]), tests]
+
+    def test_dataloader(self):
+        return DataLoader(self.parts[2], batch_size=5)
+
+
+class Joined(Module):
+    """Training on parts of two data sets, tests from the second."""
+
+    def setup(self, stage):
+        first, second = Subset(BASE, range(20)), TensorDataset(BASE.tensors[0] + 100)
+        train, tests = random_split(second, [30, 10])
+        self.parts = [ConcatDataset([first, train]), tests]
+
+
+class MadeAgain(Nested):
+    """The data set is made at each set-up, so that no two are one object."""
+
+    def setup(self, stage):
+        rest, tests = random_split(TensorDataset(BASE.tensors[0].clone()), [30, 10])
+        self.parts = [rest, tests, Subset(TensorDataset(BASE.tensors[0].clone()), tests.indices)]
+
+
+def held_to_another_split(kind):
+    """Data under seed 2, held to a record of the training rows alone under seed 1; and both."""
+    data = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        data.append(kind())
+        data[-1].setup("fit")
+    adapted = AdaptedData(data[1])
+    adapted._ready |= {"fit", "test"}  # set up above, under seed 2
+    adapted.hold_to(FitRecord.of(data[0].train_dataloader()))
+    return adapted, *data
+
+
+def values(dataset):
+    return {float(dataset[i][0]) for i in range(len(dataset))}
+
+
+@pytest.mark.parametrize(("kind", "part"), [(Nested, 2), (Joined, 1), (MadeAgain, 2)])
+def test_tests_of_a_compound_split_that_were_trained_on_are_refused(kind, part):
+    data, fitted, now = held_to_another_split(kind)
+    shared = len(values(now.parts[part]) & values(fitted.parts[0]))
+    assert shared
+    with pytest.raises(InputError, match=f": {shared} of 10 samples are among those trained on"):
+        _ = data.test_set
+
+
+class TwoSets(Module):
+    """Two data sets of one class and size, each split: the same rows are other samples."""
+
+    def setup(self, stage):
+        other = TensorDataset(BASE.tensors[0] + 100)
+        self.parts = [random_split(BASE, [30, 10])[0], random_split(other, [30, 10])[0]]
+
+
+def test_rows_of_another_data_set_of_the_same_size_were_not_trained_on():
+    data, _, now = held_to_another_split(TwoSets)
+    assert len(data.test_set.ids) == len(now.parts[1])
+
+
+class Chosen(Nested):
+    def val_dataloader(self):
+        return {"a": DataLoader(self.parts[1]), "b": DataLoader(self.parts[2])}
+
+
+class ChosenAlone(Chosen):
+    test_dataloader = L.LightningDataModule.test_dataloader
+
+
+def test_rows_of_several_validation_loaders_are_held():
+    torch.manual_seed(1)
+    fitted = AdaptedData(ChosenAlone())
+    fitted.setup("fit")
+    evaluation = fitted.evaluation_loaders()
+    assert set(evaluation) == {"val.a", "val.b"}
+    record = FitRecord.of(fitted.data.train_dataloader(), evaluation)
+    torch.manual_seed(2)
+    data = AdaptedData(ChosenAlone(), test_loader="b")
+    data.hold_to(record)
+    held = {float(x) for batch in data.test_set.contents() for x in batch[0]}
+    assert held == values(fitted.data.parts[2])
 
 
 def test_a_split_of_other_sizes_cannot_be_held():

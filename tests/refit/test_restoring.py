@@ -162,3 +162,31 @@ def test_plain_files_have_nothing_to_trust_and_damaged_ones_tell_nothing(tmp_pat
     assert described(tmp_path / "c.ckpt") is None
     with pytest.raises(InputError, match="cannot be read as a checkpoint"):
         load_foreign(tmp_path / "c.ckpt", 0, {}, trusted=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ({"hyper_parameters": {1: 2}}, "hyper_parameters must be a dictionary of arguments by name; it has the key 1"),
+        ({"hyper_parameters": [1]}, "hyper_parameters must be a dictionary of arguments by name; it is of type list"),
+        ({"datamodule_hyper_parameters": "x"}, "datamodule_hyper_parameters must be .*type str"),
+        ({"ifloo": "x"}, "ifloo must be a dictionary; it is of type str"),
+        ({"ifloo": {}}, r"ifloo\.seed must be a whole number; it is missing"),
+        (
+            {"ifloo": {"seed": 0, "fingerprint": None, "recipe": {"max_epochs": "x"}}},
+            r"ifloo\.recipe must be a dictionary of Trainer settings; it holds 'max_epochs' of type str",
+        ),
+        ({"state_dict": [1]}, "state_dict must be a dictionary of tensors by name; it is of type list"),
+        ({"state_dict": {"lin.weight": 3}}, "state_dict must be .*; it holds 'lin.weight' of type int"),
+        ({"epoch": "x"}, "epoch must be a whole number; it is of type str"),
+    ],
+)
+def test_a_part_of_another_type_is_named_with_its_file(content, named, tmp_path):
+    with pytest.raises(InputError, match=rf"c\.ckpt: {named}"):
+        load_foreign(written(tmp_path, **content), 0, {})
+
+
+@pytest.mark.parametrize("content", [{"loops": {"fit_loop": [1]}}, {"optimizer_states": [3]}])
+def test_a_state_of_the_run_in_another_form_is_an_error_of_the_file(content, tmp_path):
+    with pytest.raises(InputError, match=r"c\.ckpt: loops, optimizer_states or lr_schedulers"):
+        _ = load_foreign(written(tmp_path, **content), 0, {}).run_state

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
 import lightning as L
 from torch.utils.data import DataLoader
 
 from ifloo.data.fit_record import FitRecord
 from ifloo.data.kept_samples import ReadSettings, SampleReads
+from ifloo.data.test_loaders import recorded_loaders
 from ifloo.errors import InputError, in_one_line
 from ifloo.models import Adapted
 from ifloo.models.hooks import overridden
@@ -114,6 +116,13 @@ def data_record(trainer: L.Trainer) -> dict[str, object] | None:
 
 
 def _evaluation(trainer: L.Trainer) -> dict[str, DataLoader[Batch]]:
-    found = trainer.val_dataloaders
-    single = found[0] if isinstance(found, (list, tuple)) and len(found) == 1 else found
-    return {"val": single} if isinstance(single, DataLoader) else {}  # of several, the rows of none are known later
+    """Returns the validation and test loaders of a fit, by their names in a record; only their rows are read."""
+    data: L.LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it undeclared
+    module = trainer.lightning_module
+    found = {} if trainer.val_dataloaders is None else recorded_loaders("val", trainer.val_dataloaders)
+    with suppress(Exception):  # of the user's code: tests may need a set-up of their own, and are then left out
+        if data is not None and overridden(data, ("test_dataloader",), L.LightningDataModule):
+            found |= recorded_loaders("test", data.test_dataloader())
+        elif data is None and overridden(module, ("test_dataloader",), L.LightningModule):
+            found |= recorded_loaders("test", module.test_dataloader())
+    return found

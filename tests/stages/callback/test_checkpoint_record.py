@@ -53,6 +53,31 @@ def test_checkpoints_during_and_after_a_fit_hold_the_rows_of_each_subset(tmp_pat
         assert (found.n, found.behind) == (30, (("TensorDataset", N),))
 
 
+class ThreeWays(Split):
+    """Tests of their own, and two validation loaders."""
+
+    def setup(self, stage: str) -> None:
+        self.train, self.val, self.test = random_split(samples(N), [20, 7, N - 27])
+
+    def val_dataloader(self) -> Any:
+        return [DataLoader(self.val, batch_size=7), DataLoader(self.test, batch_size=7)]
+
+    def test_dataloader(self) -> Any:
+        return DataLoader(self.test, batch_size=7)
+
+
+class ValidatedTwice(Stated):
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self.log("score", 1.0)
+
+
+def test_rows_of_tests_and_of_each_validation_loader_are_recorded(tmp_path):
+    data = ThreeWays()
+    fitted(ValidatedTwice(), data, [InfluenceCallback(QUERIES)], tmp_path).save_checkpoint(tmp_path / "c.ckpt")
+    found = {name: rows[0].tolist() for name, rows in record_in(tmp_path / "c.ckpt").evaluation.items()}
+    assert found == {"val.0": list(data.val.indices), "val.1": list(data.test.indices), "test": list(data.test.indices)}
+
+
 def test_limits_of_the_trainer_are_recorded(tmp_path):
     trainer = fitted(Stated(), loader(), [InfluenceCallback(QUERIES)], tmp_path, limit_train_batches=2)
     trainer.save_checkpoint(tmp_path / "c.ckpt")
