@@ -115,6 +115,11 @@ def times_factors(losses: Float[Tensor, " b"], batch: Batch) -> Float[Tensor, " 
     return losses * (factors.clone() if factors.is_inference() else factors)  # a backward pass may need them
 
 
+def without_factors(batch: Batch) -> Batch:
+    """Returns the batch without the factors of its samples, so that its losses are ℓ_i and not n·c_i ℓ_i."""
+    return batch._replace(factors=None) if isinstance(batch, Identified) else batch
+
+
 @runtime_checkable
 class MapDataset(Protocol):
     """A map-style dataset in the sense of torch: it has a length, and samples by position."""
