@@ -13,7 +13,7 @@ import dataclasses
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -83,11 +83,8 @@ def tensors_of(batch: Batch, within_opaque: bool = True) -> Iterator[Tensor]:
     """Yields all tensors of a batch; `within_opaque` includes those that are found in opaque parts."""
     if isinstance(batch, Tensor):
         yield batch
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from tensors_of(value, within_opaque)
-    elif isinstance(batch, (tuple, list)):
-        for value in batch:
+    elif isinstance(batch, (Mapping, tuple, list)):
+        for value in batch.values() if isinstance(batch, Mapping) else batch:
             yield from tensors_of(value, within_opaque)
     elif held := attributes(batch):
         for value in held.values():
@@ -96,7 +93,7 @@ def tensors_of(batch: Batch, within_opaque: bool = True) -> Iterator[Tensor]:
         yield from _within(batch, set())
 
 
-def is_opaque(part: object) -> bool:
+def is_opaque(part: object) -> TypeGuard[Movable]:
     """Tells whether a part has no tensor attributes but moves itself to a device."""
     return (
         isinstance(part, Movable)

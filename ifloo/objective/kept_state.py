@@ -18,9 +18,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _Grown: TypeAlias = "list[object] | dict[object, object]"
 _Container: TypeAlias = "_Grown | set[object] | deque[object]"
 SMALL = 1000  # entries of the longest list or dict that is copied
-COPIED_THERE = (
-    64 << 20
-)  # bytes of the largest tensor whose copy stays on its device; copies of larger ones are on the host
+COPIED_THERE = 64 << 20  # bytes of the largest tensor whose copy stays on its device; other copies are on the host
 _OF_MODULE = frozenset(vars(nn.Module()))  # attributes of nn.Module itself, which functional_call exchanges
 _LIBRARIES = ("torch", "torchmetrics", "transformers", "ifloo")  # their layers keep no results
 
