@@ -148,7 +148,7 @@ def numbers_kept(module: nn.Module) -> Generator[None, None, None]:
         for layer in _users_layers(module)
         for values in (vars(layer), layer._buffers)
         for name, value in values.items()
-        if name != "training" and isinstance(value, (int, float, Tensor))
+        if name != "training" and _is_number(value)
     ]
     tensors = [
         x
@@ -168,6 +168,10 @@ def numbers_kept(module: nn.Module) -> Generator[None, None, None]:
             one.restore()
         _SAVED.clear()
         _SAVED.update(outer)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, Tensor))
 
 
 def _own(attributes: dict[str, object]) -> dict[str, object]:
