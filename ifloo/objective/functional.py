@@ -131,6 +131,10 @@ class FunctionalLosses:
         self.path, self.vmapped, self.layout, self.notes = path, vmapped, layout, notes
         self._caller = _Caller(module)
 
+    def take(self, path: Path, note: str) -> None:
+        """Changes the way in which derivatives are computed, for a reason found over all samples."""
+        self.path, self.notes = path, (*self.notes, note)
+
     def restricted(self, space: ParamSpace) -> FunctionalLosses:
         """Returns the same losses as functions of other parameters, computed in the same way."""
         return FunctionalLosses(self.module, space, self.path, self.vmapped, self.layout, self.notes)

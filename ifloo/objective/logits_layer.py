@@ -25,7 +25,10 @@ LinearMap: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 # Names of the graph's nodes: of a parameter, of its views, and of products that it enters as a matrix.
 LEAF = "torch::autograd::AccumulateGrad"
-VIEWS = frozenset({"TBackward0", "TransposeBackward0", "PermuteBackward0", "ViewBackward0", "ExpandBackward0"})
+VIEWS = frozenset(
+    f"{name}Backward0"
+    for name in ("T", "Transpose", "Permute", "View", "Expand", "Unsqueeze", "Squeeze", "ReshapeAlias", "UnsafeView")
+)
 PRODUCTS = frozenset(
     f"{name}Backward0" for name in ("Addmm", "Mm", "Bmm", "Mv", "Addmv", "Baddbmm", "Linear", "Convolution")
 )

@@ -20,7 +20,7 @@ from torch.func import grad, jvp, vjp, vmap
 from torch.utils.data import DataLoader
 
 from ifloo.errors import InputError, first_sentence
-from ifloo.objective.batches import Batch, fetch_samples, sample_ids, to_device
+from ifloo.objective.batches import Batch, batch_size, fetch_samples, sample_ids, to_device, without_ids
 from ifloo.objective.causes import cause_of_change
 from ifloo.objective.forms import opaque_parts, tensors_of
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
@@ -119,6 +119,12 @@ class DrawnSamples:
         first = fetch_samples(self.dataset, [self.rows[0]])  # type: ignore[arg-type]
         return Layout.of(self.collate, first[0]) if self.batched and isinstance(first, list) else None
 
+    @property
+    def shares_tensors(self) -> bool:
+        """Whether a tensor of a batch belongs to all samples, so that it must not be cut with them."""
+        sizes = {tensor.shape[0] for tensor in tensors_of(without_ids(self.batch)) if tensor.ndim}
+        return len(sizes) > 1
+
     @cached_property
     def ids(self) -> Int[Tensor, " b"]:
         """Ids of the samples: those they carry, or their positions."""
@@ -149,7 +155,7 @@ class Reference:
     def of(cls, losses: FunctionalLosses, samples: DrawnSamples) -> Reference:
         """Runs each sample alone, once forward and once back."""
         loop, theta = FunctionalLosses(losses.module, losses.space, Path.LOOP), losses.theta()
-        v = torch.randn(len(theta), generator=torch.Generator().manual_seed(SEED), dtype=torch.float64).to(theta)
+        v = cls._direction(loop, theta, samples)
         values, slopes, norms, times = [], [], [], []
         for one in samples.singles:
             begun = time.perf_counter()
@@ -160,6 +166,18 @@ class Reference:
             times.append(time.perf_counter() - begun)
         scales = torch.stack(norms) * v.norm()
         return cls(v, torch.stack(values), torch.stack(slopes), scales, statistics.median(times))
+
+    @staticmethod
+    def _direction(loop: FunctionalLosses, theta: Tensor, samples: DrawnSamples) -> Float[Tensor, " p"]:
+        """Returns a random unit vector plus that of two gradients.
+
+        Along a random vector alone slopes are √p times smaller than gradients, and rounding could hide a difference.
+        """
+        v = torch.randn(len(theta), generator=torch.Generator().manual_seed(SEED), dtype=torch.float64).to(theta)
+        slopes = [loop.gradient_and_value(partial(_single_loss, loop, one), theta)[0] for one in samples.singles[-2:]]
+        units = [x / x.norm().clamp_min(torch.finfo(x.dtype).tiny) for x in slopes]
+        direction: Tensor = v / v.norm() + torch.stack(units).sum(0)
+        return direction
 
     def same_losses(self, found: Tensor) -> bool:
         """Tells whether losses are those of the definition, up to the order of additions."""
@@ -218,13 +236,19 @@ class _Trial:
             return Choice(self.losses)  # `preflight` refuses losses that fail in a batch, or differ in it
         if opaque := opaque_parts(self.samples.singles[0]):
             self.failures.append(f"a {type(opaque[0]).__name__} in a batch has no tensor attributes to split it by")
-        elif self.samples.batched and in_batch is not None and self.reference.same_losses(in_batch):
+        elif self._splittable and in_batch is not None and self.reference.same_losses(in_batch):
             for path, products in ((Path.FORWARD, self._forward), (Path.BACKWARD, self._backward)):
                 found = self._attempt(products)
                 if found is not None and self.reference.same_slopes(found):
                     return Choice(self._along(path, self._vmapped()))
         whole = self.samples.batched and self._whole_is_mean()
         return Choice(self._along(Path.LOOP, False, whole), True, whole)
+
+    @property
+    def _splittable(self) -> bool:
+        """Whether the first dimension of a batch counts its samples, so that it can be cut into parts."""
+        samples = self.samples
+        return samples.batched and batch_size(samples.batch) == len(samples.rows) and not samples.shares_tensors
 
     def _attempt(self, work: Callable[[], Tensor]) -> Tensor | None:
         """Returns a result, or None if the fast form fails: code of users may raise anything under a transform."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import vmap
+from torch.func import jvp, vmap
 
 from ifloo.errors import IflooError, InputError, summarise
 from ifloo.objective.batches import Batch, Identified, TrainingData, batch_size, slice_batch, without_ids
@@ -87,6 +87,8 @@ def preflight(
         value, slope = objective.value_and_gradient(theta)
         if not bool(torch.isfinite(value) & torch.isfinite(slope).all()):
             _refuse_not_finite(objective, theta)
+        if objective.losses.path is Path.FORWARD and not _forward_is_backward(objective, theta, slope):
+            objective.losses.take(Path.BACKWARD, NOT_BACKWARD)
         return Stationarity(float(slope.norm()), share, certificate)
 
 
@@ -98,6 +100,35 @@ def _drawn(objective: Objective) -> tuple[Tensor, Batch]:
         return data.ids[positions], data.sample(positions)
     ids, batch = next(iter(data.with_ids()))
     return ids[:ROWS], slice_batch(batch, slice(0, ROWS))
+
+
+NOT_BACKWARD = (
+    "products are formed by backward passes: over all samples, forward-mode derivatives of this loss are not those of "
+    "loss.backward() (torch.no_grad, a tensor hook, or a function with a backward of its own)"
+)
+
+
+def _forward_is_backward(objective: Objective, theta: Tensor, slope: Tensor) -> bool:
+    """Tells whether forward-mode derivatives of all samples add up to the gradient of J, which the backward pass gave.
+
+    The drawn samples may hold none of those whose loss stops a gradient.
+    """
+    losses, unit = objective.losses, slope / slope.norm().clamp_min(torch.finfo(slope.dtype).tiny)
+    v = unit + _random_unit(slope)
+    expected = (slope - losses.gradient_and_value(losses.penalty, theta)[0]) @ v
+    total, scale = torch.zeros_like(expected), torch.zeros_like(expected)
+    for ids, batch in objective.data.with_ids():
+        along: Tensor = jvp(lambda at, batch=batch: losses.sample_losses(at, batch), (theta,), (v,))[1]
+        shares = objective.weights.of(ids, along.dtype) * along / objective.n
+        total, scale = total + shares.sum(), scale + shares.abs().sum()
+    rounding = 1e3 * torch.finfo(slope.dtype).eps
+    return bool((total - expected).abs() <= rounding * (scale + expected.abs() + slope.norm()))
+
+
+def _random_unit(like: Tensor) -> Tensor:
+    v = torch.randn(like.shape, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64).to(like)
+    unit: Tensor = v / v.norm()
+    return unit
 
 
 def _refuse_not_finite(objective: Objective, theta: Tensor) -> None:

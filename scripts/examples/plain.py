@@ -1,11 +1,8 @@
-"""A plain LightningModule and DataModule.
+"""A plain LightningModule and DataModule, and functions for `--adapt.sample_losses` and `--build`.
 
 python plain.py        an ordinary fit and checkpoint; then, on one line,
 ifloo influence --model plain.DigitCNN --data plain.Digits --ckpt_path digits.ckpt
     --attribution.parameters "['head.*']" --attribution.damping 0.001
-
-The loss of a sample is that of training_step; `sample_losses` states it as a function of its own:
---adapt.sample_losses plain.sample_losses.
 """
 
 from typing import Any
@@ -28,8 +25,7 @@ class Digits(L.LightningDataModule):
         train, test, corrupt = (self.hparams[name] for name in ("train", "test", "corrupt"))
         digits = MNISTDataModule(source="embedded", train_limit=train, test_limit=test, corrupt=corrupt)
         digits.setup()
-        # Ids of samples with wrong labels, if any; the verdict counts how many of them each ranking finds.
-        self.corrupted_ids = digits.corrupted_ids
+        self.corrupted_ids = digits.corrupted_ids  # wrong labels, if any: the verdict counts those that rankings find
         self.train, self.test = (
             TensorDataset(part.x.float().view(-1, 1, 28, 28), part.labels)
             for part in (digits.train_set, digits.test_set)
@@ -57,26 +53,22 @@ class DigitCNN(L.LightningModule):
         return logits
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        x, y = batch
-        loss = cross_entropy(self(x), y)
+        loss = cross_entropy(self(batch[0]), batch[1])
         self.log("train_loss", loss)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        x, y = batch
-        self.log("val_accuracy", (self(x).argmax(1) == y).float().mean())
+        self.log("val_accuracy", (self(batch[0]).argmax(1) == batch[1]).float().mean())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=self.hparams["lr"])
 
 
 def sample_losses(model: DigitCNN, batch: Any) -> Tensor:
-    x, y = batch
-    return cross_entropy(model(x), y, reduction="none")
+    return cross_entropy(model(batch[0]), batch[1], reduction="none")
 
 
 def make() -> tuple[DigitCNN, Digits]:
-    """Makes module and data module, for `--build plain.make` in place of the two class names."""
     return DigitCNN(), Digits()
 
 

@@ -354,3 +354,71 @@ def test_nodes_of_graphs_are_no_samples():
 def test_singles_move_as_a_whole():
     singles = Singles((torch.zeros(2), [torch.zeros(1)]), torch.zeros(3)).to(torch.device("meta"))
     assert [part.device.type for part in (singles.batches[0], singles.batches[1][0], singles.whole)] == ["meta"] * 3
+
+
+def test_a_gradient_that_is_stopped_for_a_few_samples_is_found_over_all_of_them():
+    """The samples that are drawn for the comparison hold none of those whose loss stops a gradient."""
+
+    class StopsForMarked(Linear):
+        def training_step(self, batch, _):
+            losses = F.cross_entropy(self.lin(batch[0]), batch[1], reduction="none")
+            with torch.no_grad():
+                weights = 1 - (-F.cross_entropy(self.lin(batch[0]), batch[1], reduction="none")).exp()
+            return (torch.where(batch[0][:, 0] > 9, weights, 1.0) * losses).mean()
+
+    x, y = rows(2000)
+    drawn = set(torch.randperm(2000, generator=torch.Generator().manual_seed(0))[:256].tolist())
+    marked = [i for i in range(2000) if i not in drawn][:20]
+    x[marked, 0] += 20
+    module = StopsForMarked()
+    objective = Objective.of(Adapted(module), DataLoader(TensorDataset(x, y), batch_size=500), batch_size=500)
+    assert objective.losses.path is Path.FORWARD
+    preflight(objective, objective.losses.theta())
+    assert objective.losses.path is Path.BACKWARD
+    assert "over all samples" in objective.losses.notes[-1]
+    V = torch.randn(2, 15, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with scoring(objective.losses.module):
+        parts = [
+            gradient_products(objective.losses, objective.losses.theta(), b, V) for _, b in objective.data.with_ids()
+        ]
+    some = [*marked[:3], 5, 6]
+    exact = _gradients(module, [(x[i : i + 1], y[i : i + 1]) for i in some])
+    assert torch.allclose(torch.cat(parts, 1)[:, some], V @ exact.T, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_stated_losses_of_a_batch_whose_first_tensor_is_shared(size):
+    def collate(samples):
+        batch = shared(samples)
+        return {"temperature": torch.full((size,), 2.0, dtype=torch.float64), "x": batch["x"], "y": batch["y"]}
+
+    def losses(model, batch):
+        return F.cross_entropy(model.lin(batch["x"]) / batch["temperature"][0], batch["y"], reduction="none")
+
+    module = Linear()
+    objective = Objective.of(Adapted(module, losses), DataLoader(Rows(), batch_size=7, collate_fn=collate))
+    assert (objective.n, objective.losses.path) == (N, Path.LOOP)
+    singles = [collate([Rows()[i]]) for i in range(N)]
+    exact = torch.stack([_flat(module, losses(module, one).sum()) for one in singles])
+    with scoring(objective.losses.module):
+        assert torch.allclose(objective.gradient(objective.losses.theta()), exact.mean(0), rtol=1e-12, atol=1e-15)
+
+
+def test_a_stopped_part_is_seen_in_float32_with_many_weights():
+    """Along a random direction alone its slope would be lost in rounding: it is √p times smaller than the gradient."""
+
+    class Stops(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.emb, self.lin = nn.Embedding(30_000, 32), nn.Linear(32, 3)
+
+        def training_step(self, batch, _):
+            losses = F.cross_entropy(self.lin(self.emb(batch[0])), batch[1], reduction="none")
+            with torch.no_grad():
+                factor = 1 - 0.15 * (-F.cross_entropy(self.lin(self.emb(batch[0])), batch[1], reduction="none")).exp()
+            return (factor * losses).mean()
+
+    draw = torch.Generator().manual_seed(0)
+    data = TensorDataset(torch.randint(30_000, (40,), generator=draw), torch.randint(3, (40,), generator=draw))
+    assert Objective.of(Adapted(Stops()), DataLoader(data, batch_size=8)).losses.path is Path.BACKWARD
