@@ -10,7 +10,7 @@ from ifloo.attribution.downdate import without_sample
 from ifloo.attribution.scores import SelfInfluence
 from ifloo.curvature import LinearHead
 from ifloo.errors import InputError, WorkError
-from ifloo.objective.batches import Batch, concatenate_chunks
+from ifloo.objective.batches import Batch, concatenate_chunks, without_factors
 from ifloo.objective.functional import scoring
 from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers.cholesky import PreparedCholesky
@@ -22,6 +22,8 @@ def left_out_losses(
     head: LinearHead, prepared: PreparedCholesky, own: SelfInfluence, tick: OnProgress = no_progress
 ) -> Float[Tensor, " n"]:
     """Computes ℓ_i(θ̂_{−i}) of all n samples, nats, with θ̂_{−i} − θ̂ = (1/n) (H − ∇²ℓ_i/n)⁻¹ ∇ℓ_i: w_i = 0, n stays.
+
+    In J = Σ c_i ℓ_i + R the weight c_i takes the place of 1/n; ℓ_i itself has no weight.
 
     θ̂_{−i} is exact if J is quadratic, and otherwise one Newton step from θ̂. ℓ_i is the full loss, not its first order.
     The cost is one inverse (2/3 q³ operations) and n q² operations; no sample needs a solve.
@@ -48,7 +50,9 @@ def left_out_losses(
             "  Rank by self-influence or loss."
         )
     inverse = torch.cholesky_inverse(prepared.factor)
-    expected = own.value.split([len(chunk.ids) for chunk in head.chunks])
+    factors = head.objective.factors
+    of_rows = own.value if factors is None else own.value * factors.to(own.value)  # rows are of n c_i ∇ℓ_i
+    expected = of_rows.split([len(chunk.ids) for chunk in head.chunks])
     batches = (batch for _, batch in head.objective.data.with_ids())
     chunks = (_of_chunk(head, inverse, k, batch, expected[k]) for k, batch in enumerate(batches))
     return concatenate_chunks(chunks, head.n, tick)
@@ -65,9 +69,10 @@ def _of_chunk(
     inner = without_sample(second @ A / head.n, slopes, "one of the samples", REMEDY)
     change = torch.einsum("brs,bs->br", A, inner) / head.n  # of the outputs, from θ̂ to θ̂_{−i}
     with torch.no_grad(), scoring(head.objective.losses.module):
-        inputs = head.layer.inputs(head.theta, batch)
+        plain = without_factors(batch)
+        inputs = head.layer.inputs(head.theta, plain)
         outputs = head.layer.outputs(head.theta, inputs) + (change @ head.basis.T).unsqueeze(1)
-        return head.layer.losses_of(head.theta, outputs, batch)
+        return head.layer.losses_of(head.theta, outputs, plain)
 
 
 def _quadratic_forms(head: LinearHead, inverse: Float[Tensor, "q q"], chunk: int) -> Float[Tensor, "b r r"]:

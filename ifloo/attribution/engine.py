@@ -72,7 +72,8 @@ class InfluenceEngine:
         """
         directions = self.directions(queries)
         value = torch.cat([self.of(directions, chunk) for chunk in self.products.chunks()], dim=1)
-        return Scores(value, self.products.ids, directions.query_ids, directions.certificate)
+        factors = self.objective.factors
+        return Scores(value, self.products.ids, directions.query_ids, directions.certificate, factors)
 
     def directions(self, queries: Batch) -> Directions:
         """Computes H⁻¹∇L_t of each query.

@@ -40,7 +40,7 @@ class GradientCosine(Method):
             directions = _unit(query_gradients(objective, theta, queries))
             chunks = (-directions @ _unit(gradients).T for gradients in gradient_chunks(objective, theta, size))
             value = concatenate_chunks(chunks, objective.n, tick)
-        return Scores(value, objective.data.ids, query_ids(queries))
+        return Scores(value, objective.data.ids, query_ids(queries), factors=objective.factors)
 
 
 def _unit(gradients: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:

@@ -76,7 +76,7 @@ class InfluenceFunction(Method):
             directions = engine.directions(queries)
             chunks = (engine.of(directions, chunk) for chunk in engine.products.chunks())
             value = concatenate_chunks(chunks, objective.n, tick)
-        return Scores(value, objective.data.ids, directions.query_ids, directions.certificate)
+        return Scores(value, objective.data.ids, directions.query_ids, directions.certificate, objective.factors)
 
     def _refuse_large_head(self, objective: Objective) -> None:
         curvature = self.curvature

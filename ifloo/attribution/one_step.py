@@ -70,7 +70,7 @@ class OneStep(Method):
                 for gradients in gradient_chunks(objective, theta, at_once)
             )
             value = concatenate_chunks(chunks, objective.n, tick)
-        return Scores(value, objective.data.ids, query_ids(queries))
+        return Scores(value, objective.data.ids, query_ids(queries), factors=objective.factors)
 
     def _rate(self, run: RecordedRun | None) -> float:
         if self.rate is not None:

@@ -39,7 +39,7 @@ class RandomScores(Method):
         uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # in the open interval (0, 1)
         value = torch.special.ndtri(torch.from_numpy(uniform))
         tick(len(ids), len(ids))
-        return Scores(value.to(trained.theta), ids, tests)
+        return Scores(value.to(trained.theta), ids, tests, factors=trained.objective.factors)
 
 
 def _mixed(numbers: NDArray[np.integer]) -> NDArray[np.uint64]:

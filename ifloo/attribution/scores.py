@@ -83,12 +83,14 @@ class Scores:
         train_ids: Ids of the training samples, `[n]`.
         query_ids: Ids of the queries, `[m]`.
         certificate: Accuracy of the solves, or of the replay, behind `value`; None for a method that needs neither.
+        factors: n·c_i of each training sample in J = Σ c_i ℓ_i + R, `[n]`; None if J is the plain mean.
     """
 
     value: Float[Tensor, "m n"]
     train_ids: Int[Tensor, " n"]
     query_ids: Int[Tensor, " m"]
     certificate: Certificate | None = None
+    factors: Float[Tensor, " n"] | None = None
 
     def __post_init__(self) -> None:
         """Checks the scores, which no later step can repair.
@@ -121,6 +123,8 @@ class Scores:
 
         The prediction is the sum of those for each sample alone: −Σ_{i∈G} s[t, i] for `zero_weight` (the weights go to
         0, n stays), −Σ_{i∈G} (s[t, i] − mean_i s[t, i]) for `drop` (the rows are deleted: J is the mean over n − |G|).
+        Where samples have weights c_i, those of the others are divided by 1 − Σ_{i∈G} c_i, and the mean is multiplied
+        by n·c_i.
         The error is of second order in |G|/n, since a sum of derivatives does not contain how samples replace each
         other.
 
@@ -141,13 +145,18 @@ class Scores:
                 f"A group is one or more training ids, each once; got {len(ids)} ids, {len(set(ids))} of them "
                 "different.\n  Give each id of the group once."
             )
-        members = self.value[:, positions_of(self.train_ids, ids)]
-        return predicted_change(members, self.mean.unsqueeze(1), removal).sum(1)
+        columns = positions_of(self.train_ids, ids)
+        centre = self.mean.unsqueeze(1)
+        if self.factors is not None:
+            centre = centre * self.factors[columns].to(centre)
+        return predicted_change(self.value[:, columns], centre, removal).sum(1)
 
 
 @dataclass(frozen=True)
 class SelfInfluence:
     """(1/n) ∇ℓ_iᵀ (H + δI)⁻¹ ∇ℓ_i = −s[i, i] of all n samples, with the certificates of the n solves.
+
+    In J = Σ c_i ℓ_i + R the weight c_i takes the place of 1/n.
 
     Attributes:
         value: Self-influence, `[n]`, nats.
@@ -173,7 +182,7 @@ def predicted_change(
 
     Args:
         scores: Scores s of one test, nats per unit weight.
-        mean: Mean of the scores of all n training samples.
+        mean: Mean of the scores of all n training samples; where samples have weights c_i, n·c_i times it for each.
         removal: Meaning of the removal in the refit.
     """
     return -(scores - mean) if removal == "drop" else -scores

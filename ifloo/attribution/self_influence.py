@@ -16,7 +16,7 @@ from ifloo.attribution.recorded import require_run, segments
 from ifloo.attribution.scores import SelfInfluence
 from ifloo.curvature import Damped, LinearOperator, as_head, head_or_hessian
 from ifloo.gradients import gradient_norms
-from ifloo.objective.batches import concatenate_chunks
+from ifloo.objective.batches import concatenate_chunks, without_factors
 from ifloo.objective.functional import scoring
 from ifloo.objective.objective import Objective, attributed
 from ifloo.progress import OnProgress, no_progress, part_of
@@ -30,6 +30,8 @@ FEWEST = 16  # least number of right-hand sides to solve for together, if memory
 
 def certified_self(engine: InfluenceEngine, tick: OnProgress = no_progress) -> SelfInfluence:
     """Computes −s[i, i] with the curvature and solver of an engine: to first order, the rise of a sample's own loss.
+
+    In J = Σ c_i ℓ_i + R this is c_i ∇ℓ_iᵀ (H + δI)⁻¹ ∇ℓ_i: ℓ_i itself has no weight.
 
     This takes n solves: about 8 n q² operations with a factor, n times the products of one test without one.
 
@@ -48,7 +50,8 @@ def certified_self(engine: InfluenceEngine, tick: OnProgress = no_progress) -> S
     with scoring(objective.losses.module):
         gradients = _gradients(objective, theta, A, _at_once(theta, engine.prepared))
         rows = concatenate_chunks(_own_solves(engine, gradients), objective.n, tick)
-    value, residual, undamped, squares = rows
+    residual, undamped = rows[1], rows[2]
+    value, squares = _factor_once(rows[0], objective), _factor_once(rows[3], objective)
     bound = None
     if engine.strong_convexity is not None and engine.strong_convexity + damping > 0:
         # |g·(x̂ − x)| <= |g| |r| / (μ + δ), and |r| is the relative residual times |g|.
@@ -57,7 +60,7 @@ def certified_self(engine: InfluenceEngine, tick: OnProgress = no_progress) -> S
 
 
 def _own_solves(engine: InfluenceEngine, gradients: Iterator[Float[Tensor, "g p"]]) -> Iterator[Float[Tensor, "4 g"]]:
-    """Yields rows −s[i, i], residual, undamped residual and ‖∇ℓ_i‖² of each chunk of samples."""
+    """Yields rows g·(H + δI)⁻¹g / n, residual, undamped residual and ‖g‖² of each chunk of samples, g = n c_i ∇ℓ_i."""
     A, n, first = engine.curvature, engine.objective.n, 0
     undamped = A.base if isinstance(A, Damped) and A.damping > 0 else None
     for G in gradients:
@@ -71,6 +74,8 @@ def tracin_self(
     trained: TrainedModel, checkpoints: int | None = 10, tick: OnProgress = no_progress
 ) -> Float[Tensor, " n"]:
     """Computes Σ_c η_ci ‖∇ℓ_i(θ_c)‖² ≥ 0 of all n samples, nats per unit weight for plain SGD.
+
+    In J = Σ c_i ℓ_i + R each term is n c_i times that, once, as the step on sample i is and its loss is not.
 
     Source: Pruthi et al. 2020, arXiv:2002.08484, self-influence of TracInCP.
 
@@ -90,7 +95,7 @@ def tracin_self(
         with scoring(losses.module):
             chunks = (gradient_norms(losses, theta, batch) for _, batch in objective.data.with_ids())
             norms = concatenate_chunks(chunks, objective.n, part_of(tick, k, len(parts)))
-        total += run.visits(objective.data.ids, first, last).to(total) * norms.square()
+        total += run.visits(objective.data.ids, first, last).to(total) * _factor_once(norms.square(), objective)
     return total
 
 
@@ -102,6 +107,8 @@ def last_layer_self(
     tick: OnProgress = no_progress,
 ) -> Float[Tensor, " n"]:
     """Computes (1/n) ∇ℓ_iᵀ (H + δI)⁻¹ ∇ℓ_i ≥ 0 of all n samples, nats: the rise of a sample's own loss on its removal.
+
+    In J = Σ c_i ℓ_i + R the weight c_i takes the place of 1/n.
 
     Source: Koh & Liang 2017, arXiv:1703.04730, sec. 5.4.
 
@@ -124,16 +131,28 @@ def last_layer_self(
         prepared = Auto().resolve(A, part.n).prepare(A)
         gradients = _gradients(part, own, A, _at_once(own, prepared))
         chunks = (prepared.quadratic_forms(g.unsqueeze(1)).flatten() / part.n for g in gradients)
-        return concatenate_chunks(chunks, part.n, tick)
+        return _factor_once(concatenate_chunks(chunks, part.n, tick), part)
 
 
 def loss_ranking(
     objective: Objective, theta: Float[Tensor, " p"], tick: OnProgress = no_progress
 ) -> Float[Tensor, " n"]:
-    """Computes ℓ_i(θ) of all n samples, nats: a cheap ranking for label errors that other rankings hardly beat."""
+    """Computes ℓ_i(θ) of all n samples, nats: a cheap ranking for label errors that other rankings hardly beat.
+
+    The weights c_i of J = Σ c_i ℓ_i + R do not enter.
+    """
     with torch.no_grad(), scoring(objective.losses.module):
-        chunks = (objective.losses.sample_losses(theta, batch) for _, batch in objective.data.with_ids())
+        plain = (without_factors(batch) for _, batch in objective.data.with_ids())
+        chunks = (objective.losses.sample_losses(theta, batch) for batch in plain)
         return concatenate_chunks(chunks, objective.n, tick)
+
+
+def _factor_once(squares: Float[Tensor, " n"], objective: Objective) -> Float[Tensor, " n"]:
+    """Divides quadratic forms of n c_i ∇ℓ_i by n c_i, so that a factor enters once; without weight they are 0."""
+    if objective.factors is None:
+        return squares
+    factors = objective.factors.to(squares)
+    return torch.where(factors > 0, squares / torch.where(factors > 0, factors, 1.0), 0.0)
 
 
 def _at_once(theta: Tensor, prepared: Prepared) -> int:

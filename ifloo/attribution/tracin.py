@@ -56,4 +56,4 @@ class TracIn(Method):
             theta = run.state(last).theta.to(trained.theta)
             dots = gradient_dots(objective, theta, queries, part_of(tick, k, len(parts)))
             value -= run.visits(ids, first, last).to(dots) * dots
-        return Scores(value, ids, query_ids(queries))
+        return Scores(value, ids, query_ids(queries), factors=objective.factors)

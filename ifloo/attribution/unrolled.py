@@ -127,7 +127,8 @@ class Unrolled(Method):
             steps=torch.full((m,), replay.run.steps),
             status=(Status.REPLAYED,) * m,
         )
-        return Scores(reverse.scores, trained.objective.data.ids, query_ids(queries), certificate)
+        data, factors = trained.objective.data, trained.objective.factors
+        return Scores(reverse.scores, data.ids, query_ids(queries), certificate, factors)
 
     def _start(self, trained: TrainedModel, queries: Batch, replay: ReplayedRun) -> ReverseState:
         end = replay.run.state(replay.run.steps)

@@ -21,7 +21,7 @@ from ifloo.models.hooks import overridden
 from ifloo.models.lightning_classes import defines
 from ifloo.objective.batches import Batch, batch_size
 from ifloo.objective.counterparts import counterparts
-from ifloo.objective.forms import tensors_of, with_items, with_values
+from ifloo.objective.forms import is_opaque, tensors_of, with_items, with_values
 from ifloo.objective.layers import BATCH_HOOKS
 from ifloo.objective.user_code import user_code
 
@@ -41,12 +41,14 @@ def transferred(model: L.LightningModule, batch: Batch) -> Batch:
     trainer = model._trainer
     data: L.LightningDataModule | None = None if trainer is None else trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it undeclared
     of_data = overridden(data, BATCH_HOOKS, *counterparts(L.LightningDataModule))
+    # A Trainer names the device of the module, where the batch may hold no tensor that is found.
+    device = next((x.device for x in tensors_of(batch)), model.device)
     of_model = overridden(model, BATCH_HOOKS, *counterparts(L.LightningModule))
     for name in BATCH_HOOKS:
         owner = data if name in of_data else model if name in of_model else None
         if owner is not None:
             with user_code(f"{name} of {type(owner).__name__}"):
-                batch = _called(owner, name, batch, next(tensors_of(batch)).device)
+                batch = _called(owner, name, batch, device)
     return batch
 
 
@@ -79,7 +81,8 @@ def losses_by_vmap(model: L.LightningModule, batch: Batch) -> Float[Tensor, " b"
     def one_loss(*parts: Tensor) -> Tensor:
         return loss_of_step(model, _sample(batch, iter(parts), batch_size(batch)), "on one sample")
 
-    return vmap(one_loss, randomness="different")(*(x for x in tensors_of(batch) if x.ndim))
+    parts = (x for x in tensors_of(batch, within_opaque=False) if x.ndim)
+    return vmap(one_loss, randomness="different")(*parts)
 
 
 def _sample(batch: Batch, parts: Iterator[Tensor], b: int) -> Batch:
@@ -90,21 +93,23 @@ def _sample(batch: Batch, parts: Iterator[Tensor], b: int) -> Batch:
         return with_values(batch, {k: _sample(v, parts, b) for k, v in batch.items()})
     if isinstance(batch, (tuple, list)):
         if len(batch) == b and next(tensors_of(batch), None) is None:
-            return _NoTensor(type(batch[0]).__name__)
+            return _NoTensor(f"list of {type(batch[0]).__name__}")
         items = [_sample(v, parts, b) for v in batch]
         return with_items(batch, items)
-    return batch
+    return _NoTensor(type(batch).__name__) if is_opaque(batch) else batch
 
 
 class _NoTensor:
-    """Placeholder for a list of one Python object per sample, e.g. texts, which vmap cannot split; reading it fails."""
+    """Placeholder for a list of one object per sample, e.g. texts, or an opaque part: vmap cannot split it, and reading
+    it fails.
+    """
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
 
     def _read(self, *_: object) -> NoReturn:
         raise InputError(
-            f"training_step reads a part of the batch that is not a tensor (a list of {self._kind}), but single "
+            f"training_step reads a part of the batch that is not a tensor (a {self._kind}), but single "
             "samples are passed to it as tensors only.\n"
             "  Give the losses as a function of your own (sample_losses), or put tensors into the batch."
         )

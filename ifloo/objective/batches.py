@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ifloo.errors import InputError
-from ifloo.objective.forms import Batch, map_tensors, tensors_of, with_items, with_values
+from ifloo.objective.forms import Batch, map_tensors, moved, opaque_parts, tensors_of, with_items, with_values
 from ifloo.objective.id_rule import IdReader, IdRule, StatesIds, carried_ids
 from ifloo.objective.singles import Drawn, Singles
 from ifloo.progress import OnProgress, no_progress
@@ -41,9 +41,7 @@ def without_ids(batch: Batch) -> Any:  # the type that the methods of the model 
 
 def to_device(batch: Batch, device: torch.device, dtype: torch.dtype, non_blocking: bool = False) -> Batch:
     """Moves a batch to a device and casts its floating-point tensors; ids and labels keep their dtype."""
-    return map_tensors(
-        lambda x: x.to(device, dtype if x.is_floating_point() else None, non_blocking=non_blocking), batch
-    )
+    return moved(batch, device, dtype, non_blocking)
 
 
 def to_module(batch: Batch, module: nn.Module) -> Batch:
@@ -60,7 +58,7 @@ def batch_size(batch: Batch) -> int:
     """
     if isinstance(inner := without_ids(batch), Singles):
         return len(inner)
-    for tensor in tensors_of(inner):
+    for tensor in tensors_of(inner, within_opaque=False):
         if tensor.ndim:
             return tensor.shape[0]
     raise InputError(f"A batch must hold at least one tensor [b, ...]; got {type(batch).__name__} without any.")
@@ -74,12 +72,21 @@ def sample_ids(batch: Batch) -> Int[Tensor, " b"] | None:
 
 
 def slice_batch(batch: Batch, index: slice | Int[Tensor, " b"]) -> Batch:
-    """Returns some samples of a batch; with a slice, its tensors are views."""
+    """Returns some samples of a batch; with a slice, its tensors are views.
+
+    Raises:
+        InputError: A part of the batch is opaque.
+    """
     if isinstance(batch, Singles):
         return batch.pick(index)
     if isinstance(batch, Identified):
         factors = None if batch.factors is None else batch.factors[index]
         return Identified(slice_batch(batch.batch, index), batch.positions[index], factors)
+    if parts := opaque_parts(batch):
+        raise InputError(
+            f"A batch holds a {type(parts[0]).__name__}, which has no tensor attributes and cannot be split into "
+            "samples.\n  Give the samples as a data set: each is then collated alone."
+        )
     return map_tensors(lambda x: x[index] if x.ndim else x, batch)
 
 
@@ -113,6 +120,11 @@ def times_factors(losses: Tensor, batch: Batch) -> Tensor:
     if factors is None:
         return losses
     return losses * (factors.clone() if factors.is_inference() else factors)  # a backward pass may need them
+
+
+def without_factors(batch: Batch) -> Batch:
+    """Returns the batch without the factors of its samples, so that its losses are ℓ_i and not n·c_i ℓ_i."""
+    return batch._replace(factors=None) if isinstance(batch, Identified) else batch
 
 
 @runtime_checkable

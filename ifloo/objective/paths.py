@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from ifloo.errors import InputError, first_sentence
 from ifloo.objective.batches import Batch, batch_size, fetch_samples, sample_ids, to_device, without_ids
 from ifloo.objective.causes import cause_of_change
-from ifloo.objective.forms import tensors_of
+from ifloo.objective.forms import opaque_parts, tensors_of
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
 from ifloo.objective.layout import Layout
 from ifloo.objective.loaders import samples_behind, separately, sequential, unwrap_loader
@@ -236,7 +236,9 @@ class _Trial:
         stated = not self.losses.contract.one_by_one
         if stated and (in_batch is None or not self.reference.same_losses(in_batch)):
             return Choice(self.losses)  # `preflight` refuses losses that fail in a batch, or differ in it
-        if self._splittable and in_batch is not None and self.reference.same_losses(in_batch):
+        if opaque := opaque_parts(self.samples.singles[0]):
+            self.failures.append(f"a {type(opaque[0]).__name__} in a batch has no tensor attributes to split it by")
+        elif self._splittable and in_batch is not None and self.reference.same_losses(in_batch):
             for path, products in ((Path.FORWARD, self._forward), (Path.BACKWARD, self._backward)):
                 found = self._attempt(products)
                 if found is not None and self.reference.same_slopes(found):

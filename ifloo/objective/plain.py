@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifloo.objective.forms import Batch, map_tensors
+from ifloo.objective.forms import Batch, map_tensors, with_tensors_within
 
 Scalar = Callable[[Tensor], Tensor]  # [p] -> []
 
@@ -28,7 +28,11 @@ def recording() -> Generator[None, None, None]:
 
 def recordable(batch: Batch) -> Batch:
     """Returns a batch without tensors made in inference mode, which no backward pass may use."""
-    return map_tensors(lambda x: x.clone() if x.is_inference() else x, batch)
+
+    def of_tensor(x: Tensor) -> Tensor:
+        return x.clone() if x.is_inference() else x
+
+    return map_tensors(of_tensor, batch, lambda part: with_tensors_within(part, of_tensor))
 
 
 def leaf(theta: Float[Tensor, " p"]) -> Float[Tensor, " p"]:

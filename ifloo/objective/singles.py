@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ifloo.objective.forms import Batch, map_tensors, tensors_of
+from ifloo.objective.forms import Batch, moved, tensors_of
 
 # `Singles` and `Apart` are not frozen: Lightning rebuilds the dataclasses in a batch when it converts their precision.
 
@@ -51,9 +51,9 @@ class Singles:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Singles:
         """Moves all tensors to a device; a Trainer calls it, as it does for every part of a batch that has it."""
-        moved = map_tensors(lambda x: x.to(device, non_blocking=non_blocking), self)
-        assert isinstance(moved, Singles)
-        return moved
+        found = moved(self, device, non_blocking=non_blocking)
+        assert isinstance(found, Singles)
+        return found
 
     def pick(self, index: slice | Int[Tensor, " b"]) -> Singles:
         """Returns some of the samples, without their whole batch unless all are taken."""
@@ -86,9 +86,9 @@ class Apart:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Apart:
         """Moves all tensors to a device, as a Trainer asks of every part of a batch that has this method."""
-        moved = map_tensors(lambda x: x.to(device, non_blocking=non_blocking), self)
-        assert isinstance(moved, Apart)
-        return moved
+        found = moved(self, device, non_blocking=non_blocking)
+        assert isinstance(found, Apart)
+        return found
 
 
 @dataclass(frozen=True)

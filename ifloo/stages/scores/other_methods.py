@@ -172,6 +172,8 @@ def stored_by_method(
         factors: n·c_i of each training sample; None if J is the plain mean.
     """
     ids = torch.tensor(list(test_ids), dtype=torch.int64)
-    scores = Scores(scores.value, scores.train_ids, ids, scores.certificate)  # also of a subclass, such as MethodScores
+    scores = Scores(
+        scores.value, scores.train_ids, ids, scores.certificate, factors
+    )  # also of a subclass, such as MethodScores
     means = torch.stack([row.double().mean() for row in scores.value])
     return stored_influences(ScoredBlock(scores, means), method.name, DEFINITIONS, stamp, factors)

@@ -323,7 +323,8 @@ class InfluenceWriter(BasePredictionWriter):
         self.advance((objective.n - self._own) * len(value))
         with world.raise_together():
             if world.first:
-                scores = Scores(value, objective.data.ids, directions.query_ids, directions.certificate)
+                ids, factors = objective.data.ids, objective.factors
+                scores = Scores(value, ids, directions.query_ids, directions.certificate, factors)
                 self.deliver(ScoredBlock(scores, sums / objective.n))
 
 
