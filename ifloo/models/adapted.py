@@ -66,7 +66,7 @@ class Adapted(SampleLossModule):
 
     def __init__(
         self,
-        model: L.LightningModule,
+        model: nn.Module,
         sample_losses: SampleLossFunction | None = None,
         penalty: PenaltyFunction | None = None,
         l2: float = 0.0,
@@ -77,7 +77,7 @@ class Adapted(SampleLossModule):
         """Wraps a module without copying it.
 
         Args:
-            model: Module to wrap.
+            model: LightningModule to wrap, of either Lightning package.
             sample_losses: Function of (model, batch) that returns ℓ, `[b]`, nats, unreduced, without penalty.
             penalty: Function of the model that returns the part of R(θ) beside ½λ‖θ‖², `[]`, nats.
             skip_training: Whether the optimizer takes no step; the training is left to a later stage, such as a Newton
@@ -91,6 +91,7 @@ class Adapted(SampleLossModule):
                 `sample_losses` is not given.
         """
         super().__init__()
+        assert is_module(model)
         if still is not None:
             skip_training = _of_former_name(type(self), skip_training, still)
         if not 0 <= l2 < float("inf"):

@@ -236,9 +236,7 @@ def stand_in_trainer(
 
 
 @contextmanager
-def attached(
-    owner: object, trainer: L.Trainer, *, changing: bool = False
-) -> Generator[None, None, None]:
+def attached(owner: object, trainer: L.Trainer, *, changing: bool = False) -> Generator[None, None, None]:
     """Attaches a Trainer to a module with its children, or to a data module, until exit; logging is off meanwhile.
 
     Args:
@@ -254,6 +252,7 @@ def attached(
         finally:
             owner.trainer = before
         return
+    assert is_module(owner)
     classes = counterparts(L.LightningModule)
     modules = [(m, m._trainer) for m in owner.modules() if isinstance(m, classes)]
     idle = trainer.idle_strategy if isinstance(trainer, StandInTrainer) else None
