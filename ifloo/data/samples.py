@@ -18,6 +18,7 @@ from ifloo.objective.loaders import sequential, unwrap_loader
 from ifloo.objective.singles import Singles, first_draw
 
 READ_AT_ONCE = 512  # samples per batch while the data are read once
+LABEL_KEYS = ("label", "labels", "target", "targets", "y", "class")
 SMALLEST = 4  # smallest side of an image, pixels: smaller tensors are not shown as images
 
 
@@ -84,8 +85,13 @@ class Samples:
         return None
 
     def caption(self, id_: int) -> str:
-        """Returns the first scalar of a sample that is not its id, such as its label; empty if it has no scalar."""
-        for tensor in self._without_ids(self._one(id_)):
+        """Returns the label of a sample; else its first scalar that is not its id, or an empty text.
+
+        The label is the scalar under a key of `LABEL_KEYS`. In a tuple it is the first scalar.
+        """
+        one = self._one(id_)
+        named = [one[key] for key in LABEL_KEYS if key in one] if isinstance(one, Mapping) else []
+        for tensor in (*tensors_of(named), *self._without_ids(one)):
             if tensor.ndim == 1 or (tensor.ndim == 2 and tensor.shape[1] == 1):
                 value = tensor.reshape(-1)[0].item()
                 return f"{value:.4g}" if tensor.is_floating_point() else str(int(value))

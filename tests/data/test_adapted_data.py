@@ -190,3 +190,19 @@ def test_several_loaders():
 def test_what_serves_itself_is_not_wrapped():
     assert serves_attribution(MNISTDataModule())
     assert not serves_attribution(Plain())
+
+
+def test_the_caption_is_the_label_where_a_key_says_so():
+    rows = [
+        {"length": torch.tensor(7), "label": torch.tensor(2)},
+        {"length": torch.tensor(5), "label": torch.tensor(1)},
+    ]
+
+    class Dicts(L.LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader(rows)
+
+        def val_dataloader(self):
+            return DataLoader(rows)
+
+    assert [AdaptedData(Dicts()).test_set.caption(i) for i in range(2)] == ["2", "1"]
