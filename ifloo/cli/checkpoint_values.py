@@ -79,7 +79,7 @@ class Foreign:
 
     def _refusal(self, name: str, value: object) -> str:
         return (
-            f"{self.checkpoint}: hyper_parameters: {self.group}.{name} = {textwrap.shorten(repr(value), 80)} names "
+            f"{self.checkpoint}: the argument {self.group}.{name} = {textwrap.shorten(repr(value), 80)} names "
             "what is to be imported, which a checkpoint from elsewhere does not choose.\n"
             f"  Give it yourself: --{self.group}.{name}=...; or --trust_checkpoint, which imports what the file names "
             "and so runs its code: only for a file whose origin you trust."

@@ -113,7 +113,7 @@ class IflooCLI(LightningCLI):
             action=ActionYesNo(yes_prefix="", no_prefix="no_"),
             nargs="?",
             default=False,
-            help="Read objects, not only plain values, from a checkpoint: that runs code which the file names.",
+            help="Read objects of a checkpoint, import what its arguments name: that runs code which the file names.",
         )
         parser.add_class_arguments(AttributionSettings, "attribution")
         parser.add_class_arguments(RefitSettings, "refit")
