@@ -238,7 +238,7 @@ class _Trial:
             return Choice(self.losses)  # `preflight` refuses losses that fail in a batch, or differ in it
         if opaque := opaque_parts(self.samples.singles[0]):
             self.failures.append(f"a {type(opaque[0]).__name__} in a batch has no tensor attributes to split it by")
-        elif self._splittable and in_batch is not None and self.reference.same_losses(in_batch):
+        elif in_batch is not None and self._splittable and self.reference.same_losses(in_batch):
             for path, products in ((Path.FORWARD, self._forward), (Path.BACKWARD, self._backward)):
                 found = self._attempt(products)
                 if found is not None and self.reference.same_slopes(found):

@@ -189,7 +189,7 @@ def load_base(path: Path, *, trusted: bool = False) -> BaseCheckpoint:
     """
     if not path.is_file():
         raise InputError(f"There is no checkpoint at {path}.\n  Run `ifloo fit` first, or name one with --checkpoint.")
-    content = _read(path, f"Run `ifloo fit` again. Where the file holds objects: {_TRUST}", trusted)
+    content = _read(path, "Run `ifloo fit` again.", trusted)
     if not isinstance(content, dict) or SECTION not in content or "state_dict" not in content:
         raise InputError(
             f"{path} was not written by `ifloo fit` (it has no section {SECTION!r}). Run `ifloo fit` first."
