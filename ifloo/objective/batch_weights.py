@@ -47,10 +47,10 @@ def sample_keys(batch: Batch) -> dict[str, float]:
         if x.numel() == 1:
             keys[f"{VALUE} {name}"] = float(x)
         elif not x.is_floating_point() and x.dtype is not torch.bool:
-            keys[f"{COUNT} entries of {name}"] = x.numel()
-            keys |= {f"{COUNT} entries of {name} other than {v}": int((x != v).sum()) for v in IGNORED}
+            keys[f"{COUNT} entries of {name}"] = float(x.numel())
+            keys |= {f"{COUNT} entries of {name} other than {v}": float((x != v).sum()) for v in IGNORED}
         elif x.numel() and ((x == 0) | (x == 1)).all():
-            keys[f"{COUNT} nonzero entries of {name}"] = int(x.sum())
+            keys[f"{COUNT} nonzero entries of {name}"] = float(x.sum())
     return keys
 
 

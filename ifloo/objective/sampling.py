@@ -75,7 +75,7 @@ def refuse_partial(
         )
 
 
-def _all_batches(loader: DataLoader[Batch], limit: float) -> bool:
+def _all_batches(loader: DataLoader[Batch], limit: int | float) -> bool:
     return limit >= len(loader) if isinstance(limit, int) else limit >= 1.0
 
 
