@@ -194,7 +194,7 @@ def load_base(path: Path, *, trusted: bool = False) -> BaseCheckpoint:
         raise InputError(
             f"{path} was not written by `ifloo fit` (it has no section {SECTION!r}). Run `ifloo fit` first."
         )
-    return _base(path, content, content[SECTION])
+    return _base(path, content)
 
 
 def load_foreign(path: Path, seed: int, settings: Mapping[str, Any], *, trusted: bool = False) -> BaseCheckpoint:
@@ -222,7 +222,7 @@ def load_foreign(path: Path, seed: int, settings: Mapping[str, Any], *, trusted:
             "  Name one that trainer.save_checkpoint or ModelCheckpoint wrote."
         )
     if SECTION in content:
-        return _base(path, content, content[SECTION])
+        return _base(path, content)
     defaults: dict[str, Any] = {"max_epochs": -1} if "max_steps" in settings else {}
     base = _base(path, content, {})
     if any(v.dtype is torch.float64 for v in base.state.values()):
@@ -249,16 +249,22 @@ def _read(path: Path, remedy: str, trusted: bool = False) -> object:
         ) from error
 
 
-def _base(path: Path, content: dict[str, Any], record: dict[str, Any]) -> BaseCheckpoint:
+def _base(path: Path, content: dict[str, Any], record: dict[str, Any] | None = None) -> BaseCheckpoint:
     """Returns the checkpoint with its parts as they are used.
+
+    Args:
+        path: File.
+        content: Content of the file.
+        record: Settings and measurements of the fit; None for the section that the file has.
 
     Raises:
         InputError: If a part is of another type than Lightning and `fit_base` write.
     """
     refuse_malformed(path, content)
+    kept: dict[str, Any] = content[SECTION] if record is None else record
     model, data = content.get("hyper_parameters") or {}, content.get("datamodule_hyper_parameters") or {}
     return BaseCheckpoint(
-        path, content["state_dict"], _settings(model), _settings(data), record, FitRecord.read(content), content
+        path, content["state_dict"], _settings(model), _settings(data), kept, FitRecord.read(content), content
     )
 
 
