@@ -12,10 +12,11 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import jvp, vjp, vmap
+from torch.func import vmap
 
 from ifloo.objective.batches import Batch, batch_size, slice_batch
 from ifloo.objective.functional import FunctionalLosses, Path
+from ifloo.objective.slopes import backward_slopes, forward_slopes
 
 
 def sample_gradients(losses: FunctionalLosses, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, "b p"]:
@@ -38,15 +39,10 @@ def gradient_products(
         rows = losses.gradients_one_by_one(theta, batch)
         return torch.stack([directions @ gradient for gradient in rows], dim=1)
     if losses.path is Path.BACKWARD:
-        return _backward_products(losses, theta, batch, directions)
-
-    def along(direction: Tensor) -> Tensor:
-        product: Tensor = jvp(lambda parameters: losses.sample_losses(parameters, batch), (theta,), (direction,))[1]
-        return product
-
+        return backward_slopes(losses, theta, batch, directions)
     if len(directions) == 1:  # vmap over a single direction costs more than it saves
-        return along(directions[0]).unsqueeze(0)
-    return vmap(along)(directions)
+        return forward_slopes(losses, theta, batch, directions[0]).unsqueeze(0)
+    return vmap(lambda direction: forward_slopes(losses, theta, batch, direction))(directions)
 
 
 def gradient_norms(
@@ -60,15 +56,3 @@ def gradient_norms(
             for start in range(0, batch_size(batch), step)
         ]
     )
-
-
-def _backward_products(
-    losses: FunctionalLosses, theta: Float[Tensor, " p"], batch: Batch, directions: Float[Tensor, "m p"]
-) -> Float[Tensor, "m b"]:
-    """Returns the products from backward passes alone: J v = ∂/∂u ⟨Jᵀu, v⟩, where J is what `backward` applies.
-
-    Unlike `jvp`, it respects `torch.no_grad()` and tensor hooks as training does (Christianson 1992, section 3).
-    """
-    values, pull = vjp(lambda at: losses.sample_losses(at, batch), theta)[:2]
-    push = vjp(lambda u: pull(u)[0], torch.zeros_like(values))[1]
-    return torch.stack([push(direction)[0] for direction in directions])

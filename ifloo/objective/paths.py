@@ -16,7 +16,6 @@ from functools import cached_property, partial
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.func import grad, jvp, vjp, vmap
 from torch.utils.data import DataLoader
 
 from ifloo.errors import InputError, first_sentence
@@ -29,6 +28,7 @@ from ifloo.objective.loaders import samples_behind, separately, sequential, unwr
 from ifloo.objective.plain import recordable, recording
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.singles import length_of
+from ifloo.objective.slopes import backward_slopes, forward_slopes, random_unit, unit_along
 from ifloo.params import ParamSpace
 
 DRAWN = 256  # samples whose lengths are compared
@@ -173,11 +173,8 @@ class Reference:
 
         Along a random vector alone slopes are √p times smaller than gradients, and rounding could hide a difference.
         """
-        v = torch.randn(len(theta), generator=torch.Generator().manual_seed(SEED), dtype=torch.float64).to(theta)
         slopes = [loop.gradient_and_value(partial(_single_loss, loop, one), theta)[0] for one in samples.singles[-2:]]
-        units = [x / x.norm().clamp_min(torch.finfo(x.dtype).tiny) for x in slopes]
-        direction: Tensor = v / v.norm() + torch.stack(units).sum(0)
-        return direction
+        return random_unit(theta, SEED) + torch.stack([unit_along(x) for x in slopes]).sum(0)
 
     def same_losses(self, found: Tensor) -> bool:
         """Tells whether losses are those of the definition, up to the order of additions."""
@@ -273,10 +270,7 @@ class _Trial:
 
     def _why(self, path: Path, whole: bool) -> str:
         if path is Path.BACKWARD:
-            return (
-                "products are formed by backward passes: forward-mode derivatives of this loss are not those of "
-                "loss.backward() (torch.no_grad, a tensor hook, or a function with a backward of its own)"
-            )
+            return not_backward()
         reason = self.failures[0] if self.failures else "batches of several give other losses than samples alone"
         sums = "; sums over samples are taken by training steps on whole batches" if whole else ""
         ms, n = 1e3 * self.reference.seconds, self.samples.n
@@ -286,23 +280,15 @@ class _Trial:
         )
 
     def _forward(self) -> Tensor:
-        v = self.reference.direction
-        found: Tensor = jvp(lambda at: self.losses.sample_losses(at, self.samples.batch), (self.theta,), (v,))[1]
-        return found
+        return forward_slopes(self.losses, self.theta, self.samples.batch, self.reference.direction)
 
     def _backward(self) -> Tensor:
-        values, pull = vjp(lambda at: self.losses.sample_losses(at, self.samples.batch), self.theta)[:2]
-        push = vjp(lambda u: pull(u)[0], torch.zeros_like(values))[1]
-        found: Tensor = push(self.reference.direction)[0]
-        return found
+        return backward_slopes(self.losses, self.theta, self.samples.batch, self.reference.direction[None])[0]
 
     def _vmapped(self) -> bool:
-        def slopes() -> Tensor:
-            gradients = vmap(grad(self.losses.loss_alone), in_dims=(None, 0))(self.theta, self.samples.batch)
-            found: Tensor = gradients @ self.reference.direction
-            return found
-
-        found = self._attempt(slopes)
+        found = self._attempt(
+            lambda: self.losses.sample_gradients(self.theta, self.samples.batch) @ self.reference.direction
+        )
         return found is not None and self.reference.same_slopes(found)
 
     def _whole_is_mean(self) -> bool:
@@ -325,6 +311,14 @@ class _Trial:
 
 def _single_loss(losses: FunctionalLosses, single: Batch, theta: Tensor) -> Tensor:
     return losses.single_loss(theta, single)
+
+
+def not_backward(over: str = "") -> str:
+    """Returns the note on losses whose products are formed by backward passes; `over` says where it was seen."""
+    return (
+        f"products are formed by backward passes: {over}forward-mode derivatives of this loss are not those of "
+        "loss.backward() (torch.no_grad, a tensor hook, or a function with a backward of its own)"
+    )
 
 
 STOPPED = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import jvp, vmap
+from torch.func import vmap
 
 from ifloo.errors import IflooError, InputError, summarise
 from ifloo.objective.batches import Batch, Identified, TrainingData, batch_size, slice_batch, without_ids
@@ -16,7 +16,8 @@ from ifloo.objective.certificate import ObjectiveCertificate
 from ifloo.objective.functional import Path, scoring
 from ifloo.objective.layers import kinds, places, recurrent_layers
 from ifloo.objective.objective import Objective
-from ifloo.objective.paths import SEED, not_finite, rounding
+from ifloo.objective.paths import SEED, not_backward, not_finite, rounding
+from ifloo.objective.slopes import forward_slopes, random_unit, unit_along
 
 ROWS = 16  # number of samples that are checked one by one
 NOTICEABLE = 0.1  # ratio of ‖∇J‖ to the contribution of one sample above which there is a warning
@@ -88,7 +89,7 @@ def preflight(
         if not bool(torch.isfinite(value) & torch.isfinite(slope).all()):
             _refuse_not_finite(objective, theta)
         if objective.losses.path is Path.FORWARD and not _forward_is_backward(objective, theta, slope):
-            objective.losses.take(Path.BACKWARD, NOT_BACKWARD)
+            objective.losses.take(Path.BACKWARD, not_backward("over all samples, "))
         return Stationarity(float(slope.norm()), share, certificate)
 
 
@@ -102,33 +103,20 @@ def _drawn(objective: Objective) -> tuple[Tensor, Batch]:
     return ids[:ROWS], slice_batch(batch, slice(0, ROWS))
 
 
-NOT_BACKWARD = (
-    "products are formed by backward passes: over all samples, forward-mode derivatives of this loss are not those of "
-    "loss.backward() (torch.no_grad, a tensor hook, or a function with a backward of its own)"
-)
-
-
 def _forward_is_backward(objective: Objective, theta: Tensor, slope: Tensor) -> bool:
     """Tells whether forward-mode derivatives of all samples add up to the gradient of J, which the backward pass gave.
 
     The drawn samples may hold none of those whose loss stops a gradient.
     """
-    losses, unit = objective.losses, slope / slope.norm().clamp_min(torch.finfo(slope.dtype).tiny)
-    v = unit + _random_unit(slope)
+    losses, v = objective.losses, unit_along(slope) + random_unit(slope, SEED)
     expected = (slope - losses.gradient_and_value(losses.penalty, theta)[0]) @ v
     total, scale = torch.zeros_like(expected), torch.zeros_like(expected)
     for ids, batch in objective.data.with_ids():
-        along: Tensor = jvp(lambda at, batch=batch: losses.sample_losses(at, batch), (theta,), (v,))[1]
+        along = forward_slopes(losses, theta, batch, v)
         shares = objective.weights.of(ids, along.dtype) * along / objective.n
         total, scale = total + shares.sum(), scale + shares.abs().sum()
     rounding = 1e3 * torch.finfo(slope.dtype).eps
     return bool((total - expected).abs() <= rounding * (scale + expected.abs() + slope.norm()))
-
-
-def _random_unit(like: Tensor) -> Tensor:
-    v = torch.randn(like.shape, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64).to(like)
-    unit: Tensor = v / v.norm()
-    return unit
 
 
 def _refuse_not_finite(objective: Objective, theta: Tensor) -> None:
