@@ -20,6 +20,7 @@ from ifloo.models import Adapted, SampleLossModule, unwrap
 from ifloo.models.decay import COUPLED, decoupled
 from ifloo.models.fit_settings import FitSettings, optimizers_in
 from ifloo.models.module import refuse_for_lbfgs
+from ifloo.models.run_state import batches_in
 from ifloo.objective.user_code import reason
 from ifloo.params import author_name
 from ifloo.stages.run_recorder import KNOWN_RULES, fit_faults, module_faults, optimizer_faults
@@ -43,7 +44,7 @@ class Fit:
 
     @property
     def settings(self) -> FitSettings:
-        return FitSettings.of(self.trainer, _batches(self.loader), self.recorded)
+        return FitSettings.of(self.trainer, batches_in(self.loader), self.recorded)
 
     @property
     def stand_in(self) -> StandInTrainer:
@@ -63,7 +64,7 @@ class StandInTrainer:
 
     @property
     def num_training_batches(self) -> float:
-        return _batches(self.train_dataloader)
+        return batches_in(self.train_dataloader)
 
     @property
     def estimated_stepping_batches(self) -> float:
@@ -79,14 +80,6 @@ class StandInTrainer:
         if name.startswith("__"):  # copy reads these before any attribute is set
             raise AttributeError(name)
         return self.recorded[name] if name in self.recorded else getattr(self.trainer, name)
-
-
-def _batches(loader: Any) -> float:
-    """Returns the number of batches in one epoch; infinity for a stream, as in Lightning."""
-    try:
-        return len(loader)
-    except (TypeError, NotImplementedError):
-        return math.inf
 
 
 def settings_findings(settings: FitSettings) -> list[Finding]:

@@ -108,6 +108,14 @@ class RunState:
         )
 
 
+def batches_in(loader: object) -> int | float:
+    """Returns the number of batches of a loader; infinity for a stream, as in Lightning, and where there is none."""
+    try:
+        return len(loader)  # type: ignore[arg-type]  # tried, as Lightning does
+    except (TypeError, NotImplementedError):
+        return math.inf
+
+
 class StandInTrainer(L.Trainer):
     """A Trainer that runs nothing: what a module or data module reads of it is the state of a finished fit.
 
@@ -182,11 +190,7 @@ class StandInTrainer(L.Trainer):
     def num_training_batches(self) -> int | float:
         if self.run_state.batches is not None:
             return self.run_state.batches
-        loader = self.train_dataloader
-        try:
-            return len(loader) if loader is not None else math.inf  # type: ignore[arg-type]  # tried, as Lightning does
-        except (TypeError, NotImplementedError):  # a stream
-            return math.inf
+        return batches_in(self.train_dataloader)
 
     @property
     def estimated_stepping_batches(self) -> int | float:

@@ -13,7 +13,7 @@ from typing import NoReturn
 import lightning as L
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import vmap
 
 from ifloo.errors import InputError
@@ -29,7 +29,14 @@ from ifloo.objective.user_code import user_code
 def run_step(model: L.LightningModule, batch: Batch) -> object:
     """Calls a module's `training_step`, with batch index 0 if it takes one."""
     step: Callable[..., object] = model.training_step
-    return step(batch, 0) if len(inspect.signature(step).parameters) > 1 else step(batch)
+    return step(*(batch, 0)[: max(1, _positional(step))])
+
+
+def _positional(function: Callable[..., object]) -> int:
+    """Returns how many arguments a function takes by position; 2 for any number of them."""
+    parameters = inspect.signature(function).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return 2 if any(p.kind is p.VAR_POSITIONAL for p in parameters) else sum(p.kind in kinds for p in parameters)
 
 
 def transferred(model: L.LightningModule, batch: Batch) -> Batch:
@@ -69,7 +76,9 @@ def loss_of_step(model: L.LightningModule, batch: Batch, when: str) -> Float[Ten
     batch = transferred(model, batch)
     with user_code(f"training_step of {type(model).__name__}", when):
         out = run_step(model, batch)
-    return _loss(model, out)
+    return loss_in(
+        out, model, "a batch of one", "Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
+    )
 
 
 def losses_by_vmap(model: L.LightningModule, batch: Batch) -> Float[Tensor, " b"]:
@@ -121,15 +130,25 @@ class _NoTensor:
         self._read()
 
 
-def _loss(model: L.LightningModule, out: object) -> Float[Tensor, ""]:
+def loss_in(out: object, owner: nn.Module, given: str, remedy: str) -> Float[Tensor, ""]:
+    """Returns the loss in what a training step returned: a tensor of one number, or the entry `loss` of a mapping.
+
+    Args:
+        out: What the step returned.
+        owner: Module of the step.
+        given: Noun phrase for the batch of the step, for the message.
+        remedy: Sentence for the last line of the message.
+
+    Raises:
+        InputError: There is no such loss.
+    """
     loss = out.get("loss") if isinstance(out, Mapping) else out
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise InputError(
-            f"{type(model).__name__}.training_step on a batch of one gave {found} as its loss; one number is "
-            "needed.\n  Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
-        )
-    return loss.reshape(())
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        return loss.reshape(())
+    found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+    raise InputError(
+        f"{type(owner).__name__}.training_step on {given} gave {found} as its loss; one number is needed.\n  {remedy}"
+    )
 
 
 def refuse_without_step(model: L.LightningModule) -> None:

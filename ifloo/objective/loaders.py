@@ -88,18 +88,16 @@ class _CollateApart(_Collate):
     def __call__(self, drawn: tuple[object, list[int]]) -> Identified:
         samples, rows = drawn
         decided = self.id_rule.source in ("auto", "positions")
-        ids = self._ids(rows) if decided else self.id_rule.of(self.collate(samples), torch.tensor(rows))
+        whole = None if decided else super().__call__(drawn)  # collated for the ids that its batch carries
+        ids = self.id_rule.of_rows(torch.tensor(rows)) if whole is None else whole.positions
         alone = torch.isin(ids, self.apart)
         if not isinstance(samples, list) or not bool(alone.any()):
-            return Identified(self.collate(samples), ids)
+            return Identified(self.collate(samples), ids) if whole is None else whole
         single = [k for k, out in enumerate(alone.tolist()) if out]
         rest = [sample for sample, out in zip(samples, alone.tolist(), strict=True) if not out]
         singles = Singles(tuple(self.collate([samples[k]]) for k in single))
         parts = Apart(self.collate(rest) if rest else None, singles, ids[~alone], ids[alone])
         return Identified(parts, torch.cat([parts.rest_ids, parts.single_ids]))
-
-    def _ids(self, rows: list[int]) -> Tensor:
-        return self.id_rule.of_rows(torch.tensor(rows))
 
 
 def apart(loader: DataLoader[Batch], ids: Tensor) -> DataLoader[Batch]:

@@ -9,7 +9,6 @@ by their number, so that one of them is compared.
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 import random
 import warnings
@@ -25,11 +24,11 @@ from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ifloo.errors import InputError
 from ifloo.models.decay import COUPLED, decoupled
 from ifloo.models.fit_settings import optimizers_in
 from ifloo.models.lightning_classes import defines
 from ifloo.models.run_state import RunState, StandInTrainer, attached, stand_in_trainer
+from ifloo.models.training_step import loss_in, run_step
 from ifloo.objective.batches import Batch, to_device
 from ifloo.objective.certificate import Part
 from ifloo.objective.functional import uncompiled_graphs
@@ -319,12 +318,13 @@ class Replay:
         """Runs the step; returns the gradients by identity of the parameter."""
         module, hooked = held.module, Part.GRADIENT_HOOKS not in off
         module.on_train_batch_start(batch, 0)
-        step: Callable[..., object] = module.training_step
-        arguments = (batch, 0)[: max(1, _positional(step))]
         if not module.automatic_optimization:
-            return manual_gradients(module, held.optimizers, held.precision, lambda: step(*arguments))
+            return manual_gradients(module, held.optimizers, held.precision, lambda: run_step(module, batch))
         with held.precision.train_step_context():
-            loss = _loss(module, step(*arguments))
+            out = run_step(module, batch)
+            loss = loss_in(
+                out, module, "a batch of the training loader", "Return the loss, or a dict with the key loss."
+            )
         if not hooked:
             loss.backward()
         else:
@@ -361,23 +361,6 @@ def wide(x: Tensor, size: int) -> Tensor:
 def _first(state: RunState) -> RunState:
     """Returns the state at the start of a fit."""
     return replace(state, epoch=0, global_step=0)
-
-
-def _positional(function: Callable[..., object]) -> int:
-    parameters = inspect.signature(function).parameters.values()
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return 2 if any(p.kind is p.VAR_POSITIONAL for p in parameters) else sum(p.kind in kinds for p in parameters)
-
-
-def _loss(module: nn.Module, out: object) -> Tensor:
-    loss = out.get("loss") if isinstance(out, Mapping) else out
-    if isinstance(loss, Tensor) and loss.numel() == 1:
-        return loss.reshape(())
-    found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-    raise InputError(
-        f"{type(module).__name__}.training_step on a batch of the training loader gave {found} as its loss; one number "
-        "is needed.\n  Return the loss, or a dict with the key loss."
-    )
 
 
 _LEAVE_OUT = (
