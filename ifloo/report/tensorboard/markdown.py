@@ -10,6 +10,7 @@ from ifloo.report.figures.style import number, slope_form
 from ifloo.report.safe_text import markdown, table
 from ifloo.store import StoredInfluences
 from ifloo.verdict import Comparison, Extremes, LabelErrors, Row, Statistics, Verdict
+from ifloo.verdict.judgement import headline_of
 from ifloo.verdict.label_errors import NAMES, PARTS
 
 LONGEST_TEXT = 300  # largest length of a question, an answer or a caption, characters
@@ -30,6 +31,7 @@ def verdict(compared: Verdict) -> str:
     remarks = [f"Test {t}: {markdown(one.roughness, 2000)}" for t, one in compared.items() if one.roughness]
     return "\n\n".join(
         [
+            f"**{headline_of(compared).text}**",
             f"Predicted against actual change of the test loss, removal {markdown(removal, LONGEST_TEXT)}, 95 % "
             "intervals.",
             table(head, rows),
