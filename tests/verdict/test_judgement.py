@@ -5,9 +5,9 @@ import pytest
 from ifloo.cli import tables
 from ifloo.report.html.headline import answer
 from ifloo.report.tensorboard import markdown
-from ifloo.verdict import Verdict
+from ifloo.verdict import DEFINITIONS, Verdict
 from ifloo.verdict.judgement import headline_of, judge
-from tests.report.html_pages import comparison
+from tests.report.html_pages import T, comparison
 
 
 def _printed(capsys, *compared):
@@ -48,6 +48,19 @@ def test_each_of_several_tests_has_its_own_level(capsys):
         "  test 3: came true",
         "  test 8: did not come true",
     ]
+
+
+def test_definitions_are_those_of_the_weights_that_the_certificate_found():
+    plain = Verdict({T: comparison()}).to_json()["definitions"]
+    assert plain == DEFINITIONS
+    weights = {"rule": "the value of item 1", "values": {"0": 1.0, "1": 5.0}}
+    verdict = Verdict({T: comparison()}, objective={"outcome": "weighted", "weights": weights})
+    definitions = verdict.to_json()["definitions"]
+    assert definitions["predicted"].startswith("drop: -(s - n c_i mean s); zero_weight: -s;")
+    assert definitions["J"].startswith("sum_i c_i w_i l_i + R")
+    assert "by the value of item 1 (0: 1, 1: 5);" in definitions["J"]
+    unweighted = Verdict({T: comparison()}, objective={"outcome": "equal", "weights": None})
+    assert unweighted.to_json()["definitions"] == DEFINITIONS
 
 
 def test_equal_changes_cannot_be_judged(capsys):

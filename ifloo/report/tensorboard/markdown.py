@@ -12,6 +12,7 @@ from ifloo.store import StoredInfluences
 from ifloo.verdict import Comparison, Extremes, LabelErrors, Row, Statistics, Verdict
 from ifloo.verdict.judgement import headline_of
 from ifloo.verdict.label_errors import NAMES, PARTS
+from ifloo.verdict.objective_record import ObjectiveRecord
 
 LONGEST_TEXT = 300  # largest length of a question, an answer or a caption, characters
 
@@ -42,6 +43,12 @@ def verdict(compared: Verdict) -> str:
             *remarks,
         ]
     )
+
+
+def objective(record: ObjectiveRecord) -> str:
+    """Writes the outcome of the comparison of J with the training step, and its sentence."""
+    outcome, text = (str(record.get(name, "")) for name in ("outcome", "text"))
+    return f"**{markdown(outcome, LONGEST_TEXT)}**: {markdown(text, 2000)}"
 
 
 def _statistics(test: str, statistics: Statistics) -> Iterator[list[str]]:
