@@ -105,7 +105,7 @@ def test_an_accepted_difference_stands_in_table_and_manifest(tmp_path, capsys):
     assert (found["outcome"], found["accepted"]) == ("unexplained", True)
     line = next(one for one in capsys.readouterr().out.splitlines() if one.startswith("Objective: "))
     assert line.startswith("Objective: J is not what was trained: the gradient of a training step differs by ")
-    assert "accepted by accept_objective" in line
+    assert "accepted by `accept_objective`" in line
     assert close(stored(tmp_path), gradient_dots(module, loader()))
 
 
