@@ -12,11 +12,11 @@ NAMED = 3  # number of names listed in a message; the others are only counted
 
 _by_command: ContextVar[bool] = ContextVar("by_command", default=False)
 _SETTING = re.compile(
-    r"--(?:adapt|attribution)\.(accept_objective|damping|ids|l2|parameters|penalty|sample_losses|test_ids)\b"
-    r"(?: (true\b|third\b|\d+(?:\.\d+)?(?:e[+-]?\d+)?|\"\[[^\"]*\]\"|'\[[^']*\]'))?"
+    r"--(?:adapt|attribution)\.(accept_objective|damping|dtype|ids|l2|parameters|penalty|sample_losses|test_ids)\b"
+    r"(?: (true\b|third\b|float64\b|\d+(?:\.\d+)?(?:e[+-]?\d+)?|\"\[[^\"]*\]\"|'\[[^']*\]'))?"
 )
 _QUOTES = "\"'"
-_VALUES = {"true": "True", "third": "'third'"}
+_VALUES = {"true": "True", "third": "'third'", "float64": "'float64'"}
 
 
 @contextmanager

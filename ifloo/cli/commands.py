@@ -17,7 +17,7 @@ from ifloo.cli.session import Session
 from ifloo.data import DataNotes
 from ifloo.data.adapted import training_loader
 from ifloo.errors import InputError
-from ifloo.refit import TrainerSettings, controls, fit_base, load_base, removals
+from ifloo.refit import BaseCheckpoint, TrainerSettings, controls, fit_base, load_base, removals
 from ifloo.report import Reporter, SampleGradients
 from ifloo.stages import model_answers
 from ifloo.store import JSON, Manifest, contents_of, read_ids, refuse_other_samples
@@ -138,10 +138,44 @@ def leave_one_out(session: Session) -> None:
     """Refits without the top-k ids of each test and the random controls."""
     exp = session.experiment
     exp.restore()
+    _refuse_missing_scores(exp)
     warn_once(session, trained=True)
     assert exp.base is not None
     recipe = TrainerSettings(**exp.base.record["recipe"], accelerator=session.accelerator)
+    _say_how_long_refits_train(exp.base, recipe)
     session.refit_stage(recipe).leave_out_top(exp.test_ids)
+
+
+def _refuse_missing_scores(exp: Experiment) -> None:
+    """Checks that each test has the ids of its largest scores, which name the samples to leave out.
+
+    Raises:
+        InputError: If a test was not scored.
+    """
+    missing = [path for t in exp.test_ids if not (path := exp.layout.topk_ids(t)).exists()]
+    if missing:
+        raise InputError(
+            f"There are no influence scores of this test: {missing[0]} does not exist.\n"
+            "  Run `ifloo influence` with these settings first."
+        )
+
+
+def _say_how_long_refits_train(base: BaseCheckpoint, recipe: TrainerSettings) -> None:
+    """Logs the length of refits of a checkpoint that does not hold the settings of its fit."""
+    if not base.foreign or recipe.max_steps >= 0:
+        return
+    fitted, refitted = base.run_state.epoch + 1, recipe.max_epochs
+    epochs = f"{refitted} epoch{'' if refitted == 1 else 's'}"
+    if fitted == refitted:
+        log.info("refits: %s each, as in the fit of %s.", epochs, base.path)
+    else:
+        log.warning(
+            "refits: %s each, while the fit of %s had %d: give --trainer.max_epochs %d for refits like the fit.",
+            epochs,
+            base.path,
+            fitted,
+            fitted,
+        )
 
 
 def report(session: Session) -> None:
@@ -182,7 +216,8 @@ def pipeline(session: Session) -> None:
     if exp.base is None:
         fit(session)
     else:
-        log.info("base model: %s is there and was fitted with these settings", exp.checkpoint)
+        known = "" if exp.base.foreign else " is there and was fitted with these settings"
+        log.info("base model: %s%s", exp.checkpoint, known)
     influence(session)
     leave_one_out(session)
     report(session)

@@ -67,8 +67,12 @@ def influence(stored: StoredInfluences, data: AttributionData) -> None:
 def _solved(stored: StoredInfluences) -> str:
     """Describes the solve behind the scores and its error."""
     if stored.status == Status.REPLAYED.name:
-        return f"{_residual(stored)} ({stored.steps} steps)"
-    return f"{status_text(stored.status)} after {stored.steps} steps, {_residual(stored)}"
+        return f"{_residual(stored)} ({_steps(stored)})"
+    return f"{status_text(stored.status)} after {_steps(stored)}, {_residual(stored)}"
+
+
+def _steps(stored: StoredInfluences) -> str:
+    return f"{stored.steps} step{'' if stored.steps == 1 else 's'}"
 
 
 def _residual(stored: StoredInfluences) -> str:
@@ -182,7 +186,10 @@ def _certificate(one: Comparison) -> str:
     flagged = "unknown how many" if one.flagged is None else one.flagged
     if one.seed_spread is not None:
         floor += f" (another seed changes this loss by about {one.seed_spread:.1e})"
-    return f"{_residual(one.stored)}; worst |grad J| of a refit {worst}, noise floor {floor}, {flagged} refits flagged"
+    refits = "refit" if flagged == 1 else "refits"
+    return (
+        f"{_residual(one.stored)}; worst |grad J| of a refit {worst}, noise floor {floor}, {flagged} {refits} flagged"
+    )
 
 
 def _row(found: Agreement) -> str:

@@ -26,6 +26,7 @@ from ifloo.objective.batches import Batch
 from ifloo.objective.functional import FunctionalLosses, logging_to, scoring
 from ifloo.objective.layers import is_random, kinds, layer_path, places, recurrent_layers
 from ifloo.objective.randomness import undisturbed
+from ifloo.objective.silence import metric_paths
 from ifloo.objective.user_code import reason
 from ifloo.params import author_name
 
@@ -44,12 +45,17 @@ DRAWING = frozenset(
 
 
 def changed_state(module: nn.Module, batch: Batch, run: Run) -> list[str]:
-    """Returns the paths of buffers and tensor attributes (such as metrics) that a pass in evaluation mode changes."""
+    """Returns the paths of buffers and tensor attributes that a pass in evaluation mode changes.
+
+    Those of torchmetrics are left out: while samples are scored, metrics work on copies.
+    """
     before = _state(module)
     with scoring(module), undisturbed():
         run(module, batch)
         after = _state(module)  # on leaving, the state is that of before
-    return [author_name(module, name) for name, x in after.items() if name not in before or not _equal(x, before[name])]
+    metrics = tuple(f"{path}." for path in metric_paths(module))
+    changed = [name for name, x in after.items() if name not in before or not _equal(x, before[name])]
+    return [author_name(module, name) for name in changed if not name.startswith(metrics)]
 
 
 def state_finding(changed: list[str], refused: Exception | None) -> Finding:

@@ -82,6 +82,18 @@ def _no_log(*_: object, **__: object) -> None:
     """Replaces `self.log`, which fails inside a transform if the module is attached to a Trainer."""
 
 
+def metric_paths(module: nn.Module) -> list[str]:
+    """Lists the paths of the submodules that are metrics of torchmetrics, or collections of them."""
+    kinds = _kinds()
+    return [path for path, one in module.named_modules() if kinds and isinstance(one, kinds)]
+
+
+def _kinds() -> tuple[type[nn.Module], ...]:
+    """Returns the classes of metrics; none where torchmetrics, which Lightning imports, is not loaded."""
+    torchmetrics = sys.modules.get("torchmetrics")
+    return () if torchmetrics is None else (torchmetrics.Metric, torchmetrics.MetricCollection)
+
+
 @contextmanager
 def metrics_apart(module: nn.Module, updates: bool = False) -> Generator[None, None, None]:
     """Keeps the states of the module's torchmetrics as they are: until exit its metrics work on copies of them.
@@ -94,16 +106,16 @@ def metrics_apart(module: nn.Module, updates: bool = False) -> Generator[None, N
         module: Module that holds the metrics.
         updates: Whether the metrics keep what they are updated with outside transforms, as within a fit.
     """
-    torchmetrics = sys.modules.get("torchmetrics")  # Lightning imports it; unless it is loaded there are no metrics
-    if torchmetrics is None:
+    kinds = _kinds()
+    if not kinds:
         yield
         return
-    found = _metrics_of(module, (torchmetrics.Metric, torchmetrics.MetricCollection))
+    found = _metrics_of(module, kinds)
     before = [dict(vars(one)) for one in found]
     for one in found:
         if not updates:
             _copy_states(one)
-        _make_silent(one, single=isinstance(one, torchmetrics.Metric))
+        _make_silent(one, single=isinstance(one, kinds[0]))
     try:
         yield
     finally:

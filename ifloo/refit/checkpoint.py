@@ -61,6 +61,11 @@ class BaseCheckpoint:
     trained_on: FitRecord | None = None
     content: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def foreign(self) -> bool:
+        """Whether a Trainer of the user's own wrote the file, without the settings of its fit."""
+        return SECTION not in self.content
+
     @cached_property
     def run_state(self) -> RunState:
         """State of the run that wrote the checkpoint, with the settings of its Trainer as far as they are known.

@@ -123,7 +123,13 @@ class RefitStage:
         path, k = self.layout.topk_ids(test_id), self.settings.top_k
         ids: list[int] = read_ids(path, self.datamodule.train_set.ids.numpy())[:k].tolist()
         if len(ids) < k:
-            log.warning("%s holds %d ids, refit.top_k asks for %d.", path, len(ids), k)
+            log.warning(
+                "refits of test %d: of the %d ids in %s alone; refit.top_k = %d needs as large an attribution.top_k.",
+                test_id,
+                len(ids),
+                path,
+                k,
+            )
         return ids
 
     @property

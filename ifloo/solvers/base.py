@@ -5,6 +5,7 @@ A failed solve is recorded in the solution; it raises an exception only on `Solu
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,10 @@ class Status(Enum):
 def status_text(stored: str) -> str:
     """Returns the text to display for the stored name of a status, `Status[stored].value`; accepts any other name."""
     return stored.lower().replace("_", " ")
+
+
+SHOWN = 3  # reasons that an error lists
+_NUMBER = re.compile(r"\d[\d.e+-]*")
 
 
 class SolveError(WorkError):
@@ -77,10 +82,20 @@ class Solution:
         usable = (Status.CONVERGED, Status.FIXED_STEPS)
         failed = [i for i, s in enumerate(self.status) if s not in usable]
         if failed:
-            lines = [f"query {first + i + 1} of {total or len(self.status)}: {self.advice[i]}" for i in failed[:3]]
-            more = f"\n  ... and {len(failed) - 3} more" if len(failed) > 3 else ""
-            raise SolveError("\n  ".join(lines) + more)
+            alike: dict[str, list[int]] = {}
+            for i in failed:
+                alike.setdefault(_NUMBER.sub("", self.advice[i]), []).append(i)
+            groups, count = [(some[0], len(some) - 1) for some in alike.values()], total or len(self.status)
+            lines = [f"query {first + one + 1} of {count}: {self.advice[one]}{_others(n)}" for one, n in groups]
+            rest = sum(1 + others for _, others in groups[SHOWN:])
+            raise SolveError("\n  ".join(lines[:SHOWN]) + (f"\n  ... and {rest} more" if rest else ""))
         return self
+
+
+def _others(others: int) -> str:
+    if not others:
+        return ""
+    return "\n  Another query fails likewise." if others == 1 else f"\n  {others} other queries fail likewise."
 
 
 NOT_FINITE_ADVICE = "the right-hand side holds NaN or infinity; the test loss has no finite gradient here."

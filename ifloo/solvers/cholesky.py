@@ -160,10 +160,15 @@ def _identity(V: Tensor) -> Tensor:
 
 def _missed(residual: float, rtol: float, dtype: torch.dtype) -> str:
     return (
-        f"Cholesky left a relative residual of {residual:.1e}, above the tolerance of {rtol:.1e}: the matrix is too "
-        f"ill-conditioned for {dtype}, or the test gradient reaches weights that no training sample and no penalty "
-        "touch; use float64, a penalty or damping."
+        f"Cholesky left a relative residual of {above(residual, rtol)}, above the tolerance of {rtol:.1e}: the matrix "
+        f"is too ill-conditioned for {dtype}, or the test gradient reaches weights that no training sample and no "
+        "penalty touch; use float64 (--attribution.dtype float64), a penalty or damping."
     )
+
+
+def above(value: float, bound: float) -> str:
+    """Formats a number above a bound, with as many digits as tell the two apart."""
+    return next((text for d in (1, 2, 3) if (text := f"{value:.{d}e}") != f"{bound:.{d}e}"), f"{value:.6e}")
 
 
 def _not_definite(matrix: Float[Tensor, "q q"], A: LinearOperator) -> str:

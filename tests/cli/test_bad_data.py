@@ -86,8 +86,8 @@ def test_a_report_needs_scores_and_refits(copied):
     said = small(copied, "loo")
     assert said.code == 2
     assert said.err == (
-        "ifloo: error: Could not read the ids in outputs/mnist/topk_ids_test_0.txt: No such file or directory.\n"
-        "  Give a text file with one training id per line, such as the topk_ids file that `ifloo influence` writes.\n"
+        "ifloo: error: There are no influence scores of this test: outputs/mnist/topk_ids_test_0.txt does not exist.\n"
+        "  Run `ifloo influence` with these settings first.\n"
     )
     done(small(copied, "influence", "--attribution.top_k=1"))
     said = small(copied, "report")  # scores alone make a page, and no verdict

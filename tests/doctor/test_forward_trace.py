@@ -68,6 +68,22 @@ def test_a_metric_updated_in_the_loss():
     assert (one.where, one.severity) == ("body.0.total", Severity.FATAL)
 
 
+def test_metrics_of_torchmetrics_work_on_copies_while_samples_are_scored():
+    torchmetrics = pytest.importorskip("torchmetrics")
+
+    class Measured(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mean, self.calls = torchmetrics.MeanMetric(), Counting(False)
+
+        def forward(self, x):
+            self.mean.update(x.detach())
+            return self.calls(x)
+
+    (one,) = tried(Classifier(Measured()))
+    assert one.where == "body.calls.calls"
+
+
 @pytest.mark.parametrize(
     "body",
     [

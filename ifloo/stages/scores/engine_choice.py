@@ -17,6 +17,7 @@ from ifloo.stages.scores.corrected_removals import head_of
 from ifloo.stages.settings import AttributionSettings
 
 log = logging.getLogger(__name__)
+WEIGHT_AND_BIAS = 2  # largest number of parameters of one layer: with more, the head is none for a plain reason
 
 
 def curvature_at(settings: AttributionSettings, objective: Objective, theta: Tensor) -> LinearOperator:
@@ -40,7 +41,13 @@ def _undamped(settings: AttributionSettings, objective: Objective, theta: Tensor
     if (need := LinearHead.bytes_kept(objective)) > HEAD_BYTES:
         log.info("curvature: Hessian, since a linear head would keep %.1f GiB.", need / 2**30)
         return Hessian(objective, theta)
-    return head_or_hessian(objective, theta, lambda why: log.info("curvature: Hessian, by products. %s", why))
+    names = objective.losses.space.names
+
+    def say(why: str) -> None:
+        of_all = f" with all {len(theta):,} attributed parameters." if len(names) > WEIGHT_AND_BIAS else f". {why}"
+        log.info("curvature: Hessian, by products%s", of_all)
+
+    return head_or_hessian(objective, theta, say)
 
 
 def products_of(
@@ -52,6 +59,13 @@ def products_of(
         return ForwardProducts(objective, theta, settings.batch_size)
     dtype = settings.products_dtype
     return HeadProducts(head, DTYPES[dtype] if dtype else None)
+
+
+def _named(curvature: LinearOperator) -> str:
+    """Returns the class of the curvature, and its damping."""
+    if isinstance(curvature, Damped):
+        return f"{type(as_head(curvature.base) or curvature.base).__name__}, damped by {curvature.damping:g}"
+    return type(as_head(curvature) or curvature).__name__
 
 
 def engine_for(
@@ -72,6 +86,6 @@ def engine_for(
     if settings.corrected and settings.test_ids != "all":
         head_of(curvature)  # before any work
     by = products_of(settings, objective, theta, curvature)
-    log.info("scores: %s, curvature %s.", by.name, type(as_head(curvature) or curvature).__name__)
+    log.info("scores: %s, curvature %s.", by.name, _named(curvature))
     solver = settings.solver.resolve(curvature, right_hand_sides)
     return InfluenceEngine(objective, theta, curvature, solver, mu, by, bar("factor", shown))
