@@ -75,10 +75,10 @@ def comparison(n=60, t=T, slope=1.0, noise=0.1, k=20, **others):
     return Comparison(**{**fields, **others})
 
 
-def written(folder, compared, data=None, mislabels=None, **others):
+def written(folder, compared, data=None, mislabels=None, objective=None, **others):
     """Writes a page and returns its text."""
     at = Layout(folder / "exp")
-    verdict = Verdict({one.stored.test_id: one for one in compared}, mislabels)
+    verdict = Verdict({one.stored.test_id: one for one in compared}, mislabels, objective)
     path = write_html(at, data or Data(Pictures()), verdict, {}, **others)
     assert path == at.report == folder / "exp" / "report.html"
     return path.read_text(encoding="utf-8")

@@ -52,7 +52,8 @@ def test_what_stands_against_the_verdict_is_said(tmp_path):
     text = Reader(written(tmp_path, [few])).text
     assert "Test 3: only 9 refits: take the statistics as a hint, and their intervals as too narrow." in text
     assert "Test 3: 2 of 9 refits may be off by more than 5 % of their change." in text
-    assert f"Test 3: {quiet} of 9 changes are below the noise floor and carry no information by themselves." in text
+    assert quiet == 1
+    assert "Test 3: 1 of 9 changes is below the noise floor and carries no information by itself." in text
     unknown = Reader(written(tmp_path, [comparison(flagged=None, noise_floor=None)])).text
     assert "Test 3: the error of a single refit is unknown: there is no bound and no noise floor." in unknown
     assert "there are no" not in Reader(written(tmp_path, [comparison()])).text
@@ -210,3 +211,36 @@ def test_scores_of_other_settings_are_no_page(tmp_path):
         "  Run `ifloo influence` for this test again, with --overwrite."
     )
     assert not results.layout.report.exists()
+
+
+# The objective.
+
+EVALUATION = {
+    "outcome": "evaluation objective",
+    "text": "scores are of the evaluation-mode objective; the gradient of a training step differs by 6 %, cosine .998",
+}
+
+
+def test_the_objective_is_one_sentence_for_all_tests_and_a_caution_where_it_was_not_trained(tmp_path):
+    text = Reader(written(tmp_path, [comparison(), comparison(t=8)], objective=EVALUATION)).text
+    assert f"Objective, evaluation objective: {EVALUATION['text']}." in text
+    assert f"S{EVALUATION['text'][1:]}." in text
+    equal = {"outcome": "equal", "text": "a training step has the gradient of J (relative difference 1.1e-07)"}
+    text = Reader(written(tmp_path / "equal", [comparison()], objective=equal)).text
+    assert text.count(equal["text"]) == 1
+    assert f"Objective, equal: {equal['text']}." in text
+    assert "Objective, " not in Reader(written(tmp_path / "none", [comparison()])).text
+
+
+def test_a_caution_on_several_tests_is_listed_once(tmp_path):
+    tests = [comparison(t=t, n=9, k=3, noise_floor=None) for t in (3, 8)]
+    text = Reader(written(tmp_path, tests)).text
+    assert text.count("only 9 refits: take the statistics as a hint, and their intervals as too narrow.") == 1
+    assert "Tests 3, 8: only 9 refits: take the statistics as a hint" in text
+
+
+def test_weights_of_samples_are_part_of_the_definitions(tmp_path):
+    weights = {"rule": "the value of item 1", "values": {"0": 1.0, "1": 5.0}}
+    text = Reader(written(tmp_path, [comparison()], objective={**EVALUATION, "weights": weights})).text
+    assert "drop: -(s - n c_i mean s); zero_weight: -s;" in text
+    assert "by the value of item 1 (0: 1, 1: 5);" in text

@@ -29,11 +29,9 @@ class Entry:
     note: str = ""
 
 
-def certificate(
-    stored: StoredInfluences, one: Comparison | None, objective: ObjectiveRecord | None = None
-) -> list[Entry]:
+def certificate(stored: StoredInfluences, one: Comparison | None) -> list[Entry]:
     """Returns the entries of one test: those of the scores, then those of the refits if the test has any."""
-    entries = [*_objective(objective), _solve(stored), _residual(stored)]
+    entries = [_solve(stored), _residual(stored)]
     if stored.damping:
         undamped = compact(stored.undamped_residual, ".2g")
         entries.append(Entry("undamped residual", undamped, "residual of the damped solution in the undamped system"))
@@ -44,13 +42,9 @@ def certificate(
     return entries if one is None else [*entries, *_of_refits(one)]
 
 
-def _objective(record: ObjectiveRecord | None) -> list[Entry]:
-    """Returns the entry on what was trained and what is scored; none for scores without such a comparison."""
-    if record is None:
-        return []
-    difference = record.get("relative_difference")
-    number = f", {compact(difference, '.2g')}" if isinstance(difference, float) else ""
-    return [Entry("objective", f"{record.get('outcome')}{number}", str(record.get("text")))]
+def objective(record: ObjectiveRecord | None) -> Entry | None:
+    """Returns the entry on what was trained and what is scored; None for scores without such a comparison."""
+    return None if record is None else Entry("objective", str(record.get("outcome")), str(record.get("text")))
 
 
 def _solve(stored: StoredInfluences) -> Entry:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ifloo.agreement import Agreement
+from ifloo.objective.certificate import Outcome
 from ifloo.report.html.numbers import correlation, correlations, counted, interval, percent, ratio
 from ifloo.store import CORRECTED, FLAG_RATIO
 from ifloo.verdict import MIN_REFITS, Comparison, Row, Statistics, Verdict
 from ifloo.verdict.judgement import FEW_REFITS, Level, headline_of, judge
+from ifloo.verdict.objective_record import ObjectiveRecord
 
 _LEVELS = {
     Level.TRUE: "came true",
@@ -51,7 +53,7 @@ def answer(verdict: Verdict, unverified: Mapping[int, int]) -> Answer:
     tone, headline = found.tone, found.text
     if unverified:
         headline = f"{headline} {_tests_are(len(unverified))} not verified yet."
-    cautions = [caution for t, one in verdict.items() for caution in _cautions(t, one)]
+    cautions = [*_of_objective(verdict.objective), *_of_tests(verdict)]
     return Answer(
         tone, headline, _sentences(list(verdict.values()), verdict.statistics), [*cautions, *_missing(unverified)]
     )
@@ -114,7 +116,24 @@ def _of_corrected(found: Agreement | None) -> str:
     )
 
 
-def _cautions(t: int, one: Comparison) -> list[str]:
+def _of_objective(record: ObjectiveRecord | None) -> list[str]:
+    """Returns a caution if what is scored is not what was trained."""
+    if record is None or record.get("outcome") not in (Outcome.EVALUATION.value, Outcome.UNEXPLAINED.value):
+        return []
+    text = str(record.get("text"))
+    return [f"{text[:1].upper()}{text[1:]}."]
+
+
+def _of_tests(verdict: Verdict) -> list[str]:
+    """Returns the cautions on single tests; one that holds for several is listed once."""
+    tests: dict[str, list[int]] = {}
+    for t, one in verdict.items():
+        for caution in _cautions(one):
+            tests.setdefault(caution, []).append(t)
+    return [f"Test{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))}: {text}" for text, ids in tests.items()]
+
+
+def _cautions(one: Comparison) -> list[str]:
     n, found, cautions = len(one.ids), one.agreement(), _of_controls(one.statistics)
     if one.roughness:
         cautions.append(one.roughness)
@@ -131,11 +150,12 @@ def _cautions(t: int, one: Comparison) -> list[str]:
     if found is not None and one.noise_floor is not None and found.n_rel_err < n:
         quiet = n - found.n_rel_err
         cautions.append(
-            f"{quiet} of {counted(n, 'change')} are below the noise floor and carry no information by themselves."
+            f"{quiet} of {counted(n, 'change')} {'is' if quiet == 1 else 'are'} below the noise floor and "
+            f"{'carries no information by itself' if quiet == 1 else 'carry no information by themselves'}."
         )
     if one.stored.damping and one.stored.undamped_residual:
         cautions.append(f"the scores are those of a system damped by {one.stored.damping:g}, not of the undamped loss.")
-    return [f"Test {t}: {caution}" for caution in cautions]
+    return cautions
 
 
 def _of_controls(statistics: Statistics) -> list[str]:

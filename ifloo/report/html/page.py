@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from ifloo.data.protocol import ConversationSet, SampleSets
-from ifloo.report.html.certificate import columns
+from ifloo.report.html.certificate import columns, objective
 from ifloo.report.html.headline import answer
 from ifloo.report.html.numbers import (
     compact,
@@ -84,15 +84,14 @@ def _facts(
     tests = {t: (one.stored, one) for t, one in verdict.items()} | {
         t: (one, None) for t, (one, _) in unverified.items()
     }
-    views = [
-        view(stored, one, album, outcomes.get(t, ""), verdict.objective) for t, (stored, one) in sorted(tests.items())
-    ]
+    views = [view(stored, one, album, outcomes.get(t, "")) for t, (stored, one) in sorted(tests.items())]
     drawn = points(verdict, album)
     scripts = [script_text(HERE / "vendor" / "plotly-basic.min.js"), script_text(HERE / "report.js")]
     return {
         "experiment": layout.root.name,
         "answer": answer(verdict, {t: refits for t, (_, refits) in unverified.items()}),
         "views": views,
+        "objective": objective(verdict.objective),
         "conversation": conversation,
         "certificate_columns": columns([one.certificate for one in views]),
         "groups": groups_tables(verdict),

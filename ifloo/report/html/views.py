@@ -14,7 +14,6 @@ from ifloo.store import StoredInfluences
 from ifloo.verdict import Comparison, Extremes, Row, Statistics, Verdict
 from ifloo.verdict.extremes import SHOWN
 from ifloo.verdict.judgement import Judgement, judge
-from ifloo.verdict.objective_record import ObjectiveRecord
 
 ALL = "all"  # key of all tests together, used if there are several
 
@@ -98,7 +97,6 @@ def view(
     one: Comparison | None,
     album: SampleCache,
     outcome: str,
-    objective: ObjectiveRecord | None = None,
 ) -> View:
     """Builds the view of one test; raises the same errors as `SampleCache.of_training`."""
     most = Extremes.of(stored)
@@ -111,7 +109,7 @@ def view(
         one=one,
         together=together,
         judgement=None if together is None else judge(together.agreement),
-        certificate=certificate(stored, one, objective),
+        certificate=certificate(stored, one),
         histogram=histogram(stored, SHOWN if one is None else int(one.top.sum())),
         helpful=[_card(stored, one, album, at) for at in most.helpful],
         harmful=[_card(stored, one, album, at) for at in most.harmful],
