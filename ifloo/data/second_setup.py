@@ -7,7 +7,8 @@ import functools
 import inspect
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import lightning as L
@@ -73,7 +74,7 @@ class SecondSetup:
         Returns:
             None where there is no second data module, or it cannot be set up.
         """
-        with undisturbed():
+        with undisturbed(), _without_notes():
             random.seed(OTHER_SEED)
             np.random.seed(OTHER_SEED)
             torch.default_generator.manual_seed(OTHER_SEED)
@@ -88,6 +89,18 @@ class SecondSetup:
                 log.debug("the data module is not set up twice: %s", error)
                 return None
             return isinstance(other, DataLoader) and _differ(loader, other)
+
+
+@contextmanager
+def _without_notes() -> Generator[None, None, None]:
+    """Keeps the notes of ifloo's own data modules from being logged a second time."""
+    log_of_data = logging.getLogger("ifloo.data")
+    before = log_of_data.level
+    log_of_data.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log_of_data.setLevel(before)
 
 
 def _saved_arguments(data: Source) -> dict[str, object] | None:

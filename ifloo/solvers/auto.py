@@ -86,9 +86,10 @@ class Auto(Solver):
         by_steps = STEPS.get(A.dtype, 30) * cost.product * k / rate
         name, chosen = ("CG", iterative) if by_steps < by_factor else (f"Cholesky of q = {cost.size:,}", direct)
         log.info(
-            "solver: %s for %d right-hand sides (about %.1e operations by CG, %.1e by Cholesky).",
+            "solver: %s for %d right-hand side%s (about %.1e operations by CG, %.1e by Cholesky).",
             name,
             k,
+            "" if k == 1 else "s",
             by_steps,
             by_factor,
         )

@@ -22,7 +22,7 @@ class Level(Enum):
     ORDER = "right order, wrong size"
     ROUGH = "roughly true"
     UNTRUE = "did not come true"
-    UNDEFINED = "cannot be said"
+    UNDEFINED = "cannot be judged"
 
 
 @dataclass(frozen=True)
@@ -93,5 +93,5 @@ def _headline(each: Sequence[Judgement], refits: int) -> Headline:
         Level.ORDER: Headline("middling", f"The predictions are right in order, but not in size{hedge}."),
         Level.ROUGH: Headline("middling", f"The predicted changes came true only roughly{hedge}."),
         Level.UNTRUE: Headline("bad", f"The predicted changes did not come true{hedge}."),
-        Level.UNDEFINED: Headline("none", "Whether the predictions are true cannot be said: nothing varies."),
+        Level.UNDEFINED: Headline("none", "Whether the predictions are true cannot be judged: nothing varies."),
     }[level]

@@ -191,7 +191,7 @@ def test_a_test_whose_loss_no_refit_changes_does_not_cost_the_others(results, tm
     assert lines[7] == f"  {'noisy':<16}   -  {EQUAL}"
     text = Reader(results.layout.report.read_text(encoding="utf-8")).text
     assert "label class 0 20" in text.replace("test 3, ", "")
-    assert "cannot be said" in text
+    assert "cannot be judged" in text
     assert "not verified" not in text
     for name in ("influence_vs_loo", "methods_comparison"):
         assert results.layout.figure(name, T).exists()

@@ -67,4 +67,4 @@ def test_equal_changes_cannot_be_judged(capsys):
     one = comparison(n=2, k=1)
     _, lines = _printed(capsys, one)
     assert judge(one.agreement()).sure is False
-    assert lines[-1] == "Whether the predictions are true cannot be said: nothing varies."
+    assert lines[-1] == "Whether the predictions are true cannot be judged: nothing varies."
