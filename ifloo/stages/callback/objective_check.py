@@ -13,7 +13,6 @@ from ifloo.models import unwrap
 from ifloo.objective import Objective
 from ifloo.objective.certificate import ObjectiveCertificate
 from ifloo.stages.callback.fit_weights import FitWeights
-from ifloo.stages.callback.training_data import training_loader
 from ifloo.stages.certificate.gradient_hooks import GradientHooks
 from ifloo.stages.certificate.run_certificate import CertificateRequest, ExaminedRun, examined, sample_weights
 
@@ -56,8 +55,13 @@ class CheckedObjective:
         Raises:
             InputError: J is not what was trained, and no cause explains it.
         """
-        loader = training_loader(weights.trainer)
-        request = replace(CertificateRequest.of(module, loader, patterns), accept=accept, ran=weights.ran)
+        loader = weights.loader
+        request = replace(
+            CertificateRequest.of(module, loader, patterns),
+            accept=accept,
+            ran=weights.ran,
+            trained_with=weights.trainer.train_dataloader,
+        )
         try:
             # A copy of a module has lost the hooks on its gradients.
             with GradientHooks.of(unwrap(weights.module)).registered(unwrap(module)):

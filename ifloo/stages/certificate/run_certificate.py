@@ -56,6 +56,7 @@ class CertificateRequest:
         dtype: Precision of the comparison; None for that of the module.
         stated: Whether the fit was of the stated losses (`ifloo fit`), not of the user's own training step.
         accept: Whether the user accepts an unexplained difference.
+        trained_with: Training loader that the module finds in its Trainer; None for `loader`.
     """
 
     module: L.LightningModule
@@ -66,6 +67,7 @@ class CertificateRequest:
     ran: bool = False
     stated: bool = False
     accept: bool = False
+    trained_with: object = None
     device: torch.device | None = None
     dtype: torch.dtype | None = None
 
@@ -91,6 +93,11 @@ class CertificateRequest:
     def replayed(self) -> L.LightningModule:
         """The module whose training step is replayed."""
         return self.module if self.stated else unwrap(self.module)
+
+    @property
+    def loader_of_trainer(self) -> object:
+        """Training loader that the module finds in its Trainer."""
+        return self.loader if self.trained_with is None else self.trained_with
 
 
 def examined(request: CertificateRequest) -> Examined:
@@ -149,12 +156,12 @@ def _compared(request: CertificateRequest, drawn: DrawnBatches, dtype: torch.dty
     if dtype is not None or request.device is not None:
         request = replace(request, module=detached(request.module).to(device=request.device, dtype=dtype))
         if isinstance(request.module, Adapted) and request.module.fit_described is None:
-            request.module.describe_fit(request.state, request.datamodule, request.loader)
+            request.module.describe_fit(request.state, request.datamodule, request.loader_of_trainer)
     module, replayed = request.module, request.replayed
     space = ParamSpace.of(module, request.parameters)
     names = tuple(name if replayed is module else author_name(module, name) for name in space.names)
     source = ReplaySource(
-        replayed, drawn.collate, request.state, request.datamodule, request.loader, names, hooks, request.ran
+        replayed, drawn.collate, request.state, request.datamodule, request.loader_of_trainer, names, hooks, request.ran
     )
     replay = Replay(source)
     losses = FunctionalLosses(module, space, Path.LOOP)
