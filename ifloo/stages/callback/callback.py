@@ -15,11 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from ifloo.attribution import Method
 from ifloo.data.fit_record import KEY
-from ifloo.errors import InputError, in_one_line
+from ifloo.errors import IflooError, InputError, in_one_line
 from ifloo.models.adapted import SampleLossFunction
 from ifloo.objective import Batch
 from ifloo.objective.id_rule import IdSetting
 from ifloo.objective.loaders import sample_count
+from ifloo.objective.user_code import reason
 from ifloo.stages.callback.data_reads import DataReads
 from ifloo.stages.callback.epoch_files import EpochFolders
 from ifloo.stages.callback.fit_weights import FitWeights
@@ -193,7 +194,7 @@ class InfluenceCallback(L.Callback):
             InputError: With `strict`: queries, data, module and method do not fit together, or the output folder holds
                 other scores.
         """
-        with self._warning(trainer, lambda error: f"InfluenceCallback is off for this fit: {in_one_line(error)}"):
+        with self._warning(trainer, lambda error: f"InfluenceCallback is off for this fit: {_in_words(error)}"):
             root = self._root(trainer)  # an exchange in which all processes take part
             reads = DataReads()
             with undisturbed_with(*_held_by(trainer), self.queries):
@@ -335,7 +336,13 @@ def _held_by(trainer: L.Trainer) -> list[object]:
 
 
 def _without_scores(moment: Moment, error: Exception) -> str:
-    return f"No influence scores {moment}; the fit is untouched. {type(error).__name__}: {error}"
+    text = f"{type(error).__name__}: {error}" if isinstance(error, IflooError) else reason(error)
+    return f"No influence scores {moment}; the fit is untouched. {text}"
+
+
+def _in_words(error: Exception) -> str:
+    """Returns an error in one line; that of the user's code with file and line."""
+    return in_one_line(error) if isinstance(error, IflooError) else reason(error)
 
 
 def _announcement(n: int, m: int, moment: Moment, seconds: float | None) -> str:

@@ -9,19 +9,21 @@ import os
 import signal
 import stat
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from torch._utils import ExceptionWrapper
 from typing_extensions import Self
 
 from ifloo.data.sample_store import packed, unpacked
-from ifloo.errors import IflooError, WorkError
+from ifloo.errors import WorkError, in_one_line
+from ifloo.objective.user_code import RemoteError
 
 Reads: TypeAlias = Mapping[str, Callable[..., object]]  # functions that read, by name
 PLACE = "a worker process that reads the data"
@@ -80,26 +82,29 @@ class ReaderProcess:
         if os.getpid() != self._owner:
             own_file_positions()
             return self._reads[name](*arguments)
-        try:
-            self._connection.send_bytes(packed((name, arguments)))
-            done, answer, records = unpacked(self._connection.recv_bytes())  # type: ignore[misc]  # of `_answer`
-        except (EOFError, OSError) as error:
-            self._refuse(f"{PLACE} has ended ({type(error).__name__})")
-        except Exception as error:  # an object of the user's may refuse to be sent in any way
-            self._refuse(f"what is read cannot be sent to another process ({type(error).__name__}: {error})")
-        for record in records:
+        answer = self._answer(_Request(name, arguments))
+        for record in answer.records:
             logging.getLogger(record.name).handle(record)
-        if done:
-            return answer
-        if isinstance(answer, ExceptionWrapper):
-            answer.reraise()
-        if isinstance(answer, IflooError):
-            raise answer
-        self._refuse(str(answer))
+        if answer.refusal is not None:
+            raise self._unable(answer.refusal)
+        if answer.error is not None:
+            raise answer.error from RemoteError(answer.trace)
+        return answer.value
 
-    def _refuse(self, reason: str) -> None:
+    def _answer(self, request: _Request) -> _Answer:
+        try:
+            self._connection.send_bytes(packed(request))
+            answer = unpacked(self._connection.recv_bytes())
+        except (EOFError, OSError) as error:
+            raise self._unable(f"{PLACE} has ended ({type(error).__name__})") from error
+        except Exception as error:  # an object of the user's may refuse to be sent in any way
+            raise self._unable(_unsent(error)) from error
+        assert isinstance(answer, _Answer)
+        return answer
+
+    def _unable(self, reason: str) -> WorkError:
         self.failure = reason
-        raise WorkError(f"The data cannot be read in a process of their own: {reason}.")
+        return WorkError(f"The data cannot be read in a process of their own: {reason}.")
 
     def __enter__(self) -> Self:
         return self
@@ -132,7 +137,7 @@ _owner_of_positions: int | None = None
 
 
 def _open_again(file: int) -> None:
-    import fcntl  # ruff: ignore[import-outside-top-level]  # absent on Windows, which has no fork either
+    import fcntl  # absent on Windows, which has no fork either
 
     flags = fcntl.fcntl(file, fcntl.F_GETFL)
     if file <= 2 or not stat.S_ISREG(os.fstat(file).st_mode) or flags & os.O_ACCMODE == os.O_WRONLY:
@@ -155,28 +160,59 @@ def _serve(reads: Reads, connection: Connection, parents: Connection) -> None:
     logger.handlers, logger.propagate = [records], False
     with suppress(EOFError, OSError):
         while True:
-            name, arguments = unpacked(connection.recv_bytes())  # type: ignore[misc]  # of `call`
-            answer = _answer(reads[name], arguments, records)
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()
+            request = unpacked(connection.recv_bytes())
+            assert isinstance(request, _Request)
+            answer = _answered(reads[request.name], request.arguments, records)
+            sys.stdout.flush()
             connection.send_bytes(answer)
 
 
-def _answer(read: Callable[..., object], arguments: tuple[object, ...], records: _Records) -> bytes:
-    """Calls a function; returns whether it did, its result or error, and what it logged."""
-    done, answer = True, object()
+@dataclass(frozen=True)
+class _Request:
+    """Name of a function, and its arguments."""
+
+    name: str
+    arguments: tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """Answer to a request.
+
+    Attributes:
+        value: Result of the function.
+        error: Exception of the function.
+        trace: Traceback of the exception.
+        refusal: Reason why neither can be sent.
+        records: What was logged.
+    """
+
+    value: object = None
+    error: Exception | None = None
+    trace: str = ""
+    refusal: str | None = None
+    records: tuple[logging.LogRecord, ...] = ()
+
+
+def _answered(read: Callable[..., object], arguments: tuple[object, ...], records: _Records) -> bytes:
+    """Calls a function and packs its answer."""
     try:
-        answer = read(*arguments)
-    except IflooError as error:
-        done, answer = False, error
+        answer = _Answer(read(*arguments), records=records.taken())
     except Exception as error:  # of the user's code
-        of_device = any(part in str(error) for part in _NO_DEVICE)
-        done, answer = False, "the data are on a device" if of_device else ExceptionWrapper(where=f"in {PLACE}")
+        if any(part in str(error) for part in _NO_DEVICE):
+            return packed(_Answer(refusal="the data are on a device"))
+        answer = _Answer(error=error, trace=traceback.format_exc(), records=records.taken())
     try:
-        return packed((done, answer, records.taken()))
+        content = packed(answer)
+        if answer.error is not None:
+            unpacked(content)  # an exception of the user's may be one that can only be sent
     except Exception as error:  # an object of the user's may refuse to be pickled in any way
-        reason = f"what is read cannot be sent to another process ({type(error).__name__}: {error})"
-        return packed((False, reason, []))
+        return packed(_Answer(refusal=_unsent(error)))
+    return content
+
+
+def _unsent(error: Exception) -> str:
+    return f"what is read cannot be sent to another process ({in_one_line(error)})"
 
 
 class _Records(logging.handlers.QueueHandler):
@@ -189,8 +225,8 @@ class _Records(logging.handlers.QueueHandler):
     def enqueue(self, record: logging.LogRecord) -> None:
         self.kept.append(record)
 
-    def taken(self) -> list[logging.LogRecord]:
+    def taken(self) -> tuple[logging.LogRecord, ...]:
         """Returns the records since the last call."""
-        taken = list(self.kept)
+        taken = tuple(self.kept)
         self.kept.clear()
         return taken

@@ -78,7 +78,9 @@ def closure_counter() -> Noisy:
 
 
 def default_argument() -> Noisy:
-    def drawn(draw: random.Random = random.Random(1)) -> float:  # noqa: B008  # the case in question
+    own = random.Random(1)
+
+    def drawn(draw: random.Random = own) -> float:
         return draw.random()
 
     return Noisy(drawn)
