@@ -25,7 +25,8 @@ from ifloo.objective.forms import opaque_parts, tensors_of
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
 from ifloo.objective.layout import Layout
 from ifloo.objective.loaders import samples_behind, separately, sequential, unwrap_loader
-from ifloo.objective.plain import recordable, recording
+from ifloo.objective.own_backward import own_backward
+from ifloo.objective.plain import leaf, recordable, recording
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.singles import length_of
 from ifloo.objective.slopes import backward_slopes, forward_slopes, random_unit, unit_along
@@ -265,8 +266,15 @@ class _Trial:
         layout = self.samples.layout if path is Path.LOOP else None
         notes = [] if path is Path.FORWARD else [self._why(path, whole)]
         if has_stopped_part(self.losses, self.samples, self.reference):
-            notes.append(STOPPED)
+            notes.append(self._stopped())
         return FunctionalLosses(self.losses.module, self.losses.space, path, vmapped, layout, tuple(notes))
+
+    def _stopped(self) -> str:
+        """Returns the note on a loss whose gradient is not its derivative."""
+        loop, one = FunctionalLosses(self.losses.module, self.losses.space, Path.LOOP), self.samples.singles[0]
+        with recording():
+            own = own_backward(lambda: loop.single_loss(leaf(self.theta), recordable(one)))
+        return OWN_BACKWARD.format(", ".join(own)) if own else STOPPED
 
     def _why(self, path: Path, whole: bool) -> str:
         if path is Path.BACKWARD:
@@ -324,6 +332,10 @@ def not_backward(over: str = "") -> str:
 STOPPED = (
     "a part of the loss passes no gradient (detach, torch.no_grad, a rounding): scores follow the gradient that "
     "training took, and the curvature is that of the part that moves; the fit ended at no minimum of the loss itself"
+)
+OWN_BACKWARD = (
+    "the backward pass of this loss is not the derivative of its value ({}: a backward pass of its own): scores follow "
+    "the gradient that training took; the fit ended at no minimum of the loss itself"
 )
 
 

@@ -31,6 +31,7 @@ from ifloo.objective.weights import SampleWeights
 from ifloo.params import ParamSpace, author_name
 from ifloo.stages.certificate.drawn_batches import CollateSamples, DrawnBatches, SampleSource, drawn_batches
 from ifloo.stages.certificate.gradient_hooks import GradientHooks
+from ifloo.stages.certificate.hessian_check import hessian_note
 from ifloo.stages.certificate.parts import HALVES
 from ifloo.stages.certificate.rare_rows import with_rare_rows
 from ifloo.stages.certificate.replay import Replay, ReplaySource, wide
@@ -38,6 +39,8 @@ from ifloo.stages.isolation import detached, undisturbed_with
 
 log = logging.getLogger(__name__)
 DECISIVE = 1e-3  # relative difference that rounding may allow before the comparison is made in float64
+HESSIAN_ROWS = 16  # samples on which products with the Hessian are compared with the training gradient
+LARGEST_IN_DOUBLE = 1 << 28  # parameters of a module that is copied in float64
 OWN_LOSS_ROWS = 32  # samples compared for a module whose training step is that of SampleLossModule
 
 
@@ -108,6 +111,7 @@ def examined(request: CertificateRequest) -> Examined:
     Raises:
         InputError: If the user's code fails on a batch, and the difference is not accepted beforehand.
     """
+    drawn: DrawnBatches | None = None
     try:
         with recording():
             drawn = _drawn(request)
@@ -117,10 +121,33 @@ def examined(request: CertificateRequest) -> Examined:
             raise
         cause = Cause("the training step cannot be run again", str(error))
         found = Examined(ObjectiveCertificate(Outcome.UNEXPLAINED, math.nan, None, 0.0, (), (cause,)))
-    if _undecided(request, found.certificate):
+    if drawn is not None and _undecided(request, found.certificate):
         with recording():
             found = _in_double(request, drawn, found)
-    return replace(found, certificate=replace(found.certificate, accepted=request.accept))
+    certificate = replace(found.certificate, accepted=request.accept)
+    return replace(found, certificate=certificate if drawn is None else _with_hessian(request, drawn, certificate))
+
+
+def _with_hessian(
+    request: CertificateRequest, drawn: DrawnBatches, certificate: ObjectiveCertificate
+) -> ObjectiveCertificate:
+    """Adds the sentence on products with the Hessian that are not the derivative of the training gradient.
+
+    They are compared in float64 where the module runs in it: rounding and kinks then hide least.
+    """
+    small = sum(p.numel() for p in request.module.parameters()) <= LARGEST_IN_DOUBLE
+    each = math.ceil(HESSIAN_ROWS / len(drawn.samples))  # of each drawn batch
+    for dtype in (torch.float64, request.dtype) if small else (request.dtype,):
+        try:
+            with recording():
+                samples = [sample for batch in drawn.samples for sample in batch[:each]]
+                singles = [drawn.collate([sample]) for sample in samples]
+                note = hessian_note(_moved(request, dtype).module, request.parameters, singles)
+        except Exception as error:  # a module may fix its precision, or have no second derivative: a solve then tells
+            log.info("products with the Hessian are not compared with the training gradient: %s", error)
+            continue
+        return replace(certificate, note="; ".join(text for text in (certificate.note, note) if text))
+    return certificate
 
 
 def _data_of(trainer: L.Trainer) -> L.LightningDataModule | None:
@@ -151,12 +178,18 @@ def _in_double(request: CertificateRequest, drawn: DrawnBatches, found: Examined
     return replace(result, certificate=replace(result.certificate, note="; ".join(notes)))
 
 
+def _moved(request: CertificateRequest, dtype: torch.dtype | None) -> CertificateRequest:
+    """Returns the request of a copy of the module, on the device and in the precision of a comparison."""
+    request = replace(request, module=detached(request.module).to(device=request.device, dtype=dtype))
+    if isinstance(request.module, Adapted) and request.module.fit_described is None:
+        request.module.describe_fit(request.state, request.datamodule, request.loader_of_trainer)
+    return request
+
+
 def _compared(request: CertificateRequest, drawn: DrawnBatches, dtype: torch.dtype | None) -> Examined:
     hooks = GradientHooks.of(request.replayed)
     if dtype is not None or request.device is not None:
-        request = replace(request, module=detached(request.module).to(device=request.device, dtype=dtype))
-        if isinstance(request.module, Adapted) and request.module.fit_described is None:
-            request.module.describe_fit(request.state, request.datamodule, request.loader_of_trainer)
+        request = _moved(request, dtype)
     module, replayed = request.module, request.replayed
     space = ParamSpace.of(module, request.parameters)
     names = tuple(name if replayed is module else author_name(module, name) for name in space.names)
