@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ifloo.attribution.definitions import STATED
 from ifloo.errors import InputError
 from ifloo.models import SampleLossModule, unwrap
 from ifloo.models.adapted import Adapted
@@ -225,6 +226,14 @@ class ExaminedRun:
 
     certificate: ObjectiveCertificate | None = None
     weights: Float[Tensor, " n"] | None = None
+
+    @property
+    def rule(self) -> str | None:
+        """Noun phrase for what the weights depend on; None if J is the plain mean."""
+        if self.weights is None:
+            return None
+        table = None if self.certificate is None else self.certificate.weights
+        return STATED if table is None else str(table)
 
     def weighed(self, objective: Objective) -> Objective:
         """Returns J with the weights that were found."""
