@@ -3,16 +3,16 @@ r"""Expected share of a sample in the weight of a batch that is drawn without re
 A batch of b of n samples with weights a_i has the loss Σ_B a_i ℓ_i / Σ_B a_i, so that sample i enters the mean over
 shuffles with c_i = E[1{i in B} a_i / Σ_B a]. With 1 / S = ∫_0^∞ exp(-t S) dt and x_i = exp(-t a_i),
 
-    c_i = ∫_0^∞ a_i π_i(t) Φ(t) dt,    Φ = E exp(-t Σ_B a) = e_b(x) / C(n, b),    π_i = x_i e_{b-1}(x without i) / e_b(x),
+    c_i = ∫_0^∞ a_i π_i(t) Φ(t) dt,    Φ = E exp(-t Σ_B a) = e_b(x) / C(n, b),    π_i = x_i e_{b-1}(x but i) / e_b(x),
 
 e_b the elementary symmetric polynomial. For any r > 0, with independent indicators of probability p_i = r x_i / (1 + r
-x_i) and their sum X: e_b(x) = Π (1 + r x_i) r^-b P(X = b) and π_i = p_i P(X without i = b - 1) / P(X = b), the
-probability that conditional Poisson sampling holds i (Chen, Dempster & Liu 1994, Biometrika 81, 457). With r such that
-Σ p_i = b no probability is small, and each is a sum over M points on a circle: exact for M > n, and for smaller M up to
+x_i) and their sum X: e_b(x) = Π (1 + r x_i) r^-b P(X = b) and π_i = p_i P(X but i = b - 1) / P(X = b), the probability
+that conditional Poisson sampling holds i (Chen, Dempster & Liu 1994, Biometrika 81, 457). With r such that Σ p_i = b no
+probability is small, and each is a sum over M points on a circle: exact for M > n, and for smaller M up to
 P(|X - b| >= M), which is below the rounding of float64 for the M of `_points`. The integral over log t is a trapezoidal
-sum of step h, whose error falls like exp(-π² / h): 1e-17 here. Equal weights are one term. Of very many different ones,
-groups of neighbours are replaced by the two values with the same moments up to the third, and the result, a smooth function
-of log a, is interpolated through Chebyshev points: 1e-10 or better in all tests.
+sum of step h, whose error falls like exp(-π² / h): 1e-17 here. Equal weights are one term. Of very many different ones
+the smallest are taken one by one; groups of neighbours among the others are replaced by the two values with the same
+moments up to the third, and the result, a smooth function of log a, is interpolated through Chebyshev points.
 """
 
 from __future__ import annotations
@@ -71,9 +71,7 @@ def _by_groups(values: Float[Tensor, " k"], counts: Float[Tensor, " k"], sizes: 
     rest = values[alone:]
     nodes = _chebyshev(float(rest[0].log()), float(rest[-1].log()))
     grouped = _grouped(rest, counts[alone:])
-    population = _Population(
-        torch.cat([values[:alone], grouped.values]), torch.cat([counts[:alone], grouped.counts])
-    )
+    population = _Population(torch.cat([values[:alone], grouped.values]), torch.cat([counts[:alone], grouped.counts]))
     found = population.shares(torch.cat([values[:alone], nodes.exp()]), sizes)
     per_weight = _interpolated(nodes, found[alone:] / nodes.exp(), rest.log())
     return torch.cat([found[:alone], rest * per_weight])

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -158,12 +159,14 @@ class Followed:
         name: Class of the sampler.
         epochs: Function that yields the batches of one epoch after the other.
         even: Whether all batches have one size, but for a shorter one.
+        count: Number of batches of the first epoch.
     """
 
     n: int
     name: str
     epochs: Callable[[], Generator[Batches, None, None]]
     even: bool
+    count: int
 
     def shares(self, weights: Float[Tensor, " n"] | None) -> Float[Tensor, " n"]:
         """Returns the mean over batches of a sample's share in the weight of the batch, over the epochs followed.
@@ -244,7 +247,7 @@ def _sizes(draws: int, n: int, size: int, drop_last: bool) -> tuple[tuple[Sizes,
     for first in range(0, draws - size + 1 if drop_last else draws, size):
         last = min(first + size, draws)
         ends = [first, *(k * n for k in range(first // n + 1, (last - 1) // n + 1)), last]
-        found[tuple(b - a for a, b in zip(ends, ends[1:], strict=False))] += 1
+        found[tuple(b - a for a, b in pairwise(ends))] += 1
     return tuple(found.items())
 
 
@@ -306,7 +309,7 @@ def followed_batches(loader: DataLoader[Batch], n: int) -> Repeated | Followed:
         return Repeated(n, first)
     largest = int(torch.cat([first.sizes, second.sizes]).max())
     even = all(int((epoch.sizes < largest).sum()) <= 1 for epoch in (first, second))
-    return Followed(n, type(drawn_by(loader)).__name__, epochs, even)
+    return Followed(n, type(drawn_by(loader)).__name__, epochs, even, len(first.sizes))
 
 
 def _same(one: Batches, other: Batches) -> bool:

@@ -28,8 +28,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, MapDataset
-from ifloo.objective.epoch_batches import EpochBatches, followed_batches, known_batches
+from ifloo.objective.epoch_batches import EpochBatches, followed_batches, known_batches, size_of_batches
 
 Numbers: TypeAlias = dict[str, str | float | int]
 EQUAL = 1e-12  # relative difference of weights that are the same
@@ -55,6 +56,15 @@ class EpochWeights:
         a = in_batch.double()
         return cls(a / a.sum(), a, "")
 
+    def of_first(self, count: int) -> EpochWeights:
+        """Returns the weights of the first samples in a J of these alone; equal ones if none of them has a weight."""
+        if count == self.n:
+            return self
+        shares = self.shares[:count]
+        equal = torch.full_like(shares, 1 / count)
+        in_batch = None if self.in_batch is None else self.in_batch[:count]
+        return EpochWeights(shares / shares.sum() if bool(shares.any()) else equal, in_batch, self.batches)
+
     @property
     def n(self) -> int:
         """Number of samples."""
@@ -72,12 +82,12 @@ class EpochWeights:
 
     @property
     def text(self) -> str:
-        """Noun phrase for the batches, and the range of n·c_i."""
+        """Phrase for the batches that J is the mean over, with the range of n·c_i; empty for one batch of all."""
         factors = self.shares * self.n
         trained = factors[factors > 0]
-        spread = f"n c_i from {float(trained.min()):.4g} to {float(trained.max()):.4g}" if len(trained) else ""
         none = f"{self.untrained:,} of {self.n:,} samples have c_i = 0 and the score 0" if self.untrained else ""
-        return "; ".join(filter(None, [f"{self.batches}, {spread}".removeprefix(", "), none]))
+        spread = "" if self.even else f"n c_i from {_short(trained.min())} to {_short(trained.max())}"
+        return ", ".join(filter(None, [self.batches, spread, none])) if self.batches or none else ""
 
     def record(self) -> Numbers:
         """Returns the weights in short, for a file."""
@@ -90,12 +100,19 @@ class EpochWeights:
         }
 
 
+def _short(factor: Tensor) -> str:
+    return f"{float(factor):.3g}"
+
+
 def epoch_weights(loader: DataLoader[Batch], in_batch: Float[Tensor, " n"] | None = None) -> EpochWeights | None:
     """Returns the weights of the samples in the J of a fit on this loader; None if J is the plain mean.
 
     Args:
         loader: Training loader of the fit, which `refuse_partial` has passed.
         in_batch: Relative weights a_i >= 0 of the samples in the loss of a batch; None if they are equal.
+
+    Raises:
+        InputError: An epoch has no batch.
     """
     batches = batches_of_epoch(loader)
     found = EpochWeights(batches.shares(in_batch), None if in_batch is None else in_batch.double(), batches.text)
@@ -103,7 +120,19 @@ def epoch_weights(loader: DataLoader[Batch], in_batch: Float[Tensor, " n"] | Non
 
 
 def batches_of_epoch(loader: DataLoader[Batch]) -> EpochBatches:
-    """Returns the batches of an epoch of a loader."""
+    """Returns the batches of an epoch of a loader.
+
+    Raises:
+        InputError: There is no batch.
+    """
     assert isinstance(loader.dataset, MapDataset)
     n = len(loader.dataset)
-    return known_batches(loader, n) or followed_batches(loader, n)
+    found = known_batches(loader, n) or followed_batches(loader, n)
+    if n and not found.count:
+        size, left_out = size_of_batches(loader)
+        why = f"drop_last=True leaves out the {n} samples, which fill no batch of {size}" if left_out else "no draw"
+        raise InputError(
+            f"An epoch of the training loader has no batch: {why}. Nothing was trained.\n"
+            "  Give smaller batches or drop_last=False, and fit again."
+        )
+    return found

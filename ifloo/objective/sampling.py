@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sized
 from contextlib import closing
 
 from torch.utils.data import (
-    BatchSampler,
     DataLoader,
     DistributedSampler,
     IterableDataset,
@@ -43,7 +41,7 @@ def refuse_partial(
 
     Raises:
         InputError: If it draws part of the samples at random, or some more often than others, so that the fit has
-            another objective than J; or if an epoch has no batch.
+            another objective than J.
     """
     if isinstance(loader.dataset, IterableDataset) or not isinstance(loader.dataset, MapDataset):
         return  # refused by `samples_behind`, with its reason
@@ -61,10 +59,8 @@ def refuse_partial(
             "  Make the loader once; what changes from epoch to epoch belongs into the dataset."
         )
     sampler, n = drawn_by(loader), len(loader.dataset)
-    if n and type(loader.batch_sampler) is BatchSampler:
-        _refuse_no_batch(loader.batch_sampler, n)
     if n and (how := _unequal(loader, sampler, n)) is not None:
-        raise _otherwise(sampler, how)
+        raise InputError(_otherwise(sampler, how))
 
 
 def refuse_rows_apart(loader: DataLoader[Batch]) -> None:
@@ -74,25 +70,14 @@ def refuse_rows_apart(loader: DataLoader[Batch]) -> None:
         InputError: If one does.
     """
     if isinstance(sampler := drawn_by(loader), SubsetRandomSampler):
-        raise _otherwise(sampler, "")
+        raise InputError(_otherwise(sampler, ""))
 
 
-def _otherwise(sampler: object, how: str) -> InputError:
-    return InputError(
+def _otherwise(sampler: object, how: str) -> str:
+    return (
         f"The training loader draws with {type(sampler).__name__}; J is the mean over every sample once.\n"
         f"  {how}Use shuffle=True or False; {FOR_A_PART}."
     )
-
-
-def _refuse_no_batch(batches: BatchSampler, n: int) -> None:
-    sampler = batches.sampler
-    draws = len(sampler) if isinstance(sampler, Sized) else batches.batch_size
-    if batches.drop_last and draws < batches.batch_size:
-        raise InputError(
-            f"An epoch of the training loader has no batch: {draws} of {n} samples are drawn, fewer than the "
-            f"{batches.batch_size} of a batch, and drop_last=True leaves them out. Nothing was trained.\n"
-            "  Give drop_last=False, or smaller batches, and fit again."
-        )
 
 
 def _all_batches(loader: DataLoader[Batch], limit: int | float) -> bool:
@@ -113,7 +98,7 @@ def _unequal(loader: DataLoader[Batch], sampler: object, n: int) -> str | None:
 
 
 def _unequal_when_drawn(loader: DataLoader[Batch], n: int) -> str | None:
-    """Follows a sampler of the user's through an epoch, or two: batches that come again are known, whatever they are."""
+    """Follows a sampler of the user's through an epoch; where it is unequal through two, as repeated batches are known."""
     epochs = SamplerEpochs(loader)
     with closing(epochs()) as following:
         batches = next(following)
