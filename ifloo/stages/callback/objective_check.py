@@ -14,7 +14,7 @@ from ifloo.objective import Objective
 from ifloo.objective.certificate import ObjectiveCertificate
 from ifloo.stages.callback.fit_weights import FitWeights
 from ifloo.stages.certificate.gradient_hooks import GradientHooks
-from ifloo.stages.certificate.run_certificate import CertificateRequest, ExaminedRun, examined, sample_weights
+from ifloo.stages.certificate.run_certificate import CertificateRequest, ExaminedRun, examined
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +56,12 @@ class CheckedObjective:
             with GradientHooks.of(unwrap(weights.module)).registered(unwrap(module)):
                 found = examined(request)
             found.certificate.require()
-            of_samples = None if found.weights is None else sample_weights(found.weights, loader)
+            run = ExaminedRun.of(request, found)
         except InputError as error:
             raise InputError(in_arguments(str(error))) from error
-        log.info("objective: %s.", found.certificate.text)
-        return cls(ExaminedRun(found.certificate, of_samples))
+        checked = cls(run)
+        log.info("objective: %s.", checked.certificate.text)
+        return checked
 
     @property
     def certificate(self) -> ObjectiveCertificate:
@@ -76,7 +77,7 @@ class CheckedObjective:
     def weighed(self, objective: Objective) -> Objective:
         """Returns J with the weights that were found, of all training samples or of the first of them."""
         found = self.run.weights
-        return objective if found is None else objective.weighted(found[: objective.n])
+        return objective if found is None else objective.weighted(found.of_first(objective.n))
 
 
 def in_arguments(text: str) -> str:

@@ -22,13 +22,15 @@ from ifloo.objective.batch_weights import BatchWeights, NoWeightsError, sample_k
 from ifloo.objective.batches import Batch, to_device
 from ifloo.objective.certificate import Cause, Coverage, ObjectiveCertificate, Outcome
 from ifloo.objective.certify import Examined, Subject, certify
+from ifloo.objective.epoch_weights import EpochWeights, epoch_weights
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
+from ifloo.objective.loaders import own_dataset
 from ifloo.objective.objective import Objective
 from ifloo.objective.plain import recording
 from ifloo.objective.preflight import preflight
 from ifloo.objective.randomness import undisturbed
+from ifloo.objective.sampling import refuse_partial, refuse_rows_apart
 from ifloo.objective.step_comparison import Samples
-from ifloo.objective.weights import SampleWeights
 from ifloo.params import ParamSpace, author_name
 from ifloo.stages.certificate.drawn_batches import CollateSamples, DrawnBatches, SampleSource, drawn_batches
 from ifloo.stages.certificate.gradient_hooks import GradientHooks
@@ -61,6 +63,7 @@ class CertificateRequest:
         stated: Whether the fit was of the stated losses (`ifloo fit`), not of the user's own training step.
         accept: Whether the user accepts an unexplained difference.
         trained_with: Training loader that the module finds in its Trainer; None for `loader`.
+        fit_loader: Loader of the fit over the same dataset, whose batches make an epoch; None: `loader`.
     """
 
     module: L.LightningModule
@@ -74,6 +77,7 @@ class CertificateRequest:
     trained_with: object = None
     device: torch.device | None = None
     dtype: torch.dtype | None = None
+    fit_loader: DataLoader[Batch] | None = None
 
     @classmethod
     def of(
@@ -91,7 +95,15 @@ class CertificateRequest:
             return cls(module, loader, described.run_state, _data_of(described), patterns)
         if trainer is None or isinstance(trainer, StandInTrainer):
             return cls(module, loader, RunState(), None, patterns)
-        return cls(module, loader, RunState.of_trainer(trainer), _data_of(trainer), patterns, ran=True)
+        found = cls(module, loader, RunState.of_trainer(trainer), _data_of(trainer), patterns, ran=True)
+        fitted = trainer.train_dataloader
+        same = isinstance(fitted, DataLoader) and own_dataset(fitted) is own_dataset(loader)
+        return replace(found, fit_loader=fitted) if same else found
+
+    @property
+    def trained_on(self) -> DataLoader[Batch]:
+        """Loader whose batches make an epoch of the fit."""
+        return self.loader if self.fit_loader is None else self.fit_loader
 
     @property
     def replayed(self) -> L.LightningModule:
@@ -110,8 +122,12 @@ def examined(request: CertificateRequest) -> Examined:
     What float32 cannot decide, because its rounding hides a difference, is compared in float64 where the module allows.
 
     Raises:
-        InputError: If the user's code fails on a batch, and the difference is not accepted beforehand.
+        InputError: If the user's code fails on a batch, and the difference is not accepted beforehand; or if the fit
+            drew part of its data.
     """
+    refuse_partial(request.trained_on, *request.state.part_of_data)
+    if _own_loss(request.module):
+        refuse_rows_apart(request.trained_on)
     drawn: DrawnBatches | None = None
     try:
         with recording():
@@ -221,11 +237,30 @@ class ExaminedRun:
 
     Attributes:
         certificate: Comparison of J with what was trained; None if they were not compared.
-        weights: Relative weight a_i of each training sample in J = Σ a_i ℓ_i / Σ a_i; None if J is the plain mean.
+        weights: Weight c_i of each training sample in J = Σ c_i ℓ_i + R; None if J is the plain mean.
     """
 
     certificate: ObjectiveCertificate | None = None
-    weights: Float[Tensor, " n"] | None = None
+    weights: EpochWeights | None = None
+
+    @classmethod
+    def of(cls, request: CertificateRequest, found: Examined) -> ExaminedRun:
+        """Finds the weights of all samples, and states them in the certificate; reads each sample once if they differ.
+
+        Raises:
+            InputError: If the weight of a sample cannot be found.
+        """
+        in_batch = None if found.weights is None else sample_weights(found.weights, request.loader)
+        weights, certificate = epoch_weights(request.trained_on, in_batch), found.certificate
+        if weights is None:
+            return cls(certificate)
+        if _own_loss(request.module):
+            note = f"J counts each sample once, while an epoch of the training loader is the mean {weights.text}"
+            notes = [text for text in (certificate.note, note) if text]
+            return cls(replace(certificate, note="; ".join(notes)))
+        outcome = Outcome.WEIGHTED if certificate.outcome is Outcome.EQUAL else certificate.outcome
+        shares, epoch = weights.record(), weights.text
+        return cls(replace(certificate, outcome=outcome, epoch=epoch, shares=shares), weights)
 
     @property
     def rule(self) -> str | None:
@@ -242,8 +277,7 @@ class ExaminedRun:
     def state_weights(self, module: L.LightningModule, ids: Int[Tensor, " n"]) -> None:
         """States the weights in the module, for refits; `ids` are those of the training samples in their order."""
         if self.weights is not None and isinstance(module, Adapted):
-            order = torch.argsort(ids)
-            module.batch_weights = SampleWeights(1.0, ids[order].cpu(), self.weights[order].cpu())
+            module.state_weights(ids, self.weights)
 
 
 def objective_certificate(request: CertificateRequest) -> ExaminedRun:
@@ -254,14 +288,16 @@ def objective_certificate(request: CertificateRequest) -> ExaminedRun:
     """
     try:
         found = examined(request)
-        certificate = found.certificate
-        certificate.require()
+        found.certificate.require()
     except InputError:
         _refuse_faulty_samples(request)  # a plainer error, if it is one of the data or of single losses
         raise
+    run = ExaminedRun.of(request, found)
+    certificate = run.certificate
+    assert certificate is not None
     plain = certificate.outcome in (Outcome.EQUAL, Outcome.WEIGHTED) and not certificate.note
     log.log(logging.INFO if plain else logging.WARNING, "objective: %s.", certificate.text)
-    return ExaminedRun(certificate, None if found.weights is None else sample_weights(found.weights, request.loader))
+    return run
 
 
 def _refuse_faulty_samples(request: CertificateRequest) -> None:
