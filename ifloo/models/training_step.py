@@ -27,14 +27,19 @@ from ifloo.objective.plain import recording
 from ifloo.objective.user_code import user_code
 
 
-def run_step(model: L.LightningModule, batch: Batch) -> object:
-    """Calls a module's `training_step`, with batch index 0 if it takes one, on a copy of the batch.
+def takes_index(model: L.LightningModule) -> bool:
+    """Tells whether a module's `training_step` takes the index of its batch."""
+    return _positional(model.training_step) > 1
+
+
+def run_step(model: L.LightningModule, batch: Batch, index: int = 0) -> object:
+    """Calls a module's `training_step`, with the index of the batch if it takes one, on a copy of the batch.
 
     A step may change its batch in place, and a batch may be scored more than once.
     """
     step: Callable[..., object] = model.training_step
     own = map_tensors(torch.clone, batch, lambda part: with_tensors_within(part, torch.clone))
-    return step(*(own, 0)[: max(1, _positional(step))])
+    return step(*(own, index)[: max(1, _positional(step))])
 
 
 def _positional(function: Callable[..., object]) -> int:
