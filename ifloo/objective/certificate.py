@@ -34,6 +34,8 @@ class Part(Enum):
     MOMENT = "epoch or step in the loss"
     STATE = "what hooks of the fit set"
     GRADIENT_HOOKS = "gradient hooks"
+    BATCH_INDEX = "batch_idx in the loss"
+    SEED = "random numbers of one seed"
 
 
 EVALUATION_PARTS = frozenset({Part.BATCH_STATISTICS, Part.DROPOUT, Part.TRAINING_FLAG, Part.PRECISION})

@@ -38,6 +38,7 @@ from ifloo.stages.certificate.hessian_check import hessian_note
 from ifloo.stages.certificate.parts import HALVES
 from ifloo.stages.certificate.rare_rows import with_rare_rows
 from ifloo.stages.certificate.replay import Replay, ReplaySource, wide
+from ifloo.stages.certificate.trained_parameters import of_fewer_parameters
 from ifloo.stages.isolation import detached, undisturbed_with
 
 log = logging.getLogger(__name__)
@@ -211,11 +212,20 @@ def _compared(request: CertificateRequest, drawn: DrawnBatches, dtype: torch.dty
     space = ParamSpace.of(module, request.parameters)
     names = tuple(name if replayed is module else author_name(module, name) for name in space.names)
     source = ReplaySource(
-        replayed, drawn.collate, request.state, request.datamodule, request.loader_of_trainer, names, hooks, request.ran
+        replayed,
+        drawn.collate,
+        request.state,
+        request.datamodule,
+        request.loader_of_trainer,
+        names,
+        hooks,
+        request.ran,
+        drawn.samples,
     )
     replay = Replay(source)
     losses = FunctionalLosses(module, space, Path.LOOP)
-    theta = losses.theta()
+    theta, trained = losses.theta(), replay.trained()
+    attributed = [name for name in names if trained is not None and name in trained]
     subject = Subject(
         step=replay,
         batches=drawn.samples,
@@ -224,9 +234,11 @@ def _compared(request: CertificateRequest, drawn: DrawnBatches, dtype: torch.dty
         theta=wide(theta, space.size),
         keys_of=lambda sample: sample_keys(drawn.collate([sample])),
         decay=replay.decay(),
-        trained=replay.trained(),
+        trained=trained,
         coverage=_coverage(request, drawn),
         decoupled=replay.decoupled_decay() if isinstance(module, Adapted) else 0.0,
+        by_hand=not replayed.automatic_optimization,
+        doubted=None if request.ran else of_fewer_parameters(attributed, request.state),
     )
     return certify(subject)
 
