@@ -22,6 +22,7 @@ from ifloo.models.lightning_classes import defines
 from ifloo.objective.batches import Batch, batch_size
 from ifloo.objective.counterparts import counterparts
 from ifloo.objective.forms import is_opaque, tensors_of, with_items, with_values
+from ifloo.objective.plain import recording
 from ifloo.objective.layers import BATCH_HOOKS
 from ifloo.objective.user_code import user_code
 
@@ -70,11 +71,13 @@ def _called(owner: L.LightningModule | L.LightningDataModule, name: str, batch: 
 def loss_of_step(model: L.LightningModule, batch: Batch, when: str) -> Float[Tensor, ""]:
     """Computes the loss that `training_step` returns for a batch, nats.
 
+    As in a fit, operations are recorded: a step may take derivatives by itself, such as those of a network in its input.
+
     Raises:
         InputError: The step failed, or returned no loss.
     """
     batch = transferred(model, batch)
-    with user_code(f"training_step of {type(model).__name__}", when):
+    with user_code(f"training_step of {type(model).__name__}", when), recording():
         out = run_step(model, batch)
     return loss_in(
         out, model, "a batch of one", "Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
