@@ -80,6 +80,8 @@ def _called(owner: L.LightningModule | L.LightningDataModule, name: str, batch: 
 def loss_of_step(model: L.LightningModule, batch: Batch, when: str) -> Float[Tensor, ""]:
     """Computes the loss that `training_step` returns for a batch, nats.
 
+    As in a fit, operations are recorded: a step may take derivatives by itself, such as those of a network in its input.
+
     Raises:
         InputError: The step failed, or returned no loss.
     """

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, batch_size, map_tensors, slice_batch, times_factors, without_ids
-from ifloo.objective.kernels import whole_derivatives
+from ifloo.objective.exact_kernels import exact_kernels
 from ifloo.objective.plain import Scalar, gradient_and_value, recordable
 from ifloo.objective.protocol import OutputLosses, contract_of, states_outputs
 from ifloo.objective.separation import Separation
@@ -32,13 +32,13 @@ __all__ = ["FunctionalLosses", "Path", "differentiable_kernels", "logging_to", "
 def differentiable_kernels() -> Generator[None, None, None]:
     """Selects code that allows second and forward-mode derivatives until exit.
 
-    Fused attention and compiled graphs have none, and mask code of transformers reads values unless it is traced.
-    For weight normalisation and activation checkpoints see `whole_derivatives`.
+    Fused attention and compiled graphs have none, weight normalisation has wrong ones, and mask code of transformers
+    reads values unless it is traced.
     """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), traced_masks(), uncompiled_graphs(), whole_derivatives():
+        with sdpa_kernel(SDPBackend.MATH), exact_kernels(), traced_masks(), uncompiled_graphs():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)

@@ -29,7 +29,7 @@ from ifloo.objective.plain import leaf, recordable, recording
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.separation import Separation
 from ifloo.objective.singles import length_of
-from ifloo.objective.slopes import backward_slopes, forward_slopes, random_unit, unit_along
+from ifloo.objective.slopes import backward_slopes, forward_slopes, random_unit, summed_slope, unit_along
 from ifloo.params import ParamSpace
 
 DRAWN = 256  # samples whose lengths are compared
@@ -188,6 +188,11 @@ class Reference:
         tolerance = 1e3 * eps * (self.scales + self.losses.abs()) + 50 * eps * self.direction.norm()
         return bool(((found - self.slopes).abs() <= tolerance).all())
 
+    def same_sum(self, found: Tensor) -> bool:
+        """Tells whether a slope is that of the sum of the losses, up to the order of additions."""
+        tolerance = 1e3 * torch.finfo(found.dtype).eps * (self.scales + self.losses.abs()).sum()
+        return bool((found - self.slopes.sum()).abs() <= tolerance)
+
 
 def rounding(value: Tensor) -> Tensor:
     """Returns the tolerance for losses that differ only in the order of additions: 1e3 roundings of the dtype."""
@@ -239,8 +244,10 @@ class _Trial:
         elif in_batch is not None and self._splittable and self.reference.same_losses(in_batch):
             for path, products in ((Path.FORWARD, self._forward), (Path.BACKWARD, self._backward)):
                 found = self._attempt(products)
-                if found is not None and self.reference.same_slopes(found):
-                    return Choice(self._along(path, self._vmapped()))
+                if found is None or not self.reference.same_slopes(found):
+                    continue
+                if (vmapped := self._vmapped()) or self._summed():
+                    return Choice(self._along(path, vmapped))
         whole = self.samples.batched and self._whole_is_mean()
         return Choice(self._along(Path.LOOP, False, whole), True, whole)
 
@@ -302,6 +309,13 @@ class _Trial:
             lambda: self.losses.sample_gradients(self.theta, self.samples.batch) @ self.reference.direction
         )
         return found is not None and self.reference.same_slopes(found)
+
+    def _summed(self) -> bool:
+        """Tells whether the gradient of samples together is right, which objectives and products with H are made of."""
+        found = self._attempt(
+            lambda: summed_slope(self.losses, self.theta, self.samples.batch, self.reference.direction)
+        )
+        return found is not None and self.reference.same_sum(found)
 
     def _whole_is_mean(self) -> bool:
         """Tells whether a training step on the batch has the mean of the singles as its loss and gradient."""
