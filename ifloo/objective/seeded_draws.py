@@ -208,7 +208,7 @@ def seeded_collate(collate: Collate, draw: int = 0) -> Collate:
     if isinstance(collate, SeededCollate):
         return collate.of_draw(draw)
     if isinstance(collate, CollateItems) and isinstance(collate.convert, SeededCollate):
-        return CollateItems(collate.convert.of_draw(draw))
+        return collate.convert.of_draw(draw)  # takes items, as `CollateItems` does
     return SeededCollate(collate, draw)
 
 

@@ -29,6 +29,7 @@ from ifloo.objective.batches import Batch, MapDataset
 from ifloo.objective.loaders import training_dataset, with_dataset
 from ifloo.objective.sampling import EPOCHS_READ, drawn_by
 from ifloo.objective.seeded_draws import Collate, FixedReads, SeededCollate, SeededDraws, TrainedOn, tensors_in_memory
+from ifloo.objective.singles import CollateItems
 from ifloo.stages.callback.reader_process import ReaderProcess, can_fork
 
 log = logging.getLogger(__name__)
@@ -67,12 +68,12 @@ class DataReads:
         """
         if _only_tensors(loader):
             return work(loader)
-        dataset, collate = training_dataset(loader), loader.collate_fn
+        dataset = training_dataset(loader)
         reads: dict[str, Callable[..., object]] = {"order": partial(_order, loader)}
         for draw in range(draws):
             one = SeededDraws(dataset, draw)
             reads |= {f"sample {draw}": one.__getitem__, f"samples {draw}": one.__getitems__}
-            reads[f"collate {draw}"] = SeededCollate(collate, draw)
+            reads[f"collate {draw}"] = SeededCollate(_of_batches(loader), draw)
         return self._first_of(
             lambda process: work(_loader_apart(loader, process, draws)),
             reads,
@@ -134,6 +135,11 @@ def _only_tensors(loader: DataLoader[Batch]) -> bool:
     )
 
 
+def _of_batches(loader: DataLoader[Batch]) -> Collate:
+    """Returns the function that makes a batch of what is fetched."""
+    return CollateItems(loader.collate_fn) if loader.batch_sampler is None else loader.collate_fn
+
+
 def _of_torch(collate: object) -> bool:
     return collate is default_collate or collate is default_convert
 
@@ -163,7 +169,7 @@ def _loader_apart(loader: DataLoader[Batch], process: ReaderProcess, draws: int)
         order = process.call("order")  # type: ignore[assignment]  # the result of `_order`
         if type(batches := loader.batch_sampler) is BatchSampler:
             order = BatchSampler(order, batches.batch_size, batches.drop_last)  # type: ignore[arg-type]
-    own = collate if _of_torch(collate) else _CollateApart(collate, process)
+    own = collate if _of_torch(collate) else _CollateApart(_of_batches(loader), process)
     if tensors_in_memory(dataset) is not None:
         return with_dataset(loader, dataset, own, order)
     if draws == 1:
