@@ -135,6 +135,7 @@ class _CollateWeighted:
 
     def __call__(self, drawn: tuple[object, list[int]]) -> Identified:
         samples, rows = drawn
+        batch: Batch
         if isinstance(self.collate, CollateSingles) and isinstance(samples, list):
             batch = self.collate.in_parts(samples, _equal(self.ratios[rows].tolist()))
         else:

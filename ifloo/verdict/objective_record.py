@@ -17,7 +17,11 @@ def weights_of(record: ObjectiveRecord | None) -> str | None:
     if not isinstance(table, Mapping):
         return None
     values = table.get("values")
-    numbers = {name: float(value) for name, value in values.items()} if isinstance(values, Mapping) else {}
+    numbers = (
+        {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
+        if isinstance(values, Mapping)
+        else {}
+    )
     return str(WeightTable(str(table["rule"]), numbers))
 
 

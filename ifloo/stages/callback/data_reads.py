@@ -26,8 +26,8 @@ from torch.utils.data import (
 
 from ifloo.data.kept_samples import ReadSettings, SampleReads
 from ifloo.objective.batches import Batch, MapDataset
+from ifloo.objective.epoch_batches import DRAWN_MOST, drawn_by
 from ifloo.objective.loaders import training_dataset, with_dataset
-from ifloo.objective.sampling import EPOCHS_READ, drawn_by
 from ifloo.objective.seeded_draws import Collate, FixedReads, SeededCollate, SeededDraws, TrainedOn, tensors_in_memory
 from ifloo.objective.singles import CollateItems
 from ifloo.stages.callback.reader_process import ReaderProcess, can_fork
@@ -157,7 +157,7 @@ def _order(loader: DataLoader[Batch]) -> list[object]:
     """Returns what the sampler of a loader draws in an epoch: rows, or lists of rows."""
     sampler = drawn_by(loader)
     assert isinstance(sampler, Iterable)  # as every loader asks of it
-    drawn = islice(sampler, EPOCHS_READ * len(training_dataset(loader)) + 1)  # one without end is refused before
+    drawn = islice(sampler, DRAWN_MOST * len(training_dataset(loader)) + 1)  # one without end is refused before
     return [[int(i) for i in one] if isinstance(one, Sequence) else int(one) for one in drawn]
 
 

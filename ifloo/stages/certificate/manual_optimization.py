@@ -10,7 +10,6 @@ from lightning.pytorch.plugins.precision import Precision
 from torch import Tensor
 from torch.optim import Optimizer
 
-
 ACCUMULATED = 64  # largest number of runs of a step that accumulates gradients
 
 

@@ -63,8 +63,7 @@ class CertificateRequest:
         dtype: Precision of the comparison; None for that of the module.
         stated: Whether the fit was of the stated losses (`ifloo fit`), not of the user's own training step.
         accept: Whether the user accepts an unexplained difference.
-        trained_with: Training loader that the module finds in its Trainer; None for `loader`.
-        fit_loader: Loader of the fit over the same dataset, whose batches make an epoch; None: `loader`.
+        trained_with: Training loader of the Trainer of the fit; None for `loader`.
     """
 
     module: L.LightningModule
@@ -78,7 +77,6 @@ class CertificateRequest:
     trained_with: object = None
     device: torch.device | None = None
     dtype: torch.dtype | None = None
-    fit_loader: DataLoader[Batch] | None = None
 
     @classmethod
     def of(
@@ -96,15 +94,18 @@ class CertificateRequest:
             return cls(module, loader, described.run_state, _data_of(described), patterns)
         if trainer is None or isinstance(trainer, StandInTrainer):
             return cls(module, loader, RunState(), None, patterns)
-        found = cls(module, loader, RunState.of_trainer(trainer), _data_of(trainer), patterns, ran=True)
-        fitted = trainer.train_dataloader
-        same = isinstance(fitted, DataLoader) and own_dataset(fitted) is own_dataset(loader)
-        return replace(found, fit_loader=fitted) if same else found
+        state, fitted = RunState.of_trainer(trainer), trainer.train_dataloader
+        return cls(module, loader, state, _data_of(trainer), patterns, ran=True, trained_with=fitted)
 
     @property
     def trained_on(self) -> DataLoader[Batch]:
-        """Loader whose batches make an epoch of the fit."""
-        return self.loader if self.fit_loader is None else self.fit_loader
+        """Loader whose batches make an epoch of the fit: that of the Trainer, if it is over the same dataset."""
+        fitted = self.trained_with
+        return (
+            fitted
+            if isinstance(fitted, DataLoader) and own_dataset(fitted) is own_dataset(self.loader)
+            else self.loader
+        )
 
     @property
     def replayed(self) -> L.LightningModule:
