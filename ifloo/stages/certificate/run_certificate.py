@@ -101,11 +101,9 @@ class CertificateRequest:
     def trained_on(self) -> DataLoader[Batch]:
         """Loader whose batches make an epoch of the fit: that of the Trainer, if it is over the same dataset."""
         fitted = self.trained_with
-        return (
-            fitted
-            if isinstance(fitted, DataLoader) and own_dataset(fitted) is own_dataset(self.loader)
-            else self.loader
-        )
+        if isinstance(fitted, DataLoader) and own_dataset(fitted) is own_dataset(self.loader):
+            return fitted
+        return self.loader
 
     @property
     def replayed(self) -> L.LightningModule:
