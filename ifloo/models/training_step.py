@@ -80,20 +80,20 @@ def _called(owner: L.LightningModule | L.LightningDataModule, name: str, batch: 
 def loss_of_step(model: L.LightningModule, batch: Batch, when: str) -> Float[Tensor, ""]:
     """Computes the loss that `training_step` returns for a batch, nats.
 
-    As in a fit, operations are recorded: a step may take derivatives by itself, such as those of a network in its input.
+    As in a fit, operations are recorded: a step may take gradients itself, as a gradient penalty does.
 
     Raises:
         InputError: The step failed, or returned no loss.
     """
     recorded = torch.is_grad_enabled()
     batch = transferred(model, batch)
-    # A step may take gradients itself, as a gradient penalty does, and in a fit operations are always recorded.
     with user_code(f"training_step of {type(model).__name__}", when), recording():
         out = run_step(model, batch)
     loss = loss_in(
         out, model, "a batch of one", "Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
     )
-    return loss if recorded else loss.detach()
+    # A copy that the caller does not record drops the graph, and keeps derivatives in forward mode, which detach drops.
+    return loss if recorded else loss.clone()
 
 
 def losses_by_vmap(model: L.LightningModule, batch: Batch) -> Float[Tensor, " b"]:

@@ -1,4 +1,4 @@
-"""Functions of torch whose second derivative is missing, wrong or rounded, computed by others that have the exact one."""
+"""Functions of torch whose second derivative is missing, wrong or rounded, computed by functions that have it exactly."""
 
 from __future__ import annotations
 

@@ -17,11 +17,8 @@ def weights_of(record: ObjectiveRecord | None) -> str | None:
     if not isinstance(table, Mapping):
         return None
     values = table.get("values")
-    numbers = (
-        {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
-        if isinstance(values, Mapping)
-        else {}
-    )
+    pairs = values.items() if isinstance(values, Mapping) else ()
+    numbers = {name: float(value) for name, value in pairs if isinstance(value, (int, float))}
     return str(WeightTable(str(table["rule"]), numbers))
 
 
