@@ -13,11 +13,13 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from ifloo.cli import tables
 from ifloo.cli.doctor import doctor, warn_once
 from ifloo.cli.experiment import Experiment
+from ifloo.cli.foreign_checkpoint import refits_in_words
 from ifloo.cli.session import Session
 from ifloo.data import DataNotes
 from ifloo.data.adapted import training_loader
 from ifloo.errors import InputError
-from ifloo.refit import BaseCheckpoint, TrainerSettings, controls, fit_base, load_base, removals
+from ifloo.refit import TrainerSettings, controls, fit_base, load_base, removals
+from ifloo.refit.waiting_schedule import refuse_waiting_schedule
 from ifloo.report import Reporter, SampleGradients
 from ifloo.stages import model_answers
 from ifloo.store import JSON, Manifest, contents_of, read_ids, refuse_other_samples
@@ -33,6 +35,7 @@ def fit(session: Session) -> None:
     exp.hyper_parameters()
     _refuse_other_data(exp)
     warn_once(session, trained=False)
+    session.note_parameters()
     recipe, notes = TrainerSettings.of(session.trainer), DataNotes(exp.datamodule)
     record: dict[str, JSON] = {
         "experiment": exp.name,
@@ -142,7 +145,9 @@ def leave_one_out(session: Session) -> None:
     warn_once(session, trained=True)
     assert exp.base is not None
     recipe = TrainerSettings(**exp.base.record["recipe"], accelerator=session.accelerator)
-    _say_how_long_refits_train(exp.base, recipe)
+    refuse_waiting_schedule(exp.stand_in, type(exp.author_module).__name__)
+    if "given" in exp.base.record:
+        log.info("%s.", refits_in_words(exp.base, exp.refit.init))
     session.refit_stage(recipe).leave_out_top(exp.test_ids)
 
 
@@ -157,24 +162,6 @@ def _refuse_missing_scores(exp: Experiment) -> None:
         raise InputError(
             f"There are no influence scores of this test: {missing[0]} does not exist.\n"
             "  Run `ifloo influence` with these settings first."
-        )
-
-
-def _say_how_long_refits_train(base: BaseCheckpoint, recipe: TrainerSettings) -> None:
-    """Logs the length of refits of a checkpoint that does not hold the settings of its fit."""
-    if not base.foreign or recipe.max_steps >= 0:
-        return
-    fitted, refitted = base.run_state.epoch + 1, recipe.max_epochs
-    epochs = f"{refitted} epoch{'' if refitted == 1 else 's'}"
-    if fitted == refitted:
-        log.info("refits: %s each, as in the fit of %s.", epochs, base.path)
-    else:
-        log.warning(
-            "refits: %s each, while the fit of %s had %d: give --trainer.max_epochs %d for refits like the fit.",
-            epochs,
-            base.path,
-            fitted,
-            fitted,
         )
 
 
@@ -213,6 +200,7 @@ def pipeline(session: Session) -> None:
     exp.load_data()
     exp.hold_data()
     exp.datamodule.test_batch(test_ids)  # an id out of range fails before the fit, not after it
+    refuse_waiting_schedule(exp.stand_in, type(exp.author_module).__name__)
     if exp.base is None:
         fit(session)
     else:

@@ -17,8 +17,8 @@ def weights_of(record: ObjectiveRecord | None) -> str | None:
     if not isinstance(table, Mapping):
         return None
     values = table.get("values")
-    found = values.items() if isinstance(values, Mapping) else ()
-    numbers = {name: float(value) for name, value in found if isinstance(value, (int, float))}
+    pairs = values.items() if isinstance(values, Mapping) else ()
+    numbers = {name: float(value) for name, value in pairs if isinstance(value, (int, float))}
     return str(WeightTable(str(table["rule"]), numbers))
 
 
