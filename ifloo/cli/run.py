@@ -34,6 +34,7 @@ _THIRD_PARTY = (
     "isinstance\\(treespec, LeafSpec\\)",
     "Checkpoint directory",
     "have no `validation_step`",
+    "performance drop because we have not yet implemented the batching rule",  # of trials that choose a form of losses
     "already saved during checkpointing",  # of a module among the arguments, when it is made from a trusted checkpoint
 )
 

@@ -60,6 +60,17 @@ class WeightTable:
         return f"{self.rule} ({', '.join(shown)}{rest})" if shown else self.rule
 
 
+def weighing(weights: WeightTable | None, epoch: str) -> str | None:
+    """Returns a phrase for how J weighs its samples; None if it is their plain mean.
+
+    Args:
+        weights: Weights in the loss of a batch; None if they are equal.
+        epoch: Phrase for the batches of an epoch that J is the mean over; empty if these make no difference.
+    """
+    parts = [f"by {weights}" if weights else "", f"as does the mean {epoch}" if epoch else ""]
+    return " and ".join(filter(None, parts)) or None
+
+
 @dataclass(frozen=True)
 class Cause:
     """A reason why the gradient of a training step is not that of J.
@@ -162,6 +173,11 @@ class ObjectiveCertificate:
         return settings_named(f"{line}; {self.note}" if self.note else line)
 
     @property
+    def weighing(self) -> str | None:
+        """Phrase for how J weighs its samples; None if it is their plain mean."""
+        return weighing(self.weights, self.epoch)
+
+    @property
     def _numbers(self) -> str:
         cosine = "" if self.cosine is None else f", cosine {_cosine(self.cosine)}"
         if self.outcome in (Outcome.EQUAL, Outcome.WEIGHTED):
@@ -230,6 +246,7 @@ class ObjectiveCertificate:
             "causes": [str(cause) for cause in self.causes],
             "ruled_out": list(self.ruled_out),
             "weights": weights,
+            "epoch": self.epoch,
             "shares": None if self.shares is None else dict(self.shares),
             "accepted": self.accepted,
             "text": self.text,

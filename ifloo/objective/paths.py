@@ -30,6 +30,7 @@ from ifloo.objective.randomness import undisturbed
 from ifloo.objective.separation import Separation
 from ifloo.objective.singles import length_of
 from ifloo.objective.slopes import backward_slopes, forward_slopes, random_unit, summed_slope, unit_along
+from ifloo.objective.torch_texts import without_slow_rules
 from ifloo.params import ParamSpace
 
 DRAWN = 256  # samples whose lengths are compared
@@ -205,7 +206,7 @@ def choose_path(losses: FunctionalLosses, loader: DataLoader[Batch]) -> Choice:
     Raises:
         InputError: The loss of a sample alone cannot be computed, is not finite, or is not the same at two calls.
     """
-    with undisturbed(), scoring(losses.module):
+    with undisturbed(), scoring(losses.module), without_slow_rules():
         samples = DrawnSamples.of(loader, losses.space.device, losses.space.dtype)
         if losses.contract.one_by_one:
             reference = Reference.of(losses, samples)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 
+SLOW_RULE = "There is a performance drop because we have not yet implemented the batching rule"
 LONGEST = 400  # characters of an error's text that are shown
 
 _VALUES = (
@@ -57,3 +61,11 @@ def shortened(text: str) -> str:
     """Returns a text on one line, without the tables that torch's dispatcher appends, cut where it is long."""
     line = " ".join(text.partition("This could be because the operator doesn't exist")[0].split())
     return line if len(line) <= LONGEST else f"{line[:LONGEST].rstrip()} ..."
+
+
+@contextmanager
+def without_slow_rules() -> Generator[None, None, None]:
+    """Ignores torch's warning of operations that vmap runs one by one, in trials that decide whether vmap is used."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=SLOW_RULE)
+        yield

@@ -1,5 +1,7 @@
 """Losses are differentiated in the fastest way that agrees with the backward pass of single samples."""
 
+import warnings
+
 import lightning as L
 import pytest
 import torch
@@ -15,6 +17,7 @@ from ifloo.objective import Objective, preflight, scoring
 from ifloo.objective.functional import Path
 from ifloo.objective.layout import Layout
 from ifloo.objective.singles import Singles
+from ifloo.objective.torch_texts import SLOW_RULE
 from tests.objective.situations import SITUATIONS, GraphSet, Linear, N, Rows, joined, padded, rows, shared
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # of torch._inductor
@@ -217,3 +220,23 @@ def test_a_stopped_part_is_seen_in_float32_with_many_weights():
     draw = torch.Generator().manual_seed(0)
     data = TensorDataset(torch.randint(30_000, (40,), generator=draw), torch.randint(3, (40,), generator=draw))
     assert Objective.of(Adapted(Stops()), DataLoader(data, batch_size=8)).losses.path is Path.BACKWARD
+
+
+def test_trials_of_vmap_print_no_warning_of_torch():
+    class Packed(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.rnn, self.lin = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2)
+
+        def training_step(self, batch, _):
+            x, lengths, y = batch
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+            return F.cross_entropy(self.lin(self.rnn(packed)[1][-1]), y)
+
+    draw = torch.Generator().manual_seed(0)
+    data = TensorDataset(torch.randn(12, 5, 3, generator=draw), torch.arange(12) % 4 + 2, torch.arange(12) % 2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert Objective.of(Adapted(Packed()), DataLoader(data, batch_size=4)).losses.path is Path.LOOP
+    assert [one for one in caught if SLOW_RULE in str(one.message)] == []

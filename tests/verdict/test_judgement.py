@@ -59,6 +59,9 @@ def test_definitions_are_those_of_the_weights_that_the_certificate_found():
     assert definitions["predicted"].startswith("drop: -(s - n c_i mean s); zero_weight: -s;")
     assert definitions["J"].startswith("sum_i c_i w_i l_i + R")
     assert "by the value of item 1 (0: 1, 1: 5);" in definitions["J"]
+    epoch = {"outcome": "weighted", "weights": None, "epoch": "over the same 4 batches of 8 in each epoch"}
+    of_epoch = Verdict({T: comparison()}, objective=epoch).to_json()["definitions"]["J"]
+    assert "which weighs its samples as does the mean over the same 4 batches of 8 in each epoch; c_i" in of_epoch
     unweighted = Verdict({T: comparison()}, objective={"outcome": "equal", "weights": None})
     assert unweighted.to_json()["definitions"] == DEFINITIONS
 

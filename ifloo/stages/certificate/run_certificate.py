@@ -275,11 +275,10 @@ class ExaminedRun:
 
     @property
     def rule(self) -> str | None:
-        """Noun phrase for what the weights depend on; None if J is the plain mean."""
+        """Phrase for how J weighs its samples; None if it is their plain mean."""
         if self.weights is None:
             return None
-        table = None if self.certificate is None else self.certificate.weights
-        return STATED if table is None else str(table)
+        return STATED if self.certificate is None else self.certificate.weighing or STATED
 
     def weighed(self, objective: Objective) -> Objective:
         """Returns J with the weights that were found."""
