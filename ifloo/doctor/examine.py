@@ -279,7 +279,7 @@ def unconverged(found: Stationarity, checkpoint: str, settings: AttributionSetti
 def _remedy(found: Stationarity) -> str:
     if found.certificate is None:
         return (
-            "Train longer (optimizer lbfgs is finished to 1e-10), record the fit and take attribution.method "
+            "Train longer (`ifloo fit` by LBFGS ends at 1e-10), record the fit and take attribution.method "
             "ifloo.attribution.Unrolled, or take the scores as a ranking at best."
         )
     return (

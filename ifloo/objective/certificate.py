@@ -67,8 +67,9 @@ def weighing(weights: WeightTable | None, epoch: str) -> str | None:
         weights: Weights in the loss of a batch; None if they are equal.
         epoch: Phrase for the batches of an epoch that J is the mean over; empty if these make no difference.
     """
-    parts = [f"by {weights}" if weights else "", f"as does the mean {epoch}" if epoch else ""]
-    return " and ".join(filter(None, parts)) or None
+    if weights is None:
+        return f"as does the mean {epoch}" if epoch else None
+    return f"by {weights}, {epoch}" if epoch else f"by {weights}"
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ class ObjectiveCertificate:
             remaining.insert(0, self.data_in_doubt)
         if self.note:
             remaining.append(settings_named(self.note))
-        remaining.append("a fit that ended early (train longer; optimizer lbfgs is finished to 1e-10)")
+        remaining.append("a fit that ended early (train longer; `ifloo fit` by LBFGS ends at 1e-10)")
         excluded = f"Ruled out: {', '.join(ruled_out)}. " if ruled_out else ""
         return f"{excluded}Not ruled out: {', '.join(remaining)}. The scores are a ranking at best."
 

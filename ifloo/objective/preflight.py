@@ -23,7 +23,7 @@ ROWS = 16  # number of samples that are checked one by one
 NOTICEABLE = 0.1  # ratio of ‖∇J‖ to the contribution of one sample above which there is a warning
 
 
-_TRAIN_LONGER = "Train longer (optimizer lbfgs is finished to 1e-10), or take the scores as a ranking at best."
+_TRAIN_LONGER = "Train longer (`ifloo fit` by LBFGS ends at 1e-10), or take the scores as a ranking at best."
 
 
 @dataclass(frozen=True)

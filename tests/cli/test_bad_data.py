@@ -157,8 +157,8 @@ def test_an_unconverged_checkpoint_is_said_with_its_number(tmp_path, caplog):
         f"the checkpoint is not at a minimum: |grad J| = {number}, while one sample contributes about {share}. "
         "Influence is the derivative of the minimiser; away from it the scores predict no refit. Ruled out: another "
         f"loss than the one trained (relative difference {difference}), a branch on self.training or trainer.training, "
-        "parameters that no optimizer has. Not ruled out: a fit that ended early (train longer; optimizer lbfgs is "
-        "finished to 1e-10). The scores are a ranking at best."
+        "parameters that no optimizer has. Not ruled out: a fit that ended early (train longer; `ifloo fit` by "
+        "LBFGS ends at 1e-10). The scores are a ranking at best."
     )
 
 

@@ -62,7 +62,7 @@ def test_away_from_a_minimum(copied):
     assert re.search(
         r"Ruled out: another loss than the one trained \(relative difference \S+e-1\d\), a branch on self\.training or "
         r"trainer\.training, parameters that no optimizer has\. Not ruled out: a fit that ended early \(train longer; "
-        r"optimizer lbfgs is finished to 1e-10\)\. The scores are a ranking at best\.",
+        r"`ifloo fit` by LBFGS ends at 1e-10\)\. The scores are a ranking at best\.",
         " ".join(said.out.split()),
     )
 

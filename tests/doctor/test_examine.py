@@ -69,7 +69,7 @@ def test_a_minimum_and_away_from_it():
             "models/base.pth",
             f"One sample contributes about {there.sample_share:.2e} to grad J. Influence is the derivative of the "
             "minimiser; away from it the scores predict no refit.",
-            "Train longer (optimizer lbfgs is finished to 1e-10), record the fit and take attribution.method "
+            "Train longer (`ifloo fit` by LBFGS ends at 1e-10), record the fit and take attribution.method "
             "ifloo.attribution.Unrolled, or take the scores as a ranking at best.",
             Severity.WARNING,
         ),

@@ -124,7 +124,7 @@ def test_away_from_a_minimum_it_says_how_far():
     assert found.warning == (
         f"the checkpoint is not at a minimum: |grad J| = {found.grad_norm:.2e}, while one sample contributes about "
         f"{found.sample_share:.2e}. Influence is the derivative of the minimiser; away from it the scores predict no "
-        "refit. Train longer (optimizer lbfgs is finished to 1e-10), or take the scores as a ranking at best."
+        "refit. Train longer (`ifloo fit` by LBFGS ends at 1e-10), or take the scores as a ranking at best."
     )
 
 

@@ -37,7 +37,7 @@ def test_scores_away_from_a_minimum_are_named_a_ranking(tmp_path, capsys):
         f"these weights are not at a minimum of J: |grad J| is {ratio:.2g} times one sample's share. The scores rank "
         "the training samples; they predict no refit. Ruled out: a branch on self.training or trainer.training, "
         f"parameters that no optimizer has. Not ruled out: dropout (a training step differs by {differs}), a fit that "
-        "ended early (train longer; optimizer lbfgs is finished to 1e-10). The scores are a ranking at best."
+        "ended early (train longer; `ifloo fit` by LBFGS ends at 1e-10). The scores are a ranking at best."
     )
     assert capsys.readouterr().out.splitlines()[-1] == f"Note: {note}"
 
