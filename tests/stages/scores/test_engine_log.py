@@ -38,12 +38,6 @@ def test_a_whole_network_is_named_by_its_size_and_its_damping(caplog):
     assert "scores: forward-mode derivatives (jvp), curvature Hessian, damped by 0.5." in lines
 
 
-def test_a_layer_that_is_no_head_has_its_reason(caplog):
-    lines = _lines(caplog, damping=0.5, parameters=["body.*"])
-    (line,) = [one for one in lines if one.startswith("curvature: Hessian, by products. ")]
-    assert len(line) > len("curvature: Hessian, by products. ")
-
-
 def test_a_linear_head_is_named_with_its_damping(caplog):
     lines = _lines(caplog, damping=0.5, parameters=["head.*"])
     assert "scores: matrix products (linear head), curvature LinearHead, damped by 0.5." in lines
