@@ -36,7 +36,7 @@ from ifloo.stages.callback.moment import (
     refuse_without_checkpoints,
     weights_of,
 )
-from ifloo.stages.callback.queries import Queries
+from ifloo.stages.callback.queries import Queries, on_host
 from ifloo.stages.callback.scorer import EpochScorer, refuse_below_one
 from ifloo.stages.callback.slow_scoring import shown_when_slow
 from ifloo.stages.callback.snapshot import Snapshot
@@ -266,7 +266,8 @@ class InfluenceCallback(L.Callback):
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning sets it undeclared
             reads.once(partial(refuse_partial_fit, trainer), loader)
         warn_of_hooks(trainer, module)
-        queries = reads.once(lambda one: Queries.of(self.queries, self.num_queries, one, self._scorer.ids), loader)
+        given, ids = on_host(self.queries), self._scorer.ids
+        queries = reads.once(lambda one: Queries.of(given, self.num_queries, one, ids), loader)
 
         def tried(one: DataLoader[Batch]) -> EpochScorer:
             return self._scorer.try_on_few(FitWeights(trainer, module, one, ran=False), queries)

@@ -87,6 +87,13 @@ class Queries:
         return Identified(concatenate(one_by_one) if self.singles.whole is None else self.singles.whole, ids)
 
 
+def on_host(queries: Batch | Dataset[Batch] | DataLoader[Batch]) -> Batch | Dataset[Batch] | DataLoader[Batch]:
+    """Returns test samples with the tensors of a batch on the host; a data set is left to make its own."""
+    if isinstance(queries, (Dataset, DataLoader)) or all(x.device.type == "cpu" for x in tensors_of(queries)):
+        return queries
+    return map_tensors(lambda x: x.detach().cpu(), queries)
+
+
 def _separated(batch: Batch, train: DataLoader[Batch]) -> Singles:
     """Divides a batch into batches of one sample.
 

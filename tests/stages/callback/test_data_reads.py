@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ifloo.data.fit_record import content_fingerprint
 from ifloo.errors import WorkError
+from ifloo.objective import id_rule
 from ifloo.objective.batches import tensors_of
 from ifloo.objective.loaders import sequential
 from ifloo.stages import InfluenceCallback
@@ -173,3 +174,11 @@ def test_what_is_logged_there_is_logged_here(caplog):
     with ReaderProcess({"read": read}) as process:
         process.call("read")
     assert warnings_of(caplog) == ["read rows"]
+
+
+def test_a_note_on_ids_that_is_made_there_is_not_made_again(caplog, monkeypatch):
+    monkeypatch.setattr(id_rule, "_noted", set())
+    with ReaderProcess({"read": lambda: id_rule.note("ids are positions")}) as process:
+        process.call("read")
+    id_rule.note("ids are positions")
+    assert warnings_of(caplog) == ["ids are positions"]

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from ifloo.attribution import GradientDot
+from ifloo.attribution import GradientDot, InfluenceFunction
+from ifloo.curvature import Hessian
 from ifloo.objective import sequential
 from ifloo.objective.seeded_draws import SeededDraws
 from ifloo.stages import InfluenceCallback
@@ -138,7 +139,7 @@ def test_several_draws_are_scored_through_the_last_layer(tmp_path, caplog):
             "influence` adds none, and scores through all parameters.",
         ),
         (
-            {"method": InfluenceFunction("mine", damping=0.5)},
+            {"method": InfluenceFunction("mine", Hessian, 0.5)},
             "Damping: 0.5 nats per squared parameter is added to the curvature.",
         ),
         ({"damping": 0.0}, None),
