@@ -17,6 +17,8 @@ from ifloo.objective.sampling import refuse_partial
 from ifloo.objective.seeded_draws import Collate, FixedReads, is_kept, scored_reads, training_reads, without_draws
 from ifloo.objective.singles import Apart, CollateItems, CollateSingles, Singles
 
+EQUAL_RATIOS = 1e-12  # relative difference of ratios that are the same
+
 
 class _Positioned(Dataset[object]):
     """A dataset that returns samples together with their positions."""
@@ -125,29 +127,52 @@ class _PositionedReads(_Positioned, FixedReads):
 class _CollateWeighted:
     """The collate function for `_Positioned` that puts the ids and factors of samples beside their batch."""
 
-    def __init__(self, collate: Collate, ids: Tensor, factors: Tensor) -> None:
+    def __init__(self, collate: Collate, ids: Tensor, factors: Tensor, in_batch: Tensor | None) -> None:
         self.collate, self.ids, self.factors = collate, ids, factors
+        # Within a part of equal ratios a training step weighs the samples as J does; those without weight are in none.
+        ratios = factors.double() if in_batch is None else factors.double() / in_batch.where(in_batch > 0, 1.0)
+        self.ratios = (ratios / ratios.max()).where(factors > 0, 0.0)
 
     def __call__(self, drawn: tuple[object, list[int]]) -> Identified:
         samples, rows = drawn
-        return Identified(self.collate(samples), self.ids[rows], self.factors[rows])
+        batch: Batch
+        if isinstance(self.collate, CollateSingles) and isinstance(samples, list):
+            batch = self.collate.in_parts(samples, _equal(self.ratios[rows].tolist()))
+        else:
+            batch = self.collate(samples)
+        return Identified(batch, self.ids[rows], self.factors[rows])
 
 
-def weighted(loader: DataLoader[Batch], ids: Tensor, factors: Tensor) -> DataLoader[Batch]:
+def _equal(ratios: Sequence[float]) -> list[tuple[int, ...]]:
+    """Returns the positions of the numbers that are equal to rounding, for each number above 0; none if all differ."""
+    parts: list[list[int]] = []
+    order = sorted((ratio, k) for k, ratio in enumerate(ratios) if ratio > 0)
+    for position, (ratio, k) in enumerate(order):
+        if position and ratio - order[position - 1][0] <= EQUAL_RATIOS * ratio:
+            parts[-1].append(k)
+        else:
+            parts.append([k])
+    return [tuple(sorted(part)) for part in parts] if len(parts) < max(2, len(order)) else []
+
+
+def weighted(
+    loader: DataLoader[Batch], ids: Tensor, factors: Tensor, in_batch: Tensor | None = None
+) -> DataLoader[Batch]:
     """Returns a loader whose batches carry the factor n·c_i of each sample, for J = Σ_i c_i ℓ_i.
 
     Args:
         loader: Loader of the training data in order, such as that of a `TrainingData`.
         ids: Id of each sample, `[n]`.
         factors: Factor of each sample, `[n]`.
+        in_batch: Weight a_i of each sample in a training step on a batch, `[n]`; None if they are equal.
     """
     collate = loader.collate_fn
-    if isinstance(collate, CollateSingles):  # a step on a whole batch has the weights, so that sums can be taken of it
-        collate = replace(collate, with_whole=True)
+    if isinstance(collate, CollateSingles) and in_batch is not None:
+        collate = replace(collate, with_whole=True)  # a step on a batch has these weights: sums can be taken of it
     return DataLoader(
         _PositionedReads(samples_behind(loader)),
         batch_size=loader.batch_size,
-        collate_fn=_CollateWeighted(collate, ids.cpu(), factors.cpu()),  # type: ignore[arg-type]  # as `apart`
+        collate_fn=_CollateWeighted(collate, ids.cpu(), factors.cpu(), in_batch),  # type: ignore[arg-type]  # as `apart`
         num_workers=loader.num_workers,
     )
 

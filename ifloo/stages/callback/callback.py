@@ -197,16 +197,15 @@ class InfluenceCallback(L.Callback):
                 other scores.
         """
         self._started = True
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning sets it undeclared
+            log.warning("No influence scores of a fast_dev_run, which draws part of the data.")
+            return
         with self._warning(trainer, lambda error: f"InfluenceCallback is off for this fit: {_in_words(error)}"):
             root = self._root(trainer)  # an exchange in which all processes take part
             reads = DataReads()
             with undisturbed_with(*_held_by(trainer), self.queries):
                 self._record = data_record(trainer, reads)
-                begun = self._begun(trainer, pl_module, root, reads)
-            if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning sets it undeclared
-                log.warning("No influence scores of a fast_dev_run, which draws part of the data; a trial went well.")
-            else:
-                self._fit = begun
+                self._fit = self._begun(trainer, pl_module, root, reads)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
@@ -263,8 +262,7 @@ class InfluenceCallback(L.Callback):
         if self.weights == "best":
             refuse_without_checkpoints(trainer)
         loader, draws = training_loader(trainer), self._scorer.draws
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning sets it undeclared
-            reads.once(partial(refuse_partial_fit, trainer), loader)
+        reads.once(partial(refuse_partial_fit, trainer), loader)
         warn_of_hooks(trainer, module)
         given, ids = on_host(self.queries), self._scorer.ids
         queries = reads.once(lambda one: Queries.of(given, self.num_queries, one, ids), loader)

@@ -14,6 +14,7 @@ from ifloo.data.test_loaders import recorded_loaders
 from ifloo.errors import InputError, in_one_line
 from ifloo.models import Adapted
 from ifloo.models.hooks import overridden
+from ifloo.models.run_state import part_of_data
 from ifloo.objective import Batch
 from ifloo.objective.augmentation import find_augmentation
 from ifloo.objective.layers import BATCH_HOOKS
@@ -87,14 +88,8 @@ def refuse_partial_fit(trainer: L.Trainer, loader: DataLoader[Batch]) -> None:
     Raises:
         InputError: It draws part of them, or some more often than others, or the data have no fixed order.
     """
-    refuse_partial(loader, *_partial_settings(trainer))
+    refuse_partial(loader, *part_of_data(trainer))
     sequential(loader, 1)
-
-
-def _partial_settings(trainer: L.Trainer) -> tuple[int | float, int | float, int]:
-    """Returns the settings of a Trainer that train on part of the data, or on others: limit, overfit, reload."""
-    reload: int = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]  # Lightning sets them undeclared
-    return trainer.limit_train_batches, trainer.overfit_batches, reload  # type: ignore[attr-defined]
 
 
 def data_record(trainer: L.Trainer, reads: DataReads) -> dict[str, object] | None:
@@ -109,7 +104,7 @@ def data_record(trainer: L.Trainer, reads: DataReads) -> dict[str, object] | Non
 
 
 def _record(trainer: L.Trainer, loader: DataLoader[Batch]) -> dict[str, object]:
-    return FitRecord.of(loader, _evaluation(trainer), *_partial_settings(trainer)).record()
+    return FitRecord.of(loader, _evaluation(trainer), *part_of_data(trainer)).record()
 
 
 def _evaluation(trainer: L.Trainer) -> dict[str, DataLoader[Batch]]:

@@ -161,7 +161,7 @@ UNSCORED: dict[str, tuple[dict[str, Any], str]] = {
     "an interrupt": ({"kind": Interrupted}, "No influence scores of the last weights: the fit ended by KeyboardInt"),
     "no epoch": ({"max_epochs": 0}, "No influence scores: max_epochs, max_steps or max_time ended the fit before"),
     "no time": ({"max_time": "00:00:00:00"}, "No influence scores: max_epochs, max_steps or max_time ended the fit"),
-    "a trial": ({"fast_dev_run": True}, "No influence scores of a fast_dev_run, which draws part of the data"),
+    "a trial": ({"fast_dev_run": True}, "No influence scores of a fast_dev_run, which draws part of the data."),
 }
 FILTERS = (
     "ignore:.*(does not have many workers|smaller than the logging interval|Swapping scheduler|checkpoint directory)",
