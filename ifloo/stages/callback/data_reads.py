@@ -69,11 +69,12 @@ class DataReads:
         if _only_tensors(loader):
             return work(loader)
         dataset = training_dataset(loader)
-        reads: dict[str, Callable[..., object]] = Samplers(loader).reads
+        reads: dict[str, Callable[..., object]] = Samplers(loader).reads | {
+            "collate": lambda draw, fetched: SeededCollate(_of_batches(loader), draw)(fetched)
+        }
         for draw in range(draws):
             one = SeededDraws(dataset, draw)
             reads |= {f"sample {draw}": one.__getitem__, f"samples {draw}": one.__getitems__}
-            reads[f"collate {draw}"] = SeededCollate(_of_batches(loader), draw)
         return self._first_of(
             lambda process: work(_loader_apart(loader, process, draws)),
             reads,
@@ -200,9 +201,12 @@ class _CollateApart(SeededCollate):
         self._process = process
 
     def __call__(self, fetched: object) -> object:
-        return self._process.call(f"collate {self.draw}", fetched)
+        return self._process.call("collate", self.draw, fetched)
 
     def of_draw(self, draw: int) -> _CollateApart:
+        return self.redrawn(draw)
+
+    def redrawn(self, draw: int) -> _CollateApart:
         return _CollateApart(self.collate, self._process, draw)
 
     def __reduce__(self) -> tuple[type[SeededCollate], tuple[Collate, int]]:
