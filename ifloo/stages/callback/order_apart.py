@@ -15,14 +15,15 @@ from torch.utils.data import DataLoader
 from ifloo.objective.batch_samplers import SamplerBatches
 from ifloo.objective.batches import Batch
 from ifloo.objective.epoch_batches import DRAWN_MOST, drawn_by
+from ifloo.objective.loaders import training_dataset
 from ifloo.stages.callback.reader_process import ReaderProcess
 
 Drawn: TypeAlias = "int | list[int]"  # a row, or the rows of a batch
 
 
 @runtime_checkable
-class _TellsEpoch(Protocol):
-    """A sampler that a Trainer tells the epoch."""
+class _HasEpochs(Protocol):
+    """A sampler whose epoch a Trainer sets."""
 
     def set_epoch(self, epoch: int, /) -> object: ...
 
@@ -31,17 +32,17 @@ class _States(NamedTuple):
     """States of the random generators of torch, numpy and Python."""
 
     torch: Tensor
-    numpy: object
-    python: object
+    numpy: dict[str, object]
+    python: tuple[object, ...]
 
     @classmethod
     def now(cls) -> _States:
-        return cls(torch.get_rng_state(), np.random.get_state(), random.getstate())
+        return cls(torch.get_rng_state(), np.random.get_state(legacy=False), random.getstate())
 
     def set(self) -> None:
         torch.set_rng_state(self.torch)
-        np.random.set_state(self.numpy)  # type: ignore[arg-type]  # of `get_state`
-        random.setstate(self.python)  # type: ignore[arg-type]  # of `getstate`
+        np.random.set_state(self.numpy)
+        random.setstate(self.python)
 
 
 class _Epoch(NamedTuple):
@@ -65,7 +66,7 @@ class Samplers:
     @property
     def reads(self) -> dict[str, Callable[..., object]]:
         """Functions by the names that `OrderApart` calls."""
-        return {"order": self.draw, "copied order": self.copied, "told order": self.tell}
+        return {"order": self.draw, "copied order": self.copied, "epoch": self.set_epoch}
 
     def draw(self, number: int, states: _States) -> _Epoch:
         """Draws an epoch that begins with some random states."""
@@ -75,7 +76,7 @@ class Samplers:
         for one in sampler:
             drawn.append([int(i) for i in one] if isinstance(one, Iterable) else int(one))
             count += len(last) if isinstance(last := drawn[-1], list) else 1
-            if count > DRAWN_MOST * len(self.loader.dataset):  # type: ignore[arg-type]  # typed as Dataset
+            if count > DRAWN_MOST * len(training_dataset(self.loader)):
                 break  # of an epoch without end no more is read anywhere
         return _Epoch(drawn, _States.now())
 
@@ -88,12 +89,12 @@ class Samplers:
             self._samplers.append(copy.copy(sampler))
         return len(self._samplers) - 1
 
-    def tell(self, number: int, epoch: int) -> None:
-        """Tells a sampler the epoch, as a Trainer does."""
+    def set_epoch(self, number: int, epoch: int) -> None:
+        """Sets the epoch of a sampler, as a Trainer does."""
         sampler = self._samplers[number]
-        told = sampler.sampler if isinstance(sampler, SamplerBatches) else sampler
-        assert isinstance(told, _TellsEpoch)
-        told.set_epoch(epoch)
+        own = sampler.sampler if isinstance(sampler, SamplerBatches) else sampler
+        assert isinstance(own, _HasEpochs)
+        own.set_epoch(epoch)
 
 
 class OrderApart:
@@ -127,19 +128,19 @@ class OrderApart:
         return type(self)(self._process, self._length, number)
 
 
-class _Told(OrderApart):
-    """The same of a sampler that a Trainer tells the epoch."""
+class _WithEpochs(OrderApart):
+    """The same of a sampler whose epoch a Trainer sets."""
 
     def set_epoch(self, epoch: int) -> None:
-        self._process.call("told order", self._number, epoch)
+        self._process.call("epoch", self._number, epoch)
 
 
-class _OfTold(OrderApart):
-    """The same of a batch sampler whose own sampler is told."""
+class _OfEpochs(OrderApart):
+    """The same of a batch sampler whose own sampler has its epoch set."""
 
     @property
-    def sampler(self) -> _Told:
-        return _Told(self._process, self._length, self._number)
+    def sampler(self) -> _WithEpochs:
+        return _WithEpochs(self._process, self._length, self._number)
 
 
 def order_apart(loader: DataLoader[Batch], process: ReaderProcess) -> OrderApart:
@@ -152,9 +153,9 @@ def order_apart(loader: DataLoader[Batch], process: ReaderProcess) -> OrderApart
     sampler = drawn_by(loader)
     kind = OrderApart
     if isinstance(sampler, SamplerBatches):
-        kind = _OfTold if isinstance(sampler.sampler, _TellsEpoch) else OrderApart
-    elif isinstance(sampler, _TellsEpoch):
-        kind = _Told
+        kind = _OfEpochs if isinstance(sampler.sampler, _HasEpochs) else OrderApart
+    elif isinstance(sampler, _HasEpochs):
+        kind = _WithEpochs
     named = type(type(sampler).__name__, (kind,), {})  # the name that messages give
     try:
         length = len(sampler) if isinstance(sampler, Sized) else None
