@@ -52,7 +52,7 @@ def find_augmentation(loader: DataLoader[Batch]) -> Augmentation | None:
     if plain or not len(own):
         return None
     changed, repeated = _rows(len(own))
-    redrawn = SeededCollate(collate.collate, OTHER_DRAW) if isinstance(collate, SeededCollate) else collate
+    redrawn = collate.redrawn(OTHER_DRAW) if isinstance(collate, SeededCollate) else collate
     other = _difference((scored, collate), (SeededDraws(own, OTHER_DRAW), redrawn), changed)
     same = _difference((scored, collate), (SeededDraws(own), collate), repeated)
     found = same or other

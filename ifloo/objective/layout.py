@@ -94,7 +94,7 @@ def _draws(collate: Callable[..., Batch], sample: object) -> bool:
     """Tells whether a collate function draws random numbers, such as those of the words that it masks."""
     if not isinstance(collate, SeededCollate):
         return False
-    return not _same(*(SeededCollate(collate.collate, draw)([sample] * 3) for draw in (1, 2)))
+    return not _same(*(collate.redrawn(draw)([sample] * 3) for draw in (1, 2)))
 
 
 def _node(one: object, two: object, three: object, fixed: bool) -> Node:

@@ -106,6 +106,10 @@ class SeededCollate:
         """Returns the function of a draw, for a function that serves several; itself, whose draw is fixed."""
         return self
 
+    def redrawn(self, draw: int) -> SeededCollate:
+        """Returns the function that draws other numbers for the same samples."""
+        return SeededCollate(self.collate, draw)
+
 
 def bytes_of(x: Tensor) -> bytes | memoryview:
     """Returns the content of a tensor, dense and in order; nothing of a tensor without content."""

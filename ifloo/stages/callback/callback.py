@@ -36,7 +36,7 @@ from ifloo.stages.callback.moment import (
     refuse_without_checkpoints,
     weights_of,
 )
-from ifloo.stages.callback.queries import Queries
+from ifloo.stages.callback.queries import Queries, on_host
 from ifloo.stages.callback.scorer import EpochScorer, refuse_below_one
 from ifloo.stages.callback.slow_scoring import shown_when_slow
 from ifloo.stages.callback.snapshot import Snapshot
@@ -141,6 +141,7 @@ class InfluenceCallback(L.Callback):
     _attempt: _Attempt | None = None
     _record: dict[str, object] | None = None  # of the data, for checkpoints
     _seconds: float | None = None  # duration of the last scoring
+    _started = False  # whether a training step was about to be taken
     _to_clear = False  # whether complete new scores replace those of an earlier fit
 
     def __init__(
@@ -184,6 +185,7 @@ class InfluenceCallback(L.Callback):
         """Moves the callback behind all others, some of which replace the weights when the fit ends."""
         if stage == "fit":
             self._fit = self._attempt = self._record = self._seconds = None
+            self._started = False
             others = [one for one in trainer.callbacks if one is not self]  # type: ignore[attr-defined]  # undeclared
             trainer.callbacks = [*others, self]  # type: ignore[attr-defined]  # a new list: Lightning walks the old one
 
@@ -194,6 +196,10 @@ class InfluenceCallback(L.Callback):
             InputError: With `strict`: queries, data, module and method do not fit together, or the output folder holds
                 other scores.
         """
+        self._started = True
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning sets it undeclared
+            log.warning("No influence scores of a fast_dev_run, which draws part of the data.")
+            return
         with self._warning(trainer, lambda error: f"InfluenceCallback is off for this fit: {_in_words(error)}"):
             root = self._root(trainer)  # an exchange in which all processes take part
             reads = DataReads()
@@ -207,7 +213,11 @@ class InfluenceCallback(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Scores the weights that the fit ends with; other callbacks replace them in `on_train_end` or `on_fit_end`."""
-        if self._fit is None or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
+            return
+        if not self._started:
+            log.warning("No influence scores: max_epochs, max_steps or max_time ended the fit before its first step.")
+        if self._fit is None:
             return
         end = Moment(trainer.current_epoch, trainer.global_step, LAST)
         with self._warning(trainer, partial(_without_scores, end)):
@@ -216,6 +226,12 @@ class InfluenceCallback(L.Callback):
             else:
                 self._score_last(trainer, pl_module, end)
             self._print_table()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Says that the weights at which a fit was interrupted are not scored."""
+        if self._fit is not None and trainer.is_global_zero:
+            log.warning("No influence scores of the last weights: the fit ended by %s.", type(exception).__name__)
+        self._fit = self._attempt = None
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Scores again where a hook that runs after this callback's `on_fit_end` changed the weights."""
@@ -248,7 +264,8 @@ class InfluenceCallback(L.Callback):
         loader, draws = training_loader(trainer), self._scorer.draws
         reads.once(partial(refuse_partial_fit, trainer), loader)
         warn_of_hooks(trainer, module)
-        queries = reads.once(lambda one: Queries.of(self.queries, self.num_queries, one, self._scorer.ids), loader)
+        given, ids = on_host(self.queries), self._scorer.ids
+        queries = reads.once(lambda one: Queries.of(given, self.num_queries, one, ids), loader)
 
         def tried(one: DataLoader[Batch]) -> EpochScorer:
             return self._scorer.try_on_few(FitWeights(trainer, module, one, ran=False), queries)
@@ -296,6 +313,7 @@ class InfluenceCallback(L.Callback):
             yield
         except Exception as error:  # the user's code may raise any
             if self.strict:
+                self._fit = None
                 raise
             if trainer.is_global_zero:
                 log.warning("%s", text(error))

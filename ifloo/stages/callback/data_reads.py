@@ -10,7 +10,6 @@ import copy
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import islice
 from typing import TypeVar
 
 from torch.utils.data import (
@@ -26,10 +25,11 @@ from torch.utils.data import (
 
 from ifloo.data.kept_samples import ReadSettings, SampleReads
 from ifloo.objective.batches import Batch, MapDataset
-from ifloo.objective.epoch_batches import DRAWN_MOST, drawn_by
+from ifloo.objective.epoch_batches import drawn_by
 from ifloo.objective.loaders import training_dataset, with_dataset
 from ifloo.objective.seeded_draws import Collate, FixedReads, SeededCollate, SeededDraws, TrainedOn, tensors_in_memory
 from ifloo.objective.singles import CollateItems
+from ifloo.stages.callback.order_apart import Samplers, order_apart
 from ifloo.stages.callback.reader_process import ReaderProcess, can_fork
 
 log = logging.getLogger(__name__)
@@ -69,11 +69,12 @@ class DataReads:
         if _only_tensors(loader):
             return work(loader)
         dataset = training_dataset(loader)
-        reads: dict[str, Callable[..., object]] = {"order": partial(_order, loader)}
+        reads: dict[str, Callable[..., object]] = Samplers(loader).reads | {
+            "collate": lambda draw, fetched: SeededCollate(_of_batches(loader), draw)(fetched)
+        }
         for draw in range(draws):
             one = SeededDraws(dataset, draw)
             reads |= {f"sample {draw}": one.__getitem__, f"samples {draw}": one.__getitems__}
-            reads[f"collate {draw}"] = SeededCollate(_of_batches(loader), draw)
         return self._first_of(
             lambda process: work(_loader_apart(loader, process, draws)),
             reads,
@@ -153,20 +154,12 @@ def _with_draws(loader: DataLoader[Batch], draws: int) -> DataLoader[Batch]:
     return loader if draws == 1 else SampleReads(ReadSettings(draws)).of(loader, "train", draws)
 
 
-def _order(loader: DataLoader[Batch]) -> list[object]:
-    """Returns what the sampler of a loader draws in an epoch: rows, or lists of rows."""
-    sampler = drawn_by(loader)
-    assert isinstance(sampler, Iterable)  # as every loader asks of it
-    drawn = islice(sampler, DRAWN_MOST * len(training_dataset(loader)) + 1)  # one without end is refused before
-    return [[int(i) for i in one] if isinstance(one, Sequence) else int(one) for one in drawn]
-
-
 def _loader_apart(loader: DataLoader[Batch], process: ReaderProcess, draws: int) -> DataLoader[Batch]:
     """Returns a loader of the same data, whose samples, batches and order come from a process."""
     dataset, collate = training_dataset(loader), loader.collate_fn
     order: Iterable[object] | None = None
     if not _stateless(loader):
-        order = process.call("order")  # type: ignore[assignment]  # the result of `_order`
+        order = order_apart(loader, process)
         if type(batches := loader.batch_sampler) is BatchSampler:
             order = BatchSampler(order, batches.batch_size, batches.drop_last)  # type: ignore[arg-type]
     own = collate if _of_torch(collate) else _CollateApart(_of_batches(loader), process)
@@ -208,9 +201,12 @@ class _CollateApart(SeededCollate):
         self._process = process
 
     def __call__(self, fetched: object) -> object:
-        return self._process.call(f"collate {self.draw}", fetched)
+        return self._process.call("collate", self.draw, fetched)
 
     def of_draw(self, draw: int) -> _CollateApart:
+        return self.redrawn(draw)
+
+    def redrawn(self, draw: int) -> _CollateApart:
         return _CollateApart(self.collate, self._process, draw)
 
     def __reduce__(self) -> tuple[type[SeededCollate], tuple[Collate, int]]:

@@ -9,9 +9,11 @@ import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from numpy.typing import NDArray
 
+from ifloo.attribution import InfluenceFunction
 from ifloo.stages.callback.moment import RAW, Moment
 from ifloo.stages.callback.objective_check import in_arguments
-from ifloo.stages.callback.snapshot import Snapshot
+from ifloo.stages.callback.snapshot import LAST_LAYER, Snapshot
+from ifloo.stages.scores.self_influence import DAMPING
 
 log = logging.getLogger(__name__)
 QUANTILES = {"min": 0.0, "q05": 0.05, "median": 0.5, "q95": 0.95, "max": 1.0}
@@ -96,7 +98,25 @@ def table(snapshot: Snapshot, moment: Moment, folder: str) -> str:
         f"{far.sample_share:.1e}"
     )
     objective = f"Objective: {in_arguments(snapshot.certificate.text)}."
-    return "\n".join([head, *lines, f"Files: {folder}", objective, *(f"Note: {note}" for note in snapshot.notes)])
+    damping = _damping(snapshot)
+    return "\n".join(
+        [head, *lines, f"Files: {folder}", objective, *damping, *(f"Note: {note}" for note in snapshot.notes)]
+    )
+
+
+def _damping(snapshot: Snapshot) -> list[str]:
+    """Returns a line about the damping of a curvature, and how the default differs from that of a command."""
+    method = snapshot.method
+    if not isinstance(method, InfluenceFunction) or not method.damping:
+        return []
+    text = f"Damping: {method.damping:g} nats per squared parameter is added to the curvature"
+    if method.name != LAST_LAYER:
+        return [f"{text}."]
+    own = ", so that it is positive definite without a penalty" if method.damping == DAMPING else ""
+    return [
+        f"{text} of {', '.join(snapshot.parameters)}{own}. By default `ifloo influence` adds none, and scores through "
+        "all parameters."
+    ]
 
 
 def _kind(moment: Moment) -> str:

@@ -49,7 +49,8 @@ class CheckedObjective:
             CertificateRequest.of(module, loader, patterns),
             accept=accept,
             ran=weights.ran,
-            trained_with=weights.trainer.train_dataloader,
+            trained_with=loader,
+            shown=weights.trainer.train_dataloader,
         )
         try:
             # A copy of a module has lost the hooks on its gradients.

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from ifloo.errors import InputError
 from ifloo.objective import Batch, sequential
 from ifloo.objective.batches import Identified, concatenate, without_ids
-from ifloo.objective.forms import map_tensors
+from ifloo.objective.forms import map_tensors, tensors_of
 from ifloo.objective.functional import FunctionalLosses, Path
 from ifloo.objective.id_rule import IdRule, IdSetting
 from ifloo.objective.ids import identified_queries, query_ids
@@ -86,6 +86,13 @@ class Queries:
         if losses.path is Path.LOOP:
             return Identified(Singles(one_by_one), ids)
         return Identified(concatenate(one_by_one) if self.singles.whole is None else self.singles.whole, ids)
+
+
+def on_host(queries: Batch | Dataset[Batch] | DataLoader[Batch]) -> Batch | Dataset[Batch] | DataLoader[Batch]:
+    """Returns test samples with the tensors of a batch on the host; a data set is left to make its own."""
+    if isinstance(queries, (Dataset, DataLoader)) or all(x.device.type == "cpu" for x in tensors_of(queries)):
+        return queries
+    return map_tensors(lambda x: x.detach().cpu(), queries)
 
 
 def _loader_of(data: object, train: DataLoader[Batch]) -> DataLoader[Batch]:

@@ -23,13 +23,14 @@ from typing_extensions import Self
 
 from ifloo.data.sample_store import packed, unpacked
 from ifloo.errors import WorkError, in_one_line
+from ifloo.objective.id_rule import note
 from ifloo.objective.user_code import RemoteError
 
 Reads: TypeAlias = Mapping[str, Callable[..., object]]  # functions that read, by name
 PLACE = "a worker process that reads the data"
 PATIENCE = 1.0  # seconds after which a process that still reads is killed
 _OPEN_FILES = Path("/proc/self/fd")
-_NO_DEVICE = ("in forked subprocess", "bad fork")  # parts of the texts of torch about data that are on a device
+_NO_DEVICE = ("in forked subprocess", "initialization error")  # in the texts of torch on data that are on a device
 
 
 def can_fork() -> bool:
@@ -84,7 +85,10 @@ class ReaderProcess:
             return self._reads[name](*arguments)
         answer = self._answer(_Request(name, arguments))
         for record in answer.records:
-            logging.getLogger(record.name).handle(record)
+            if record.name == note.__module__:
+                note(record.getMessage())  # once in this process too
+            else:
+                logging.getLogger(record.name).handle(record)
         if answer.refusal is not None:
             raise self._unable(answer.refusal)
         if answer.error is not None:

@@ -35,7 +35,7 @@ from ifloo.stages.callback.fit_weights import FitWeights
 from ifloo.stages.callback.moment import weights_of
 from ifloo.stages.callback.objective_check import CheckedObjective
 from ifloo.stages.callback.queries import Queries
-from ifloo.stages.callback.snapshot import OwnRankings, Snapshot, away_from_minimum
+from ifloo.stages.callback.snapshot import LAST_LAYER, OwnRankings, Snapshot, away_from_minimum
 from ifloo.stages.scores.engine_choice import HEAD_BYTES
 from ifloo.stages.scores.self_influence import last_linear_layer
 from ifloo.stages.settings import settings_json
@@ -80,7 +80,7 @@ class EpochScorer:
     def identity_settings(self, queries: Queries) -> dict[str, JSON]:
         """Returns the settings that change a number; they stay the same throughout a fit."""
         return {
-            "method": settings_json(self.method) or "last_layer",
+            "method": settings_json(self.method) or LAST_LAYER,
             "parameters": settings_json(self.parameters),
             "damping": self.damping,
             "sample_losses": settings_json(self.sample_losses),
@@ -252,7 +252,7 @@ class EpochScorer:
         if self.method is not None:
             return self.method, self.parameters or ("*",)
         patterns = self.parameters or (f"{logits_layer(module, first_sample(loader, module))}.*",)
-        label = "hessian" if self.parameters else "last_layer"
+        label = "hessian" if self.parameters else LAST_LAYER
         return InfluenceFunction(label, last_layer_curvature, self.damping, Auto()), patterns
 
     def _self_influence(

@@ -10,6 +10,8 @@ from ifloo.attribution import Method, Scores
 from ifloo.objective import Stationarity
 from ifloo.objective.certificate import ObjectiveCertificate
 
+LAST_LAYER = "last_layer"  # name of the default method
+
 
 @dataclass(frozen=True)
 class OwnRankings:

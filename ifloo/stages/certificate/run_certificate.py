@@ -64,6 +64,7 @@ class CertificateRequest:
         stated: Whether the fit was of the stated losses (`ifloo fit`), not of the user's own training step.
         accept: Whether the user accepts an unexplained difference.
         trained_with: Training loader of the Trainer of the fit; None for `loader`.
+        shown: Training loader that the module finds in its Trainer; None for that of the fit.
     """
 
     module: L.LightningModule
@@ -75,6 +76,7 @@ class CertificateRequest:
     stated: bool = False
     accept: bool = False
     trained_with: object = None
+    shown: object = None
     device: torch.device | None = None
     dtype: torch.dtype | None = None
 
@@ -113,7 +115,7 @@ class CertificateRequest:
     @property
     def loader_of_trainer(self) -> object:
         """Training loader that the module finds in its Trainer."""
-        return self.loader if self.trained_with is None else self.trained_with
+        return next((one for one in (self.shown, self.trained_with) if one is not None), self.loader)
 
 
 def examined(request: CertificateRequest) -> Examined:

@@ -53,6 +53,49 @@ def test_checkpoints_during_and_after_a_fit_hold_the_rows_of_each_subset(tmp_pat
         assert (found.n, found.behind) == (30, (("TensorDataset", N),))
 
 
+@pytest.mark.parametrize("settings", [{}, {"limit_val_batches": 0}])
+def test_rows_of_validation_are_recorded_though_nothing_is_validated(tmp_path, settings):
+    data = Split()
+    kind = Validated if settings else Stated
+    fitted(kind(), data, [InfluenceCallback(QUERIES)], tmp_path, **settings).save_checkpoint(tmp_path / "c.ckpt")
+    found = record_in(tmp_path / "c.ckpt").evaluation
+    assert [rows.tolist() for rows in found["val"]] == [list(data.val.indices)]
+
+
+class InModule(Stated):
+    """Holds its data itself, and has no validation step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = random_split(samples(N), [30, 7])
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.parts[0], batch_size=8)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(self.parts[1], batch_size=7)
+
+
+def test_rows_of_validation_in_the_module_or_given_to_the_fit_are_recorded(tmp_path):
+    module = InModule()
+    rows = list(module.parts[1].indices)
+    fitted(module, None, [InfluenceCallback(QUERIES, output_dir=tmp_path / "0")], tmp_path).save_checkpoint(
+        tmp_path / "c.ckpt"
+    )
+    assert [x.tolist() for x in record_in(tmp_path / "c.ckpt").evaluation["val"]] == [rows]
+    trainer = L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        callbacks=[InfluenceCallback(QUERIES, output_dir=tmp_path / "1")],
+    )
+    trainer.fit(Stated(), loader(), module.val_dataloader())
+    trainer.save_checkpoint(tmp_path / "d.ckpt")
+    assert [x.tolist() for x in record_in(tmp_path / "d.ckpt").evaluation["val"]] == [rows]
+
+
 class ThreeWays(Split):
     """Tests of their own, and two validation loaders."""
 

@@ -9,16 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from ifloo.data.fit_record import content_fingerprint
 from ifloo.errors import WorkError
+from ifloo.objective import id_rule
 from ifloo.objective.batches import tensors_of
+from ifloo.objective.epoch_batches import SamplerEpochs, drawn_by
 from ifloo.objective.loaders import sequential
 from ifloo.stages import InfluenceCallback
 from ifloo.stages.callback import data_reads
 from ifloo.stages.callback.data_reads import DataReads
 from ifloo.stages.callback.reader_process import ReaderProcess
+from ifloo.stages.certificate.drawn_batches import drawn_batches
 from tests.stages.callback.fits import Augmented, N, Stated, fitted, loader, samples
 from tests.stages.callback.stateful_data import KINDS, Attributes, Noisy, OwnOrder, loaders
 from tests.stages.callback.test_untouched_data import run_twice
@@ -69,12 +72,52 @@ def test_several_draws_are_the_same_as_those_read_here():
     assert not torch.equal(apart[0][0], apart[1][0])
 
 
-def test_an_order_of_the_users_own_is_drawn_there():
-    order = OwnOrder()
-    one = DataLoader(samples(N), batch_size=8, sampler=order)
-    batches = DataReads().during(lambda apart: [list(batch) for batch in apart.batch_sampler], one)
-    assert [i for batch in batches for i in batch] == list(order)
-    assert [len(batch) for batch in batches] == [8, 8, 8, 8, 5]
+class Counted(Sampler[int]):
+    """Draws by its number of epochs and the global generator."""
+
+    def __init__(self, batches: bool = False) -> None:
+        self.epochs, self.batches = 0, batches
+
+    def __len__(self) -> int:
+        return 5 if self.batches else N
+
+    def __iter__(self) -> Any:
+        self.epochs += 1
+        rows = (torch.randperm(N) + self.epochs) % N
+        return iter([x.tolist() for x in rows.split(8)] if self.batches else rows.tolist())
+
+
+class Told(Counted):
+    """Draws by the epoch that it is told."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epochs = 7 * epoch
+
+
+ORDERS: dict[str, Callable[[], DataLoader[Any]]] = {
+    "sampler": lambda: DataLoader(samples(N), batch_size=8, sampler=Counted()),
+    "batches": lambda: DataLoader(samples(N), batch_sampler=Counted(batches=True)),
+    "batches of a sampler": lambda: DataLoader(samples(N), batch_sampler=BatchSampler(Told(), 8, drop_last=True)),
+    "told": lambda: DataLoader(samples(N), batch_size=8, sampler=Told()),
+    "closure": lambda: DataLoader(samples(N), batch_size=8, sampler=OwnOrder()),
+    "without batches": lambda: DataLoader(samples(N), batch_size=None, sampler=Counted()),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_an_order_of_the_users_own_is_drawn_there(name):
+    def epochs(one: DataLoader[Any]) -> list[list[torch.Tensor]]:
+        return [list(epoch) for epoch in itertools.islice(SamplerEpochs(one)(), 4)]
+
+    one = ORDERS[name]()
+    assert equal(DataReads().during(epochs, one), epochs(ORDERS[name]()))
+    torch.manual_seed(3)
+    drawn = DataReads().during(lambda apart: [*drawn_batches(apart).rows, torch.get_rng_state().tolist()], one)
+    torch.manual_seed(3)
+    assert drawn == [*drawn_batches(ORDERS[name]()).rows, torch.get_rng_state().tolist()]
+    if isinstance(sampler := drawn_by(one), Counted):
+        assert sampler.epochs == 0
+    assert DataReads().during(lambda apart: type(drawn_by(apart)).__name__, one) == type(drawn_by(one)).__name__
 
 
 def test_no_process_is_left():
@@ -173,3 +216,11 @@ def test_what_is_logged_there_is_logged_here(caplog):
     with ReaderProcess({"read": read}) as process:
         process.call("read")
     assert warnings_of(caplog) == ["read rows"]
+
+
+def test_a_note_on_ids_that_is_made_there_is_not_made_again(caplog, monkeypatch):
+    monkeypatch.setattr(id_rule, "_noted", set())
+    with ReaderProcess({"read": lambda: id_rule.note("ids are positions")}) as process:
+        process.call("read")
+    id_rule.note("ids are positions")
+    assert warnings_of(caplog) == ["ids are positions"]

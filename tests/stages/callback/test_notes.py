@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from ifloo.attribution import GradientDot
+from ifloo.attribution import GradientDot, InfluenceFunction
+from ifloo.curvature import Hessian
 from ifloo.objective import sequential
 from ifloo.objective.seeded_draws import SeededDraws
 from ifloo.stages import InfluenceCallback
@@ -122,3 +123,30 @@ def test_several_draws_are_scored_through_the_last_layer(tmp_path, caplog):
     recorded = Manifest.at(tmp_path / "influence" / "manifest.json").sections()["epoch_003"]["compared"]
     assert recorded["method"]["label"] == "last_layer"
     assert "not through the last layer" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (
+            {},
+            "Damping: 0.001 nats per squared parameter is added to the curvature of head.*, so that it is positive "
+            "definite without a penalty. By default `ifloo influence` adds none, and scores through all parameters.",
+        ),
+        (
+            {"damping": 0.02},
+            "Damping: 0.02 nats per squared parameter is added to the curvature of head.*. By default `ifloo "
+            "influence` adds none, and scores through all parameters.",
+        ),
+        (
+            {"method": InfluenceFunction("mine", Hessian, 0.5)},
+            "Damping: 0.5 nats per squared parameter is added to the curvature.",
+        ),
+        ({"damping": 0.0}, None),
+        ({"method": GradientDot()}, None),
+    ],
+)
+def test_the_damping_is_said_in_words(tmp_path, capsys, settings, line):
+    fitted(Stated(), loader(), [InfluenceCallback(samples(2, seed=1)[:], **settings)], tmp_path)
+    found = [text for text in capsys.readouterr().out.splitlines() if text.startswith("Damping")]
+    assert found == ([] if line is None else [line])
