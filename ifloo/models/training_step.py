@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import NoReturn
 
 import lightning as L
@@ -83,15 +84,15 @@ def loss_of_step(model: L.LightningModule, batch: Batch, when: str) -> Float[Ten
     Raises:
         InputError: The step failed, or returned no loss.
     """
-    recorded = torch.is_grad_enabled()
     batch = transferred(model, batch)
     # A step may take gradients itself, as a gradient penalty does, and in a fit operations are always recorded.
-    with user_code(f"training_step of {type(model).__name__}", when), recording():
+    unrecorded = not torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None
+    with user_code(f"training_step of {type(model).__name__}", when), recording() if unrecorded else nullcontext():
         out = run_step(model, batch)
     loss = loss_in(
         out, model, "a batch of one", "Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
     )
-    return loss if recorded else loss.detach()
+    return loss.detach() if unrecorded else loss
 
 
 def losses_by_vmap(model: L.LightningModule, batch: Batch) -> Float[Tensor, " b"]:
