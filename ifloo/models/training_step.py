@@ -39,8 +39,14 @@ def run_step(model: L.LightningModule, batch: Batch, index: int = 0) -> object:
     A step may change its batch in place, and a batch may be scored more than once.
     """
     step: Callable[..., object] = model.training_step
-    own = map_tensors(torch.clone, batch, lambda part: with_tensors_within(part, torch.clone))
-    return step(*(own, index)[: max(1, _positional(step))])
+    # Within a transform a batch has no parts but tensors and placeholders, which must not be read.
+    of_opaque = None if _transformed() else lambda part: with_tensors_within(part, torch.clone)
+    return step(*(map_tensors(torch.clone, batch, of_opaque), index)[: max(1, _positional(step))])
+
+
+def _transformed() -> bool:
+    """Tells whether the code runs within a transform of torch.func."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _positional(function: Callable[..., object]) -> int:
@@ -86,7 +92,7 @@ def loss_of_step(model: L.LightningModule, batch: Batch, when: str) -> Float[Ten
     """
     batch = transferred(model, batch)
     # A step may take gradients itself, as a gradient penalty does, and in a fit operations are always recorded.
-    unrecorded = not torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None
+    unrecorded = not torch.is_grad_enabled() and not _transformed()
     with user_code(f"training_step of {type(model).__name__}", when), recording() if unrecorded else nullcontext():
         out = run_step(model, batch)
     loss = loss_in(
