@@ -14,10 +14,10 @@ from torch.func import grad
 from torch.utils.data import DataLoader
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, Identified, SampleSource, TrainingData, slice_batch, without_ids
-from ifloo.objective.functional import FunctionalLosses
+from ifloo.objective.batches import Batch, Identified, SampleSource, TrainingData, slice_batch, tensors_of, without_ids
+from ifloo.objective.functional import FunctionalLosses, scoring
 from ifloo.objective.loaders import weighted
-from ifloo.objective.paths import choose_path
+from ifloo.objective.paths import choose_path, not_finite
 from ifloo.objective.singles import Singles
 from ifloo.objective.weights import SampleWeights
 from ifloo.params import ParamSpace
@@ -54,7 +54,8 @@ class Objective:
         """
         space = ParamSpace.of(module, parameters)
         choice = choose_path(FunctionalLosses(module, space), loader)
-        data = TrainingData(choice.loader(loader, batch_size), space.device, space.dtype)
+        accepts = have_finite_losses(choice.losses)
+        data = TrainingData(choice.loader(loader, batch_size), space.device, space.dtype, accepts=accepts)
         return cls(choice.losses, data)
 
     @property
@@ -142,6 +143,31 @@ class Objective:
         return gradient
 
 
+def have_finite_losses(losses: FunctionalLosses) -> Callable[[Batch], bool]:
+    """Returns a function that tells whether the losses of a batch with NaN are finite.
+
+    They may be: a step may leave out the entries that are missing. It raises an InputError where it does so for some
+    samples, and the loss of another one is not finite, whose entries may all be missing.
+    """
+    theta = losses.theta()
+
+    def finite(batch: Batch) -> bool:
+        with torch.no_grad(), scoring(losses.module):
+            found = losses.sample_losses(theta, batch)
+        wrong = ~torch.isfinite(found)
+        if not bool(wrong.any()):
+            return True
+        rows = [slice_batch(batch, slice(k, k + 1)) for k in range(len(found))]
+        lacking = [not all(bool(torch.isfinite(x).all()) for x in tensors_of(row)) for row in rows]
+        if any(lack and not bad for lack, bad in zip(lacking, wrong.tolist(), strict=True)):
+            k = int(wrong.nonzero()[0])
+            position = int(batch.positions[k]) if isinstance(batch, Identified) else k
+            raise InputError(not_finite(position, float(found[k])))
+        return False
+
+    return finite
+
+
 def weighted_data(data: TrainingData, weights: Float[Tensor, " n"]) -> TrainingData:
     """Returns the training data with the factor n·a_i / Σ a beside each sample; see `Objective.weighted`.
 
@@ -151,7 +177,8 @@ def weighted_data(data: TrainingData, weights: Float[Tensor, " n"]) -> TrainingD
     if not isinstance(data.loader, DataLoader):
         raise InputError(f"Samples can be weighted where a DataLoader yields them, got {type(data.loader).__name__}.")
     factors = weights.double() * (data.n / weights.double().sum())
-    found = TrainingData(weighted(data.loader, data.ids, factors.to(data.dtype)), data.device, data.dtype)
+    loader = weighted(data.loader, data.ids, factors.to(data.dtype))
+    found = TrainingData(loader, data.device, data.dtype, accepts=data.accepts)
     found.factors = factors
     return found
 
