@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, batch_size, map_tensors, slice_batch, times_factors, without_ids
+from ifloo.objective.kept_state import restored_in_place
 from ifloo.objective.kernels import whole_derivatives
 from ifloo.objective.layout import Layout
 from ifloo.objective.plain import Scalar, gradient_and_value, recordable
@@ -254,7 +255,10 @@ class FunctionalLosses:
             return torch.stack([self._call(theta, function, one) for one in drawn.draws]).mean(0)
         # Parameters outside θ are constants: unless detached, they would add a graph to each result.
         values = {n: p.detach() for n, p in self.module.named_parameters()} | self.space.unflatten(theta)
-        result: Tensor = functional_call(self._caller, {f"module.{n}": v for n, v in values.items()}, (function, *args))
+        named, restored = {f"module.{n}": v for n, v in values.items()}, restored_in_place()
+        result: Tensor = functional_call(self._caller, named, (function, *args))
+        if self.path is Path.LOOP and restored_in_place() > restored:
+            result = functional_call(self._caller, named, (function, *args))
         return result
 
 

@@ -110,11 +110,13 @@ class _Saved:
         tensor: Tensor that is copied.
         version: Version of the tensor with this content, by which a change in place is seen.
         content: Copy.
+        restored: How often the tensor had to be given its content back.
     """
 
     tensor: Tensor
     version: int
     content: Tensor
+    restored: int = 0
 
     @classmethod
     def of(cls, tensor: Tensor) -> _Saved:
@@ -130,6 +132,7 @@ class _Saved:
             with torch.no_grad():
                 self.tensor.copy_(self.content)
             self.version = self.tensor._version
+            self.restored += 1
 
 
 # Copies of the contexts that are open, by id of the tensor: a context within another one, such as that of one sample
@@ -159,6 +162,11 @@ def numbers_kept(module: nn.Module) -> Generator[None, None, None]:
     outer = dict(_SAVED)
     saved = [one if (one := outer.get(id(x))) and one.current else _Saved.of(x) for x in tensors]
     _SAVED.update({id(one.tensor): one for one in saved})
+    within = torch._C._functorch.peek_interpreter_stack() is not None  # a change in place then fails, as it must
+    for values, name, value in () if within else before:
+        if isinstance(value, Tensor) and id(value) in _SAVED and _SAVED[id(value)].restored:
+            # A graph that holds the tensor itself would be lost where it is given its content back.
+            values[name] = _SAVED[id(value)].content.to(value.device, copy=True)
     try:
         yield
     finally:
@@ -168,6 +176,14 @@ def numbers_kept(module: nn.Module) -> Generator[None, None, None]:
             one.restore()
         _SAVED.clear()
         _SAVED.update(outer)
+
+
+def restored_in_place() -> int:
+    """Returns how often tensors of the open contexts had to be given their content back.
+
+    Where a pass raises it, a graph of that pass may hold such a tensor; the same pass works on copies the next time.
+    """
+    return sum(one.restored for one in _SAVED.values())
 
 
 def _is_number(value: object) -> bool:
