@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import vmap
 
-from ifloo.errors import InputError
+from ifloo.errors import InputError, summarise
 from ifloo.models.hooks import overridden
 from ifloo.models.lightning_classes import defines
 from ifloo.objective.batches import Batch, batch_size
@@ -93,12 +93,24 @@ def loss_of_step(model: L.LightningModule, batch: Batch, when: str) -> Float[Ten
     batch = transferred(model, batch)
     # A step may take gradients itself, as a gradient penalty does, and in a fit operations are always recorded.
     unrecorded = not torch.is_grad_enabled() and not _transformed()
-    with user_code(f"training_step of {type(model).__name__}", when), recording() if unrecorded else nullcontext():
+    what, remedy = f"training_step of {type(model).__name__}", _remedy(model)
+    with user_code(what, when, remedy), recording() if unrecorded else nullcontext():
         out = run_step(model, batch)
     loss = loss_in(
         out, model, "a batch of one", "Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
     )
     return loss.detach() if unrecorded else loss
+
+
+def _remedy(model: L.LightningModule) -> str:
+    """Returns a sentence on the hooks of a module that run in a fit alone, if it has some."""
+    hooks = [name for name in ("on_fit_start", "on_train_start", "on_train_epoch_start") if defines(model, name)]
+    if not hooks:
+        return ""
+    return (
+        f"No fit starts before scoring: what {summarise(hooks)} would set must be set in __init__ or setup, or be in "
+        "the checkpoint (a buffer, on_save_checkpoint and on_load_checkpoint)."
+    )
 
 
 def losses_by_vmap(model: L.LightningModule, batch: Batch) -> Float[Tensor, " b"]:

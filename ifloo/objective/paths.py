@@ -27,7 +27,7 @@ from ifloo.objective.layout import Layout
 from ifloo.objective.loaders import samples_behind, separately, sequential, unwrap_loader
 from ifloo.objective.plain import recordable, recording
 from ifloo.objective.randomness import undisturbed
-from ifloo.objective.singles import length_of
+from ifloo.objective.singles import collated_alone, length_of
 from ifloo.objective.slopes import backward_slopes, forward_slopes, random_unit, unit_along
 from ifloo.params import ParamSpace
 
@@ -100,7 +100,7 @@ class DrawnSamples:
             raise InputError("The training data hold no sample.")
         drawn = torch.randperm(n, generator=torch.Generator().manual_seed(SEED))[:DRAWN].tolist()
         fetched = separately(loader, with_whole=False).dataset
-        alone = {i: collate(one) for i, one in zip(drawn, fetched.__getitems__(drawn), strict=True)}  # type: ignore[attr-defined]
+        alone = {i: collated_alone(collate, one) for i, one in zip(drawn, fetched.__getitems__(drawn), strict=True)}  # type: ignore[attr-defined]
         lengths = {i: length_of(one) for i, one in alone.items()}
         chosen = dict.fromkeys([min(drawn, key=lengths.__getitem__), max(drawn, key=lengths.__getitem__), *drawn])
         rows = tuple(chosen)[:CHECKED]

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from tests.practice.base import D, Rows, Softmax, rows
 
@@ -227,3 +228,138 @@ class DecaysWeightsAlone(Layers):
 
 def decay_of_weights(model: Any) -> Tensor:
     return 0.01 * torch.stack([p.square().sum() for p in model.parameters() if p.ndim > 1]).sum()
+
+
+class TouchesABuffer(Softmax):
+    """Changes a tensor in place that its loss is computed with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(3, dtype=D))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.scale.mul_(1.0)  # type: ignore[operator]  # a buffer
+        return F.cross_entropy(self.lin(batch[0]) * self.scale, batch[1]) + self.l2()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+def untouched(model: Any, batch: Any) -> Tensor:
+    return F.cross_entropy(model.lin(batch[0]), batch[1]) + model.l2()
+
+
+class Bags(Softmax):
+    """Computes the mean of its words by an operation of torch that has no second derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb = nn.EmbeddingBag(7, 4, mode="mean", dtype=D)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.lin(torch.tanh(self.emb(batch[0]))), batch[1]) + self.l2()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+class Words(Rows):
+    def _loader(self, n: int, seed: int) -> Any:
+        x = torch.randint(7, (n, 5), generator=torch.Generator().manual_seed(seed))
+        return DataLoader(TensorDataset(x, x.sum(1) % 3), batch_size=n)
+
+    def train_dataloader(self) -> Any:
+        return self._loader(60, 0)
+
+    def val_dataloader(self) -> Any:
+        return self._loader(9, 1)
+
+
+class RemembersTheStart(Layers):
+    """Is held to its first weights, which no checkpoint has."""
+
+    def on_train_start(self) -> None:
+        self.start = [p.detach().clone() for p in self.parameters()]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        distance = torch.stack([(p - q).square().sum() for p, q in zip(self.parameters(), self.start, strict=True)])
+        return F.cross_entropy(self.logits(batch[0]), batch[1]) + 0.1 * distance.sum()
+
+
+class MissingTargets(Rows):
+    """Has targets of which some are missing."""
+
+    def train_dataloader(self) -> Any:
+        x, _ = rows(120, 0)
+        y = x.sum(1, keepdim=True).repeat(1, 3)
+        y[torch.rand(120, 3, generator=torch.Generator().manual_seed(3)) < 0.3] = float("nan")
+        return DataLoader(TensorDataset(x, y), batch_size=120)
+
+    def val_dataloader(self) -> Any:
+        x, _ = rows(9, 1)
+        return DataLoader(TensorDataset(x, x.sum(1, keepdim=True).repeat(1, 3)), batch_size=9)
+
+
+class LeavesOutTheMissing(Softmax):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        errors = self.lin(batch[0]) - batch[1].nan_to_num()
+        return (errors.square() * ~batch[1].isnan()).sum(1).mean() + self.l2()
+
+
+class MeanOfTheRest(Softmax):
+    """Takes the mean over the targets that are there; a sample may have none."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        there = ~batch[1].isnan()
+        return (self.lin(batch[0])[there] - batch[1][there]).square().mean() + self.l2()
+
+
+class SomeRows(Dataset[Any]):
+    def __len__(self) -> int:
+        return 120
+
+    def __getitem__(self, i: int) -> Any:
+        x, y = rows(120, 0)
+        return None if i in (17, 90) else (x[i], y[i])
+
+
+def without_none(samples: Any) -> Any:
+    return default_collate([one for one in samples if one is not None])
+
+
+class DropsRows(Rows):
+    def train_dataloader(self) -> Any:
+        return DataLoader(SomeRows(), batch_size=120, collate_fn=without_none)
+
+
+class SplitWithoutSeed(Rows):
+    """Splits its rows by a generator that no seed reaches."""
+
+    def setup(self, stage: str) -> None:
+        self.order = torch.as_tensor(np.random.default_rng().permutation(130))
+
+    def train_dataloader(self) -> Any:
+        x, y = rows(130, 0)
+        return DataLoader(TensorDataset(x[self.order[:100]], y[self.order[:100]]), batch_size=100)
+
+
+class FailsInAWorker(Dataset[Any]):
+    """Fails at a late row, once a fit is over."""
+
+    over = False
+
+    def __init__(self) -> None:
+        self.x, self.y = rows(120, 0)
+
+    def __len__(self) -> int:
+        return 120
+
+    def __getitem__(self, i: int) -> Any:
+        if type(self).over and i == 101:
+            raise KeyError("image_101")  # the line that fails
+        return self.x[i], self.y[i]
+
+
+class InWorkers(Rows):
+    def train_dataloader(self) -> Any:
+        return DataLoader(FailsInAWorker(), batch_size=30, num_workers=1)

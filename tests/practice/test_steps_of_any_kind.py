@@ -1,5 +1,8 @@
 """Training steps that do more than compute a loss, and fits that train less than it seems: right, or the true cause."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import BackboneFinetuning
@@ -151,6 +154,57 @@ def test_a_decay_of_some_weights_is_not_said_to_be_one_of_all(tmp_path):
     scored(project, *flags, penalty=steps.decay_of_weights)
 
 
-def test_a_project_without_any_of_this_is_refused_nothing(tmp_path):
-    project = Project.trained(tmp_path, Softmax)
+def test_a_tensor_that_a_step_changes_in_place_stays_in_its_graph(tmp_path):
+    scored(Project.trained(tmp_path, steps.TouchesABuffer, **BRIEF), loss=steps.untouched)
+
+
+def test_an_operation_without_second_derivative_is_named_and_the_remedy_works(tmp_path):
+    project = Project.trained(tmp_path, steps.Bags, steps.Words, **BRIEF)
+    error = refused(project)
+    assert "embedding_bag_backward has no derivative of this order" in error
+    assert "--attribution.method ifloo.attribution.GradientDot" in error
+    done = project.influence("--attribution.method", "ifloo.attribution.GradientDot", "--output_dir=dots")
+    assert done.code == 0, done.err
+    found = influences.load(next((tmp_path / "dots").rglob("influences_test_0.npz"))).scores
+    assert off(torch.as_tensor(found)[None], project.dense().dots(project.tests())) <= IN_FILES
+
+
+def test_what_a_hook_of_the_fit_sets_is_named_where_it_is_missing(tmp_path):
+    error = refused(Project.trained(tmp_path, steps.RemembersTheStart, **BRIEF))
+    assert "no attribute 'start'" in error
+    assert "what on_train_start would set must be set in __init__ or setup" in error
+
+
+def test_missing_targets_that_a_step_leaves_out_are_no_fault_of_the_data(tmp_path):
+    project = Project.trained(tmp_path, steps.LeavesOutTheMissing, steps.MissingTargets)
     project.assert_right(project.influence())
+
+
+def test_a_sample_without_any_target_is_named(tmp_path):
+    error = refused(Project.trained(tmp_path, steps.MeanOfTheRest, steps.MissingTargets))
+    y = steps.MissingTargets().train_dataloader().dataset.tensors[1]
+    found = re.search(r"The loss of training sample (\d+) is nan", error)
+    assert found, error
+    assert bool(y[int(found[1])].isnan().all())
+
+
+def test_a_sample_that_the_collate_function_drops_is_refused_with_the_remedy(tmp_path):
+    error = refused(Project.trained(tmp_path, Softmax, steps.DropsRows))
+    assert "without_none failed on one sample" in error
+    assert "Subset" in error
+
+
+@pytest.mark.parametrize("flags", [(), ("--seed_everything=0",)], ids=["no seed", "seed of the fit"])
+def test_a_split_that_no_seed_sets_is_refused_with_any_seed(flags, tmp_path):
+    error = refused(Project.trained(tmp_path, Softmax, steps.SplitWithoutSeed), *flags)
+    assert "random numbers that no seed sets" in error
+
+
+def test_a_dataset_that_fails_in_a_worker_process_is_shown_with_its_line(tmp_path, monkeypatch):
+    project = Project.trained(tmp_path, Softmax, steps.InWorkers, max_epochs=1)
+    monkeypatch.setattr(steps.FailsInAWorker, "over", True)
+    lines = Path(steps.__file__).read_text().splitlines()
+    number = next(i for i, line in enumerate(lines) if "the line that fails" in line) + 1
+    error = refused(project)
+    assert "KeyError: 'image_101'" in error
+    assert f"steps.py:{number}" in error
