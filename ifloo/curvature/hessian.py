@@ -9,8 +9,8 @@ from torch.func import vjp
 from ifloo.curvature.operator import Definite
 from ifloo.curvature.sample_mean import Product, SampleMeanOperator
 from ifloo.objective.batches import Batch
+from ifloo.objective.exact_kernels import twice_differentiated
 from ifloo.objective.functional import Path
-from ifloo.objective.kernels import twice_differentiated
 from ifloo.objective.plain import hessian_products
 
 

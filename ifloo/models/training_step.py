@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from typing import NoReturn
 
 import lightning as L
@@ -87,19 +86,21 @@ def _called(owner: L.LightningModule | L.LightningDataModule, name: str, batch: 
 def loss_of_step(model: L.LightningModule, batch: Batch, when: str) -> Float[Tensor, ""]:
     """Computes the loss that `training_step` returns for a batch, nats.
 
+    As in a fit, operations are recorded: a step may take gradients itself, as a gradient penalty does.
+
     Raises:
         InputError: The step failed, or returned no loss.
     """
+    recorded = torch.is_grad_enabled()
     batch = transferred(model, batch)
-    # A step may take gradients itself, as a gradient penalty does, and in a fit operations are always recorded.
-    unrecorded = not torch.is_grad_enabled() and not _transformed()
     what, remedy = f"training_step of {type(model).__name__}", _remedy(model)
-    with user_code(what, when, remedy), recording() if unrecorded else nullcontext():
+    with user_code(what, when, remedy), recording():
         out = run_step(model, batch)
     loss = loss_in(
         out, model, "a batch of one", "Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
     )
-    return loss.detach() if unrecorded else loss
+    # A copy that the caller does not record drops the graph, and keeps derivatives in forward mode, which detach drops.
+    return loss if recorded else loss.clone()
 
 
 def _remedy(model: L.LightningModule) -> str:

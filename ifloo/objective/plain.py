@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ifloo.objective.exact_kernels import twice_differentiated
 from ifloo.objective.forms import Batch, map_tensors, with_tensors_within
-from ifloo.objective.kernels import twice_differentiated
 from ifloo.objective.user_code import user_code
 
 Scalar = Callable[[Tensor], Tensor]  # [p] -> []

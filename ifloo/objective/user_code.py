@@ -38,6 +38,10 @@ class _Place(NamedTuple):
         return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}:{self.line}"
 
 
+class RemoteError(Exception):
+    """Traceback of an exception in another process, as text: the cause of the same exception in this one."""
+
+
 @contextmanager
 def user_code(what: str, when: str = "", remedy: str = "") -> Generator[None, None, None]:
     """Turns any exception of the user's code within the context into an InputError.
@@ -77,8 +81,8 @@ def failed_user_code(error: BaseException) -> InputError | None:
         if entry := _entry_into_user_code(found.__traceback__):
             owner, name = entry.f_locals.get("self"), entry.f_code.co_name
             return user_error(name if owner is None else f"{name} of {type(owner).__name__}", "", found)
-        if name := _entry_in_worker(_text_of(found)):
-            return user_error(name, "", found)
+        if function := _entry_in_worker(_text_of(found)):
+            return user_error(function, "", found)
         found = found.__cause__ or found.__context__  # jsonargparse raises an error of its own from that of a class
     return None
 
@@ -126,6 +130,8 @@ def reason(error: Exception) -> str:
         text = text[worker.end() :].rstrip().splitlines()[-1].removeprefix(f"{type(error).__name__}:").strip()
     else:
         frames = _frames(error.__traceback__)
+        if isinstance(error.__cause__, RemoteError):
+            frames += [_Place(f["file"], int(f["line"])) for f in _FRAME.finditer(str(error.__cause__))]
         if shown is not error:
             frames, text = frames + _frames(shown.__traceback__), _text_of(shown)
     plain = meaning_of(text)

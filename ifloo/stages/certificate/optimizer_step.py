@@ -32,7 +32,7 @@ def stepped_gradients(module: L.LightningModule, optimizer: Optimizer, loss: Ten
 
     optimizer.step = step  # type: ignore[method-assign,assignment]  # until the end of the call
     try:
-        module.optimizer_step(module.current_epoch, 0, optimizer, lambda: loss)  # type: ignore[arg-type]  # as Lightning
+        module.optimizer_step(module.current_epoch, 0, optimizer, lambda: loss)
     except Exception as error:  # a hook may need what only a fit has
         log.info("optimizer_step is not part of the replayed training step: %s", error)
     finally:

@@ -1,4 +1,7 @@
-"""Operations of torch that have no second derivative, or a wrong one: replaced where they can be, else named."""
+"""Functions of torch whose second derivative is missing, wrong or rounded.
+
+They are computed by functions that have it exactly, or an error names them.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import importlib
 import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 
 import torch
 import torch.utils.checkpoint
 from torch import Tensor
+from torch.nn import functional as F
 
 from ifloo.errors import InputError
 from ifloo.objective.torch_texts import meaning_of
@@ -39,11 +44,15 @@ _LACKING = re.compile(r"derivative for .* is not implemented")
 
 
 @contextmanager
-def whole_derivatives() -> Generator[None, None, None]:
-    """Computes weight normalisation and activation checkpoints by operations with all derivatives, until exit.
+def exact_kernels() -> Generator[None, None, None]:
+    """Replaces these functions until exit; their values and gradients are the same up to rounding.
 
-    The second derivative of torch's fused weight normalisation takes the norms for constants. A checkpointed function
-    is run a second time in the backward pass, outside of the functional call that gives it its parameters.
+    - `torch._weight_norm`, which weight normalisation calls: its double backward lacks mixed derivatives in direction
+      and length, and it has no derivative in forward mode.
+    - `F.binary_cross_entropy_with_logits` of targets in fewer bits than the logits, such as `y.float()` in a module of
+      64 bits: under transforms its second derivative is rounded to the bits of the targets.
+    - Activation checkpoints: a checkpointed function is run a second time in the backward pass, outside of the
+      functional call that gives it its parameters. Here it is run once, and its activations are kept.
     """
     with ExitStack() as stack:
         for namespace, name, function in _replacements():
@@ -53,8 +62,9 @@ def whole_derivatives() -> Generator[None, None, None]:
 
 def _replacements() -> Iterator[tuple[object, str, object]]:
     yield torch, "_weight_norm", _weight_norm
-    # A function of the same name hides this module.
+    # This module binds the function to a name of its own, and a function of the same name hides the module.
     yield importlib.import_module("torch.nn.utils.weight_norm"), "_weight_norm", _weight_norm
+    yield F, "binary_cross_entropy_with_logits", _in_one_dtype(F.binary_cross_entropy_with_logits)
     yield torch.utils.checkpoint, "CheckpointFunction", _Kept
     yield torch.utils.checkpoint, "_checkpoint_without_reentrant_generator", _kept
 
@@ -76,6 +86,17 @@ def _exchanged(namespace: object, name: str, function: object) -> Generator[None
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def _in_one_dtype(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Lets a loss of (input, target, ...) take its target in the dtype of the input if that has more bits."""
+
+    @wraps(loss)
+    def of(input: Tensor, target: Tensor, *args: object, **kwargs: object) -> Tensor:
+        wider = torch.promote_types(input.dtype, target.dtype)
+        return loss(input, target.to(wider) if wider is input.dtype else target, *args, **kwargs)
+
+    return of
 
 
 class _Kept:
