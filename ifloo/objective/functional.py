@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from enum import Enum
 from functools import partial
 
@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, batch_size, map_tensors, slice_batch, times_factors, without_ids
 from ifloo.objective.exact_kernels import exact_kernels
-from ifloo.objective.kept_state import restored_in_place
+from ifloo.objective.kept_state import changed_apart, restored_in_place
 from ifloo.objective.plain import Scalar, gradient_and_value, recordable
 from ifloo.objective.protocol import OutputLosses, contract_of, states_outputs
 from ifloo.objective.separation import Separation
@@ -133,6 +133,7 @@ class FunctionalLosses:
         self.module, self.space, self.contract = module, space, contract_of(module)
         self.path, self.vmapped, self.separation, self.notes = path, vmapped, separation, notes
         self._caller = _Caller(module)
+        self._changes = False
 
     def take(self, path: Path, note: str) -> None:
         """Changes the way in which derivatives are computed, for a reason found over all samples."""
@@ -263,10 +264,12 @@ class FunctionalLosses:
         # Parameters outside θ are constants: unless detached, they would add a graph to each result.
         values = {n: p.detach() for n, p in self.module.named_parameters()} | self.space.unflatten(theta)
         named, restored = {f"module.{n}": v for n, v in values.items()}, restored_in_place()
-        result: Tensor = functional_call(self._caller, named, (function, *args))
-        if self.path is Path.LOOP and restored_in_place() > restored:
-            result = functional_call(self._caller, named, (function, *args))
-        return result
+        with changed_apart() if self._changes else nullcontext():
+            result: Tensor = functional_call(self._caller, named, (function, *args))
+        if self._changes or self.path is not Path.LOOP or restored_in_place() == restored:
+            return result
+        self._changes = True  # the pass changed a tensor in place: its graph may be lost
+        return self._call(theta, function, *args)
 
 
 def _sum_of_losses(losses: FunctionalLosses, batch: Batch, theta: Tensor) -> Tensor:

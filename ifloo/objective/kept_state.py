@@ -162,11 +162,8 @@ def numbers_kept(module: nn.Module) -> Generator[None, None, None]:
     outer = dict(_SAVED)
     saved = [one if (one := outer.get(id(x))) and one.current else _Saved.of(x) for x in tensors]
     _SAVED.update({id(one.tensor): one for one in saved})
-    within = torch._C._functorch.peek_interpreter_stack() is not None  # a change in place then fails, as it must
-    for values, name, value in () if within else before:
-        if isinstance(value, Tensor) and id(value) in _SAVED and _SAVED[id(value)].restored:
-            # A graph that holds the tensor itself would be lost where it is given its content back.
-            values[name] = _SAVED[id(value)].content.to(value.device, copy=True)
+    if _APART:
+        _set_apart(before)
     try:
         yield
     finally:
@@ -181,9 +178,30 @@ def numbers_kept(module: nn.Module) -> Generator[None, None, None]:
 def restored_in_place() -> int:
     """Returns how often tensors of the open contexts had to be given their content back.
 
-    Where a pass raises it, a graph of that pass may hold such a tensor; the same pass works on copies the next time.
+    Where a pass raises it, a graph of that pass may hold such a tensor, and is lost: see `changed_apart`.
     """
     return sum(one.restored for one in _SAVED.values())
+
+
+@contextmanager
+def changed_apart() -> Generator[None, None, None]:
+    """Lets passes until exit work on copies of the tensors that an earlier pass changed in place."""
+    _APART.append(True)
+    try:
+        yield
+    finally:
+        _APART.pop()
+
+
+_APART: list[bool] = []
+
+
+def _set_apart(attributes: list[tuple[dict[str, object], str, object]]) -> None:
+    copies: dict[int, Tensor] = {}  # a tensor of two names stays one
+    for values, name, value in attributes:
+        if isinstance(value, Tensor) and (saved := _SAVED.get(id(value))) and saved.restored:
+            copies.setdefault(id(value), saved.content.to(value.device, copy=True))
+            values[name] = copies[id(value)]
 
 
 def _is_number(value: object) -> bool:

@@ -18,7 +18,7 @@ from ifloo.data.fit_record import KEY
 from ifloo.data.protocol import AttributionData
 from ifloo.errors import InputError, WorkError, first_sentence, summarise
 from ifloo.minimize.newton_cg import FitEnd
-from ifloo.models import unwrap
+from ifloo.models import SampleLossModule, unwrap
 from ifloo.models.lightning_classes import defines, is_data_module
 from ifloo.models.module import callbacks_of
 from ifloo.models.run_state import RunState, attached, stand_in_trainer
@@ -113,6 +113,8 @@ class BaseCheckpoint:
 def _of_hooks(owner: L.LightningModule) -> str:
     """Returns a line for the message on hooks of a module that may make layers or buffers in a fit alone."""
     hooks = [name for name in ("on_fit_start", "on_train_start") if defines(owner, name)]
+    if isinstance(owner, SampleLossModule):  # its own hook makes nothing
+        hooks = [name for name in hooks if name != "on_train_start"]
     if not hooks:
         return ""
     return f"\n  If {summarise(hooks)} makes layers or buffers: make them in __init__, setup or configure_model."
