@@ -266,10 +266,11 @@ class FunctionalLosses:
         named, restored = {f"module.{n}": v for n, v in values.items()}, restored_in_place()
         with changed_apart() if self._changes else nullcontext():
             result: Tensor = functional_call(self._caller, named, (function, *args))
-        if self._changes or self.path is not Path.LOOP or restored_in_place() == restored:
-            return result
-        self._changes = True  # the pass changed a tensor in place: its graph may be lost
-        return self._call(theta, function, *args)
+        if self.path is Path.LOOP and restored_in_place() > restored:
+            self._changes = True  # the pass changed a tensor in place: its graph may be lost
+            with changed_apart():
+                result = functional_call(self._caller, named, (function, *args))
+        return result
 
 
 def _sum_of_losses(losses: FunctionalLosses, batch: Batch, theta: Tensor) -> Tensor:

@@ -163,7 +163,9 @@ def numbers_kept(module: nn.Module) -> Generator[None, None, None]:
     saved = [one if (one := outer.get(id(x))) and one.current else _Saved.of(x) for x in tensors]
     _SAVED.update({id(one.tensor): one for one in saved})
     if _APART:
-        _set_apart(before)
+        copies = _changed_copies()  # a tensor of two names stays one
+        for values, name, value in before:
+            values[name] = copies.get(id(value), value)
     try:
         yield
     finally:
@@ -196,12 +198,10 @@ def changed_apart() -> Generator[None, None, None]:
 _APART: list[bool] = []
 
 
-def _set_apart(attributes: list[tuple[dict[str, object], str, object]]) -> None:
-    copies: dict[int, Tensor] = {}  # a tensor of two names stays one
-    for values, name, value in attributes:
-        if isinstance(value, Tensor) and (saved := _SAVED.get(id(value))) and saved.restored:
-            copies.setdefault(id(value), saved.content.to(value.device, copy=True))
-            values[name] = copies[id(value)]
+def _changed_copies() -> dict[int, Tensor]:
+    """Returns copies of the tensors of the open contexts that had to be given their content back, by their ids."""
+    changed = ((key, one) for key, one in _SAVED.items() if one.restored)
+    return {key: one.content.to(one.tensor.device, copy=True) for key, one in changed}
 
 
 def _is_number(value: object) -> bool:
