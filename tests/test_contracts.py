@@ -33,6 +33,7 @@ INTROSPECTION = {
     "ifloo.objective.causes": "looks for numbers and tensors that a layer keeps as attributes, whatever their names",
     "ifloo.objective.forms": "looks for tensors that a batch of a user's class holds, whatever their names",
     "ifloo.objective.layout": "the same, of batches that it compares",
+    "ifloo.objective.exact_kernels": "exchanges functions of torch, of which some versions have none",
     "ifloo.objective.traced": "exchanges a function of transformers, of which some versions have none",
     "ifloo.objective.kept_state": "what a user's layer keeps of a pass as attributes, whatever their names",
     "ifloo.objective.silence": "the states of a torchmetrics metric, whatever their names",

@@ -15,7 +15,7 @@ import lightning as L
 from ifloo.cli.adaptation import Adaptation
 from ifloo.data import AdaptedData, AttributionData, DataNotes, unwrap_data
 from ifloo.data.fit_data import refuse_other_data
-from ifloo.data.second_setup import RANDOM_SPLIT
+from ifloo.data.second_setup import RANDOM_SPLIT, UNSEEDED_SPLIT
 from ifloo.errors import InputError
 from ifloo.models import Adapted, SampleLossModule, unwrap
 from ifloo.models.lightning_classes import is_data_module
@@ -245,6 +245,8 @@ def _split_in_doubt(data: AttributionData, checkpoint: str, seed: int | None) ->
         InputError: If they depend on the seed, and none was given.
     """
     random = isinstance(data, AdaptedData) and data.split_is_random()
+    if random and isinstance(data, AdaptedData) and data.split_is_unseeded():
+        raise InputError(f"{type(unwrap_data(data)).__name__}: {UNSEEDED_SPLIT}")
     if random and seed is None:
         raise InputError(f"{type(unwrap_data(data)).__name__}: {RANDOM_SPLIT}")
     unverified = (

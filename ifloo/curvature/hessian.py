@@ -9,6 +9,7 @@ from torch.func import vjp
 from ifloo.curvature.operator import Definite
 from ifloo.curvature.sample_mean import Product, SampleMeanOperator
 from ifloo.objective.batches import Batch
+from ifloo.objective.exact_kernels import twice_differentiated
 from ifloo.objective.functional import Path
 from ifloo.objective.plain import hessian_products
 
@@ -49,4 +50,10 @@ class Hessian(SampleMeanOperator):
 
     def product(self, ids: Tensor, batch: Batch) -> Product:
         pull = vjp(lambda theta: self.objective.part_gradient(theta, ids, batch), self.theta)[1]
-        return lambda v: pull(v)[0]
+
+        def pulled(v: Tensor) -> Tensor:
+            with twice_differentiated():
+                found: Tensor = pull(v)[0]
+                return found
+
+        return pulled

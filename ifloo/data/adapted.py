@@ -209,6 +209,10 @@ class AdaptedData(L.LightningDataModule):
         """Whether a set-up under another seed gives other training samples; False where no second one is possible."""
         return self._second_setup is not None and bool(self._second_setup.differs(self.train_dataloader()))
 
+    def split_is_unseeded(self) -> bool:
+        """Whether two set-ups under one seed give other training samples."""
+        return self._second_setup is not None and self._second_setup.differs_from_itself()
+
     def leaves_tests_to_chance(self, record: FitRecord) -> bool:
         """Whether a record holds no rows of the tests, and the present split is a random one and not that of the fit.
 

@@ -34,6 +34,12 @@ RANDOM_SPLIT = (
     "  Give --seed_everything of the fit, or a generator in random_split. A fit with InfluenceCallback, or by "
     "`ifloo fit`, records its split."
 )
+UNSEEDED_SPLIT = (
+    "the training samples are drawn by random numbers that no seed sets (numpy.random.default_rng(), "
+    "random.SystemRandom, a generator of its own): two set-ups with one seed give other samples.\n"
+    "  Give that generator a fixed seed and fit again. A fit with InfluenceCallback, or by `ifloo fit`, records its "
+    "split."
+)
 
 
 class SecondSetup:
@@ -59,11 +65,11 @@ class SecondSetup:
             return
         shared: dict[int, object] = {id(x): x for x in held if isinstance(x, (Dataset, Tensor)) or x is self._trainer}
         try:
-            copied = copy.deepcopy(data, shared)
+            copied = copy.deepcopy(data, dict(shared))
         except Exception as error:  # the user's objects may refuse to be copied in any way
             log.debug("the data module is not set up twice: %s", error)
             copied = None
-        self._make = lambda: copied
+        self._make = lambda: None if copied is None else copy.deepcopy(copied, dict(shared))
 
     def differs(self, loader: DataLoader[Batch]) -> bool | None:
         """Sets up under another seed and compares the training samples; random states are restored.
@@ -74,6 +80,16 @@ class SecondSetup:
         Returns:
             None where there is no second data module, or it cannot be set up.
         """
+        other = self._loader()
+        return None if other is None else _differ(loader, other)
+
+    def differs_from_itself(self) -> bool:
+        """Sets up twice under one seed and compares the training samples; random states are restored."""
+        one, other = self._loader(), self._loader()
+        return one is not None and other is not None and _differ(one, other)
+
+    def _loader(self) -> DataLoader[Batch] | None:
+        """Sets up under another seed; returns the training loader, or None where that is not possible."""
         with undisturbed(), _without_notes():
             random.seed(OTHER_SEED)
             np.random.seed(OTHER_SEED)
@@ -88,7 +104,7 @@ class SecondSetup:
             except Exception as error:  # code of the user, which has just run without it
                 log.debug("the data module is not set up twice: %s", error)
                 return None
-            return isinstance(other, DataLoader) and _differ(loader, other)
+            return other if isinstance(other, DataLoader) else None
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import vmap
 
-from ifloo.errors import InputError
+from ifloo.errors import InputError, summarise
 from ifloo.models.hooks import overridden
 from ifloo.models.lightning_classes import defines
 from ifloo.objective.batches import Batch, batch_size
@@ -38,8 +38,14 @@ def run_step(model: L.LightningModule, batch: Batch, index: int = 0) -> object:
     A step may change its batch in place, and a batch may be scored more than once.
     """
     step: Callable[..., object] = model.training_step
-    own = map_tensors(torch.clone, batch, lambda part: with_tensors_within(part, torch.clone))
-    return step(*(own, index)[: max(1, _positional(step))])
+    # Within a transform a batch has no parts but tensors and placeholders, which must not be read.
+    of_opaque = None if _transformed() else lambda part: with_tensors_within(part, torch.clone)
+    return step(*(map_tensors(torch.clone, batch, of_opaque), index)[: max(1, _positional(step))])
+
+
+def _transformed() -> bool:
+    """Tells whether the code runs within a transform of torch.func."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _positional(function: Callable[..., object]) -> int:
@@ -87,13 +93,25 @@ def loss_of_step(model: L.LightningModule, batch: Batch, when: str) -> Float[Ten
     """
     recorded = torch.is_grad_enabled()
     batch = transferred(model, batch)
-    with user_code(f"training_step of {type(model).__name__}", when), recording():
+    what, remedy = f"training_step of {type(model).__name__}", _remedy(model)
+    with user_code(what, when, remedy), recording():
         out = run_step(model, batch)
     loss = loss_in(
         out, model, "a batch of one", "Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
     )
     # A copy that the caller does not record drops the graph, and keeps derivatives in forward mode, which detach drops.
     return loss if recorded else loss.clone()
+
+
+def _remedy(model: L.LightningModule) -> str:
+    """Returns a sentence on the hooks of a module that run in a fit alone, if it has some."""
+    hooks = [name for name in ("on_fit_start", "on_train_start", "on_train_epoch_start") if defines(model, name)]
+    if not hooks:
+        return ""
+    return (
+        f"No fit starts before scoring: what {summarise(hooks)} would set must be set in __init__ or setup, or be in "
+        "the checkpoint (a buffer, on_save_checkpoint and on_load_checkpoint)."
+    )
 
 
 def losses_by_vmap(model: L.LightningModule, batch: Batch) -> Float[Tensor, " b"]:

@@ -5,7 +5,7 @@ Supported are dicts, `(x, y)`, `(x, y, idx)`, and nestings of these. `id_rule` t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -211,6 +211,7 @@ class TrainingData:
         device: torch.device,
         dtype: torch.dtype,
         cache_bytes: int = 4 << 30,
+        accepts: Callable[[Batch], bool] | None = None,
     ) -> None:
         """Reads the data once.
 
@@ -219,12 +220,13 @@ class TrainingData:
             device: Device that the batches are moved to.
             dtype: Dtype that floating-point tensors are cast to.
             cache_bytes: Maximum size of the cached batches, bytes.
+            accepts: Function that tells whether a batch with NaN or infinity can be used; None: no such batch can be.
 
         Raises:
-            InputError: The data hold no sample, NaN or infinity, or an id that occurs twice.
+            InputError: The data hold no sample, an id that occurs twice, or NaN or infinity that is not accepted.
         """
         reader = IdReader(loader.id_rule if isinstance(loader, StatesIds) else IdRule())
-        self.loader, self.device, self.dtype = loader, device, dtype
+        self.loader, self.device, self.dtype, self.accepts = loader, device, dtype, accepts
         self.factors: Float[Tensor, " n"] | None = None
         self.in_batch: Float[Tensor, " n"] | None = None
         self._cache: list[Batch] | None = []
@@ -234,7 +236,7 @@ class TrainingData:
             b = batch_size(batch)
             reader.add(without_ids(batch), b, batch.positions if isinstance(batch, Identified) else None)
             start += b
-            _refuse_non_finite(batch, position)
+            _refuse_non_finite(batch, position, accepts)
             used += sum(x.numel() * x.element_size() for x in tensors_of(batch))
             if self._cache is not None:
                 self._cache = [*self._cache, batch] if used <= cache_bytes else None
@@ -299,9 +301,11 @@ def _same_widths(parts: Sequence[Batch]) -> bool:
     return len(widths) == 1
 
 
-def _refuse_non_finite(batch: Batch, position: int) -> None:
+def _refuse_non_finite(batch: Batch, position: int, accepts: Callable[[Batch], bool] | None) -> None:
     for tensor in tensors_of(batch):
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            if accepts is not None and accepts(batch):
+                return
             bad = int((~torch.isfinite(tensor)).reshape(len(tensor) if tensor.ndim else 1, -1).any(1).nonzero()[0])
             raise InputError(
                 f"The training data hold NaN or infinity: batch {position}, row {bad}, a tensor of shape "

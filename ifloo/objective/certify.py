@@ -43,8 +43,8 @@ REMEDIES = {
     Part.MOMENT: "the scored loss has another epoch or step than the end of the fit; name the checkpoint of the end of "
     "the fit, which holds both.",
     Part.STATE: "the checkpoint holds none of it; keep it in a buffer, in on_save_checkpoint, or set it in __init__.",
-    Part.BATCH_INDEX: "the scored loss is that of batch_idx 0; where the steps of a fit have several losses, state the one "
-    "to score: --adapt.sample_losses.",
+    Part.BATCH_INDEX: "the scored loss is that of batch_idx 0; where the steps of a fit have several losses, state the "
+    "one to score: --adapt.sample_losses.",
     Part.GRADIENT_HOOKS: "no loss has this gradient; freeze the weights instead (requires_grad_(False)), or attribute "
     "the others: --attribution.parameters.",
 }
@@ -371,8 +371,8 @@ _SUM_AND_PENALTY = Cause(
 )
 _BY_HAND = Cause(
     "a training_step that optimizes by hand, whose first step has another gradient than the stated losses",
-    "state the loss that its optimizers minimise in --adapt.sample_losses and --adapt.penalty; several losses, or weights "
-    "that it moves between backward passes, have none.",
+    "state the loss that its optimizers minimise in --adapt.sample_losses and --adapt.penalty; several losses, or "
+    "weights that it moves between backward passes, have none.",
 )
 _OTHER_LOSS = Cause(
     "another loss of a sample than that of training_step on a batch of one",

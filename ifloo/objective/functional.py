@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from enum import Enum
 from functools import partial
 
@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, batch_size, map_tensors, slice_batch, times_factors, without_ids
 from ifloo.objective.exact_kernels import exact_kernels
+from ifloo.objective.kept_state import changed_apart, restored_in_place
 from ifloo.objective.plain import Scalar, gradient_and_value, recordable
 from ifloo.objective.protocol import OutputLosses, contract_of, states_outputs
 from ifloo.objective.separation import Separation
@@ -132,6 +133,7 @@ class FunctionalLosses:
         self.module, self.space, self.contract = module, space, contract_of(module)
         self.path, self.vmapped, self.separation, self.notes = path, vmapped, separation, notes
         self._caller = _Caller(module)
+        self._changes = False
 
     def take(self, path: Path, note: str) -> None:
         """Changes the way in which derivatives are computed, for a reason found over all samples."""
@@ -261,7 +263,13 @@ class FunctionalLosses:
             return torch.stack([self._call(theta, function, one) for one in drawn.draws]).mean(0)
         # Parameters outside θ are constants: unless detached, they would add a graph to each result.
         values = {n: p.detach() for n, p in self.module.named_parameters()} | self.space.unflatten(theta)
-        result: Tensor = functional_call(self._caller, {f"module.{n}": v for n, v in values.items()}, (function, *args))
+        named, restored = {f"module.{n}": v for n, v in values.items()}, restored_in_place()
+        with changed_apart() if self._changes else nullcontext():
+            result: Tensor = functional_call(self._caller, named, (function, *args))
+        if self.path is Path.LOOP and restored_in_place() > restored:
+            self._changes = True  # the pass changed a tensor in place: its graph may be lost
+            with changed_apart():
+                result = functional_call(self._caller, named, (function, *args))
         return result
 
 

@@ -110,11 +110,13 @@ class _Saved:
         tensor: Tensor that is copied.
         version: Version of the tensor with this content, by which a change in place is seen.
         content: Copy.
+        restored: How often the tensor had to be given its content back.
     """
 
     tensor: Tensor
     version: int
     content: Tensor
+    restored: int = 0
 
     @classmethod
     def of(cls, tensor: Tensor) -> _Saved:
@@ -130,6 +132,7 @@ class _Saved:
             with torch.no_grad():
                 self.tensor.copy_(self.content)
             self.version = self.tensor._version
+            self.restored += 1
 
 
 # Copies of the contexts that are open, by id of the tensor: a context within another one, such as that of one sample
@@ -159,6 +162,10 @@ def numbers_kept(module: nn.Module) -> Generator[None, None, None]:
     outer = dict(_SAVED)
     saved = [one if (one := outer.get(id(x))) and one.current else _Saved.of(x) for x in tensors]
     _SAVED.update({id(one.tensor): one for one in saved})
+    if _APART:
+        copies = _changed_copies()  # a tensor of two names stays one
+        for values, name, value in before:
+            values[name] = copies.get(id(value), value)
     try:
         yield
     finally:
@@ -168,6 +175,33 @@ def numbers_kept(module: nn.Module) -> Generator[None, None, None]:
             one.restore()
         _SAVED.clear()
         _SAVED.update(outer)
+
+
+def restored_in_place() -> int:
+    """Returns how often tensors of the open contexts had to be given their content back.
+
+    Where a pass raises it, a graph of that pass may hold such a tensor, and is lost: see `changed_apart`.
+    """
+    return sum(one.restored for one in _SAVED.values())
+
+
+@contextmanager
+def changed_apart() -> Generator[None, None, None]:
+    """Lets passes until exit work on copies of the tensors that an earlier pass changed in place."""
+    _APART.append(True)
+    try:
+        yield
+    finally:
+        _APART.pop()
+
+
+_APART: list[bool] = []
+
+
+def _changed_copies() -> dict[int, Tensor]:
+    """Returns copies of the tensors of the open contexts that had to be given their content back, by their ids."""
+    changed = ((key, one) for key, one in _SAVED.items() if one.restored)
+    return {key: one.content.to(one.tensor.device, copy=True) for key, one in changed}
 
 
 def _is_number(value: object) -> bool:

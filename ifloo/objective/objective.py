@@ -14,11 +14,11 @@ from torch.func import grad
 from torch.utils.data import DataLoader
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, Identified, SampleSource, TrainingData, slice_batch, without_ids
+from ifloo.objective.batches import Batch, Identified, SampleSource, TrainingData, slice_batch, tensors_of, without_ids
 from ifloo.objective.epoch_weights import EpochWeights
-from ifloo.objective.functional import FunctionalLosses
+from ifloo.objective.functional import FunctionalLosses, scoring
 from ifloo.objective.loaders import weighted
-from ifloo.objective.paths import choose_path
+from ifloo.objective.paths import choose_path, not_finite
 from ifloo.objective.singles import Singles
 from ifloo.objective.weights import SampleWeights
 from ifloo.params import ParamSpace
@@ -55,7 +55,8 @@ class Objective:
         """
         space = ParamSpace.of(module, parameters)
         choice = choose_path(FunctionalLosses(module, space), loader)
-        data = TrainingData(choice.loader(loader, batch_size), space.device, space.dtype)
+        accepts = have_finite_losses(choice.losses)
+        data = TrainingData(choice.loader(loader, batch_size), space.device, space.dtype, accepts=accepts)
         return cls(choice.losses, data)
 
     @property
@@ -148,6 +149,31 @@ class Objective:
         return gradient
 
 
+def have_finite_losses(losses: FunctionalLosses) -> Callable[[Batch], bool]:
+    """Returns a function that tells whether the losses of a batch with NaN are finite.
+
+    They may be: a step may leave out the entries that are missing. It raises an InputError where it does so for some
+    samples, and the loss of another one is not finite, whose entries may all be missing.
+    """
+    theta = losses.theta()
+
+    def finite(batch: Batch) -> bool:
+        with torch.no_grad(), scoring(losses.module):
+            found = losses.sample_losses(theta, batch)
+        wrong = ~torch.isfinite(found)
+        if not bool(wrong.any()):
+            return True
+        rows = [slice_batch(batch, slice(k, k + 1)) for k in range(len(found))]
+        lacking = [not all(bool(torch.isfinite(x).all()) for x in tensors_of(row)) for row in rows]
+        if any(lack and not bad for lack, bad in zip(lacking, wrong.tolist(), strict=True)):
+            k = int(wrong.nonzero()[0])
+            position = int(batch.positions[k]) if isinstance(batch, Identified) else k
+            raise InputError(not_finite(position, float(found[k])))
+        return False
+
+    return finite
+
+
 def weighted_data(data: TrainingData, weights: Float[Tensor, " n"] | EpochWeights) -> TrainingData:
     """Returns the training data with the factor n·c_i beside each sample; see `Objective.weighted`.
 
@@ -160,7 +186,7 @@ def weighted_data(data: TrainingData, weights: Float[Tensor, " n"] | EpochWeight
         weights = EpochWeights.of_one_batch(weights)
     factors, in_batch = weights.shares * data.n, weights.in_batch
     loader = weighted(data.loader, data.ids, factors.to(data.dtype), in_batch)
-    found = TrainingData(loader, data.device, data.dtype)
+    found = TrainingData(loader, data.device, data.dtype, accepts=data.accepts)
     found.factors, found.in_batch = factors, in_batch
     return found
 

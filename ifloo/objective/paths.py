@@ -28,7 +28,7 @@ from ifloo.objective.own_backward import own_backward
 from ifloo.objective.plain import leaf, recordable, recording
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.separation import Separation
-from ifloo.objective.singles import length_of
+from ifloo.objective.singles import collated_alone, length_of
 from ifloo.objective.slopes import backward_slopes, forward_slopes, random_unit, summed_slope, unit_along
 from ifloo.objective.torch_texts import without_slow_rules
 from ifloo.params import ParamSpace
@@ -102,7 +102,7 @@ class DrawnSamples:
             raise InputError("The training data hold no sample.")
         drawn = torch.randperm(n, generator=torch.Generator().manual_seed(SEED))[:DRAWN].tolist()
         fetched = separately(loader, with_whole=False).dataset
-        alone = {i: collate(one) for i, one in zip(drawn, fetched.__getitems__(drawn), strict=True)}  # type: ignore[attr-defined]
+        alone = {i: collated_alone(collate, one) for i, one in zip(drawn, fetched.__getitems__(drawn), strict=True)}  # type: ignore[attr-defined]
         lengths = {i: length_of(one) for i, one in alone.items()}
         chosen = dict.fromkeys([min(drawn, key=lengths.__getitem__), max(drawn, key=lengths.__getitem__), *drawn])
         rows = tuple(chosen)[:CHECKED]

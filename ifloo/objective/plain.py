@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ifloo.objective.exact_kernels import twice_differentiated
 from ifloo.objective.forms import Batch, map_tensors, with_tensors_within
 from ifloo.objective.user_code import user_code
 
@@ -76,7 +77,8 @@ def recordable_rows(V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
 
 
 def _pulled(slope: Tensor, theta: Tensor, v: Tensor) -> Tensor:
-    (product,) = torch.autograd.grad(slope, theta, v, retain_graph=True, allow_unused=True, materialize_grads=True)
+    with twice_differentiated():
+        (product,) = torch.autograd.grad(slope, theta, v, retain_graph=True, allow_unused=True, materialize_grads=True)
     return product
 
 

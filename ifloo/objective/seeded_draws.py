@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset, default_collate, de
 
 from ifloo.objective.batches import BatchedDataset, MapDataset, fetch_samples, tensors_of
 from ifloo.objective.randomness import undisturbed
-from ifloo.objective.singles import CollateItems, Drawn
+from ifloo.objective.singles import CollateItems, Drawn, collated_alone
 
 Collate: TypeAlias = Callable[..., object]  # (result of `fetch_samples`) -> batch
 
@@ -100,7 +100,8 @@ class SeededCollate:
             for x in tensors_of(fetched):
                 digest.update(bytes_of(x))
             seed_by(digest.digest())
-            return self.collate(fetched)
+            alone = isinstance(fetched, list) and len(fetched) == 1
+            return collated_alone(self.collate, fetched) if alone else self.collate(fetched)
 
     def of_draw(self, draw: int) -> SeededCollate:
         """Returns the function of a draw, for a function that serves several; itself, whose draw is fixed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ifloo.objective.forms import Batch, moved, tensors_of
+from ifloo.objective.user_code import user_code
+
+_ALONE = (
+    "Each sample is collated alone, too. One that the collate function drops (None, for instance) has no loss: leave "
+    "it out of the dataset (torch.utils.data.Subset)."
+)
 
 # `Singles` and `Apart` are not frozen: Lightning rebuilds the dataclasses in a batch when it converts their precision.
 
@@ -143,7 +150,7 @@ class CollateSingles:
 
     def in_parts(self, fetched: Sequence[object], parts: Sequence[tuple[int, ...]]) -> Singles:
         """Makes `Singles` with batches of parts of the samples, given by their positions, if sums are taken of any."""
-        batches = tuple(self.collate(one) for one in fetched)
+        batches = tuple(collated_alone(self.collate, one) for one in fetched)
         lists = [one for one in fetched if isinstance(one, list)]
         if not self.with_whole or len(lists) < len(fetched):  # a data set that collates by itself gives no lists
             return Singles(batches)
@@ -153,6 +160,17 @@ class CollateSingles:
 
     def _joined(self, lists: Sequence[list[object]], rows: Sequence[int]) -> Batch:
         return self.collate([sample for k in rows for sample in lists[k]])
+
+
+def collated_alone(collate: Callable[..., Batch], fetched: object) -> Batch:
+    """Returns the batch of one that a collate function makes of a fetched sample.
+
+    Raises:
+        InputError: It makes none.
+    """
+    name = collate.__name__ if isinstance(collate, FunctionType) else type(collate).__name__
+    with user_code(name, "on one sample", _ALONE):
+        return collate(fetched)
 
 
 def length_of(single: Batch) -> int:

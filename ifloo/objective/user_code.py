@@ -25,7 +25,7 @@ _CHECKERS = ("torchmetrics", "jaxtyping", "beartype", "typeguard", "jsonargparse
 _STDLIB = tuple(Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib"))
 _IFLOO, _TORCH = Path(ifloo.__file__).parent, Path(torch.__file__).parent
 _WORKER = re.compile(r"^Caught \w+ in [^\n]*worker[^\n]*\.\nOriginal Traceback.*?$", re.MULTILINE)
-_FRAME = re.compile(r'^\s+File "(?P<file>[^"]+)", line (?P<line>\d+)', re.MULTILINE)
+_FRAME = re.compile(r'^\s+File "(?P<file>[^"]+)", line (?P<line>\d+)(?:, in (?P<name>\S+))?', re.MULTILINE)
 
 
 class _Place(NamedTuple):
@@ -81,6 +81,8 @@ def failed_user_code(error: BaseException) -> InputError | None:
         if entry := _entry_into_user_code(found.__traceback__):
             owner, name = entry.f_locals.get("self"), entry.f_code.co_name
             return user_error(name if owner is None else f"{name} of {type(owner).__name__}", "", found)
+        if function := _entry_in_worker(_text_of(found)):
+            return user_error(function, "", found)
         found = found.__cause__ or found.__context__  # jsonargparse raises an error of its own from that of a class
     return None
 
@@ -95,6 +97,17 @@ def _entry_into_user_code(trace: TracebackType | None) -> FrameType | None:
         elif entry is None and not _of_frameworks(file) and not _installed(file):
             entry = trace.tb_frame
         trace = trace.tb_next
+    return entry
+
+
+def _entry_in_worker(text: str) -> str | None:
+    """Returns the first function of the user's that ran in a worker process of a loader, by the text of its failure."""
+    entry: str | None = None
+    for frame in _FRAME.finditer(text) if _WORKER.search(text) else ():
+        if Path(frame["file"]).is_relative_to(_IFLOO):
+            entry = None
+        elif entry is None and not _of_frameworks(frame["file"]) and not _installed(frame["file"]):
+            entry = frame["name"]
     return entry
 
 

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from ifloo.data import AdaptedData, FitRecord, unwrap_data
 from ifloo.data.fit_record import KEY
 from ifloo.data.protocol import AttributionData
-from ifloo.errors import InputError, WorkError, first_sentence
+from ifloo.errors import InputError, WorkError, first_sentence, summarise
 from ifloo.minimize.newton_cg import FitEnd
-from ifloo.models import unwrap
+from ifloo.models import SampleLossModule, unwrap
 from ifloo.models.lightning_classes import defines, is_data_module
 from ifloo.models.module import callbacks_of
 from ifloo.models.run_state import RunState, attached, stand_in_trainer
@@ -110,8 +110,19 @@ class BaseCheckpoint:
                 f"The checkpoint {self.path} is not of this {type(owner).__name__}"
                 f"{f' (it was fitted as {kind})' if kind else ''}.\n{difference}\n"
                 "  Name the checkpoint of this model with --checkpoint, or run `ifloo fit` with this one."
+                f"{_of_hooks(owner)}"
             )
         module.load_state_dict(content["state_dict"], strict=owner.strict_loading)
+
+
+def _of_hooks(owner: L.LightningModule) -> str:
+    """Returns a line for the message on hooks of a module that may make layers or buffers in a fit alone."""
+    hooks = [name for name in ("on_fit_start", "on_train_start") if defines(owner, name)]
+    if isinstance(owner, SampleLossModule):  # its own hook makes nothing
+        hooks = [name for name in hooks if name != "on_train_start"]
+    if not hooks:
+        return ""
+    return f"\n  If {summarise(hooks)} makes layers or buffers: make them in __init__, setup or configure_model."
 
 
 def fit_base(

@@ -17,7 +17,7 @@ from ifloo.models import Adapted, SampleLossModule
 from ifloo.objective import Batch, FunctionalLosses, Objective, SampleWeights, TrainingData, scoring
 from ifloo.objective.epoch_weights import epoch_weights
 from ifloo.objective.loaders import unwrap_loader
-from ifloo.objective.objective import weighted_data
+from ifloo.objective.objective import have_finite_losses, weighted_data
 from ifloo.objective.paths import Choice, choose_path
 from ifloo.objective.protocol import contract_of
 from ifloo.objective.sampling import refuse_rows_apart
@@ -179,7 +179,12 @@ class NewtonFinish(L.Callback):
         if self._data is None or self._data_key != key:
             self._inner = None  # its preconditioner is of the former data, on their device
             self._choice = choose_path(FunctionalLosses(module, space), loader)
-            data = TrainingData(self._choice.loader(loader, self.batch_size), space.device, space.dtype)
+            data = TrainingData(
+                self._choice.loader(loader, self.batch_size),
+                space.device,
+                space.dtype,
+                accepts=have_finite_losses(self._choice.losses),
+            )
             if isinstance(module, Adapted):
                 weights = module.weights_of(data.ids) or epoch_weights(loader)
                 data = data if weights is None else weighted_data(data, weights)
@@ -237,5 +242,9 @@ class NewtonFinish(L.Callback):
     def _plain_inner(self, theta: torch.Tensor) -> NewtonSystem:
         assert self._data is not None
         dtype = DTYPES[self.inner_dtype] if self.inner_dtype else theta.dtype
-        data = None if dtype == theta.dtype else TrainingData(self._data.loader, theta.device, dtype)
+        data = (
+            None
+            if dtype == theta.dtype
+            else TrainingData(self._data.loader, theta.device, dtype, accepts=self._data.accepts)
+        )
         return NewtonSystem(None, self.keep_graph, data)

@@ -57,8 +57,13 @@ def manual_gradients(
             optimizer.step = stepping(optimizer)  # type: ignore[method-assign,assignment]  # until exit
             stack.callback(delattr, optimizer, "step")
         stack.enter_context(precision.train_step_context())
-        for index in range(ACCUMULATED):
-            run(index)
-            if found:
-                break
+        _run_until(run, found)
     return found
+
+
+def _run_until(run: Callable[[int], object], found: dict[int, Tensor]) -> None:
+    """Runs a step until gradients are found."""
+    for index in range(ACCUMULATED):
+        run(index)
+        if found:
+            return

@@ -1,9 +1,9 @@
 """Replay of a training step on a copy of the user's module, as the Trainer ran it at the end of the fit.
 
 Lightning's order of hooks is kept: batch transfer, `on_train_batch_start`, `training_step` in the precision of the fit,
-`on_before_backward`, `backward`, `on_after_backward`, `on_before_optimizer_step`, `optimizer_step`. No weight is moved, nothing is
-clipped, and no callback, logger or file is involved. A fit that accumulates gradients adds up such steps, each divided
-by their number, so that one of them is compared.
+`on_before_backward`, `backward`, `on_after_backward`, `on_before_optimizer_step`, `optimizer_step`. No weight is moved,
+nothing is clipped, and no callback, logger or file is involved. A fit that accumulates gradients adds up such steps,
+each divided by their number, so that one of them is compared.
 """
 
 from __future__ import annotations
