@@ -47,14 +47,15 @@ class Physics(Module):
 class Recomputed(Module):
     """Stores no activations of its body."""
 
-    def __init__(self):
+    def __init__(self, use_reentrant):
         super().__init__()
+        self.use_reentrant = use_reentrant
         self.body = nn.Sequential(nn.Linear(3, 4, dtype=D), nn.GELU(), nn.Linear(4, 3, dtype=D))
         self.head = nn.Linear(3, 3, dtype=D)
 
     def training_step(self, batch, batch_idx):
-        x = batch[0]
-        return F.cross_entropy(self.head(x + checkpoint(self.body, x, use_reentrant=False)), batch[1])
+        x = batch[0].clone().requires_grad_() if self.use_reentrant else batch[0]
+        return F.cross_entropy(self.head(x + checkpoint(self.body, x, use_reentrant=self.use_reentrant)), batch[1])
 
     def plain(self, batch):
         return F.cross_entropy(self.head(batch[0] + self.body(batch[0])), batch[1])
@@ -99,7 +100,8 @@ class Clicked(Module):
 
 CASES = {
     "derivatives in the step": (Physics, Path.LOOP),
-    "checkpointing": (Recomputed, Path.LOOP),
+    "checkpointing": (lambda: Recomputed(use_reentrant=False), Path.FORWARD),
+    "reentrant checkpointing": (lambda: Recomputed(use_reentrant=True), Path.LOOP),
     "weight norm": (lambda: Normed(nn.utils.parametrizations.weight_norm), Path.FORWARD),
     "weight norm by a hook": (lambda: Normed(nn.utils.weight_norm), Path.FORWARD),
     "labels of 32 bits": (Clicked, Path.FORWARD),
@@ -130,6 +132,22 @@ def test_products_with_the_hessian_are_those_of_plain_operations(name):
         found = dense(Hessian(objective, theta))
     H = exact(module, data)
     assert (found - H).abs().max() <= ROUNDING * H.abs().max()
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_the_gradient_of_checkpointed_layers_is_taken_at_the_given_parameters(use_reentrant):
+    torch.manual_seed(1)
+    module, data = Recomputed(use_reentrant), TensorDataset(features(3), torch.arange(N) % 3)
+    objective = Objective.of(Adapted(module), DataLoader(data, batch_size=4))
+    theta = objective.losses.theta() + 0.3
+    with scoring(objective.losses.module):
+        found = objective.gradient(theta)
+    assert all(p.grad is None for p in module.parameters())
+    with torch.no_grad():
+        for p in module.parameters():
+            p += 0.3
+    slope = torch.autograd.grad(module.plain(data.tensors), list(module.parameters()))
+    torch.testing.assert_close(found, torch.cat([g.flatten() for g in slope]), rtol=1e-12, atol=1e-13)
 
 
 def test_losses_stated_as_a_function_may_differentiate_too():
