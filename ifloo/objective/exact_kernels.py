@@ -1,48 +1,57 @@
-"""Functions of torch whose derivatives are wrong or imprecise, computed by others that have the exact ones."""
+"""Functions of torch whose second derivative is missing, wrong or rounded, computed by functions that have it exactly."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+import importlib
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils import checkpoint
-
-_NORM, _LOGITS = "_weight_norm", "binary_cross_entropy_with_logits"
 
 
 @contextmanager
 def exact_kernels() -> Generator[None, None, None]:
-    """Replaces these functions until exit; their values are the same up to rounding.
+    """Replaces these functions until exit; their values and gradients are the same up to rounding.
 
     - `torch._weight_norm`, which weight normalisation calls: its double backward lacks mixed derivatives in direction
       and length, and it has no derivative in forward mode.
     - `F.binary_cross_entropy_with_logits` of targets in fewer bits than the logits, such as `y.float()` in a module of
-      64 bits: a plain pass rounds the loss to the bits of the targets, a transform does not.
-    - Activation checkpointing: it runs layers again in the backward pass, when parameters that a functional call has
-      exchanged are no longer in place. Here activations are stored.
+      64 bits: under transforms its second derivative is rounded to the bits of the targets.
+    - Activation checkpoints: a checkpointed function is run a second time in the backward pass, outside of the
+      functional call that gives it its parameters. Here it is run once, and its activations are kept.
     """
-    places: list[tuple[dict[str, object], str, object]] = [
-        (vars(torch), _NORM, _weight_norm),
-        (vars(F), _LOGITS, _in_one_dtype(F.binary_cross_entropy_with_logits)),
-        (vars(checkpoint), "CheckpointFunction", _Stored),
-        (vars(checkpoint), "_checkpoint_without_reentrant_generator", _stored),
-    ]
-    if (older := sys.modules.get("torch.nn.utils.weight_norm")) is not None:  # it binds the function to its own name
-        places.append((vars(older), _NORM, _weight_norm))
-    places = [place for place in places if place[1] in place[0]]  # some names are private, and may differ elsewhere
-    before = [(names, name, names[name]) for names, name, _ in places]
+    with ExitStack() as stack:
+        for namespace, name, function in _replacements():
+            stack.enter_context(_exchanged(namespace, name, function))
+        yield
+
+
+def _replacements() -> Iterator[tuple[object, str, object]]:
+    yield torch, "_weight_norm", _weight_norm
+    # This module binds the function to a name of its own, and a function of the same name hides the module.
+    yield importlib.import_module("torch.nn.utils.weight_norm"), "_weight_norm", _weight_norm
+    yield F, "binary_cross_entropy_with_logits", _in_one_dtype(F.binary_cross_entropy_with_logits)
+    yield torch.utils.checkpoint, "CheckpointFunction", _Kept
+    yield torch.utils.checkpoint, "_checkpoint_without_reentrant_generator", _kept
+
+
+@contextmanager
+def _exchanged(namespace: object, name: str, function: object) -> Generator[None, None, None]:
+    """Exchanges a name of a module until exit; nothing if this version of torch does not have it."""
+    names = vars(namespace)
+    if name not in names:
+        yield
+        return
+    before = names[name]
+    names[name] = function
     try:
-        for names, name, function in places:
-            names[name] = function
         yield
     finally:
-        for names, name, function in before:
-            names[name] = function
+        names[name] = before
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -60,14 +69,14 @@ def _in_one_dtype(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return of
 
 
-class _Stored:
-    """A function in place of the one by which reentrant checkpointing runs layers."""
+class _Kept:
+    """Stands for the function of torch that drops activations: it keeps them."""
 
     @staticmethod
-    def apply(function: Callable[..., object], preserve_rng_state: bool, *args: object) -> object:
+    def apply(function: Callable[..., object], preserve: bool, *args: object) -> object:
         return function(*args)
 
 
-def _stored(*_: object, **__: object) -> Generator[None, None, None]:
-    """Does nothing before and after the pass of checkpointed layers."""
+def _kept(*_: object, **__: object) -> Generator[None, None, None]:
+    """Stands for the steps of torch before and after a function whose activations it drops."""
     yield
