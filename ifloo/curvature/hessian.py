@@ -10,7 +10,7 @@ from ifloo.curvature.operator import Definite
 from ifloo.curvature.sample_mean import Product, SampleMeanOperator
 from ifloo.objective.batches import Batch
 from ifloo.objective.functional import Path
-from ifloo.objective.plain import hessian_products
+from ifloo.objective.plain import hessian_products, second_derivative
 
 
 class Hessian(SampleMeanOperator):
@@ -48,5 +48,12 @@ class Hessian(SampleMeanOperator):
         return total
 
     def product(self, ids: Tensor, batch: Batch) -> Product:
-        pull = vjp(lambda theta: self.objective.part_gradient(theta, ids, batch), self.theta)[1]
-        return lambda v: pull(v)[0]
+        with second_derivative():
+            pull = vjp(lambda theta: self.objective.part_gradient(theta, ids, batch), self.theta)[1]
+
+        def product(v: Tensor) -> Tensor:
+            with second_derivative():
+                slope: Tensor = pull(v)[0]
+            return slope
+
+        return product

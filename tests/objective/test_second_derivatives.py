@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from ifloo.curvature import Hessian, dense
+from ifloo.curvature import Hessian, LinearHead, dense
+from ifloo.errors import InputError
 from ifloo.models import Adapted
 from ifloo.objective import Objective, preflight, scoring
 from ifloo.objective.functional import Path
@@ -168,3 +169,29 @@ def test_losses_stated_as_a_function_may_differentiate_too():
         found = dense(Hessian(objective, theta))
     H = exact(module, data)
     assert (found - H).abs().max() <= ROUNDING * H.abs().max()
+
+
+class Transcribed(Module):
+    """Aligns a short text with a sequence, by a loss of which torch has first derivatives alone."""
+
+    def __init__(self, recurrent):
+        super().__init__()
+        self.body = nn.GRU(3, 4, batch_first=True, dtype=D) if recurrent else None
+        self.lin = nn.Linear(4 if recurrent else 3, 4, dtype=D)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        z = self.lin(x if self.body is None else self.body(x)[0]).log_softmax(-1).transpose(0, 1)
+        lengths = torch.full((x.shape[0],), x.shape[1]), torch.full((x.shape[0],), y.shape[1])
+        return F.ctc_loss(z, y, *lengths)
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+@pytest.mark.parametrize("curvature", [Hessian, LinearHead])
+def test_a_loss_without_a_second_derivative_is_refused_with_its_operation(curvature, recurrent):
+    torch.manual_seed(1)
+    data = TensorDataset(torch.randn(6, 5, 3, dtype=D), torch.randint(1, 4, (6, 2)))
+    objective = Objective.of(Adapted(Transcribed(recurrent)), DataLoader(data, batch_size=3), ["lin.*"])
+    theta = objective.losses.theta()
+    with scoring(objective.losses.module), pytest.raises(InputError, match="(?s)second derivative.*ctc.*GradientDot"):
+        curvature(objective, theta) @ torch.ones_like(theta)
