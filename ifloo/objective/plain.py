@@ -83,6 +83,7 @@ def second_derivative() -> Generator[None, None, None]:
 
     Raises:
         InputError: The loss has none.
+        RuntimeError: The code failed for another reason.
     """
     try:
         yield

@@ -193,5 +193,5 @@ def test_a_loss_without_a_second_derivative_is_refused_with_its_operation(curvat
     data = TensorDataset(torch.randn(6, 5, 3, dtype=D), torch.randint(1, 4, (6, 2)))
     objective = Objective.of(Adapted(Transcribed(recurrent)), DataLoader(data, batch_size=3), ["lin.*"])
     theta = objective.losses.theta()
-    with scoring(objective.losses.module), pytest.raises(InputError, match="(?s)second derivative.*ctc.*GradientDot"):
+    with scoring(objective.losses.module), pytest.raises(InputError, match=r"(?s)second derivative.*ctc.*GradientDot"):
         curvature(objective, theta) @ torch.ones_like(theta)
