@@ -11,12 +11,13 @@ from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call, grad, grad_and_value, vmap
+from torch.func import grad, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, batch_size, map_tensors, slice_batch, times_factors, without_ids
 from ifloo.objective.exact_kernels import exact_kernels
+from ifloo.objective.exchanged import call_exchanged
 from ifloo.objective.plain import Scalar, gradient_and_value, recordable
 from ifloo.objective.protocol import OutputLosses, contract_of, states_outputs
 from ifloo.objective.separation import Separation
@@ -261,8 +262,7 @@ class FunctionalLosses:
             return torch.stack([self._call(theta, function, one) for one in drawn.draws]).mean(0)
         # Parameters outside θ are constants: unless detached, they would add a graph to each result.
         values = {n: p.detach() for n, p in self.module.named_parameters()} | self.space.unflatten(theta)
-        result: Tensor = functional_call(self._caller, {f"module.{n}": v for n, v in values.items()}, (function, *args))
-        return result
+        return call_exchanged(self._caller, {f"module.{n}": v for n, v in values.items()}, (function, *args))
 
 
 def _sum_of_losses(losses: FunctionalLosses, batch: Batch, theta: Tensor) -> Tensor:
