@@ -15,7 +15,7 @@ from ifloo.curvature.head_layer import ROUNDING, HeadLayer, filled_up, over_sing
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, batch_size, without_ids
 from ifloo.objective.functional import scoring
-from ifloo.objective.plain import gradient, recording
+from ifloo.objective.plain import gradient, pulled, recording, second_derivative
 from ifloo.objective.singles import Singles
 
 
@@ -115,7 +115,8 @@ def _of_function(
     total: partial[tuple[Tensor, Tensor]], shift: Float[Tensor, "*b t c"], v: Float[Tensor, "*b t c"], second: bool
 ) -> _Derivatives:
     """Differentiates in a shift of the outputs, so that inputs and all derivatives come from one forward pass."""
-    with torch.no_grad():  # of the body, whose graph is not needed; the transforms record what they need
+    # The graph of the body is not needed; the transforms record what they need.
+    with second_derivative(), torch.no_grad():
         if not second:
             slopes, inputs = grad(total, has_aux=True)(shift)
             return _Derivatives(inputs, slopes, slopes, slopes, slopes)
@@ -148,8 +149,7 @@ def _of_single(head: HeadLayer, theta: Tensor, single: Batch, second: bool) -> _
 def _pulled(slopes: Tensor, z: Tensor, v: Tensor) -> Tensor:
     if not slopes.requires_grad:  # the loss is linear in the outputs
         return torch.zeros_like(z)
-    (product,) = torch.autograd.grad(slopes, z, v, retain_graph=True, allow_unused=True, materialize_grads=True)
-    return product
+    return pulled(slopes, z, v)
 
 
 def _drawn(shape: tuple[int, ...], like: Tensor) -> Tensor:

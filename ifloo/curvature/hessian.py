@@ -9,9 +9,8 @@ from torch.func import vjp
 from ifloo.curvature.operator import Definite
 from ifloo.curvature.sample_mean import Product, SampleMeanOperator
 from ifloo.objective.batches import Batch
-from ifloo.objective.exact_kernels import twice_differentiated
 from ifloo.objective.functional import Path
-from ifloo.objective.plain import hessian_products
+from ifloo.objective.plain import hessian_products, second_derivative
 
 
 class Hessian(SampleMeanOperator):
@@ -49,11 +48,12 @@ class Hessian(SampleMeanOperator):
         return total
 
     def product(self, ids: Tensor, batch: Batch) -> Product:
-        pull = vjp(lambda theta: self.objective.part_gradient(theta, ids, batch), self.theta)[1]
+        with second_derivative():
+            pull = vjp(lambda theta: self.objective.part_gradient(theta, ids, batch), self.theta)[1]
 
-        def pulled(v: Tensor) -> Tensor:
-            with twice_differentiated():
-                found: Tensor = pull(v)[0]
-                return found
+        def product(v: Tensor) -> Tensor:
+            with second_derivative():
+                slope: Tensor = pull(v)[0]
+            return slope
 
-        return pulled
+        return product

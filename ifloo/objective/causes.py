@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -62,17 +64,30 @@ def cause_of_change(module: nn.Module, run: Callable[[], object]) -> str:
     """
     before = dict(_states(module))
     with undisturbed():
-        drawn = torch.get_rng_state()
+        sources = _random_sources()
         run()
-        random = not torch.equal(drawn, torch.get_rng_state())
-    changed = [path for path, value in _states(module) if path not in before or not _same(value, before[path])]
+        drawn = [name for name, state in _random_sources().items() if state != sources[name]]
+    changed = [
+        layer_path(module, name)
+        for name, value in _states(module)
+        if name not in before or not _same(value, before[name])
+    ]
     if changed:
         return f"a state that each pass changes ({summarise(changed)}): a counter, a buffer or a running mean"
-    if random:
+    if drawn:
         layers = [layer.path for layer in random_layers(module)]
-        where = f" ({summarise(layers)})" if layers else ""
+        where = f" ({summarise(layers)})" if layers else "" if drawn == ["torch"] else f" (by {summarise(drawn)})"
         return f"random numbers drawn in the pass{where}: dropout or noise that is on while scoring"
-    return "something outside the module: a global counter, a file, the time, or random numbers of Python or NumPy"
+    return "something outside the module: a global counter, a file, the time, or a random generator of its own"
+
+
+def _random_sources() -> dict[str, object]:
+    """Returns the state of each global source of random numbers by the name of its module."""
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "Python's random": random.getstate(),
+        "numpy.random": repr(np.random.get_state(legacy=False)),
+    }
 
 
 def _class_weights(layer: nn.Module) -> bool:
@@ -99,16 +114,16 @@ def _named_tensors(batch: Batch, path: str = "the batch") -> Iterator[tuple[str,
 
 
 def _states(module: nn.Module) -> Iterator[tuple[str, object]]:
-    """Yields path and copy of each number or tensor that a layer keeps, parameters excepted."""
+    """Yields name and copy of each number or tensor that a layer keeps, parameters excepted."""
     for name, layer in module.named_modules():
         for key, value in (*vars(layer).items(), *layer.named_buffers(recurse=False)):
-            path = layer_path(module, f"{name}.{key}" if name else key)
+            place = f"{name}.{key}" if name else key
             if isinstance(value, Tensor):
-                yield path, value.detach().clone()
+                yield place, value.detach().clone()
             elif isinstance(value, (int, float)):
-                yield path, value
+                yield place, value
             elif isinstance(value, list):
-                yield path, len(value)
+                yield place, len(value)
 
 
 def _same(a: object, b: object) -> bool:

@@ -6,7 +6,6 @@ They are computed by functions that have it exactly, or an error names them.
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
@@ -15,32 +14,6 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor
 from torch.nn import functional as F
-
-from ifloo.errors import InputError
-from ifloo.objective.torch_texts import meaning_of
-
-
-@contextmanager
-def twice_differentiated() -> Generator[None, None, None]:
-    """Names an operation without second derivative that a product with a Hessian meets.
-
-    Raises:
-        InputError: torch lacks the derivative.
-        RuntimeError: Anything else failed.
-    """
-    try:
-        yield
-    except RuntimeError as error:  # NotImplementedError is one
-        if not _LACKING.search(str(error)):
-            raise
-        raise InputError(
-            f"The loss has no second derivative: {meaning_of(str(error))}.\n"
-            "  Write that operation by others that have one, or take a method that needs none: "
-            "--attribution.method ifloo.attribution.GradientDot."
-        ) from error
-
-
-_LACKING = re.compile(r"derivative for .* is not implemented")
 
 
 @contextmanager

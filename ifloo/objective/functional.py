@@ -11,12 +11,13 @@ from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call, grad, grad_and_value, vmap
+from torch.func import grad, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, batch_size, map_tensors, slice_batch, times_factors, without_ids
 from ifloo.objective.exact_kernels import exact_kernels
+from ifloo.objective.exchanged import call_exchanged
 from ifloo.objective.kept_state import changed_apart, restored_in_place
 from ifloo.objective.plain import Scalar, gradient_and_value, recordable
 from ifloo.objective.protocol import OutputLosses, contract_of, states_outputs
@@ -265,11 +266,11 @@ class FunctionalLosses:
         values = {n: p.detach() for n, p in self.module.named_parameters()} | self.space.unflatten(theta)
         named, restored = {f"module.{n}": v for n, v in values.items()}, restored_in_place()
         with changed_apart() if self._changes else nullcontext():
-            result: Tensor = functional_call(self._caller, named, (function, *args))
+            result = call_exchanged(self._caller, named, (function, *args))
         if self.path is Path.LOOP and restored_in_place() > restored:
             self._changes = True  # the pass changed a tensor in place: its graph may be lost
             with changed_apart():
-                result = functional_call(self._caller, named, (function, *args))
+                result = call_exchanged(self._caller, named, (function, *args))
         return result
 
 

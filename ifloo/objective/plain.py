@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifloo.objective.exact_kernels import twice_differentiated
+from ifloo.errors import IflooError, InputError
 from ifloo.objective.forms import Batch, map_tensors, with_tensors_within
+from ifloo.objective.torch_texts import NO_DERIVATIVE, meaning_of
 from ifloo.objective.user_code import user_code
 
 Scalar = Callable[[Tensor], Tensor]  # [p] -> []
@@ -68,7 +69,7 @@ def hessian_products(function: Scalar, theta: Float[Tensor, " p"], V: Float[Tens
         slope = gradient(function(at), at, create_graph=True)
         if not slope.requires_grad:  # f is linear in θ
             return torch.zeros_like(V)
-        return torch.stack([_pulled(slope, at, v) for v in recordable_rows(V)])
+        return torch.stack([pulled(slope, at, v) for v in recordable_rows(V)])
 
 
 def recordable_rows(V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
@@ -76,9 +77,31 @@ def recordable_rows(V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
     return V.clone() if V.is_inference() else V
 
 
-def _pulled(slope: Tensor, theta: Tensor, v: Tensor) -> Tensor:
-    with twice_differentiated():
-        (product,) = torch.autograd.grad(slope, theta, v, retain_graph=True, allow_unused=True, materialize_grads=True)
+@contextmanager
+def second_derivative() -> Generator[None, None, None]:
+    """Names the operation where torch has no second derivative of a loss.
+
+    Raises:
+        InputError: The loss has none.
+        RuntimeError: The code failed for another reason.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        meaning = meaning_of(str(error))
+        if isinstance(error, IflooError) or meaning is None or not meaning.endswith(NO_DERIVATIVE):
+            raise
+        raise InputError(
+            f"The loss has no second derivative in torch, which a curvature needs: {meaning}.\n"
+            "  Take a method of first derivatives: --attribution.method.class_path ifloo.attribution.GradientDot "
+            "(method=GradientDot() by the callback)."
+        ) from error
+
+
+def pulled(slope: Tensor, at: Tensor, v: Tensor) -> Tensor:
+    """Returns ∂⟨slope, v⟩/∂at of a recorded slope, and keeps its graph; raises the errors of `second_derivative`."""
+    with second_derivative():
+        (product,) = torch.autograd.grad(slope, at, v, retain_graph=True, allow_unused=True, materialize_grads=True)
     return product
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 SLOW_RULE = "There is a performance drop because we have not yet implemented the batching rule"
 LONGEST = 400  # characters of an error's text that are shown
 
+NO_DERIVATIVE = "has no derivative of this order"
 _VALUES = (
     "the pass needs values of tensors (`.item()`, `float(...)`, `.numpy()`, `if` on a tensor), which torch.func lacks"
 )
@@ -30,7 +31,7 @@ _MEANINGS = (
     (r"called random operation while in randomness error mode", "the pass draws random numbers"),
     (r"Batching rule not implemented for aten::(\w+)", "torch.func.vmap has no rule for {}"),
     (r"Trying to use forward AD with (\w+) that does not support it", "{} has no derivative in forward mode"),
-    (r"derivative for '?(?:aten::)?(\w+)'? is not implemented", "{} has no derivative of this order"),
+    (r"derivative for '?(?:aten::)?(\w+)'? is not implemented", f"{{}} {NO_DERIVATIVE}"),
     (r"saved tensor hooks", "activation checkpointing has no rule in torch.func"),
     (r"must override the setup_context staticmethod", _FUNCTION),
     (

@@ -1,12 +1,16 @@
 """The exact head against plain autograd, and what it says where there is none."""
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from ifloo.curvature import Damped, Hessian, LinearHead, dense
 from ifloo.errors import InputError
+from ifloo.models import Adapted
+from ifloo.objective import Objective, scoring
 from ifloo.params import ParamSpace
 from ifloo.solvers import LiSSA
 from tests.curvature.heads import HEADS, HeadCase, Net, cross_entropy
@@ -170,3 +174,26 @@ def test_lissa_is_told_to_use_something_better():
         "LiSSA draws single batches of samples, which LinearHead does not support: its whole curvature is known.\n"
         "  Use solver Auto, Cholesky or CG; or curvature Hessian with LiSSA."
     )
+
+
+def test_a_loss_of_straight_pieces_has_no_curvature():
+    """Absolute errors, quantiles and hinges: every product is exactly 0, and damping alone gives a solution."""
+
+    class Straight(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(5, 2, dtype=torch.float64)
+
+        def training_step(self, batch, batch_idx):
+            return F.l1_loss(self.lin(batch[0]), batch[1])
+
+    draw = torch.Generator().manual_seed(0)
+    data = TensorDataset(*(torch.randn(9, k, generator=draw, dtype=torch.float64) for k in (5, 2)))
+    objective = Objective.of(Adapted(Straight()), DataLoader(data, batch_size=4))
+    theta = objective.losses.theta()
+    V = torch.randn(3, len(theta), generator=draw, dtype=torch.float64)
+    with scoring(objective.losses.module):
+        head = LinearHead(objective, theta)
+        assert not head.core().product(V).any()
+        assert torch.equal(Damped(head, 0.5).matmat(V), 0.5 * V)
+        assert not Hessian(objective, theta).matmat(V).any()

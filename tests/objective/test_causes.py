@@ -1,14 +1,19 @@
 """True causes: of passes that differ, and of a batch whose loss is not the mean over its samples."""
 
+import itertools
 import random
 
+import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ifloo.models import Adapted
 from ifloo.objective.causes import cause_of_change, causes_of_other_mean
 
+COUNTER = itertools.count()
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 
 
@@ -54,15 +59,40 @@ def keeps(net):
         ),
         (
             Net(lambda net: random.random()),
-            "something outside the module: a global counter, a file, the time, or random numbers of Python or NumPy",
+            "random numbers drawn in the pass (by Python's random): dropout or noise that is on while scoring",
+        ),
+        (
+            Net(lambda net: float(np.random.rand()) + torch.rand(())),
+            "random numbers drawn in the pass (by torch, numpy.random): dropout or noise that is on while scoring",
+        ),
+        (
+            Net(lambda net: next(COUNTER)),
+            "something outside the module: a global counter, a file, the time, or a random generator of its own",
         ),
     ],
-    ids=["counter", "buffer", "list", "dropout", "noise", "outside"],
+    ids=["counter", "buffer", "list", "dropout", "noise", "random", "numpy", "outside"],
 )
 def test_the_cause_of_passes_that_differ(net, cause):
     state = torch.get_rng_state()
     assert cause_of_change(net, lambda: net(X)) == cause
     assert torch.equal(state, torch.get_rng_state())
+
+
+class Configured(L.LightningModule):
+    def __init__(self, ratio=0.5):
+        super().__init__()
+        self.save_hyperparameters()
+        self.lin = nn.Linear(4, 3)
+
+    def training_step(self, batch, batch_idx):
+        return self.lin(batch).sum() * (random.random() < self.hparams.ratio)
+
+
+def test_what_lightning_keeps_of_settings_is_no_state_that_changes():
+    """The module and the adapter around it hold values of the same names."""
+    module = Adapted(Configured())
+    cause = cause_of_change(module, lambda: module.single_loss(X[:1]))
+    assert cause.startswith("random numbers drawn in the pass (by Python's random)")
 
 
 def labels(value):

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from ifloo.curvature import Hessian, dense
+from ifloo.curvature import Hessian, LinearHead, dense
+from ifloo.errors import InputError
 from ifloo.models import Adapted
 from ifloo.objective import Objective, preflight, scoring
 from ifloo.objective.functional import Path
@@ -47,14 +48,15 @@ class Physics(Module):
 class Recomputed(Module):
     """Stores no activations of its body."""
 
-    def __init__(self):
+    def __init__(self, use_reentrant):
         super().__init__()
+        self.use_reentrant = use_reentrant
         self.body = nn.Sequential(nn.Linear(3, 4, dtype=D), nn.GELU(), nn.Linear(4, 3, dtype=D))
         self.head = nn.Linear(3, 3, dtype=D)
 
     def training_step(self, batch, batch_idx):
-        x = batch[0]
-        return F.cross_entropy(self.head(x + checkpoint(self.body, x, use_reentrant=False)), batch[1])
+        x = batch[0].clone().requires_grad_() if self.use_reentrant else batch[0]
+        return F.cross_entropy(self.head(x + checkpoint(self.body, x, use_reentrant=self.use_reentrant)), batch[1])
 
     def plain(self, batch):
         return F.cross_entropy(self.head(batch[0] + self.body(batch[0])), batch[1])
@@ -99,7 +101,8 @@ class Clicked(Module):
 
 CASES = {
     "derivatives in the step": (Physics, Path.LOOP),
-    "checkpointing": (Recomputed, Path.LOOP),
+    "checkpointing": (lambda: Recomputed(use_reentrant=False), Path.FORWARD),
+    "reentrant checkpointing": (lambda: Recomputed(use_reentrant=True), Path.LOOP),
     "weight norm": (lambda: Normed(nn.utils.parametrizations.weight_norm), Path.FORWARD),
     "weight norm by a hook": (lambda: Normed(nn.utils.weight_norm), Path.FORWARD),
     "labels of 32 bits": (Clicked, Path.FORWARD),
@@ -132,6 +135,22 @@ def test_products_with_the_hessian_are_those_of_plain_operations(name):
     assert (found - H).abs().max() <= ROUNDING * H.abs().max()
 
 
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_the_gradient_of_checkpointed_layers_is_taken_at_the_given_parameters(use_reentrant):
+    torch.manual_seed(1)
+    module, data = Recomputed(use_reentrant), TensorDataset(features(3), torch.arange(N) % 3)
+    objective = Objective.of(Adapted(module), DataLoader(data, batch_size=4))
+    theta = objective.losses.theta() + 0.3
+    with scoring(objective.losses.module):
+        found = objective.gradient(theta)
+    assert all(p.grad is None for p in module.parameters())
+    with torch.no_grad():
+        for p in module.parameters():
+            p += 0.3
+    slope = torch.autograd.grad(module.plain(data.tensors), list(module.parameters()))
+    torch.testing.assert_close(found, torch.cat([g.flatten() for g in slope]), rtol=1e-12, atol=1e-13)
+
+
 def test_losses_stated_as_a_function_may_differentiate_too():
     torch.manual_seed(1)
     module, data = Physics(), TensorDataset(features(1), torch.arange(N) % 3)
@@ -150,3 +169,29 @@ def test_losses_stated_as_a_function_may_differentiate_too():
         found = dense(Hessian(objective, theta))
     H = exact(module, data)
     assert (found - H).abs().max() <= ROUNDING * H.abs().max()
+
+
+class Transcribed(Module):
+    """Aligns a short text with a sequence, by a loss of which torch has first derivatives alone."""
+
+    def __init__(self, recurrent):
+        super().__init__()
+        self.body = nn.GRU(3, 4, batch_first=True, dtype=D) if recurrent else None
+        self.lin = nn.Linear(4 if recurrent else 3, 4, dtype=D)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        z = self.lin(x if self.body is None else self.body(x)[0]).log_softmax(-1).transpose(0, 1)
+        lengths = torch.full((x.shape[0],), x.shape[1]), torch.full((x.shape[0],), y.shape[1])
+        return F.ctc_loss(z, y, *lengths)
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+@pytest.mark.parametrize("curvature", [Hessian, LinearHead])
+def test_a_loss_without_a_second_derivative_is_refused_with_its_operation(curvature, recurrent):
+    torch.manual_seed(1)
+    data = TensorDataset(torch.randn(6, 5, 3, dtype=D), torch.randint(1, 4, (6, 2)))
+    objective = Objective.of(Adapted(Transcribed(recurrent)), DataLoader(data, batch_size=3), ["lin.*"])
+    theta = objective.losses.theta()
+    with scoring(objective.losses.module), pytest.raises(InputError, match=r"(?s)second derivative.*ctc.*GradientDot"):
+        curvature(objective, theta) @ torch.ones_like(theta)

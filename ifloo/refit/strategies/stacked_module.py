@@ -9,11 +9,12 @@ import lightning as L
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from ifloo.models import SampleLossModule
 from ifloo.objective import Batch, SampleWeights, differentiable_kernels, sample_ids
 from ifloo.objective.batches import without_ids
+from ifloo.objective.exchanged import call_exchanged
 from ifloo.objective.functional import silenced
 from ifloo.params import ParamSpace
 from ifloo.refit.strategies.replica_weights import ReplicaWeights
@@ -64,8 +65,7 @@ class StackedModule(L.LightningModule):
         named = {f"module.{n}": x for n, x in zip(self.space.names, self.stacked, strict=True)}
 
         def one(values: dict[str, Tensor], row: Tensor) -> Tensor:
-            loss: Tensor = functional_call(self, values, (samples, row))
-            return loss
+            return call_exchanged(self, values, (samples, row))
 
         with differentiable_kernels(), silenced(self.module):
             losses: Tensor = vmap(one, randomness="same")(named, weights)
