@@ -26,8 +26,9 @@ from ifloo.objective.functional import FunctionalLosses, Path, scoring
 from ifloo.objective.loaders import samples_behind, separately, sequential, unwrap_loader
 from ifloo.objective.plain import recordable, recording
 from ifloo.objective.randomness import undisturbed
+from ifloo.objective.rounding import Rounding
 from ifloo.objective.separation import Separation
-from ifloo.objective.singles import length_of
+from ifloo.objective.singles import Singles, length_of
 from ifloo.objective.slopes import backward_slopes, forward_slopes, random_unit, unit_along
 from ifloo.params import ParamSpace
 
@@ -142,6 +143,7 @@ class Reference:
         losses: ℓ_i, `[b]`.
         slopes: ∇ℓ_i · v by the backward pass, `[b]`.
         scales: ‖∇ℓ_i‖ ‖v‖, the largest that a slope can be, `[b]`.
+        rounding: Differences of losses and slopes that rounding allows.
         seconds: Median time of a sample, forward and back.
     """
 
@@ -149,11 +151,12 @@ class Reference:
     losses: Float[Tensor, " b"]
     slopes: Float[Tensor, " b"]
     scales: Float[Tensor, " b"]
+    rounding: Rounding
     seconds: float
 
     @classmethod
     def of(cls, losses: FunctionalLosses, samples: DrawnSamples) -> Reference:
-        """Runs each sample alone, once forward and once back."""
+        """Runs each sample alone, once forward and once back, and measures rounding on a few."""
         loop, theta = FunctionalLosses(losses.module, losses.space, Path.LOOP), losses.theta()
         v = cls._direction(loop, theta, samples)
         values, slopes, norms, times = [], [], [], []
@@ -164,8 +167,9 @@ class Reference:
             slopes.append(slope @ v)
             norms.append(slope.norm())
             times.append(time.perf_counter() - begun)
+        rounding = Rounding.of(loop, theta, Singles(samples.singles), v)
         scales = torch.stack(norms) * v.norm()
-        return cls(v, torch.stack(values), torch.stack(slopes), scales, statistics.median(times))
+        return cls(v, torch.stack(values), torch.stack(slopes), scales, rounding, statistics.median(times))
 
     @staticmethod
     def _direction(loop: FunctionalLosses, theta: Tensor, samples: DrawnSamples) -> Float[Tensor, " p"]:
@@ -177,20 +181,21 @@ class Reference:
         return random_unit(theta, SEED) + torch.stack([unit_along(x) for x in slopes]).sum(0)
 
     def same_losses(self, found: Tensor) -> bool:
-        """Tells whether losses are those of the definition, up to the order of additions."""
-        return found.shape == self.losses.shape and bool(((found - self.losses).abs() <= rounding(self.losses)).all())
+        """Tells whether losses are those of the definition, up to the order of operations."""
+        if found.shape != self.losses.shape:
+            return False
+        return bool(((found - self.losses).abs() <= self.rounding.of_losses(self.losses)).all())
 
     def same_slopes(self, found: Tensor) -> bool:
-        """Tells whether slopes are those of the backward pass, up to the order of additions."""
-        eps = torch.finfo(found.dtype).eps
-        # Where a sample is fitted well, its gradient is a difference of numbers near 1, right to a few roundings of 1.
-        tolerance = 1e3 * eps * (self.scales + self.losses.abs()) + 50 * eps * self.direction.norm()
-        return bool(((found - self.slopes).abs() <= tolerance).all())
+        """Tells whether slopes are those of the backward pass, up to the order of operations."""
+        return bool(((found - self.slopes).abs() <= self.rounding.of_slopes(self.scales)).all())
 
-
-def rounding(value: Tensor) -> Tensor:
-    """Returns the tolerance for losses that differ only in the order of additions: 1e3 roundings of the dtype."""
-    return 1e3 * torch.finfo(value.dtype).eps * (1 + value.abs())
+    def same_mean(self, value: Tensor, slope: Tensor) -> bool:
+        """Tells whether a loss and its slope are those of the mean of the samples, up to the order of operations."""
+        allowed = self.rounding.of_losses(self.losses).mean(), self.rounding.of_slopes(self.scales).mean()
+        return bool((value - self.losses.mean()).abs() <= allowed[0]) and bool(
+            (slope - self.slopes.mean()).abs() <= allowed[1]
+        )
 
 
 def choose_path(losses: FunctionalLosses, loader: DataLoader[Batch]) -> Choice:
@@ -303,14 +308,8 @@ class _Trial:
             slope, value = loop.gradient_and_value(lambda at: loop.step_loss(at, self.samples.batch), self.theta)
             return torch.stack([value, slope @ self.reference.direction])
 
-        found, reference = self._attempt(step), self.reference
-        if found is None:
-            return False
-        value, slope = found
-        mean, slopes = reference.losses.mean(), reference.slopes.mean()
-        eps = 1e3 * torch.finfo(value.dtype).eps
-        tolerance = eps * (reference.scales.mean() + reference.losses.abs().mean())
-        return bool((value - mean).abs() <= rounding(mean)) and bool((slope - slopes).abs() <= tolerance)
+        found = self._attempt(step)
+        return found is not None and self.reference.same_mean(*found)
 
 
 def _single_loss(losses: FunctionalLosses, single: Batch, theta: Tensor) -> Tensor:
@@ -338,14 +337,14 @@ def has_stopped_part(losses: FunctionalLosses, samples: DrawnSamples, reference:
     """
     loop, theta = FunctionalLosses(losses.module, losses.space, Path.LOOP), losses.theta()
     eps, v = torch.finfo(theta.dtype).eps, reference.direction
-    step = eps ** (1 / 3) * max(1.0, float(theta.norm())) / float(v.norm())
+    step = eps ** (1 / 3) * (float(theta.norm()) or 1.0) / float(v.norm())
     with recording(), torch.no_grad():
         ends = [
             torch.stack([loop.single_loss(theta + sign * step * v, recordable(one)) for one in samples.singles])
             for sign in (1, -1)
         ]
     difference = (ends[0] - ends[1]) / (2 * step) - reference.slopes
-    noise = 10 * eps * (1 + reference.losses.abs().max()) / step
+    noise = 10 * eps * (reference.losses.abs().max() + reference.rounding.unit) / step
     apart = difference.square().mean().sqrt()
     return bool(apart > 0.05 * reference.slopes.square().mean().sqrt() + noise)
 
