@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import NoReturn
 
 import lightning as L
@@ -19,10 +20,12 @@ from torch.func import vmap
 from ifloo.errors import InputError
 from ifloo.models.hooks import overridden
 from ifloo.models.lightning_classes import defines
+from ifloo.models.run_state import StandInTrainer
 from ifloo.objective.batches import Batch, batch_size
 from ifloo.objective.counterparts import counterparts
 from ifloo.objective.forms import is_opaque, tensors_of, with_items, with_values
 from ifloo.objective.layers import BATCH_HOOKS
+from ifloo.objective.seeded_draws import seeded_by_content
 from ifloo.objective.user_code import user_code
 
 
@@ -42,6 +45,9 @@ def _positional(function: Callable[..., object]) -> int:
 def transferred(model: L.LightningModule, batch: Batch) -> Batch:
     """Applies the transfer hooks to a batch; as Lightning does, those of the data module come first.
 
+    Outside of a fit, what they draw at random is fixed by the content of the batch: a sample has the same loss at each
+    pass.
+
     Raises:
         InputError: A hook failed.
     """
@@ -51,11 +57,14 @@ def transferred(model: L.LightningModule, batch: Batch) -> Batch:
     # A Trainer names the device of the module, where the batch may hold no tensor that is found.
     device = next((x.device for x in tensors_of(batch)), model.device)
     of_model = overridden(model, BATCH_HOOKS, *counterparts(L.LightningModule))
-    for name in BATCH_HOOKS:
-        owner = data if name in of_data else model if name in of_model else None
-        if owner is not None:
-            with user_code(f"{name} of {type(owner).__name__}"):
-                batch = _called(owner, name, batch, device)
+    with ExitStack() as stack:
+        if (of_data or of_model) and isinstance(trainer, StandInTrainer):
+            stack.enter_context(seeded_by_content(batch))
+        for name in BATCH_HOOKS:
+            owner = data if name in of_data else model if name in of_model else None
+            if owner is not None:
+                with user_code(f"{name} of {type(owner).__name__}"):
+                    batch = _called(owner, name, batch, device)
     return batch
 
 

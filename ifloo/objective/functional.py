@@ -18,6 +18,7 @@ from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, batch_size, map_tensors, slice_batch, times_factors, without_ids
 from ifloo.objective.plain import Scalar, gradient_and_value, recordable
 from ifloo.objective.protocol import OutputLosses, contract_of, states_outputs
+from ifloo.objective.seeded_draws import drawing
 from ifloo.objective.separation import Separation
 from ifloo.objective.silence import logging_to, silenced
 from ifloo.objective.singles import Drawn, Singles
@@ -256,11 +257,15 @@ class FunctionalLosses:
 
     def _call(self, theta: Tensor, function: Callable[..., Tensor], *args: object) -> Tensor:
         if args and isinstance(drawn := args[0], Drawn):
-            return torch.stack([self._call(theta, function, one) for one in drawn.draws]).mean(0)
+            return torch.stack([self._of_draw(theta, function, k, one) for k, one in enumerate(drawn.draws)]).mean(0)
         # Parameters outside θ are constants: unless detached, they would add a graph to each result.
         values = {n: p.detach() for n, p in self.module.named_parameters()} | self.space.unflatten(theta)
         result: Tensor = functional_call(self._caller, {f"module.{n}": v for n, v in values.items()}, (function, *args))
         return result
+
+    def _of_draw(self, theta: Tensor, function: Callable[..., Tensor], k: int, batch: Batch) -> Tensor:
+        with drawing(k):
+            return self._call(theta, function, batch)
 
 
 def _sum_of_losses(losses: FunctionalLosses, batch: Batch, theta: Tensor) -> Tensor:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeAlias
 
 import numpy as np
@@ -80,6 +82,37 @@ class SeededDraws(FixedReads):
 
     def _seed(self, position: int) -> None:
         seed_by(f"{row_behind_subsets(self.dataset, position)} {self.draw}".encode())
+
+
+_DRAW: ContextVar[int] = ContextVar("draw", default=0)
+
+
+@contextmanager
+def drawing(draw: int) -> Generator[None, None, None]:
+    """States the number of the draw for `seeded_by_content` until exit."""
+    token = _DRAW.set(draw)
+    try:
+        yield
+    finally:
+        _DRAW.reset(token)
+
+
+@contextmanager
+def seeded_by_content(batch: object) -> Generator[None, None, None]:
+    """Seeds the random generators by the tensors of a batch until exit, so that each pass over it draws the same.
+
+    Within a transform of torch.func a batch has no content: nothing is seeded, and the draws differ.
+    """
+    try:
+        digest = hashlib.blake2b(f"{_DRAW.get()}".encode())
+        for x in tensors_of(batch):
+            digest.update(bytes_of(x))
+    except RuntimeError:
+        yield
+        return
+    with undisturbed():
+        seed_by(digest.digest())
+        yield
 
 
 class SeededCollate:
