@@ -15,7 +15,16 @@ from torch.func import functional_call, grad, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, Identified, batch_size, map_tensors, slice_batch, times_factors, without_ids
+from ifloo.objective.batches import (
+    Batch,
+    Identified,
+    batch_size,
+    joined_batch,
+    slice_batch,
+    times_factors,
+    without_ids,
+)
+from ifloo.objective.forms import map_tensors
 from ifloo.objective.plain import Scalar, gradient_and_value, recordable
 from ifloo.objective.protocol import OutputLosses, contract_of, states_outputs
 from ifloo.objective.seeded_draws import drawing
@@ -145,13 +154,18 @@ class FunctionalLosses:
         return self.space.values_of(self.module)
 
     def in_form(self, batch: Batch) -> Batch:
-        """Returns a batch in the form that the losses are computed in: for a loop, as `Singles`.
+        """Returns a batch in the form that losses are computed in: `Singles` for a loop, else one batch where they fit.
 
         Raises:
             InputError: The samples of the batch cannot be separated.
         """
         inner = without_ids(batch)
-        if self.path is not Path.LOOP or isinstance(inner, Singles):
+        if self.path is not Path.LOOP:
+            joined = joined_batch(inner) if isinstance(inner, Singles) else None
+            if joined is None:
+                return batch
+            return batch._replace(batch=joined) if isinstance(batch, Identified) else joined
+        if isinstance(inner, Singles):
             return batch
         if isinstance(batch, Identified) and len(batch.positions) == 1:
             return batch._replace(batch=Singles((inner,)))
@@ -191,7 +205,8 @@ class FunctionalLosses:
 
     def sample_gradients(self, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, "b p"]:
         """Returns ∇ℓ_i(θ) of each sample, by vmap or, where that does not run the module, one after the other."""
-        if self.path is Path.LOOP or not self.vmapped:
+        batch = self.in_form(batch)
+        if self.path is Path.LOOP or not self.vmapped or isinstance(without_ids(batch), Singles):
             return torch.stack(list(self.gradients_one_by_one(theta, batch)))
         gradients: Tensor = vmap(grad(self.loss_alone), in_dims=(None, 0))(theta, without_ids(batch))
         factors = batch.factors if isinstance(batch, Identified) else None

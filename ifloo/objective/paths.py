@@ -252,6 +252,8 @@ class _Trial:
     def _splittable(self) -> bool:
         """Whether the first dimension of a batch counts its samples, so that it can be cut into parts."""
         samples = self.samples
+        if not all(x.layout is torch.strided and not x.is_nested for x in tensors_of(without_ids(samples.batch))):
+            return False  # no transform takes sparse or nested tensors
         return samples.batched and batch_size(samples.batch) == len(samples.rows) and not samples.shares_tensors
 
     def _attempt(self, work: Callable[[], Tensor]) -> Tensor | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate, default_convert
 
 from ifloo.objective.batches import BatchedDataset, MapDataset, fetch_samples, tensors_of
+from ifloo.objective.forms import dense
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.singles import Drawn
 
@@ -140,8 +141,7 @@ def bytes_of(x: Tensor) -> bytes | memoryview:
     """Returns the content of a tensor, dense and in order; nothing of a tensor without content."""
     if x.device.type == "meta":
         return b""
-    dense = x.detach().dequantize() if x.is_quantized else x.detach()
-    plain = (dense if dense.layout is torch.strided else dense.to_dense()).cpu().resolve_conj().resolve_neg()
+    plain = dense(x.detach()).cpu().resolve_conj().resolve_neg()
     return plain.contiguous().flatten().view(torch.uint8).numpy().data
 
 
