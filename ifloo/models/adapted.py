@@ -26,7 +26,7 @@ from ifloo.models.decay import COUPLED, decoupled
 from ifloo.models.lightning_classes import defines, is_module
 from ifloo.models.module import SampleLossModule
 from ifloo.models.run_state import RunState, StandInTrainer, attached, stand_in_trainer
-from ifloo.models.training_step import loss_of_step, losses_by_vmap, refuse_without_step, transferred
+from ifloo.models.training_step import OwnBatches, loss_of_step, losses_by_vmap, refuse_without_step, transferred
 from ifloo.objective.batches import Batch, sample_ids, without_ids
 from ifloo.objective.counterparts import counterparts
 from ifloo.objective.functional import silenced
@@ -106,6 +106,7 @@ class Adapted(SampleLossModule):
         self._record_trainable()
         self._stand_in: StandInTrainer | None = None
         self.batch_weights = SampleWeights()
+        self._own_batches = OwnBatches()
         for name in _overridden(model):
             setattr(self, name, getattr(model, name))
 
@@ -115,12 +116,16 @@ class Adapted(SampleLossModule):
         Raises:
             InputError: If `training_step` returns no loss, or reads a part of the batch that is not a tensor.
         """
-        with self._as_in_the_fit():
+
+        def losses(own: Batch) -> Tensor:
             if self.losses is None:
-                return losses_by_vmap(self.model, batch)
-            moved = transferred(self.model, batch)
+                return losses_by_vmap(self.model, own)
+            moved = transferred(self.model, own)
             with user_code(f"sample_losses given for {type(self.model).__name__}"):
                 return self.losses(self.model, moved)
+
+        with self._as_in_the_fit():
+            return self._own_batches.loss(batch, losses)
 
     def describe_fit(self, state: RunState, datamodule: object = None, train_loader: object = None) -> None:
         """States the fit that ended with these weights; outside of fits the module reads it from its Trainer.
@@ -160,12 +165,12 @@ class Adapted(SampleLossModule):
         if self.losses:
             return super().single_loss(batch)
         with self._as_in_the_fit():
-            return loss_of_step(self.model, batch, "on one sample")
+            return self._own_batches.loss(batch, lambda own: loss_of_step(self.model, own, "on one sample"))
 
     def step_loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Computes the loss that the module's `training_step` returns for a batch, nats."""
         with self._as_in_the_fit():
-            return loss_of_step(self.model, batch, "on a batch")
+            return self._own_batches.loss(batch, lambda own: loss_of_step(self.model, own, "on a batch"))
 
     def weighted_loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Computes the loss of a fit on a batch: that of the user's own training step while all weights are equal.

@@ -23,7 +23,7 @@ from ifloo.models.lightning_classes import defines
 from ifloo.models.run_state import StandInTrainer
 from ifloo.objective.batches import Batch, batch_size
 from ifloo.objective.counterparts import counterparts
-from ifloo.objective.forms import is_opaque, tensors_of, with_items, with_values
+from ifloo.objective.forms import is_opaque, map_tensors, tensors_of, with_items, with_values
 from ifloo.objective.layers import BATCH_HOOKS
 from ifloo.objective.seeded_draws import seeded_by_content
 from ifloo.objective.user_code import user_code
@@ -74,6 +74,37 @@ def _called(owner: L.LightningModule | L.LightningDataModule, name: str, batch: 
     if name == "transfer_batch_to_device":
         return owner.transfer_batch_to_device(batch, device, 0)
     return owner.on_after_batch_transfer(batch, 0)
+
+
+class OwnBatches:
+    """Batches that a step may change in place: a copy of each, unless the first step shows that it changes none.
+
+    In a fit each batch is collated anew; scores read the same ones again.
+    """
+
+    def __init__(self) -> None:
+        """Starts without having seen a step."""
+        self._changed: bool | None = None
+
+    def loss(self, batch: Batch, step: Callable[[Batch], Tensor]) -> Tensor:
+        """Returns the loss of a step on a batch, which stays as it is."""
+        if self._changed is False:
+            return step(batch)
+        own = map_tensors(torch.clone, batch)
+        before = _marks(own)
+        loss = step(own)
+        if self._changed is None and before is not None:  # by the first step: a transform hides later changes
+            self._changed = before != _marks(own)
+        return loss
+
+
+def _marks(batch: Batch) -> list[tuple[int, bool]] | None:
+    """Returns how often each tensor was changed in place, and whether it requires a gradient.
+
+    Tensors of inference mode do not count changes: the result is then None.
+    """
+    found = list(tensors_of(batch))
+    return None if any(x.is_inference() for x in found) else [(x._version, x.requires_grad) for x in found]
 
 
 def loss_of_step(model: L.LightningModule, batch: Batch, when: str) -> Float[Tensor, ""]:

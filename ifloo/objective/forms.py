@@ -90,7 +90,8 @@ def moved(batch: Batch, device: torch.device, dtype: torch.dtype | None = None, 
     """Moves a batch to a device and, with a dtype, casts its floating-point tensors, those of opaque parts too."""
 
     def of_tensor(x: Tensor) -> Tensor:
-        return x.to(device, dtype if x.is_floating_point() else None, non_blocking=non_blocking)
+        own = x.detach() if x.requires_grad else x  # else the graph of an input would hang on every loss
+        return own.to(device, dtype if x.is_floating_point() else None, non_blocking=non_blocking)
 
     def of_opaque(part: Movable) -> object:
         found = part.to(device)  # None if it moves itself in place

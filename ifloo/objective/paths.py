@@ -240,7 +240,7 @@ class _Trial:
             return Choice(self.losses)  # `preflight` refuses losses that fail in a batch, or differ in it
         if opaque := opaque_parts(self.samples.singles[0]):
             self.failures.append(f"a {type(opaque[0]).__name__} in a batch has no tensor attributes to split it by")
-        elif in_batch is not None and self._splittable and self.reference.same_losses(in_batch):
+        elif in_batch is not None and self._splittable and self._in_batch(in_batch):
             for path, products in ((Path.FORWARD, self._forward), (Path.BACKWARD, self._backward)):
                 found = self._attempt(products)
                 if found is not None and self.reference.same_slopes(found):
@@ -295,6 +295,19 @@ class _Trial:
 
     def _backward(self) -> Tensor:
         return backward_slopes(self.losses, self.theta, self.samples.batch, self.reference.direction[None])[0]
+
+    def _in_batch(self, losses: Tensor) -> bool:
+        """Tells whether losses of a batch are those of its samples, and have a gradient in reverse mode.
+
+        Forward mode alone takes more code, such as changes of the batch in place.
+        """
+
+        def gradient() -> Tensor:
+            return self.losses.gradient_and_value(
+                lambda at: self.losses.sample_losses(at, self.samples.batch).sum(), self.theta
+            )[0]
+
+        return self.reference.same_losses(losses) and self._attempt(gradient) is not None
 
     def _vmapped(self) -> bool:
         found = self._attempt(

@@ -179,3 +179,50 @@ def test_stated_losses_that_read_texts_are_those_of_their_samples():
     queries = default_collate([data[2], data[5], data[7]])
     found = GradientDot().scores(TrainedModel(objective, theta), queries).value
     torch.testing.assert_close(found, -exact[[2, 5, 7]] @ exact.T / len(data), rtol=1e-12, atol=1e-15)
+
+
+class InPlace(Linear):
+    """Scales its batch in place, which harms no fit: each batch is collated anew there."""
+
+    def training_step(self, batch: Any, _: int) -> Tensor:
+        batch[0].mul_(2)
+        return F.cross_entropy(self.lin(batch[0]), batch[1])
+
+
+def in_place(model: Any, batch: Any) -> Tensor:
+    batch[0].mul_(2)
+    return F.cross_entropy(model.lin(batch[0]), batch[1], reduction="none")
+
+
+@pytest.mark.parametrize("losses", [None, in_place])
+def test_a_step_that_changes_its_batch_in_place(losses):
+    module, data = InPlace(), Rows()
+    objective = Objective.of(Adapted(module, losses), DataLoader(data, batch_size=7), batch_size=7)
+    theta = objective.losses.theta()
+    preflight(objective, theta)
+    query = parts([data[2], data[5]])
+    found = GradientDot().scores(TrainedModel(objective, theta), query).value
+    assert torch.equal(query[0], parts([data[2], data[5]])[0])
+    exact = torch.stack([slopes(module, parts([data[i]])) for i in range(len(data))])
+    torch.testing.assert_close(found, -exact[[2, 5]] @ exact.T / len(data), rtol=1e-12, atol=1e-15)
+
+
+class WithGradient(Dataset[Any]):
+    """Inputs that require a gradient, as for a penalty of its norm."""
+
+    def __len__(self) -> int:
+        return len(Rows())
+
+    def __getitem__(self, i: int) -> Any:
+        x, y = Rows()[i]
+        return x.clone().requires_grad_(), y
+
+
+def test_inputs_that_require_a_gradient():
+    module, data = Linear(), WithGradient()
+    objective = Objective.of(Adapted(module), DataLoader(data, batch_size=7), batch_size=7)
+    theta = objective.losses.theta()
+    preflight(objective, theta)
+    found = GradientDot().scores(TrainedModel(objective, theta), parts([data[2], data[5]])).value
+    exact = torch.stack([slopes(module, parts([data[i]])) for i in range(len(data))])
+    torch.testing.assert_close(found, -exact[[2, 5]] @ exact.T / len(data), rtol=1e-12, atol=1e-15)
