@@ -23,16 +23,30 @@ from ifloo.models.lightning_classes import defines
 from ifloo.models.run_state import StandInTrainer
 from ifloo.objective.batches import Batch, batch_size
 from ifloo.objective.counterparts import counterparts
-from ifloo.objective.forms import is_opaque, map_tensors, tensors_of, with_items, with_values
+from ifloo.objective.forms import is_opaque, map_tensors, tensors_of, with_items, with_tensors_within, with_values
 from ifloo.objective.layers import BATCH_HOOKS
+from ifloo.objective.plain import recording
 from ifloo.objective.seeded_draws import seeded_by_content
 from ifloo.objective.user_code import user_code
 
 
-def run_step(model: L.LightningModule, batch: Batch) -> object:
-    """Calls a module's `training_step`, with batch index 0 if it takes one."""
+def takes_index(model: L.LightningModule) -> bool:
+    """Tells whether a module's `training_step` takes the index of its batch."""
+    return _positional(model.training_step) > 1
+
+
+def run_step(model: L.LightningModule, batch: Batch, index: int = 0) -> object:
+    """Calls a module's `training_step`, with the index of the batch if it takes one, on a copy of the batch.
+
+    A step may change its batch in place, and a batch may be scored more than once.
+    """
     step: Callable[..., object] = model.training_step
-    return step(*(batch, 0)[: max(1, _positional(step))])
+    return step(*(copied(batch), index)[: max(1, _positional(step))])
+
+
+def copied(batch: Batch) -> Batch:
+    """Returns a batch with tensors of its own, which the user's code may change in place."""
+    return map_tensors(torch.clone, batch, lambda part: with_tensors_within(part, torch.clone))
 
 
 def _positional(function: Callable[..., object]) -> int:
@@ -60,6 +74,7 @@ def transferred(model: L.LightningModule, batch: Batch) -> Batch:
     with ExitStack() as stack:
         if (of_data or of_model) and isinstance(trainer, StandInTrainer):
             stack.enter_context(seeded_by_content(batch))
+            batch = copied(batch)
         for name in BATCH_HOOKS:
             owner = data if name in of_data else model if name in of_model else None
             if owner is not None:
@@ -76,49 +91,23 @@ def _called(owner: L.LightningModule | L.LightningDataModule, name: str, batch: 
     return owner.on_after_batch_transfer(batch, 0)
 
 
-class OwnBatches:
-    """Batches that a step may change in place: a copy of each, unless the first step shows that it changes none.
-
-    In a fit each batch is collated anew; scores read the same ones again.
-    """
-
-    def __init__(self) -> None:
-        """Starts without having seen a step."""
-        self._changed: bool | None = None
-
-    def loss(self, batch: Batch, step: Callable[[Batch], Tensor]) -> Tensor:
-        """Returns the loss of a step on a batch, which stays as it is."""
-        if self._changed is False:
-            return step(batch)
-        own = map_tensors(torch.clone, batch)
-        before = _marks(own)
-        loss = step(own)
-        if self._changed is None and before is not None:  # by the first step: a transform hides later changes
-            self._changed = before != _marks(own)
-        return loss
-
-
-def _marks(batch: Batch) -> list[tuple[int, bool]] | None:
-    """Returns how often each tensor was changed in place, and whether it requires a gradient.
-
-    Tensors of inference mode do not count changes: the result is then None.
-    """
-    found = list(tensors_of(batch))
-    return None if any(x.is_inference() for x in found) else [(x._version, x.requires_grad) for x in found]
-
-
 def loss_of_step(model: L.LightningModule, batch: Batch, when: str) -> Float[Tensor, ""]:
     """Computes the loss that `training_step` returns for a batch, nats.
+
+    As in a fit, operations are recorded: a step may take gradients itself, as a gradient penalty does.
 
     Raises:
         InputError: The step failed, or returned no loss.
     """
+    recorded = torch.is_grad_enabled()
     batch = transferred(model, batch)
-    with user_code(f"training_step of {type(model).__name__}", when):
+    with user_code(f"training_step of {type(model).__name__}", when), recording():
         out = run_step(model, batch)
-    return loss_in(
+    loss = loss_in(
         out, model, "a batch of one", "Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
     )
+    # A copy that the caller does not record drops the graph, and keeps derivatives in forward mode, which detach drops.
+    return loss if recorded else loss.clone()
 
 
 def losses_by_vmap(model: L.LightningModule, batch: Batch) -> Float[Tensor, " b"]:
@@ -167,6 +156,8 @@ class _NoTensor:
     __hash__ = None  # type: ignore[assignment]
 
     def __getattr__(self, name: str) -> NoReturn:
+        if name == "to":  # asked when the batch is copied: it moves itself nowhere
+            raise AttributeError(name)
         self._read()
 
 

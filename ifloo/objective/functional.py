@@ -15,15 +15,8 @@ from torch.func import functional_call, grad, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import (
-    Batch,
-    Identified,
-    batch_size,
-    joined_batch,
-    slice_batch,
-    times_factors,
-    without_ids,
-)
+from ifloo.objective.batches import Batch, Identified, batch_size, joined_batch, slice_batch, times_factors, without_ids
+from ifloo.objective.exact_kernels import exact_kernels
 from ifloo.objective.forms import map_tensors
 from ifloo.objective.plain import Scalar, gradient_and_value, recordable
 from ifloo.objective.protocol import OutputLosses, contract_of, states_outputs
@@ -41,12 +34,13 @@ __all__ = ["FunctionalLosses", "Path", "differentiable_kernels", "logging_to", "
 def differentiable_kernels() -> Generator[None, None, None]:
     """Selects code that allows second and forward-mode derivatives until exit.
 
-    Fused attention and compiled graphs have none, and mask code of transformers reads values unless it is traced.
+    Fused attention and compiled graphs have none, weight normalisation has wrong ones, and mask code of transformers
+    reads values unless it is traced.
     """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), traced_masks(), uncompiled_graphs():
+        with sdpa_kernel(SDPBackend.MATH), exact_kernels(), traced_masks(), uncompiled_graphs():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)

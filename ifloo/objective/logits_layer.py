@@ -140,7 +140,7 @@ def _refuse_parameters_after(module: nn.Module, batch: Batch, name: str, met: Se
         NoLogitsLayerError: One does: the output is not yet the logits.
     """
     names = {p: n for n, p in module.named_parameters()}
-    several = {names[p]: p for p in met if p in names and p.numel() > 1}
+    several = {names[p]: p for p in met if isinstance(p, nn.Parameter) and p in names and p.numel() > 1}
     if not several:
         return
     fixed = [n for n, layer in module.named_modules() if _is_layer(layer)]

@@ -14,27 +14,25 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ifloo.errors import InputError, first_sentence
-from ifloo.objective.batches import Batch, batch_size, fetch_samples, sample_ids, to_device, without_ids
+from ifloo.objective.batches import Batch, batch_size, without_ids
 from ifloo.objective.causes import cause_of_change
+from ifloo.objective.drawn_samples import SEED, DrawnSamples
 from ifloo.objective.forms import opaque_parts, tensors_of
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
-from ifloo.objective.loaders import samples_behind, separately, sequential, unwrap_loader
-from ifloo.objective.plain import recordable, recording
+from ifloo.objective.loaders import separately, sequential
+from ifloo.objective.own_backward import own_backward
+from ifloo.objective.plain import leaf, recordable, recording
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.rounding import Rounding
-from ifloo.objective.separation import Separation
-from ifloo.objective.singles import Singles, length_of
-from ifloo.objective.slopes import backward_slopes, forward_slopes, random_unit, unit_along
+from ifloo.objective.singles import Singles
+from ifloo.objective.slopes import backward_slopes, forward_slopes, random_unit, summed_slope, unit_along
 from ifloo.params import ParamSpace
 
-DRAWN = 256  # samples whose lengths are compared
-CHECKED = 16  # samples, the shortest and the longest among them, on which fast forms are compared with the definition
-SEED = 0
 AT_ONCE = 64  # largest batch of singles, where the user's loader names no size
 
 
@@ -62,76 +60,6 @@ class Choice:
             return sequential(loader, size)
         at_once = min(size, loader.batch_size or AT_ONCE)
         return sequential(separately(loader, self.with_whole), at_once)
-
-
-@dataclass(frozen=True)
-class DrawnSamples:
-    """Samples drawn from all training data, the shortest and the longest of `DRAWN` among them.
-
-    Attributes:
-        dataset: Dataset and collate function of the user's loader.
-        collate: Collate function.
-        rows: Positions of the samples in the dataset.
-        singles: Batch of one of each, on the device and in the dtype of the parameters.
-        batched: Whether the loader collates samples into batches.
-        device: Device of the parameters.
-        dtype: Precision of the parameters.
-        n: Number of all samples.
-    """
-
-    dataset: object
-    collate: Callable[..., Batch]
-    rows: tuple[int, ...]
-    singles: tuple[Batch, ...]
-    batched: bool
-    device: torch.device
-    dtype: torch.dtype
-    n: int
-
-    @classmethod
-    def of(cls, loader: DataLoader[Batch], device: torch.device, dtype: torch.dtype) -> DrawnSamples:
-        """Draws samples and collates each alone.
-
-        Raises:
-            InputError: There is no sample.
-        """
-        dataset, collate = unwrap_loader(loader)
-        n, batched = len(samples_behind(loader)), loader.batch_sampler is not None
-        if n == 0:
-            raise InputError("The training data hold no sample.")
-        drawn = torch.randperm(n, generator=torch.Generator().manual_seed(SEED))[:DRAWN].tolist()
-        fetched = separately(loader, with_whole=False).dataset
-        alone = {i: collate(one) for i, one in zip(drawn, fetched.__getitems__(drawn), strict=True)}  # type: ignore[attr-defined]
-        lengths = {i: length_of(one) for i, one in alone.items()}
-        chosen = dict.fromkeys([min(drawn, key=lengths.__getitem__), max(drawn, key=lengths.__getitem__), *drawn])
-        rows = tuple(chosen)[:CHECKED]
-        singles = tuple(to_device(alone[i], device, dtype) for i in rows)
-        return cls(dataset, collate, rows, singles, batched, device, dtype, n)
-
-    @cached_property
-    def batch(self) -> Batch:
-        """The samples as one batch of the user's collate function."""
-        collated = self.collate(fetch_samples(self.dataset, list(self.rows)))  # type: ignore[arg-type]
-        return to_device(collated, self.device, self.dtype)
-
-    @cached_property
-    def separation(self) -> Separation:
-        """Division of batches into samples."""
-        first = fetch_samples(self.dataset, [self.rows[0]])  # type: ignore[arg-type]
-        return Separation.of_sample(self.collate, first, self.batched)
-
-    @property
-    def shares_tensors(self) -> bool:
-        """Whether a tensor of a batch belongs to all samples, so that it must not be cut with them."""
-        sizes = {tensor.shape[0] for tensor in tensors_of(without_ids(self.batch)) if tensor.ndim}
-        return len(sizes) > 1
-
-    @cached_property
-    def ids(self) -> Int[Tensor, " b"]:
-        """Ids of the samples: those they carry, or their positions."""
-        found = [sample_ids(one) for one in self.singles]
-        present = [int(ids[0]) for ids in found if ids is not None]
-        return torch.tensor(present if len(present) == len(self.rows) else self.rows)
 
 
 @dataclass(frozen=True)
@@ -190,6 +118,10 @@ class Reference:
         """Tells whether slopes are those of the backward pass, up to the order of operations."""
         return bool(((found - self.slopes).abs() <= self.rounding.of_slopes(self.scales)).all())
 
+    def same_sum(self, found: Tensor) -> bool:
+        """Tells whether a slope is that of the sum of the losses, up to the order of operations."""
+        return bool((found - self.slopes.sum()).abs() <= self.rounding.of_slopes(self.scales).sum())
+
     def same_mean(self, value: Tensor, slope: Tensor) -> bool:
         """Tells whether a loss and its slope are those of the mean of the samples, up to the order of operations."""
         allowed = self.rounding.of_losses(self.losses).mean(), self.rounding.of_slopes(self.scales).mean()
@@ -240,10 +172,12 @@ class _Trial:
             return Choice(self.losses)  # `preflight` refuses losses that fail in a batch, or differ in it
         if opaque := opaque_parts(self.samples.singles[0]):
             self.failures.append(f"a {type(opaque[0]).__name__} in a batch has no tensor attributes to split it by")
-        elif in_batch is not None and self._splittable and self._in_batch(in_batch):
+        elif in_batch is not None and self._splittable and self.reference.same_losses(in_batch):
             for path, products in ((Path.FORWARD, self._forward), (Path.BACKWARD, self._backward)):
                 found = self._attempt(products)
-                if found is not None and self.reference.same_slopes(found):
+                if found is None or not self.reference.same_slopes(found):
+                    continue
+                if self._summed():
                     return Choice(self._along(path, self._vmapped()))
         whole = self.samples.batched and self._whole_is_mean()
         return Choice(self._along(Path.LOOP, False, whole), True, whole)
@@ -272,8 +206,15 @@ class _Trial:
         separation = self.samples.separation if path is Path.LOOP else None
         notes = [] if path is Path.FORWARD else [self._why(path, whole)]
         if has_stopped_part(self.losses, self.samples, self.reference):
-            notes.append(STOPPED)
+            notes.append(self._stopped())
         return FunctionalLosses(self.losses.module, self.losses.space, path, vmapped, separation, tuple(notes))
+
+    def _stopped(self) -> str:
+        """Returns the note on a loss whose gradient is not its derivative."""
+        loop, one = FunctionalLosses(self.losses.module, self.losses.space, Path.LOOP), self.samples.singles[0]
+        with recording():
+            own = own_backward(lambda: loop.single_loss(leaf(self.theta), recordable(one)))
+        return OWN_BACKWARD.format(", ".join(own)) if own else STOPPED
 
     def _why(self, path: Path, whole: bool) -> str:
         if path is Path.BACKWARD:
@@ -296,24 +237,18 @@ class _Trial:
     def _backward(self) -> Tensor:
         return backward_slopes(self.losses, self.theta, self.samples.batch, self.reference.direction[None])[0]
 
-    def _in_batch(self, losses: Tensor) -> bool:
-        """Tells whether losses of a batch are those of its samples, and have a gradient in reverse mode.
-
-        Forward mode alone takes more code, such as changes of the batch in place.
-        """
-
-        def gradient() -> Tensor:
-            return self.losses.gradient_and_value(
-                lambda at: self.losses.sample_losses(at, self.samples.batch).sum(), self.theta
-            )[0]
-
-        return self.reference.same_losses(losses) and self._attempt(gradient) is not None
-
     def _vmapped(self) -> bool:
         found = self._attempt(
             lambda: self.losses.sample_gradients(self.theta, self.samples.batch) @ self.reference.direction
         )
         return found is not None and self.reference.same_slopes(found)
+
+    def _summed(self) -> bool:
+        """Tells whether the gradient of samples together is right, which objectives and products with H are made of."""
+        found = self._attempt(
+            lambda: summed_slope(self.losses, self.theta, self.samples.batch, self.reference.direction)
+        )
+        return found is not None and self.reference.same_sum(found)
 
     def _whole_is_mean(self) -> bool:
         """Tells whether a training step on the batch has the mean of the singles as its loss and gradient."""
@@ -342,6 +277,10 @@ def not_backward(over: str = "") -> str:
 STOPPED = (
     "a part of the loss passes no gradient (detach, torch.no_grad, a rounding): scores follow the gradient that "
     "training took, and the curvature is that of the part that moves; the fit ended at no minimum of the loss itself"
+)
+OWN_BACKWARD = (
+    "the backward pass of this loss is not the derivative of its value ({}: a backward pass of its own): scores follow "
+    "the gradient that training took; the fit ended at no minimum of the loss itself"
 )
 
 

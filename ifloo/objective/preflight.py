@@ -13,20 +13,21 @@ from torch.utils.data import DataLoader
 from ifloo.errors import IflooError, InputError, summarise
 from ifloo.objective.batches import (
     Batch,
-    Identified,
     TrainingData,
     batch_size,
     slice_batch,
     to_device,
+    without_factors,
     without_ids,
 )
 from ifloo.objective.causes import causes_of_other_mean
 from ifloo.objective.certificate import ObjectiveCertificate
+from ifloo.objective.drawn_samples import SEED
 from ifloo.objective.functional import Path, scoring
 from ifloo.objective.layers import kinds, places, recurrent_layers
 from ifloo.objective.loaders import collated_whole
 from ifloo.objective.objective import Objective
-from ifloo.objective.paths import SEED, not_backward, not_finite
+from ifloo.objective.paths import not_backward, not_finite
 from ifloo.objective.rounding import Rounding
 from ifloo.objective.seeded_draws import drawing
 from ifloo.objective.singles import Singles
@@ -83,7 +84,7 @@ def preflight(
         InputError: The loss of a sample depends on its batch, is not reproducible, not finite or not a single number,
             or cannot be differentiated.
     """
-    ids, few = _drawn(objective)
+    ids, few, weights = _drawn(objective)
     with scoring(objective.losses.module):
         in_batch = _losses_in_batch(objective, theta, few)
         _check_losses(in_batch, ids)
@@ -95,7 +96,7 @@ def preflight(
         cause = "BatchNorm in train mode, or a loss taken across the batch"
         _check_same(in_batch, alone, allowed, "alone and in a batch", cause)
         if certificate is None:
-            _check_step_loss(objective, theta, few, in_batch, allowed)
+            _check_step_loss(objective, theta, few, weights)
         gradients = _gradients(objective, theta, few)
         share = float(gradients.norm(dim=1).mean()) / objective.n
         value, slope = objective.value_and_gradient(theta)
@@ -106,14 +107,15 @@ def preflight(
         return Stationarity(float(slope.norm()), share, certificate)
 
 
-def _drawn(objective: Objective) -> tuple[Tensor, Batch]:
-    """Returns ids and batch of `ROWS` samples drawn from all data; of a subsample, its first ones."""
+def _drawn(objective: Objective) -> tuple[Tensor, Batch, Tensor | None]:
+    """Returns ids, batch and weights a_i of `ROWS` samples drawn from all data; of a subsample, its first ones."""
     data = objective.data
     if isinstance(data, TrainingData):
         positions = _positions(data)
-        return data.ids[positions], data.sample(positions)
+        weights = None if data.in_batch is None else data.in_batch[positions]
+        return data.ids[positions], data.sample(positions), weights
     ids, batch = next(iter(data.with_ids()))
-    return ids[:ROWS], slice_batch(batch, slice(0, ROWS))
+    return ids[:ROWS], slice_batch(batch, slice(0, ROWS)), None
 
 
 def _positions(data: TrainingData) -> Tensor:
@@ -148,7 +150,7 @@ def _refuse_not_finite(objective: Objective, theta: Tensor) -> None:
     )
 
 
-def _check_step_loss(objective: Objective, theta: Tensor, few: Batch, losses: Tensor, allowed: Tensor) -> None:
+def _check_step_loss(objective: Objective, theta: Tensor, few: Batch, weights: Tensor | None) -> None:
     """Checks that a training step on a batch gives the mean of the training steps on batches of one.
 
     Otherwise ℓ_i would belong to another objective than the one that was trained.
@@ -158,13 +160,13 @@ def _check_step_loss(objective: Objective, theta: Tensor, few: Batch, losses: Te
     """
     if not objective.losses.contract.one_by_one:
         return
-    factors = few.factors if isinstance(few, Identified) else None
-    batch = _whole(objective, few)
+    batch, plain = _whole(objective, few), without_factors(few)
     if batch is None:
         return
-    whole = objective.losses.step_loss(theta, batch)
-    mean = losses.mean() if factors is None else losses.sum() / factors.sum()
-    most = allowed.mean() if factors is None else allowed.sum() / factors.sum()
+    whole, losses = objective.losses.step_loss(theta, batch), _losses_in_batch(objective, theta, plain)
+    a = torch.ones_like(losses) if weights is None else weights.to(losses)
+    mean, allowed = (a * losses).sum() / a.sum(), Rounding.of(objective.losses, theta, plain).of_losses(losses)
+    most = (a * allowed).sum() / a.sum()
     if not (whole - mean).abs() <= most:
         with drawing(OTHER_DRAW):  # what hooks draw for a batch is not what they draw for its samples
             if not (objective.losses.step_loss(theta, batch) - whole).abs() <= most:
