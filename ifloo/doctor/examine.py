@@ -187,7 +187,7 @@ def _fit_findings(subject: DoctorInput, fit: Fit) -> list[Finding]:
 
 def _copy_for_fit(module: L.LightningModule, fit: Fit) -> L.LightningModule:
     copied = detached(module)
-    copied.trainer = fit.stand_in  # type: ignore[assignment]  # stands for a Trainer
+    copied.trainer = fit.stand_in
     return copied
 
 

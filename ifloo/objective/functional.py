@@ -143,6 +143,10 @@ class FunctionalLosses:
         """Returns the same losses as functions of other parameters, computed in the same way."""
         return FunctionalLosses(self.module, space, self.path, self.vmapped, self.separation, self.notes)
 
+    def one_by_one(self) -> FunctionalLosses:
+        """Returns the same losses by definition: of single samples, by plain autograd."""
+        return FunctionalLosses(self.module, self.space, Path.LOOP)
+
     def theta(self) -> Float[Tensor, " p"]:
         """Returns the module's current values as a detached copy."""
         return self.space.values_of(self.module)

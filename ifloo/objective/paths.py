@@ -85,7 +85,7 @@ class Reference:
     @classmethod
     def of(cls, losses: FunctionalLosses, samples: DrawnSamples) -> Reference:
         """Runs each sample alone, once forward and once back, and measures rounding on a few."""
-        loop, theta = FunctionalLosses(losses.module, losses.space, Path.LOOP), losses.theta()
+        loop, theta = losses.one_by_one(), losses.theta()
         v = cls._direction(loop, theta, samples)
         values, slopes, norms, times = [], [], [], []
         for one in samples.singles:
@@ -211,7 +211,7 @@ class _Trial:
 
     def _stopped(self) -> str:
         """Returns the note on a loss whose gradient is not its derivative."""
-        loop, one = FunctionalLosses(self.losses.module, self.losses.space, Path.LOOP), self.samples.singles[0]
+        loop, one = self.losses.one_by_one(), self.samples.singles[0]
         with recording():
             own = own_backward(lambda: loop.single_loss(leaf(self.theta), recordable(one)))
         return OWN_BACKWARD.format(", ".join(own)) if own else STOPPED
@@ -252,7 +252,7 @@ class _Trial:
 
     def _whole_is_mean(self) -> bool:
         """Tells whether a training step on the batch has the mean of the singles as its loss and gradient."""
-        loop = FunctionalLosses(self.losses.module, self.losses.space, Path.LOOP)
+        loop = self.losses.one_by_one()
 
         def step() -> Tensor:
             slope, value = loop.gradient_and_value(lambda at: loop.step_loss(at, self.samples.batch), self.theta)
@@ -289,7 +289,7 @@ def has_stopped_part(losses: FunctionalLosses, samples: DrawnSamples, reference:
 
     Central differences are compared with slopes over all drawn samples: a kink that one sample crosses is no such part.
     """
-    loop, theta = FunctionalLosses(losses.module, losses.space, Path.LOOP), losses.theta()
+    loop, theta = losses.one_by_one(), losses.theta()
     eps, v = torch.finfo(theta.dtype).eps, reference.direction
     step = eps ** (1 / 3) * (float(theta.norm()) or 1.0) / float(v.norm())
     with recording(), torch.no_grad():
@@ -310,7 +310,7 @@ def _check_reference(losses: FunctionalLosses, samples: DrawnSamples, reference:
             return  # `TrainingData` refuses the sample itself
         raise InputError(not_finite(int(samples.ids[k]), float(reference.losses[k])))
     with recording(), torch.no_grad():
-        loop = FunctionalLosses(losses.module, losses.space, Path.LOOP)
+        loop = losses.one_by_one()
         again = torch.stack([loop.single_loss(losses.theta(), recordable(one)) for one in samples.singles])
     if not reference.same_losses(again):
         k = int((again - reference.losses).abs().argmax())
