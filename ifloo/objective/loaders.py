@@ -225,9 +225,10 @@ def collated_whole(loader: DataLoader[Batch], rows: Tensor) -> Batch | None:
     dataset, collate = samples_behind(loader), loader.collate_fn
     if isinstance(collate, _CollateWeighted) and isinstance(dataset, _Positioned):
         dataset, collate = dataset.dataset, collate.collate
-    if not isinstance(collate, CollateSingles) or isinstance(collate.collate, CollateItems):
+    if not isinstance(collate, CollateSingles):
         return None
-    return replace(collate, with_whole=True)(fetch_samples(dataset, rows.tolist())).whole  # type: ignore[arg-type]
+    whole = replace(collate, with_whole=True)(fetch_samples(dataset, rows.tolist())).whole  # type: ignore[arg-type]
+    return None if isinstance(whole, Singles) else whole  # each sample is a batch already
 
 
 def unwrap_loader(loader: DataLoader[Batch]) -> tuple[MapDataset, Collate]:

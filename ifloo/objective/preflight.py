@@ -227,7 +227,7 @@ def _unsupported_layers(objective: Objective) -> str:
 
 def _losses_alone(objective: Objective, theta: Tensor, few: Batch) -> Tensor:
     losses = objective.losses
-    if losses.path is Path.LOOP or not losses.vmapped:
+    if losses.path is Path.LOOP or not losses.vmapped or isinstance(without_ids(few), Singles):
         rows = (slice_batch(few, slice(k, k + 1)) for k in range(batch_size(few)))
         return torch.cat([losses.sample_losses(theta, one) for one in rows])
     try:
