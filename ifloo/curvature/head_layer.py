@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, batch_size, map_tensors, slice_batch, tensors_of, times_factors, without_ids
+from ifloo.objective.batches import Batch, batch_size, slice_batch, tensors_of, times_factors, without_ids
+from ifloo.objective.forms import map_tensors
 from ifloo.objective.functional import FunctionalLosses
 from ifloo.objective.logits_layer import LinearMap, is_linear_map
 from ifloo.objective.singles import Singles

@@ -14,7 +14,8 @@ from torch.func import grad, vjp, vmap
 from ifloo.curvature.operator import BatchSampler, LinearOperator, LockstepDraw
 from ifloo.curvature.structure import Cost, Structure
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, Subsample, TrainingData, map_tensors, slice_batch
+from ifloo.objective.batches import Batch, Subsample, TrainingData, slice_batch
+from ifloo.objective.forms import map_tensors
 from ifloo.objective.functional import Path
 from ifloo.objective.objective import Objective
 from ifloo.objective.plain import hessian_products

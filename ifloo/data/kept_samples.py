@@ -151,8 +151,8 @@ class SampleReads:
             InputError: If the number of samples has changed between two calls.
         """
         dataset = training_dataset(loader)
-        if tensors_in_memory(dataset) is not None:
-            return loader
+        if tensors_in_memory(dataset) is not None:  # several draws of them are those of a batch hook
+            return loader if draws == 1 else with_dataset(loader, TrainedOn(dataset, SeveralDraws([dataset] * draws)))
         if name not in self._scored:
             several = [
                 KeptSamples(read(dataset, draw), self._store, f"{name} {draw}", loader.num_workers)

@@ -34,14 +34,16 @@ from ifloo.doctor.objective_findings import objective_findings
 from ifloo.errors import InputError
 from ifloo.models import Adapted, SampleLossModule, unwrap
 from ifloo.models.training_step import run_step
-from ifloo.objective import Batch, Objective, Stationarity, preflight, scoring, sequential
+from ifloo.objective import Batch, FunctionalLosses, Objective, Stationarity, preflight, scoring, sequential
 from ifloo.objective.batches import batch_size, to_module, without_ids
 from ifloo.objective.functional import Path
-from ifloo.objective.preflight import ROWS, rounding
+from ifloo.objective.preflight import ROWS
 from ifloo.objective.protocol import contract_of
 from ifloo.objective.randomness import undisturbed
+from ifloo.objective.rounding import ADDED, Rounding
 from ifloo.objective.singles import first_draw
 from ifloo.objective.user_code import failed_user_code
+from ifloo.params import ParamSpace
 from ifloo.stages.certificate.run_certificate import ExaminedRun
 from ifloo.stages.isolation import detached
 from ifloo.stages.settings import AttributionSettings
@@ -185,7 +187,7 @@ def _fit_findings(subject: DoctorInput, fit: Fit) -> list[Finding]:
 
 def _copy_for_fit(module: L.LightningModule, fit: Fit) -> L.LightningModule:
     copied = detached(module)
-    copied.trainer = fit.stand_in  # type: ignore[assignment]  # stands for a Trainer
+    copied.trainer = fit.stand_in
     return copied
 
 
@@ -295,13 +297,15 @@ def adapted_findings(module: Adapted, few: Batch) -> list[Finding]:
     try:
         with scoring(module), undisturbed(), torch.no_grad():
             loss, losses = float(module.step_loss(few)), module.sample_losses(few)
+            stated = FunctionalLosses(module, ParamSpace.of(module))
+            allowed = float(Rounding.of(stated, stated.theta(), few).of_losses(losses).mean())
             own = module.own_penalty(module.model) if module.own_penalty else 0.0
             mean, penalties = losses.mean(), (0.0, own, module.penalty())
     except Exception:  # no training_step, or one that returns no loss: nothing to compare
         return []
     # Weight decay of an optimizer is stated in the penalty, and may be missing in the training step.
-    expected, tolerance = [float(mean + penalty) for penalty in penalties], float(rounding(mean))
-    if any(abs(loss - one) <= tolerance for one in expected):
+    expected = [float(mean + penalty) for penalty in penalties]
+    if any(abs(loss - one) <= allowed + ADDED * torch.finfo(mean.dtype).eps * abs(one) for one in expected):
         return []
     return [_different_loss(type(module.model).__name__, loss, expected[-1], batch_size(few))]
 

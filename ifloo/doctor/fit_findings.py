@@ -6,7 +6,6 @@ for a value that exists only during a fit cannot be examined, which is a finding
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +19,7 @@ from ifloo.models import Adapted, SampleLossModule, unwrap
 from ifloo.models.decay import COUPLED, decoupled
 from ifloo.models.fit_settings import FitSettings, optimizers_in
 from ifloo.models.module import refuse_for_lbfgs
-from ifloo.models.run_state import batches_in
+from ifloo.models.run_state import RunState, StandInTrainer, batches_in, stand_in_trainer
 from ifloo.objective.user_code import reason
 from ifloo.params import author_name
 from ifloo.stages.run_recorder import KNOWN_RULES, fit_faults, module_faults, optimizer_faults
@@ -48,38 +47,10 @@ class Fit:
 
     @property
     def stand_in(self) -> StandInTrainer:
-        """Object that takes the place of the Trainer in a copy of the module."""
-        return StandInTrainer(self.trainer, self.loader, self.recorded)
-
-
-class StandInTrainer:
-    """Stand-in for the Trainer that a module may read in `configure_optimizers` while no fit is running.
-
-    A module may read any attribute: those that do not depend on a fit are passed on to the real Trainer.
-    """
-
-    def __init__(self, trainer: L.Trainer, loader: Any, recorded: Mapping[str, Any]) -> None:
-        """Stores the Trainer, the training loader, and recorded settings, which take precedence over the Trainer's."""
-        self.trainer, self.train_dataloader, self.recorded = trainer, loader, recorded
-
-    @property
-    def num_training_batches(self) -> float:
-        return batches_in(self.train_dataloader)
-
-    @property
-    def estimated_stepping_batches(self) -> float:
-        epochs: int | None = self.max_epochs
-        steps: int = self.max_steps
-        if epochs is None or epochs == -1:
-            return math.inf if steps == -1 else steps
-        accumulated: int = self.accumulate_grad_batches
-        in_all = math.ceil(self.num_training_batches / accumulated) * epochs
-        return in_all if steps == -1 else min(in_all, steps)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # copy reads these before any attribute is set
-            raise AttributeError(name)
-        return self.recorded[name] if name in self.recorded else getattr(self.trainer, name)
+        """Trainer of a copy of the module, as at the start of the fit."""
+        return stand_in_trainer(
+            RunState.planned(self.trainer, self.recorded, batches_in(self.loader)), train_loader=self.loader
+        )
 
 
 def settings_findings(settings: FitSettings) -> list[Finding]:

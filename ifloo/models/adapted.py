@@ -26,7 +26,7 @@ from ifloo.models.decay import COUPLED, decoupled
 from ifloo.models.lightning_classes import defines, is_module
 from ifloo.models.module import SampleLossModule
 from ifloo.models.run_state import RunState, StandInTrainer, attached, stand_in_trainer
-from ifloo.models.training_step import loss_of_step, losses_by_vmap, refuse_without_step, transferred
+from ifloo.models.training_step import copied, loss_of_step, losses_by_vmap, refuse_without_step, transferred
 from ifloo.objective.batches import Batch, sample_ids, without_ids
 from ifloo.objective.counterparts import counterparts
 from ifloo.objective.epoch_weights import EpochWeights
@@ -121,9 +121,9 @@ class Adapted(SampleLossModule):
         with self._as_in_the_fit():
             if self.losses is None:
                 return losses_by_vmap(self.model, batch)
-            moved = transferred(self.model, batch)
+            own = copied(transferred(self.model, batch))
             with user_code(f"sample_losses given for {type(self.model).__name__}"), recording():
-                return self.losses(self.model, moved)
+                return self.losses(self.model, own)
 
     def describe_fit(self, state: RunState, datamodule: object = None, train_loader: object = None) -> None:
         """States the fit that ended with these weights; outside of fits the module reads it from its Trainer.

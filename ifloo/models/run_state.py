@@ -21,6 +21,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor
 
+from ifloo.models.fit_settings import FitSettings
 from ifloo.models.idle_strategy import IdleStrategy, Saved
 from ifloo.models.lightning_classes import defines, is_data_module, is_module
 from ifloo.objective.counterparts import counterparts
@@ -88,6 +89,29 @@ class RunState:
             batches=last_batch["current"]["ready"] if last_batch.get("is_last_batch") else None,
             optimizers=tuple(_without_values(one) for one in content.get("optimizer_states", ())),
             schedulers=tuple(copy.deepcopy(one) for one in content.get("lr_schedulers", ())),
+        )
+
+    @classmethod
+    def planned(
+        cls, trainer: L.Trainer, recorded: Mapping[str, Any] | None = None, batches: int | float | None = None
+    ) -> RunState:
+        """Reads the state at the start of a fit that is not running.
+
+        Args:
+            trainer: Trainer of the fit.
+            recorded: Settings that a model was trained with, by name; they take precedence over those of the Trainer.
+            batches: Number of batches in an epoch; None: that of the training loader.
+        """
+        settings, given = FitSettings.of(trainer, 0, recorded), recorded or {}
+        return cls(
+            max_epochs=_count(given.get("max_epochs", trainer.max_epochs), -1),
+            max_steps=_count(given.get("max_steps", trainer.max_steps), -1),
+            precision=settings.precision,
+            accumulate_grad_batches=settings.accumulate_grad_batches,
+            gradient_clip_val=settings.gradient_clip_val,
+            gradient_clip_algorithm=settings.gradient_clip_algorithm,
+            batches=batches,
+            world_size=settings.world_size,
         )
 
     @classmethod

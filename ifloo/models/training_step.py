@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import NoReturn
 
 import lightning as L
@@ -17,13 +18,13 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from ifloo.errors import InputError, summarise
-from ifloo.models.hooks import overridden
 from ifloo.models.lightning_classes import defines
+from ifloo.models.run_state import StandInTrainer
 from ifloo.objective.batches import Batch, batch_size
-from ifloo.objective.counterparts import counterparts
 from ifloo.objective.forms import is_opaque, map_tensors, tensors_of, with_items, with_tensors_within, with_values
 from ifloo.objective.layers import BATCH_HOOKS
 from ifloo.objective.plain import recording
+from ifloo.objective.seeded_draws import seeded_by_content
 from ifloo.objective.user_code import user_code
 
 
@@ -38,9 +39,14 @@ def run_step(model: L.LightningModule, batch: Batch, index: int = 0) -> object:
     A step may change its batch in place, and a batch may be scored more than once.
     """
     step: Callable[..., object] = model.training_step
+    return step(*(copied(batch), index)[: max(1, _positional(step))])
+
+
+def copied(batch: Batch) -> Batch:
+    """Returns a batch with tensors of its own, which the user's code may change in place."""
     # Within a transform a batch has no parts but tensors and placeholders, which must not be read.
     of_opaque = None if _transformed() else lambda part: with_tensors_within(part, torch.clone)
-    return step(*(map_tensors(torch.clone, batch, of_opaque), index)[: max(1, _positional(step))])
+    return map_tensors(torch.clone, batch, of_opaque)
 
 
 def _transformed() -> bool:
@@ -58,24 +64,41 @@ def _positional(function: Callable[..., object]) -> int:
 def transferred(model: L.LightningModule, batch: Batch) -> Batch:
     """Applies the transfer hooks to a batch; as Lightning does, those of the data module come first.
 
+    Outside of a fit, what they draw at random is fixed by the content of the batch: a sample has the same loss at each
+    pass.
+
     Raises:
         InputError: A hook failed.
     """
     trainer = model._trainer
     data: L.LightningDataModule | None = None if trainer is None else trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it undeclared
-    of_data = overridden(data, BATCH_HOOKS, *counterparts(L.LightningDataModule))
+    owners = [(name, hook_owner(name, model, data)) for name in BATCH_HOOKS]
+    own = [(name, owner) for name, owner in owners if owner is not model or defines(model, name)]
+    if not own:
+        return batch
     # A Trainer names the device of the module, where the batch may hold no tensor that is found.
     device = next((x.device for x in tensors_of(batch)), model.device)
-    of_model = overridden(model, BATCH_HOOKS, *counterparts(L.LightningModule))
-    for name in BATCH_HOOKS:
-        owner = data if name in of_data else model if name in of_model else None
-        if owner is not None:
+    with ExitStack() as stack:
+        if isinstance(trainer, StandInTrainer):
+            stack.enter_context(seeded_by_content(batch))
+            batch = copied(batch)
+        for name, owner in own:
             with user_code(f"{name} of {type(owner).__name__}"):
-                batch = _called(owner, name, batch, device)
+                batch = called_hook(owner, name, batch, device)
     return batch
 
 
-def _called(owner: L.LightningModule | L.LightningDataModule, name: str, batch: Batch, device: torch.device) -> Batch:
+def hook_owner(
+    name: str, model: L.LightningModule, data: L.LightningDataModule | None
+) -> L.LightningModule | L.LightningDataModule:
+    """Returns whose batch hook of this name Lightning calls: the data module's if it defines one."""
+    return data if data is not None and defines(data, name) else model
+
+
+def called_hook(
+    owner: L.LightningModule | L.LightningDataModule, name: str, batch: Batch, device: torch.device
+) -> Batch:
+    """Calls a batch hook by its name."""
     if name == "on_before_batch_transfer":
         return owner.on_before_batch_transfer(batch, 0)
     if name == "transfer_batch_to_device":
@@ -160,6 +183,8 @@ class _NoTensor:
     __hash__ = None  # type: ignore[assignment]
 
     def __getattr__(self, name: str) -> NoReturn:
+        if name == "to":  # asked when the batch is copied, and no part of the sample
+            raise AttributeError(name)
         self._read()
 
 

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, MapDataset, fetch_samples, tensors_of, without_ids
+from ifloo.objective.forms import dense
 from ifloo.objective.loaders import first_draw_reads, training_dataset, unwrap_loader
 from ifloo.objective.seeded_draws import (
     Collate,
@@ -90,7 +91,7 @@ def _difference(scored: Reader, again: Reader, rows: list[int]) -> str | None:
     """Describes the first difference between two reads of these samples, each collated alone."""
     for row in rows:
         first, second = (
-            list(tensors_of(without_ids(collate(fetch_samples(dataset, [row])))))
+            [dense(x) for x in tensors_of(without_ids(collate(fetch_samples(dataset, [row]))))]
             for dataset, collate in (scored, again)
         )
         for a, b in zip(first, second, strict=False):

@@ -14,7 +14,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ifloo.errors import InputError
-from ifloo.objective.forms import Batch, map_tensors, moved, opaque_parts, tensors_of, with_items, with_values
+from ifloo.objective.forms import (
+    Batch,
+    dense,
+    listed,
+    moved,
+    opaque_parts,
+    parts_of,
+    tensors_of,
+    with_items,
+    with_parts,
+)
 from ifloo.objective.id_rule import IdReader, IdRule, StatesIds, carried_ids
 from ifloo.objective.singles import Drawn, Singles
 from ifloo.progress import OnProgress, no_progress
@@ -87,7 +97,15 @@ def slice_batch(batch: Batch, index: slice | Int[Tensor, " b"]) -> Batch:
             f"A batch holds a {type(parts[0]).__name__}, which has no tensor attributes and cannot be split into "
             "samples.\n  Give the samples as a data set: each is then collated alone."
         )
-    return map_tensors(lambda x: x[index] if x.ndim else x, batch)
+    return _sliced(batch, index, batch_size(batch))
+
+
+def _sliced(part: object, index: slice | Int[Tensor, " b"], b: int) -> object:
+    if isinstance(part, Tensor):
+        return part[index] if part.ndim else part
+    if listed(part, b):
+        return with_items(part, part[index] if isinstance(index, slice) else [part[i] for i in index.tolist()])
+    return with_parts(part, lambda _, value: _sliced(value, index, b))
 
 
 def concatenate(batches: Sequence[Any]) -> Batch:
@@ -95,13 +113,24 @@ def concatenate(batches: Sequence[Any]) -> Batch:
     first = batches[0]
     if isinstance(first, Singles):
         return Singles.joined(batches)
+    return _concatenated(batches, [batch_size(batch) for batch in batches])
+
+
+def _concatenated(parts: Sequence[Any], sizes: Sequence[int]) -> object:
+    first = parts[0]
+    if all(listed(part, b) for part, b in zip(parts, sizes, strict=True)):
+        return with_items(first, [item for part in parts for item in part])
     if isinstance(first, Tensor):
-        return torch.cat(list(batches)) if first.ndim else first
-    if isinstance(first, Mapping):
-        return with_values(first, {k: concatenate([b[k] for b in batches]) for k in first})
-    if isinstance(first, (tuple, list)):
-        return with_items(first, (concatenate(items) for items in zip(*batches, strict=True)))
-    return first
+        return torch.cat(list(parts)) if first.ndim else first
+    others = [dict(parts_of(part)) for part in parts]
+    return with_parts(first, lambda key, _: _concatenated([one[key] for one in others], sizes))
+
+
+def joined_batch(singles: Singles) -> Batch | None:
+    """Returns samples as one batch; None where their tensors have other shapes than one another."""
+    if singles.whole is not None:
+        return singles.whole
+    return concatenate(singles.batches) if singles.batches and _same_widths(singles.batches) else None
 
 
 def concatenate_chunks(chunks: Iterable[Tensor], n: int, tick: OnProgress = no_progress) -> Tensor:
@@ -303,10 +332,11 @@ def _same_widths(parts: Sequence[Batch]) -> bool:
 
 def _refuse_non_finite(batch: Batch, position: int, accepts: Callable[[Batch], bool] | None) -> None:
     for tensor in tensors_of(batch):
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        entries = dense(tensor)
+        if tensor.is_floating_point() and not torch.isfinite(entries).all():
             if accepts is not None and accepts(batch):
                 return
-            bad = int((~torch.isfinite(tensor)).reshape(len(tensor) if tensor.ndim else 1, -1).any(1).nonzero()[0])
+            bad = int((~torch.isfinite(entries)).reshape(len(tensor) if tensor.ndim else 1, -1).any(1).nonzero()[0])
             raise InputError(
                 f"The training data hold NaN or infinity: batch {position}, row {bad}, a tensor of shape "
                 f"{list(tensor.shape)}.\n  Clean the data; no score can be computed from them."

@@ -66,11 +66,32 @@ def map_tensors(
     return of_opaque(batch) if of_opaque is not None and is_opaque(batch) else batch
 
 
+def parts_of(batch: object) -> Iterator[tuple[object, object]]:
+    """Yields key and value of each item of a mapping or sequence, or of each attribute that may hold tensors."""
+    if isinstance(batch, Mapping):
+        yield from batch.items()
+    elif isinstance(batch, (tuple, list)):
+        yield from enumerate(batch)
+    else:
+        yield from attributes(batch).items()
+
+
+def with_parts(batch: object, function: Callable[[object, object], object]) -> object:
+    """Returns a batch of the same class with `function` of key and value of each part in place of the part."""
+    values = {key: function(key, value) for key, value in parts_of(batch)}
+    if isinstance(batch, Mapping):
+        return with_values(batch, values)
+    if isinstance(batch, (tuple, list)):
+        return with_items(batch, values.values())
+    return with_attributes(batch, {str(name): value for name, value in values.items()}) if values else batch
+
+
 def moved(batch: Batch, device: torch.device, dtype: torch.dtype | None = None, non_blocking: bool = False) -> Batch:
     """Moves a batch to a device and, with a dtype, casts its floating-point tensors, those of opaque parts too."""
 
     def of_tensor(x: Tensor) -> Tensor:
-        return x.to(device, dtype if x.is_floating_point() else None, non_blocking=non_blocking)
+        own = x.detach() if x.requires_grad else x  # else the graph of an input would hang on every loss
+        return own.to(device, dtype if x.is_floating_point() else None, non_blocking=non_blocking)
 
     def of_opaque(part: Movable) -> object:
         found = part.to(device)  # None if it moves itself in place
@@ -91,6 +112,19 @@ def tensors_of(batch: Batch, within_opaque: bool = True) -> Iterator[Tensor]:
             yield from tensors_of(value, within_opaque)
     elif within_opaque and is_opaque(batch):
         yield from _within(batch, set())
+
+
+def dense(x: Tensor) -> Tensor:
+    """Returns a tensor with all entries in place, of one that is sparse, quantized or nested (padded with zeros)."""
+    if x.is_nested:
+        return nn.utils.rnn.pad_sequence([part.flatten() for part in x.unbind()], batch_first=True)
+    plain = x.dequantize() if x.is_quantized else x
+    return plain if plain.layout is torch.strided else plain.to_dense()
+
+
+def listed(part: object, b: int) -> TypeGuard[Sequence[object]]:
+    """Tells whether a part is a list with one item for each of b samples, such as texts, and no tensor among them."""
+    return isinstance(part, (list, tuple)) and len(part) == b and next(tensors_of(part), None) is None
 
 
 def is_opaque(part: object) -> TypeGuard[Movable]:

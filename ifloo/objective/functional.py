@@ -15,12 +15,14 @@ from torch.func import grad, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import Batch, Identified, batch_size, map_tensors, slice_batch, times_factors, without_ids
+from ifloo.objective.batches import Batch, Identified, batch_size, joined_batch, slice_batch, times_factors, without_ids
 from ifloo.objective.exact_kernels import exact_kernels
 from ifloo.objective.exchanged import call_exchanged
+from ifloo.objective.forms import map_tensors
 from ifloo.objective.kept_state import changed_apart, restored_in_place
 from ifloo.objective.plain import Scalar, gradient_and_value, recordable
 from ifloo.objective.protocol import OutputLosses, contract_of, states_outputs
+from ifloo.objective.seeded_draws import drawing
 from ifloo.objective.separation import Separation
 from ifloo.objective.silence import logging_to, silenced
 from ifloo.objective.singles import Drawn, Singles
@@ -144,18 +146,27 @@ class FunctionalLosses:
         """Returns the same losses as functions of other parameters, computed in the same way."""
         return FunctionalLosses(self.module, space, self.path, self.vmapped, self.separation, self.notes)
 
+    def one_by_one(self) -> FunctionalLosses:
+        """Returns the same losses by definition: of single samples, by plain autograd."""
+        return FunctionalLosses(self.module, self.space, Path.LOOP)
+
     def theta(self) -> Float[Tensor, " p"]:
         """Returns the module's current values as a detached copy."""
         return self.space.values_of(self.module)
 
     def in_form(self, batch: Batch) -> Batch:
-        """Returns a batch in the form that the losses are computed in: for a loop, as `Singles`.
+        """Returns a batch in the form that losses are computed in: `Singles` for a loop, else one batch where they fit.
 
         Raises:
             InputError: The samples of the batch cannot be separated.
         """
         inner = without_ids(batch)
-        if self.path is not Path.LOOP or isinstance(inner, Singles):
+        if self.path is not Path.LOOP:
+            joined = joined_batch(inner) if isinstance(inner, Singles) else None
+            if joined is None:
+                return batch
+            return batch._replace(batch=joined) if isinstance(batch, Identified) else joined
+        if isinstance(inner, Singles):
             return batch
         if isinstance(batch, Identified) and len(batch.positions) == 1:
             return batch._replace(batch=Singles((inner,)))
@@ -195,7 +206,8 @@ class FunctionalLosses:
 
     def sample_gradients(self, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, "b p"]:
         """Returns ∇ℓ_i(θ) of each sample, by vmap or, where that does not run the module, one after the other."""
-        if self.path is Path.LOOP or not self.vmapped:
+        batch = self.in_form(batch)
+        if self.path is Path.LOOP or not self.vmapped or isinstance(without_ids(batch), Singles):
             return torch.stack(list(self.gradients_one_by_one(theta, batch)))
         gradients: Tensor = vmap(grad(self.loss_alone), in_dims=(None, 0))(theta, without_ids(batch))
         factors = batch.factors if isinstance(batch, Identified) else None
@@ -261,7 +273,7 @@ class FunctionalLosses:
 
     def _call(self, theta: Tensor, function: Callable[..., Tensor], *args: object) -> Tensor:
         if args and isinstance(drawn := args[0], Drawn):
-            return torch.stack([self._call(theta, function, one) for one in drawn.draws]).mean(0)
+            return torch.stack([self._of_draw(theta, function, k, one) for k, one in enumerate(drawn.draws)]).mean(0)
         # Parameters outside θ are constants: unless detached, they would add a graph to each result.
         values = {n: p.detach() for n, p in self.module.named_parameters()} | self.space.unflatten(theta)
         named, restored = {f"module.{n}": v for n, v in values.items()}, restored_in_place()
@@ -272,6 +284,10 @@ class FunctionalLosses:
             with changed_apart():
                 result = call_exchanged(self._caller, named, (function, *args))
         return result
+
+    def _of_draw(self, theta: Tensor, function: Callable[..., Tensor], k: int, batch: Batch) -> Tensor:
+        with drawing(k):
+            return self._call(theta, function, batch)
 
 
 def _sum_of_losses(losses: FunctionalLosses, batch: Batch, theta: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from torch import Tensor, strided, tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ifloo.objective.forms import Batch, attributes, is_opaque, with_attributes, with_items, with_values
+from ifloo.objective.forms import Batch, attributes, dense, is_opaque, with_attributes, with_items, with_values
 from ifloo.objective.seeded_draws import SeededCollate
 
 
@@ -145,8 +145,8 @@ def _same(one: object, other: object) -> bool:
             other.layout,
         ):
             return False
-        plain = (one, other) if one.layout is strided else (one.to_dense(), other.to_dense())
-        return bool(((plain[0] == plain[1]) | (plain[0] != plain[0])).all())  # NaN counts as itself
+        a, b = dense(one), dense(other)
+        return bool(((a == b) | ((a != a) & (b != b))).all())  # NaN counts as itself
     if isinstance(one, Mapping):
         return isinstance(other, Mapping) and one.keys() == other.keys() and all(_same(one[k], other[k]) for k in one)
     if isinstance(one, (list, tuple)):

@@ -220,6 +220,17 @@ def separately(loader: DataLoader[Batch], with_whole: bool) -> DataLoader[Batch]
     return singles
 
 
+def collated_whole(loader: DataLoader[Batch], rows: Tensor) -> Batch | None:
+    """Returns rows of a loader of `Singles` in one batch of the user's collate function; None if it makes none."""
+    dataset, collate = samples_behind(loader), loader.collate_fn
+    if isinstance(collate, _CollateWeighted) and isinstance(dataset, _Positioned):
+        dataset, collate = dataset.dataset, collate.collate
+    if not isinstance(collate, CollateSingles):
+        return None
+    whole = replace(collate, with_whole=True)(fetch_samples(dataset, rows.tolist())).whole  # type: ignore[arg-type]
+    return None if isinstance(whole, Singles) else whole  # each sample is a batch already
+
+
 def unwrap_loader(loader: DataLoader[Batch]) -> tuple[MapDataset, Collate]:
     """Returns dataset and collate function of a loader as scores read them, without the wrappers of `identified`.
 

@@ -14,28 +14,26 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ifloo.errors import InputError, first_sentence
-from ifloo.objective.batches import Batch, batch_size, fetch_samples, sample_ids, to_device, without_ids
+from ifloo.objective.batches import Batch, batch_size, without_ids
 from ifloo.objective.causes import cause_of_change
+from ifloo.objective.drawn_samples import SEED, DrawnSamples
 from ifloo.objective.forms import opaque_parts, tensors_of
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
-from ifloo.objective.loaders import samples_behind, separately, sequential, unwrap_loader
+from ifloo.objective.loaders import separately, sequential
 from ifloo.objective.own_backward import own_backward
 from ifloo.objective.plain import leaf, recordable, recording
 from ifloo.objective.randomness import undisturbed
-from ifloo.objective.separation import Separation
-from ifloo.objective.singles import collated_alone, length_of
+from ifloo.objective.rounding import Rounding
+from ifloo.objective.singles import Singles
 from ifloo.objective.slopes import backward_slopes, forward_slopes, random_unit, summed_slope, unit_along
 from ifloo.objective.torch_texts import without_slow_rules
 from ifloo.params import ParamSpace
 
-DRAWN = 256  # samples whose lengths are compared
-CHECKED = 16  # samples, the shortest and the longest among them, on which fast forms are compared with the definition
-SEED = 0
 AT_ONCE = 64  # largest batch of singles, where the user's loader names no size
 
 
@@ -66,76 +64,6 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class DrawnSamples:
-    """Samples drawn from all training data, the shortest and the longest of `DRAWN` among them.
-
-    Attributes:
-        dataset: Dataset and collate function of the user's loader.
-        collate: Collate function.
-        rows: Positions of the samples in the dataset.
-        singles: Batch of one of each, on the device and in the dtype of the parameters.
-        batched: Whether the loader collates samples into batches.
-        device: Device of the parameters.
-        dtype: Precision of the parameters.
-        n: Number of all samples.
-    """
-
-    dataset: object
-    collate: Callable[..., Batch]
-    rows: tuple[int, ...]
-    singles: tuple[Batch, ...]
-    batched: bool
-    device: torch.device
-    dtype: torch.dtype
-    n: int
-
-    @classmethod
-    def of(cls, loader: DataLoader[Batch], device: torch.device, dtype: torch.dtype) -> DrawnSamples:
-        """Draws samples and collates each alone.
-
-        Raises:
-            InputError: There is no sample.
-        """
-        dataset, collate = unwrap_loader(loader)
-        n, batched = len(samples_behind(loader)), loader.batch_sampler is not None
-        if n == 0:
-            raise InputError("The training data hold no sample.")
-        drawn = torch.randperm(n, generator=torch.Generator().manual_seed(SEED))[:DRAWN].tolist()
-        fetched = separately(loader, with_whole=False).dataset
-        alone = {i: collated_alone(collate, one) for i, one in zip(drawn, fetched.__getitems__(drawn), strict=True)}  # type: ignore[attr-defined]
-        lengths = {i: length_of(one) for i, one in alone.items()}
-        chosen = dict.fromkeys([min(drawn, key=lengths.__getitem__), max(drawn, key=lengths.__getitem__), *drawn])
-        rows = tuple(chosen)[:CHECKED]
-        singles = tuple(to_device(alone[i], device, dtype) for i in rows)
-        return cls(dataset, collate, rows, singles, batched, device, dtype, n)
-
-    @cached_property
-    def batch(self) -> Batch:
-        """The samples as one batch of the user's collate function."""
-        collated = self.collate(fetch_samples(self.dataset, list(self.rows)))  # type: ignore[arg-type]
-        return to_device(collated, self.device, self.dtype)
-
-    @cached_property
-    def separation(self) -> Separation:
-        """Division of batches into samples."""
-        first = fetch_samples(self.dataset, [self.rows[0]])  # type: ignore[arg-type]
-        return Separation.of_sample(self.collate, first, self.batched)
-
-    @property
-    def shares_tensors(self) -> bool:
-        """Whether a tensor of a batch belongs to all samples, so that it must not be cut with them."""
-        sizes = {tensor.shape[0] for tensor in tensors_of(without_ids(self.batch)) if tensor.ndim}
-        return len(sizes) > 1
-
-    @cached_property
-    def ids(self) -> Int[Tensor, " b"]:
-        """Ids of the samples: those they carry, or their positions."""
-        found = [sample_ids(one) for one in self.singles]
-        present = [int(ids[0]) for ids in found if ids is not None]
-        return torch.tensor(present if len(present) == len(self.rows) else self.rows)
-
-
-@dataclass(frozen=True)
 class Reference:
     """Losses of drawn samples by definition, and their slopes in one direction.
 
@@ -144,6 +72,7 @@ class Reference:
         losses: ℓ_i, `[b]`.
         slopes: ∇ℓ_i · v by the backward pass, `[b]`.
         scales: ‖∇ℓ_i‖ ‖v‖, the largest that a slope can be, `[b]`.
+        rounding: Differences of losses and slopes that rounding allows.
         seconds: Median time of a sample, forward and back.
     """
 
@@ -151,12 +80,13 @@ class Reference:
     losses: Float[Tensor, " b"]
     slopes: Float[Tensor, " b"]
     scales: Float[Tensor, " b"]
+    rounding: Rounding
     seconds: float
 
     @classmethod
     def of(cls, losses: FunctionalLosses, samples: DrawnSamples) -> Reference:
-        """Runs each sample alone, once forward and once back."""
-        loop, theta = FunctionalLosses(losses.module, losses.space, Path.LOOP), losses.theta()
+        """Runs each sample alone, once forward and once back, and measures rounding on a few."""
+        loop, theta = losses.one_by_one(), losses.theta()
         v = cls._direction(loop, theta, samples)
         values, slopes, norms, times = [], [], [], []
         for one in samples.singles:
@@ -166,8 +96,9 @@ class Reference:
             slopes.append(slope @ v)
             norms.append(slope.norm())
             times.append(time.perf_counter() - begun)
+        rounding = Rounding.of(loop, theta, Singles(samples.singles), v)
         scales = torch.stack(norms) * v.norm()
-        return cls(v, torch.stack(values), torch.stack(slopes), scales, statistics.median(times))
+        return cls(v, torch.stack(values), torch.stack(slopes), scales, rounding, statistics.median(times))
 
     @staticmethod
     def _direction(loop: FunctionalLosses, theta: Tensor, samples: DrawnSamples) -> Float[Tensor, " p"]:
@@ -179,25 +110,25 @@ class Reference:
         return random_unit(theta, SEED) + torch.stack([unit_along(x) for x in slopes]).sum(0)
 
     def same_losses(self, found: Tensor) -> bool:
-        """Tells whether losses are those of the definition, up to the order of additions."""
-        return found.shape == self.losses.shape and bool(((found - self.losses).abs() <= rounding(self.losses)).all())
+        """Tells whether losses are those of the definition, up to the order of operations."""
+        if found.shape != self.losses.shape:
+            return False
+        return bool(((found - self.losses).abs() <= self.rounding.of_losses(self.losses)).all())
 
     def same_slopes(self, found: Tensor) -> bool:
-        """Tells whether slopes are those of the backward pass, up to the order of additions."""
-        eps = torch.finfo(found.dtype).eps
-        # Where a sample is fitted well, its gradient is a difference of numbers near 1, right to a few roundings of 1.
-        tolerance = 1e3 * eps * (self.scales + self.losses.abs()) + 50 * eps * self.direction.norm()
-        return bool(((found - self.slopes).abs() <= tolerance).all())
+        """Tells whether slopes are those of the backward pass, up to the order of operations."""
+        return bool(((found - self.slopes).abs() <= self.rounding.of_slopes(self.scales)).all())
 
     def same_sum(self, found: Tensor) -> bool:
-        """Tells whether a slope is that of the sum of the losses, up to the order of additions."""
-        tolerance = 1e3 * torch.finfo(found.dtype).eps * (self.scales + self.losses.abs()).sum()
-        return bool((found - self.slopes.sum()).abs() <= tolerance)
+        """Tells whether a slope is that of the sum of the losses, up to the order of operations."""
+        return bool((found - self.slopes.sum()).abs() <= self.rounding.of_slopes(self.scales).sum())
 
-
-def rounding(value: Tensor) -> Tensor:
-    """Returns the tolerance for losses that differ only in the order of additions: 1e3 roundings of the dtype."""
-    return 1e3 * torch.finfo(value.dtype).eps * (1 + value.abs())
+    def same_mean(self, value: Tensor, slope: Tensor) -> bool:
+        """Tells whether a loss and its slope are those of the mean of the samples, up to the order of operations."""
+        allowed = self.rounding.of_losses(self.losses).mean(), self.rounding.of_slopes(self.scales).mean()
+        return bool((value - self.losses.mean()).abs() <= allowed[0]) and bool(
+            (slope - self.slopes.mean()).abs() <= allowed[1]
+        )
 
 
 def choose_path(losses: FunctionalLosses, loader: DataLoader[Batch]) -> Choice:
@@ -247,8 +178,8 @@ class _Trial:
                 found = self._attempt(products)
                 if found is None or not self.reference.same_slopes(found):
                     continue
-                if (vmapped := self._vmapped()) or self._summed():
-                    return Choice(self._along(path, vmapped))
+                if self._summed():
+                    return Choice(self._along(path, self._vmapped()))
         whole = self.samples.batched and self._whole_is_mean()
         return Choice(self._along(Path.LOOP, False, whole), True, whole)
 
@@ -256,6 +187,8 @@ class _Trial:
     def _splittable(self) -> bool:
         """Whether the first dimension of a batch counts its samples, so that it can be cut into parts."""
         samples = self.samples
+        if not all(x.layout is torch.strided and not x.is_nested for x in tensors_of(without_ids(samples.batch))):
+            return False  # no transform takes sparse or nested tensors
         return samples.batched and batch_size(samples.batch) == len(samples.rows) and not samples.shares_tensors
 
     def _attempt(self, work: Callable[[], Tensor]) -> Tensor | None:
@@ -279,7 +212,7 @@ class _Trial:
 
     def _stopped(self) -> str:
         """Returns the note on a loss whose gradient is not its derivative."""
-        loop, one = FunctionalLosses(self.losses.module, self.losses.space, Path.LOOP), self.samples.singles[0]
+        loop, one = self.losses.one_by_one(), self.samples.singles[0]
         with recording():
             own = own_backward(lambda: loop.single_loss(leaf(self.theta), recordable(one)))
         return OWN_BACKWARD.format(", ".join(own)) if own else STOPPED
@@ -320,20 +253,14 @@ class _Trial:
 
     def _whole_is_mean(self) -> bool:
         """Tells whether a training step on the batch has the mean of the singles as its loss and gradient."""
-        loop = FunctionalLosses(self.losses.module, self.losses.space, Path.LOOP)
+        loop = self.losses.one_by_one()
 
         def step() -> Tensor:
             slope, value = loop.gradient_and_value(lambda at: loop.step_loss(at, self.samples.batch), self.theta)
             return torch.stack([value, slope @ self.reference.direction])
 
-        found, reference = self._attempt(step), self.reference
-        if found is None:
-            return False
-        value, slope = found
-        mean, slopes = reference.losses.mean(), reference.slopes.mean()
-        eps = 1e3 * torch.finfo(value.dtype).eps
-        tolerance = eps * (reference.scales.mean() + reference.losses.abs().mean())
-        return bool((value - mean).abs() <= rounding(mean)) and bool((slope - slopes).abs() <= tolerance)
+        found = self._attempt(step)
+        return found is not None and self.reference.same_mean(*found)
 
 
 def _single_loss(losses: FunctionalLosses, single: Batch, theta: Tensor) -> Tensor:
@@ -363,16 +290,16 @@ def has_stopped_part(losses: FunctionalLosses, samples: DrawnSamples, reference:
 
     Central differences are compared with slopes over all drawn samples: a kink that one sample crosses is no such part.
     """
-    loop, theta = FunctionalLosses(losses.module, losses.space, Path.LOOP), losses.theta()
+    loop, theta = losses.one_by_one(), losses.theta()
     eps, v = torch.finfo(theta.dtype).eps, reference.direction
-    step = eps ** (1 / 3) * max(1.0, float(theta.norm())) / float(v.norm())
+    step = eps ** (1 / 3) * (float(theta.norm()) or 1.0) / float(v.norm())
     with recording(), torch.no_grad():
         ends = [
             torch.stack([loop.single_loss(theta + sign * step * v, recordable(one)) for one in samples.singles])
             for sign in (1, -1)
         ]
     difference = (ends[0] - ends[1]) / (2 * step) - reference.slopes
-    noise = 10 * eps * (1 + reference.losses.abs().max()) / step
+    noise = 10 * eps * (reference.losses.abs().max() + reference.rounding.unit) / step
     apart = difference.square().mean().sqrt()
     return bool(apart > 0.05 * reference.slopes.square().mean().sqrt() + noise)
 
@@ -384,7 +311,7 @@ def _check_reference(losses: FunctionalLosses, samples: DrawnSamples, reference:
             return  # `TrainingData` refuses the sample itself
         raise InputError(not_finite(int(samples.ids[k]), float(reference.losses[k])))
     with recording(), torch.no_grad():
-        loop = FunctionalLosses(losses.module, losses.space, Path.LOOP)
+        loop = losses.one_by_one()
         again = torch.stack([loop.single_loss(losses.theta(), recordable(one)) for one in samples.singles])
     if not reference.same_losses(again):
         k = int((again - reference.losses).abs().argmax())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeAlias
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate, default_convert
 
 from ifloo.objective.batches import BatchedDataset, MapDataset, fetch_samples, tensors_of
+from ifloo.objective.forms import dense
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.singles import CollateItems, Drawn, collated_alone
 
@@ -82,6 +85,37 @@ class SeededDraws(FixedReads):
         seed_by(f"{row_behind_subsets(self.dataset, position)} {self.draw}".encode())
 
 
+_DRAW: ContextVar[int] = ContextVar("draw", default=0)
+
+
+@contextmanager
+def drawing(draw: int) -> Generator[None, None, None]:
+    """States the number of the draw for `seeded_by_content` until exit."""
+    token = _DRAW.set(draw)
+    try:
+        yield
+    finally:
+        _DRAW.reset(token)
+
+
+@contextmanager
+def seeded_by_content(batch: object) -> Generator[None, None, None]:
+    """Seeds the random generators by the tensors of a batch until exit, so that each pass over it draws the same.
+
+    Within a transform of torch.func a batch has no content: nothing is seeded, and the draws differ.
+    """
+    try:
+        digest = hashlib.blake2b(f"{_DRAW.get()}".encode())
+        for x in tensors_of(batch):
+            digest.update(bytes_of(x))
+    except RuntimeError:
+        yield
+        return
+    with undisturbed():
+        seed_by(digest.digest())
+        yield
+
+
 class SeededCollate:
     """A collate function that draws the same random numbers for the same samples, such as those it masks.
 
@@ -116,8 +150,7 @@ def bytes_of(x: Tensor) -> bytes | memoryview:
     """Returns the content of a tensor, dense and in order; nothing of a tensor without content."""
     if x.device.type == "meta":
         return b""
-    dense = x.detach().dequantize() if x.is_quantized else x.detach()
-    plain = (dense if dense.layout is torch.strided else dense.to_dense()).cpu().resolve_conj().resolve_neg()
+    plain = dense(x.detach()).cpu().resolve_conj().resolve_neg()
     return plain.contiguous().flatten().view(torch.uint8).numpy().data
 
 

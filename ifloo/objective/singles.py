@@ -78,9 +78,9 @@ class Singles:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Singles:
         """Moves all tensors to a device; a Trainer calls it, as it does for every part of a batch that has it."""
-        found = moved(self, device, non_blocking=non_blocking)
-        assert isinstance(found, Singles)
-        return found
+        # Not `moved(self)`, which asks a part without tensors, as of arrays of NumPy, to move itself.
+        batches = tuple(moved(one, device, non_blocking=non_blocking) for one in self.batches)
+        return Singles(batches, moved(self.whole, device, non_blocking=non_blocking))
 
     def pick(self, index: slice | Int[Tensor, " b"]) -> Singles:
         """Returns some of the samples, without their whole batch unless all are taken."""

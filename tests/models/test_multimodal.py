@@ -7,7 +7,8 @@ from torch.func import grad, jvp, vmap
 
 from ifloo.models.multimodal import IGNORED
 from ifloo.objective import FunctionalLosses
-from ifloo.objective.batches import map_tensors, slice_batch
+from ifloo.objective.batches import slice_batch
+from ifloo.objective.forms import map_tensors
 from ifloo.params import ParamSpace
 from tests.models.pictured import END, IMAGE, LENGTH, PER_IMAGE, PICTURES, WORDS, batch, read, tiny, without
 from tests.models.transforms import LAWS, Case

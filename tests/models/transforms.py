@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.functional import jacobian, jvp, vhp
 from torch.func import functional_call, grad, vmap
 
-from ifloo.objective.batches import map_tensors
+from ifloo.objective.forms import map_tensors
 from ifloo.params import ParamSpace
 
 EXACT = {"rtol": 1e-11, "atol": 1e-12}  # only the order of summation differs

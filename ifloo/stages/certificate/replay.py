@@ -28,10 +28,11 @@ from ifloo.models.decay import COUPLED, decoupled
 from ifloo.models.fit_settings import optimizers_in
 from ifloo.models.lightning_classes import defines
 from ifloo.models.run_state import RunState, StandInTrainer, attached, batches_in, stand_in_trainer
-from ifloo.models.training_step import loss_in, run_step, takes_index
+from ifloo.models.training_step import called_hook, hook_owner, loss_in, run_step, takes_index
 from ifloo.objective.batches import Batch, to_device
 from ifloo.objective.certificate import Part
 from ifloo.objective.functional import uncompiled_graphs
+from ifloo.objective.layers import BATCH_HOOKS
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.step_comparison import Samples, Without
 from ifloo.objective.user_code import user_code
@@ -309,14 +310,10 @@ class Replay:
             batch = to_device(batch, torch.device("cpu"), torch.float64)
         if Part.BATCH_HOOKS in off:
             return L.LightningModule.transfer_batch_to_device(module, batch, parameter.device, 0)
-        data = held.trainer.datamodule
-
-        def owner(name: str) -> L.LightningModule | L.LightningDataModule:
-            return data if data is not None and defines(data, name) else module
-
-        batch = owner("on_before_batch_transfer").on_before_batch_transfer(batch, 0)
-        batch = owner("transfer_batch_to_device").transfer_batch_to_device(batch, parameter.device, 0)
-        return owner("on_after_batch_transfer").on_after_batch_transfer(batch, 0)
+        for name in BATCH_HOOKS:
+            owner = hook_owner(name, module, held.trainer.datamodule)
+            batch = called_hook(owner, name, batch, parameter.device)
+        return batch
 
     def _index(self, samples: Samples) -> int:
         """Returns the index of a batch in an epoch; 0 where an epoch has no such batch."""
