@@ -96,16 +96,16 @@ class _Population:
 
     def shares(self, at: Float[Tensor, " m"], sizes: Sequence[int]) -> Float[Tensor, " m"]:
         """Returns the expected share of a sample with each of these weights."""
-        t = self._times(sum(sizes), float(at[at > 0].min()))
+        t = self._times(sizes, float(at[at > 0].min()))
         parts = {size: self._part(size, t, at) for size in dict.fromkeys(sizes)}
         log_phi = torch.stack([parts[size][0] for size in sizes]).sum(0)
         held = torch.stack([parts[size][1] for size in sizes]).sum(0)
         return at * ((STEP * t * log_phi.exp()).unsqueeze(1) * held).sum(0)
 
-    def _times(self, size: int, least: float) -> Float[Tensor, " t"]:
+    def _times(self, sizes: Sequence[int], least: float) -> Float[Tensor, " t"]:
         """Returns the points of the integral, at equal distances of log t."""
-        smallest = max(self._sum_of_first(size), least)
-        largest = size * float(self.values[-1])
+        smallest = max(sum(self._sum_of_first(size) for size in sizes), least)
+        largest = sum(sizes) * float(self.values[-1])
         first, last = math.log(TINY / largest), math.log(END / smallest)
         return torch.arange(first, last + STEP, STEP, dtype=torch.float64).exp()
 
