@@ -208,14 +208,18 @@ def size_of_batches(loader: DataLoader[Batch]) -> tuple[int, bool]:
     return (batches.batch_size, batches.drop_last) if type(batches) is BatchSampler else (1, False)
 
 
-def known_batches(loader: DataLoader[Batch], n: int) -> Shuffled | Repeated | None:
+def known_batches(loader: DataLoader[Batch], n: int, ordered: bool = True) -> Shuffled | Repeated | None:
     """Returns the batches of an epoch by the classes of torch; None for a sampler of another class.
+
+    A loader in order stands for one that shuffles where `ordered` is not set.
 
     A `DistributedSampler` that shuffles pads the shares of its processes with samples that it draws twice; as each is
     as likely as any other, this changes c_i in order 1/n of itself, and only where weights differ.
     """
     sampler, (size, drop_last) = drawn_by(loader), size_of_batches(loader)
     if type(sampler) is SequentialSampler:
+        if not ordered and len(sampler) == n:
+            return Shuffled(n, _sizes(n, n, size, drop_last))
         return Repeated(n, _cut(torch.arange(len(sampler)), size, drop_last))
     if type(sampler) is SubsetRandomSampler:
         rows = torch.as_tensor(list(sampler.indices), dtype=torch.int64)

@@ -63,17 +63,6 @@ class Favourites(Sampler):
         yield from [*order, *order[: self.again]]
 
 
-class Favourites(Sampler):
-    """Some samples in random order, and some of them again."""
-
-    def __init__(self, count, again=0):
-        self.count, self.again = count, again
-
-    def __iter__(self):
-        order = torch.randperm(N).tolist()[: self.count]
-        yield from [*order, *order[: self.again]]
-
-
 EQUAL = {
     "in order": DataLoader(DATA, batch_size=4),
     "shuffled": DataLoader(DATA, batch_size=4, shuffle=True, drop_last=True),

@@ -59,6 +59,8 @@ class CertificateRequest:
         stated: Whether the fit was of the stated losses (`ifloo fit`), not of the user's own training step.
         accept: Whether the user accepts an unexplained difference.
         fit_loader: Loader of the fit over the same dataset, whose batches make an epoch; None: `loader`.
+        fit_known: Whether the batches of the fit are those of this loader. Where they are not known, a loader in order
+            is taken as one that the fit shuffled, as scores do not depend on the order in which data are given.
     """
 
     module: L.LightningModule
@@ -72,6 +74,7 @@ class CertificateRequest:
     device: torch.device | None = None
     dtype: torch.dtype | None = None
     fit_loader: DataLoader[Batch] | None = None
+    fit_known: bool = False
 
     @classmethod
     def of(
@@ -86,13 +89,13 @@ class CertificateRequest:
         own, patterns = unwrap(module), tuple(parameters)
         trainer = own._trainer
         if described is not None:
-            return cls(module, loader, described.run_state, _data_of(described), patterns)
+            return cls(module, loader, described.run_state, _data_of(described), patterns, fit_known=True)
         if trainer is None or isinstance(trainer, StandInTrainer):
             return cls(module, loader, RunState(), None, patterns)
         found = cls(module, loader, RunState.of_trainer(trainer), _data_of(trainer), patterns, ran=True)
         fitted = trainer.train_dataloader
         same = isinstance(fitted, DataLoader) and own_dataset(fitted) is own_dataset(loader)
-        return replace(found, fit_loader=fitted) if same else found
+        return replace(found, fit_loader=fitted, fit_known=True) if same else found
 
     @property
     def trained_on(self) -> DataLoader[Batch]:
@@ -210,13 +213,18 @@ class ExaminedRun:
             InputError: If the weight of a sample cannot be found.
         """
         in_batch = None if found.weights is None else sample_weights(found.weights, request.loader)
-        weights, certificate = epoch_weights(request.trained_on, in_batch), found.certificate
+        weights, certificate = epoch_weights(request.trained_on, in_batch, request.fit_known), found.certificate
+        in_order = epoch_weights(request.trained_on, in_batch)
+        if _own_loss(request.module) and in_order is not None:
+            note = f"J counts each sample once, while an epoch of the training loader is the mean {in_order.text}"
+            return cls(_noted(certificate, note))
+        if in_order is not None and not in_order.same_as(weights):
+            note = (
+                f"a fit on this loader, which goes through the data in order, would have J as the mean {in_order.text}"
+            )
+            certificate = _noted(certificate, note)
         if weights is None:
             return cls(certificate)
-        if _own_loss(request.module):
-            note = f"J counts each sample once, while an epoch of the training loader is the mean {weights.text}"
-            notes = [text for text in (certificate.note, note) if text]
-            return cls(replace(certificate, note="; ".join(notes)))
         outcome = Outcome.WEIGHTED if certificate.outcome is Outcome.EQUAL else certificate.outcome
         shares, epoch = weights.record(), weights.text
         return cls(replace(certificate, outcome=outcome, epoch=epoch, shares=shares), weights)
@@ -249,6 +257,10 @@ def objective_certificate(request: CertificateRequest) -> ExaminedRun:
     plain = certificate.outcome in (Outcome.EQUAL, Outcome.WEIGHTED) and not certificate.note
     log.log(logging.INFO if plain else logging.WARNING, "objective: %s.", certificate.text)
     return run
+
+
+def _noted(certificate: ObjectiveCertificate, note: str) -> ObjectiveCertificate:
+    return replace(certificate, note="; ".join(filter(None, [certificate.note, note])))
 
 
 def _refuse_faulty_samples(request: CertificateRequest) -> None:

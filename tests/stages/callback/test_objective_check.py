@@ -9,6 +9,7 @@ from ifloo.attribution import GradientDot
 from ifloo.errors import InputError
 from ifloo.stages import InfluenceCallback
 from ifloo.store import Manifest
+from tests.objective.expected_shares import of_shuffles
 from tests.stages.callback.fits import Stated, fitted, loader, samples
 from tests.stages.callback.test_moment import Net, close, gradient_dots, stored
 
@@ -38,10 +39,13 @@ def test_class_weights_are_found_in_sorted_data(tmp_path, capsys, epochs):
     module, data = ByClass(), sorted_samples()
     callback = InfluenceCallback(QUERIES, method=GradientDot(), every_n_epochs=epochs)
     fitted(module, loader(data), [callback], tmp_path)
-    w = WEIGHTS[data.tensors[1]]
-    expected = gradient_dots(module, loader(data)) * (len(w) * w / w.sum()).numpy()
+    c = of_shuffles(WEIGHTS[data.tensors[1]], 8)
+    expected = gradient_dots(module, loader(data)) * (len(c) * c).numpy()
     assert close(stored(tmp_path), expected)
-    assert objective(tmp_path)["outcome"] == "weighted"
+    found = objective(tmp_path)
+    assert found["outcome"] == "weighted"
+    assert found["shares"]["batches"] == "in expectation over shuffled batches of 8"
+    assert found["shares"]["largest_n_c"] == pytest.approx(float(37 * c.max()), rel=1e-10)
     assert "Objective: a training step weighs its samples by " in capsys.readouterr().out
 
 
