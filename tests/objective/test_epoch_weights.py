@@ -2,6 +2,7 @@
 
 import itertools
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
@@ -18,13 +19,15 @@ from torch.utils.data import (
 
 from ifloo.errors import InputError
 from ifloo.models import Adapted
-from ifloo.objective import Objective
-from ifloo.objective.epoch_weights import batches_of_epoch, epoch_weights
+from ifloo.objective import Objective, SampleWeights
+from ifloo.objective.epoch_weights import EpochWeights, batches_of_epoch, epoch_weights
+from ifloo.objective.functional import Path
 from ifloo.objective.sampling import refuse_partial
 from tests.objective.expected_shares import of_shuffles
 
 N = 7
 DATA = TensorDataset(torch.arange(N))
+BY_CLASS = torch.tensor([1.0, 5.0, 2.0], dtype=torch.float64)
 A = torch.tensor([1.0, 5.0, 2.0, 0.0, 0.5, 5.0, 3.0], dtype=torch.float64)
 
 
@@ -196,43 +199,41 @@ def test_a_batch_size_that_changes_is_that_of_the_present_loader():
     assert not torch.allclose(shares(first, A), shares(later, A), rtol=1e-2)
 
 
-def weighted_module():
-    import lightning as L
+class ClassWeights(L.LightningModule):
+    def __init__(self, alone):
+        super().__init__()
+        torch.manual_seed(0)
+        self.lin, self.alone = nn.Linear(2, 3, dtype=torch.float64), alone
 
-    class ClassWeights(L.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.lin = nn.Linear(2, 3, dtype=torch.float64)
-
-        def training_step(self, batch, _):
-            weight = torch.tensor([1.0, 5.0, 2.0], dtype=torch.float64)
-            return F.cross_entropy(self.lin(batch[0]), batch[1], weight=weight)
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    torch.manual_seed(0)
-    return ClassWeights()
+    def training_step(self, batch, _):
+        if self.alone:
+            float(batch[0].sum())  # no transform runs this: each sample goes through the step alone
+        return F.cross_entropy(self.lin(batch[0]), batch[1], weight=BY_CLASS)
 
 
+@pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize(("size", "shuffle"), [(2, True), (3, True), (4, False), (7, True)])
-def test_the_gradient_of_j_is_the_mean_over_all_epochs_of_the_gradients_of_their_batches(size, shuffle):
-    module = weighted_module()
+def test_the_gradient_of_j_is_the_mean_over_all_epochs_of_the_gradients_of_their_batches(size, shuffle, alone):
+    module = ClassWeights(alone)
     g = torch.Generator().manual_seed(1)
     x, y = torch.randn(N, 2, generator=g, dtype=torch.float64), torch.tensor([0, 1, 2, 1, 0, 2, 2])
     loader = DataLoader(TensorDataset(x, y), batch_size=size, shuffle=shuffle)
-    a = torch.tensor([1.0, 5.0, 2.0], dtype=torch.float64)[y]
+    a = BY_CLASS[y]
     objective = Objective.of(Adapted(module), loader).weighted(epoch_weights(loader, a))
-    found = objective.gradient(objective.losses.theta())
+    assert (objective.losses.path is Path.LOOP) == alone
+    theta = objective.losses.theta()
+    found, value = objective.gradient(theta), float(objective.value(theta))
 
     orders = list(itertools.permutations(range(N))) if shuffle else [tuple(range(N))]
     batches = [b for order in orders for b in BatchSampler(InThisOrder(order), size, False)]
-    total, seen = 0.0, {}
+    total, loss_of_all, seen = 0.0, 0.0, {}
     for batch in map(tuple, map(sorted, batches)):
         if batch not in seen:
             loss = module.training_step((x[list(batch)], y[list(batch)]), 0)
-            seen[batch] = torch.cat([p.flatten() for p in torch.autograd.grad(loss, list(module.parameters()))])
-        total = total + seen[batch]
+            slope = torch.cat([p.flatten() for p in torch.autograd.grad(loss, list(module.parameters()))])
+            seen[batch] = slope, loss.item()
+        total, loss_of_all = total + seen[batch][0], loss_of_all + seen[batch][1]
+    assert value == pytest.approx(loss_of_all / len(batches), rel=1e-11)
     torch.testing.assert_close(found, total / len(batches), rtol=1e-11, atol=1e-15)
     if size < N:
         of_all = Objective.of(Adapted(module), loader).weighted(a)
@@ -243,3 +244,31 @@ def test_shuffled_classes_are_those_of_counting():
     a = torch.tensor([1.0, 5.0, 2.0], dtype=torch.float64)[torch.arange(37) % 5 % 3]
     loader = DataLoader(TensorDataset(torch.arange(37)), batch_size=8, shuffle=True)
     torch.testing.assert_close(shares(loader, a), of_shuffles(a, 8), rtol=1e-11, atol=0)
+
+
+def test_sums_are_taken_of_the_parts_that_a_step_weighs_as_j_does():
+    """Two steps for the two classes in the data, though c_i is not in proportion to a_i, and none for weight 0."""
+    x, y = torch.randn(N, 2, dtype=torch.float64), torch.tensor([0, 1, 1, 1, 0, 1, 1])
+    loader = DataLoader(TensorDataset(x, y), batch_size=2, shuffle=True)
+    module, rows = ClassWeights(alone=True), SubsetRandomSampler([0, 1, 2, 3, 4, 5])
+    plain = Objective.of(Adapted(module), DataLoader(TensorDataset(x, y), batch_size=N))
+    (batch,) = plain.weighted(epoch_weights(loader, BY_CLASS[y])).data
+    assert [part.rows for part in batch.batch.summed] == [(1, 2, 3, 5, 6), (0, 4)]
+    (batch,) = plain.weighted(BY_CLASS[y]).data  # one batch of all: c_i is in proportion to a_i
+    assert [part.rows for part in batch.batch.summed] == [tuple(range(N))]
+    some = DataLoader(TensorDataset(x, y), batch_size=2, sampler=rows)
+    (batch,) = plain.weighted(epoch_weights(some, BY_CLASS[y])).data
+    assert [part.rows for part in batch.batch.summed] == [(1, 2, 3, 5), (0, 4)]
+
+
+def test_a_module_states_the_weights_of_its_samples_by_id():
+    module, ids = Adapted(ClassWeights(alone=False)), torch.tensor([30, 10, 20])
+    assert module.share_of([10]) is None
+    module.state_weights(ids, EpochWeights(torch.tensor([0.5, 0.2, 0.3]).double(), None, ""))
+    assert module.share_of([30, 20]) == pytest.approx(0.8)
+    again = module.again(ClassWeights(alone=False)).weights_of(torch.tensor([10, 20]))
+    assert again.shares.tolist() == pytest.approx([0.2, 0.3])
+    assert again.in_batch is None
+    assert SampleWeights.removing([30], "drop", 3, module.share_of([30])).default == pytest.approx(2)
+    with pytest.raises(InputError, match="Removing 2 of 3 samples leaves none that was trained on"):
+        SampleWeights.removing([0, 1], "drop", 3, 1.0)

@@ -115,3 +115,22 @@ def test_hooks_on_gradients_of_the_users_weights_are_seen(tmp_path, caplog):
     (text,) = [text for text in caplog.messages if text.startswith("InfluenceCallback is off for this fit: ")]
     assert "gradient masks (hooks on weights)" in text
     assert "--" not in text
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_fit_in_order_weighs_its_last_batch_as_the_others_and_no_row_that_it_left_out(tmp_path, drop_last, capsys):
+    """37 rows in batches of 8: the last one has 5 rows, whose weight is 8/5 of others; or it is not trained on."""
+    module = Net()
+    data = loader(shuffle=False, drop_last=drop_last)
+    fitted(module, data, [InfluenceCallback(QUERIES, method=GradientDot())], tmp_path)
+    c = torch.tensor([1 / 4 / 8] * 32 + [0.0] * 5 if drop_last else [1 / 5 / 8] * 32 + [1 / 5 / 5] * 5)
+    found = stored(tmp_path)
+    assert close(found, gradient_dots(module, data) * (37 * c).numpy())
+    text = objective(tmp_path)["text"]
+    if drop_last:
+        assert not found[:, 32:].any()
+        assert "the same 4 batches of 8 in each epoch" in text
+        assert "5 of 37 samples have c_i = 0 and the score 0" in text
+    else:
+        assert "the same 5 batches of 8 in each epoch, the smallest of 5, n c_i from 0.925 to 1.48" in text
+    assert text in capsys.readouterr().out
