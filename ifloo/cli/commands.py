@@ -13,12 +13,14 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from ifloo.cli import tables
 from ifloo.cli.doctor import doctor, warn_once
 from ifloo.cli.experiment import Experiment
+from ifloo.cli.foreign_checkpoint import refits_in_words
 from ifloo.cli.session import Session
 from ifloo.data import DataNotes
 from ifloo.data.adapted import training_loader
 from ifloo.errors import InputError
 from ifloo.models.module import callbacks_of
 from ifloo.refit import TrainerSettings, controls, fit_base, load_base, removals
+from ifloo.refit.waiting_schedule import refuse_waiting_schedule
 from ifloo.report import Reporter, SampleGradients
 from ifloo.stages import model_answers
 from ifloo.stages.certificate.stated_weights import StatedWeights
@@ -35,6 +37,7 @@ def fit(session: Session) -> None:
     exp.hyper_parameters()
     _refuse_other_data(exp)
     warn_once(session, trained=False)
+    session.note_parameters()
     recipe, notes = TrainerSettings.of(session.trainer), DataNotes(exp.datamodule)
     record: dict[str, JSON] = {
         "experiment": exp.name,
@@ -135,6 +138,7 @@ def loo(session: Session) -> None:
         log.warning("no verdict yet: %s", error)
     else:
         tables.verdict(verdict)
+        tables.headline(verdict)
 
 
 def leave_one_out(session: Session) -> None:
@@ -144,6 +148,9 @@ def leave_one_out(session: Session) -> None:
     warn_once(session, trained=True)
     assert exp.base is not None
     recipe = TrainerSettings(**exp.base.record["recipe"], accelerator=session.accelerator)
+    refuse_waiting_schedule(exp.stand_in, type(exp.author_module).__name__)
+    if "given" in exp.base.record:
+        log.info("%s.", refits_in_words(exp.base, exp.refit.init))
     session.refit_stage(recipe).leave_out_top(exp.test_ids)
 
 
@@ -155,6 +162,7 @@ def report(session: Session) -> None:
     refuse_other_samples(Manifest.at(exp.layout.manifest), contents, ("influence", "loo"))
     verdict = _reporter(exp).run(exp.test_ids, exp.refit.top_k)
     tables.verdict(verdict)
+    tables.headline(verdict)
     if verdict:
         print(f"verdict: {exp.layout.verdict}\npictures: {exp.layout.root / 'figs'}")
     if missing := [t for t in exp.test_ids if t not in verdict]:
@@ -181,6 +189,7 @@ def pipeline(session: Session) -> None:
     exp.load_data()
     exp.hold_data()
     exp.datamodule.test_batch(test_ids)  # an id out of range fails before the fit, not after it
+    refuse_waiting_schedule(exp.stand_in, type(exp.author_module).__name__)
     if exp.base is None:
         fit(session)
     else:

@@ -11,8 +11,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ifloo.cli.checkpoint_settings import RECIPE
 from ifloo.errors import InputError
-from ifloo.refit import TrainerSettings
+from ifloo.refit import BaseCheckpoint, TrainerSettings
+from ifloo.refit.checkpoint import epochs_run
 from ifloo.refit.checkpoint_objects import trust_notice
+from ifloo.refit.selection import Init
 from ifloo.refit.trainer_settings import refuse_partial_data
 from ifloo.store import Layout, Manifest
 
@@ -56,3 +58,33 @@ def given_recipe(
             "influence` first: it keeps the scores that exist."
         )
     return {**before, **now}
+
+
+def refits_in_words(base: BaseCheckpoint, init: Init) -> str:
+    """Describes how long refits of a checkpoint train that does not hold the settings of its Trainer, and from where.
+
+    Args:
+        base: Checkpoint.
+        init: Start of each refit.
+    """
+    recipe, given = base.record["recipe"], base.record["given"]
+    start = (
+        "the weights of the checkpoint (refit.init warm)" if init == "warm" else "untrained models (refit.init cold)"
+    )
+    if recipe["max_steps"] > 0:
+        length, reason = _counted(recipe["max_steps"], "step"), "as given"
+    else:
+        length = _counted(recipe["max_epochs"], "epoch")
+        ran = epochs_run(base.content)
+        if "max_epochs" in given:
+            reason = "as given"
+        elif init == "cold" and ran is not None:
+            reason = "as many as the checkpoint had run"
+        else:
+            reason = "a default, since the checkpoint does not hold the settings of its Trainer"
+            reason += f"; its fit ran {_counted(ran, 'epoch')}" if ran is not None else ""
+    return f"refits: {length} each ({reason}), from {start}. --trainer.max_epochs gives another number"
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"

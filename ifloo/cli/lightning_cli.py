@@ -151,7 +151,8 @@ class IflooCLI(LightningCLI):
             recipe = given_recipe(self.given, foreign, self.layout, self.subcommand == "loo", config.overwrite)
             if config.trust_checkpoint:
                 print_trust(foreign)
-            self.base = load_foreign(foreign, config.seed_everything, recipe, trusted=config.trust_checkpoint)
+            trusted, cold = config.trust_checkpoint, config.refit.init == "cold"
+            self.base = load_foreign(foreign, config.seed_everything, recipe, trusted=trusted, repeated=cold)
             inherited = inherit(config, self.given, self.base, own=False, trusted=config.trust_checkpoint)
             if inherited.filled:
                 log.info("arguments from %s: %s", foreign, inherited.summary)

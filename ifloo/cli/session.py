@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,10 +13,13 @@ from ifloo.data.adapted import training_loader
 from ifloo.errors import InputError
 from ifloo.models import Adapted
 from ifloo.models.run_state import RunState
+from ifloo.params import ParamSpace
 from ifloo.refit import RefitStage, TrainerSettings, weights_sha256
 from ifloo.stages import InfluenceStage, InfluenceWriter
 from ifloo.stages.certificate.run_certificate import CertificateRequest, ExaminedRun, objective_certificate
 from ifloo.store import Layout, RunFolder
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,19 @@ class Session:
             objective=self.examined(),
         )
 
+    def note_parameters(self) -> None:
+        """Logs that fits move all trained parameters, where the settings attribute some of them."""
+        module, patterns = self.experiment.module, self.experiment.attribution.parameters
+        trained, attributed = ParamSpace.of(module).size, ParamSpace.of(module, patterns).size
+        if attributed < trained:
+            log.info(
+                "attribution.parameters restricts the scores alone: refits, and the Newton steps that finish a fit, "
+                "move all %s trained parameters, not only the %s attributed ones. To refit these alone, freeze the "
+                "others (requires_grad_(False)).",
+                f"{trained:,}",
+                f"{attributed:,}",
+            )
+
     def refit_stage(self, recipe: TrainerSettings) -> RefitStage:
         """Builds the stage that refits.
 
@@ -169,6 +186,7 @@ class Session:
         """
         exp = self.experiment
         self.examined()
+        self.note_parameters()
         return RefitStage(
             exp.module,
             exp.datamodule,

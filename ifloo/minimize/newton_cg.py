@@ -19,6 +19,7 @@ HALVINGS = 12  # maximum number of step lengths 1, 1/2, 1/4, … that are tried 
 # Smallest relative residual of the inner solve: one Newton step gains four digits at most before the quadratic model is
 # updated.
 FINEST_RTOL = 1e-4
+ROUNDED = 1e4  # roundings of J, or of 1, that ‖∇J‖ may be where rounding is the limit
 
 Evaluation: TypeAlias = tuple[Float[Tensor, ""], Float[Tensor, " p"]]
 """J(θ; w) and ∇J(θ; w) at one θ."""
@@ -93,7 +94,7 @@ def newton_cg(
         WorkError: The tolerance was not reached; the message states the gradient norm reached and the likely cause.
     """
     value, gradient = start or objective.value_and_gradient(theta)
-    products = 0
+    products, first, reduced = 0, float(gradient.norm()), True
     for step in range(max_steps + 1):
         norm = float(gradient.norm())
         if norm <= tolerance:
@@ -105,7 +106,9 @@ def newton_cg(
         theta, value, gradient, reduced = _search(objective, theta, value, gradient, direction)
         if not reduced:
             break
-    raise WorkError(_not_reached(float(gradient.norm()), tolerance, step, theta.dtype))
+    end = float(gradient.norm())
+    cause = out_of_steps(step, first, end) if reduced else nothing_smaller(end, value)
+    raise WorkError(not_reached("Newton-CG", end, tolerance, step, cause))
 
 
 def _direction(
@@ -142,13 +145,23 @@ def _search(
     return theta, value, gradient, False
 
 
-def _not_reached(norm: float, tolerance: float, steps: int, dtype: torch.dtype) -> str:
-    cause = (
-        "32-bit rounding of the gradient sets this limit; raise the tolerance or train in float64"
-        if dtype is torch.float32
-        else "is J convex, and is its Hessian positive definite here (l2_reg > 0)?"
-    )
-    return (
-        f"Newton-CG ended at |grad J| = {norm:.2e} after {steps} steps, above the tolerance of {tolerance:.1e}: "
-        f"{cause}."
-    )
+def not_reached(steps_of: str, norm: float, tolerance: float, steps: int, cause: str) -> str:
+    """Returns the message for a minimisation that ended above its tolerance."""
+    end = f"|grad J| = {norm:.2e} after {steps} steps, above the tolerance of {tolerance:.1e}"
+    return f"{steps_of} ended at {end}: {cause}."
+
+
+def out_of_steps(steps: int, first: float, last: float) -> str:
+    """Returns the cause of an end after the last step that is allowed; `first` and `last` are ‖∇J‖ at both ends."""
+    if not last < float("inf"):
+        return f"J or its gradient is not finite there (|grad J| was {first:.2e} at the start)"
+    return f"all {steps} steps of finish.max_steps are taken (|grad J| was {first:.2e} at the start)"
+
+
+def nothing_smaller(norm: float, value: Tensor) -> str:
+    """Returns the cause of an end where no step makes ‖∇J‖ or J smaller."""
+    if norm > ROUNDED * torch.finfo(value.dtype).eps * max(1.0, abs(float(value))):
+        return "no step, however short, reduces J: it has a kink here, or its gradient is not its derivative"
+    if value.dtype is torch.float32:
+        return "32-bit rounding of the gradient sets this limit; raise the tolerance or train in float64"
+    return "rounding of the gradient sets this limit; raise the tolerance"

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from ifloo.curvature import Hessian
 from ifloo.errors import WorkError
-from ifloo.minimize.newton_cg import FINEST_RTOL, Evaluation, FitEnd, NewtonSystem
+from ifloo.minimize.newton_cg import (
+    FINEST_RTOL,
+    Evaluation,
+    FitEnd,
+    NewtonSystem,
+    not_reached,
+    nothing_smaller,
+    out_of_steps,
+)
 from ifloo.objective import Objective
 
 MAX_PRODUCTS = 1000  # maximum number of products with the Hessian in one step
@@ -51,6 +59,7 @@ def trust_region(
     max_steps: int = 100,
     inner: NewtonSystem | None = None,
     start: Evaluation | None = None,
+    final: float | None = None,
 ) -> FitEnd:
     """Minimises J(θ; w) from `theta` to ‖∇J‖ <= tolerance, through regions of negative curvature too.
 
@@ -65,13 +74,15 @@ def trust_region(
         max_steps: Maximum number of Newton steps, including rejected ones.
         inner: Settings of the inner solve; None for no preconditioner and the precision of θ.
         start: J and ∇J at `theta`; None if they have yet to be computed.
+        final: Tolerance that an error names, if `tolerance` lies on the way to it; None for `tolerance`.
 
     Raises:
         WorkError: The tolerance was not reached; the message states the gradient norm reached and the likely cause.
     """
     inner = inner or NewtonSystem()
-    radius, products, rejected, negative = float("inf"), 0, 0, False
+    radius, products, rejected, negative = float("inf"), 0, 0, 0
     value, gradient = start or objective.value_and_gradient(theta)
+    first = float(gradient.norm())
     hessian: Hessian | None = None  # at theta; built when a step needs it
     for step in range(max_steps + 1):
         norm = float(gradient.norm())
@@ -83,7 +94,7 @@ def trust_region(
         hessian = hessian or inner.hessian(objective, theta)
         H = _of_one_vector(hessian.matmat)
         proposed = steihaug(H, _preconditioner(inner), gradient.to(hessian.dtype), radius, rtol)
-        products, negative = products + proposed.products, proposed.negative
+        products, negative = products + proposed.products, negative + proposed.negative
         trial = theta + proposed.value.to(theta)
         trial_value, trial_gradient = objective.value_and_gradient(trial)
         ratio = _decrease_ratio(proposed, value, trial_value, gradient, trial_gradient)
@@ -91,7 +102,11 @@ def trust_region(
         rejected = 0 if ratio > SUFFICIENT else rejected + 1
         if ratio > SUFFICIENT:
             theta, value, gradient, hessian = trial, trial_value, trial_gradient, None
-    raise WorkError(_not_reached(norm, tolerance, step, negative, theta.dtype))
+    if rejected == MAX_REJECTED:
+        cause = nothing_smaller(norm, value)
+    else:
+        cause = out_of_steps(step, first, norm) + (f"; {negative} of them met negative curvature" if negative else "")
+    raise WorkError(not_reached("Newton steps in a trust region", norm, final or tolerance, step, cause))
 
 
 def _next_radius(radius: float, step: Step, ratio: float) -> float:
@@ -167,19 +182,3 @@ def _to_boundary(ss: float, sd: float, dd: float, radius: float) -> float:
 def _step(gradient: Tensor, s: Tensor, r: Tensor, length: float, products: int, negative: bool, inside: bool) -> Step:
     model = float(gradient @ s + 0.5 * (s @ (r - gradient)))  # r = g + Hs
     return Step(s, -model, length, products, negative, inside)
-
-
-def _not_reached(norm: float, tolerance: float, steps: int, negative: bool, dtype: torch.dtype) -> str:
-    if negative:
-        cause = (
-            "the last one met negative curvature, so this is not yet near a minimum; train longer before the finish, "
-            "raise finish.max_steps or the penalty"
-        )
-    elif dtype is torch.float32:
-        cause = "32-bit rounding of the gradient sets this limit; raise the tolerance or train in float64"
-    else:
-        cause = "raise finish.max_steps, or the penalty if the Hessian is close to singular here"
-    return (
-        f"Newton steps in a trust region ended at |grad J| = {norm:.2e} after {steps} steps, above the tolerance "
-        f"of {tolerance:.1e}: {cause}."
-    )

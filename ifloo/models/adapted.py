@@ -32,6 +32,7 @@ from ifloo.objective.counterparts import counterparts
 from ifloo.objective.epoch_weights import EpochWeights
 from ifloo.objective.functional import silenced
 from ifloo.objective.layers import BATCH_HOOKS
+from ifloo.objective.plain import recording
 from ifloo.objective.singles import Apart
 from ifloo.objective.user_code import user_code
 from ifloo.objective.weights import SampleWeights
@@ -121,7 +122,7 @@ class Adapted(SampleLossModule):
             if self.losses is None:
                 return losses_by_vmap(self.model, batch)
             moved = transferred(self.model, batch)
-            with user_code(f"sample_losses given for {type(self.model).__name__}"):
+            with user_code(f"sample_losses given for {type(self.model).__name__}"), recording():
                 return self.losses(self.model, moved)
 
     def describe_fit(self, state: RunState, datamodule: object = None, train_loader: object = None) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
-from ifloo.errors import InputError, summarise
+from ifloo.errors import InputError, settings_named, summarise
 
 Plain: TypeAlias = "Mapping[str, Plain] | Sequence[Plain] | str | int | float | None"  # what a JSON file holds
 LISTED = 8  # weights that a sentence lists; a record holds all
@@ -34,6 +34,8 @@ class Part(Enum):
     MOMENT = "epoch or step in the loss"
     STATE = "what hooks of the fit set"
     GRADIENT_HOOKS = "gradient hooks"
+    BATCH_INDEX = "batch_idx in the loss"
+    SEED = "random numbers of one seed"
 
 
 EVALUATION_PARTS = frozenset({Part.BATCH_STATISTICS, Part.DROPOUT, Part.TRAINING_FLAG, Part.PRECISION})
@@ -157,7 +159,7 @@ class ObjectiveCertificate:
             line += ", accepted by --adapt.accept_objective" if self.accepted else ""
         if self.epoch and self.outcome is not Outcome.WEIGHTED:
             line += f"; J is the mean {self.epoch}"
-        return f"{line}; {self.note}" if self.note else line
+        return settings_named(f"{line}; {self.note}" if self.note else line)
 
     @property
     def _numbers(self) -> str:
@@ -209,7 +211,7 @@ class ObjectiveCertificate:
         if self.data_in_doubt:
             remaining.insert(0, self.data_in_doubt)
         if self.note:
-            remaining.append(self.note)
+            remaining.append(settings_named(self.note))
         remaining.append("a fit that ended early (train longer; optimizer lbfgs is finished to 1e-10)")
         excluded = f"Ruled out: {', '.join(ruled_out)}. " if ruled_out else ""
         return f"{excluded}Not ruled out: {', '.join(remaining)}. The scores are a ranking at best."

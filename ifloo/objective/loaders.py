@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Subset
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, MapDataset, fetch_samples
@@ -256,14 +256,27 @@ def own_dataset(loader: DataLoader[Batch]) -> object:
     return training_reads(dataset.dataset if isinstance(dataset, _Positioned) else dataset)
 
 
-def with_dataset(loader: DataLoader[Batch], dataset: MapDataset) -> DataLoader[Batch]:
-    """Returns a loader with the settings and the sampler of another one, over other samples of the same number."""
+def with_dataset(
+    loader: DataLoader[Batch],
+    dataset: MapDataset,
+    collate: Collate | None = None,
+    order: Iterable[object] | None = None,
+) -> DataLoader[Batch]:
+    """Returns a loader with the settings of another one, over other samples of the same number.
+
+    Args:
+        loader: The other loader.
+        dataset: Samples.
+        collate: Collate function; None: that of the other loader.
+        order: Sampler of batches, or of samples for a loader of `batch_size=None`; None: that of the other loader.
+    """
     batches = loader.batch_sampler
-    drawn = {"batch_size": None, "sampler": loader.sampler} if batches is None else {"batch_sampler": batches}
+    own = loader.sampler if batches is None else batches
+    drawn = own if order is None else order
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # typed as Dataset; anything with a length and items works
-        **drawn,
-        collate_fn=loader.collate_fn,
+        **({"batch_size": None, "sampler": drawn} if batches is None else {"batch_sampler": drawn}),
+        collate_fn=loader.collate_fn if collate is None else collate,
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
         timeout=loader.timeout,
@@ -282,6 +295,12 @@ def sample_count(loader: DataLoader[Batch]) -> int:
         InputError: The dataset has no length or no samples by position.
     """
     return len(samples_behind(loader))
+
+
+def samples_at_once(loader: DataLoader[Batch]) -> int | None:
+    """Returns the number of samples of a batch; None where the loader states none."""
+    batches = loader.batch_sampler
+    return batches.batch_size if isinstance(batches, BatchSampler) else loader.batch_size
 
 
 def samples_behind(loader: DataLoader[Batch]) -> MapDataset:

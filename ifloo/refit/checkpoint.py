@@ -197,7 +197,9 @@ def load_base(path: Path, *, trusted: bool = False) -> BaseCheckpoint:
     return _base(path, content)
 
 
-def load_foreign(path: Path, seed: int, settings: Mapping[str, Any], *, trusted: bool = False) -> BaseCheckpoint:
+def load_foreign(
+    path: Path, seed: int, settings: Mapping[str, Any], *, trusted: bool = False, repeated: bool = False
+) -> BaseCheckpoint:
     """Reads a Lightning checkpoint of any Trainer, without executing code from it unless it is trusted.
 
     Such a checkpoint does not record data, seed and Trainer settings of the fit: refits use the seed and the settings
@@ -209,6 +211,7 @@ def load_foreign(path: Path, seed: int, settings: Mapping[str, Any], *, trusted:
         settings: Fields of `TrainerSettings`. Defaults of those left out: one epoch (with `max_steps`, as many epochs
             as these steps take), float64 if the weights have it, else Lightning's defaults.
         trusted: Whether objects that are no plain values are read, too, which runs code that the file names.
+        repeated: Whether refits repeat the whole fit (`init = cold`): they have by default as many epochs as it ran.
 
     Raises:
         InputError: If the file is missing, unreadable, or not a Lightning checkpoint.
@@ -225,11 +228,21 @@ def load_foreign(path: Path, seed: int, settings: Mapping[str, Any], *, trusted:
         return _base(path, content)
     defaults: dict[str, Any] = {"max_epochs": -1} if "max_steps" in settings else {}
     base = _base(path, content, {})
+    if repeated and "max_steps" not in settings and (epochs := epochs_run(content)) is not None:
+        defaults["max_epochs"] = epochs
     if any(v.dtype is torch.float64 for v in base.state.values()):
         defaults["precision"] = "64-true"
     identity = TrainerSettings(**{**defaults, **settings}).identity_settings()
     record = {"model_class": None, "seed": seed, "fingerprint": None, "recipe": identity, "given": dict(settings)}
     return _base(path, content, record)
+
+
+def epochs_run(content: Mapping[str, Any]) -> int | None:
+    """Returns how many epochs the run of a checkpoint had begun when it was written; None if the file does not tell."""
+    loops = content.get("loops")
+    if not isinstance(loops, Mapping) or "fit_loop" not in loops:
+        return None
+    return RunState.from_checkpoint({"loops": loops, "epoch": content.get("epoch", 0)}).epoch + 1
 
 
 def _read(path: Path, remedy: str, trusted: bool = False) -> object:

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from ifloo.errors import InputError
+from ifloo.errors import InputError, WorkError
 from ifloo.minimize.newton_cg import Evaluation, FitEnd, NewtonSystem, newton_cg
 from ifloo.minimize.trust_region import trust_region
 from ifloo.models import Adapted, SampleLossModule
@@ -19,6 +19,7 @@ from ifloo.objective.epoch_weights import epoch_weights
 from ifloo.objective.loaders import unwrap_loader
 from ifloo.objective.objective import weighted_data
 from ifloo.objective.paths import Choice, choose_path
+from ifloo.objective.protocol import contract_of
 from ifloo.objective.sampling import refuse_rows_apart
 from ifloo.objective.seeded_draws import bytes_of
 from ifloo.params import DTYPES, ParamSpace
@@ -127,7 +128,10 @@ class NewtonFinish(L.Callback):
         theta = space.values_of(module)
         with scoring(module):
             if self._moves(trainer):
-                end = self._finish(objective, theta)
+                try:
+                    end = self._finish(objective, theta)
+                except WorkError as error:
+                    raise WorkError(f"{error}\n  {self._remedies(module)}") from error
                 space.write_to(module, end.theta)
             else:
                 value, gradient = objective.value_and_gradient(theta)
@@ -135,6 +139,20 @@ class NewtonFinish(L.Callback):
         if trainer.logger is not None:
             trainer.logger.log_metrics({"fit/J": end.value, "fit/grad_norm": end.grad_norm}, step=trainer.global_step)
         return end
+
+    def _remedies(self, module: L.LightningModule) -> str:
+        """Returns the sentences on what else can be done where the Newton steps do not reach the tolerance."""
+        penalty = "--adapt.l2 0.001" if isinstance(module, Adapted) else "that of the model"
+        convex = contract_of(module).strong_convexity() is not None
+        longer = f"Longer: --finish.max_steps {4 * self.max_steps}, or train further before."
+        if convex:
+            return longer
+        return (
+            f"{longer} Curved where it is flat: a larger penalty ({penalty}). The steps move all trained parameters, "
+            "whatever attribution.parameters names: freeze the others (requires_grad_(False)) and a last layer alone "
+            "has a minimum. Without a minimum: --finish.after never, and scores of a damped curvature "
+            "(--attribution.damping; ifloo doctor names one)."
+        )
 
     def _moves(self, trainer: L.Trainer) -> bool:
         """Returns whether Newton steps follow a fit with this Trainer."""
@@ -194,7 +212,8 @@ class NewtonFinish(L.Callback):
             self._inner = self._prepared_inner(objective, theta) if convex else self._inner_here(objective, theta)
             if not convex and (halfway := HALFWAY_FACTOR * norm) > tolerance:
                 # On the way the Hessian moves away from that of the start, whose preconditioner helps less and less.
-                theta, start = trust_region(objective, theta, halfway, self.max_steps, self._inner, start).theta, None
+                way = trust_region(objective, theta, halfway, self.max_steps, self._inner, start, tolerance)
+                theta, start = way.theta, None
                 self._inner = self._inner_here(objective, theta)
         minimise = newton_cg if convex else trust_region
         return minimise(objective, theta, tolerance, self.max_steps, self._inner, start)

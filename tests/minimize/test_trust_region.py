@@ -180,8 +180,8 @@ def test_out_of_steps_in_negative_curvature():
         trust_region(problem.objective(), problem.theta, 1e-10, max_steps=1)
     assert re.fullmatch(
         r"Newton steps in a trust region ended at \|grad J\| = \d\.\d\de[+-]\d\d after 1 steps, above the "
-        r"tolerance of 1\.0e-10: the last one met negative curvature, so this is not yet near a minimum; train longer "
-        r"before the finish, raise finish\.max_steps or the penalty\.",
+        r"tolerance of 1\.0e-10: all 1 steps of finish\.max_steps are taken \(\|grad J\| was \d\.\d\de[+-]\d\d at the "
+        r"start\); 1 of them met negative curvature\.",
         str(caught.value),
     )
 
@@ -193,7 +193,7 @@ def test_out_of_steps():
     assert re.fullmatch(
         r"Newton steps in a trust region ended at \|grad J\| = \d\.\d\de-\d\d after 1 steps, above the tolerance of "
         r"1\.0e-12: "
-        r"raise finish\.max_steps, or the penalty if the Hessian is close to singular here\.",
+        r"all 1 steps of finish\.max_steps are taken \(\|grad J\| was \d\.\d\de-\d\d at the start\)\.",
         str(caught.value),
     )
 
@@ -243,3 +243,39 @@ def test_in_32_bits_inside_it_ends_where_64_bits_do():
     inner = NewtonSystem(data=TrainingData(problem.loader(), torch.device("cpu"), torch.float32))
     minimum = trust_region(problem.objective(), torch.zeros_like(problem.theta), 1e-12, inner=inner)
     torch.testing.assert_close(minimum.theta, problem.theta, rtol=0, atol=5e-11)
+
+
+def test_steps_that_run_out_in_32_bits_are_not_blamed_on_rounding():
+    problem = Logistic.make()
+    module = type(problem.module)(num_features=4, num_classes=3, l2_reg=0.02, dtype="float32")
+    objective = Objective.of(module, problem.loader())
+    with pytest.raises(WorkError, match=r"all 1 steps of finish\.max_steps are taken") as caught:
+        trust_region(objective, torch.zeros(12), 1e-6, max_steps=1)
+    assert "rounding" not in str(caught.value)
+
+
+def test_a_kink_is_not_blamed_on_rounding():
+    class Corner(SampleLossModule):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([0.3, 0.0], dtype=torch.float64))
+
+        def sample_losses(self, batch):
+            return (self.weight - batch[0][:, :1]).abs().sum(1) + self.weight.square().sum()
+
+        def penalty(self):
+            return self.weight.square().sum()
+
+    data = DataLoader(TensorDataset(torch.zeros(4, 1, dtype=torch.float64)))
+    objective = Objective.of(Corner(), data)
+    with pytest.raises(WorkError, match="it has a kink here, or its gradient is not its derivative"):
+        trust_region(objective, torch.tensor([0.3, 0.2], dtype=torch.float64), 1e-10, max_steps=1000)
+
+
+def test_a_finish_that_does_not_arrive_says_what_can_be_done():
+    loader = samples()[2]
+    finish = NewtonFinish("always", max_steps=1)
+    with pytest.raises(WorkError) as caught:
+        Refitter(Curved, lambda: loader, TrainerSettings(max_epochs=1, precision="64-true"), finish, seed=0).fit()
+    for flag in ("--finish.max_steps 4,", "--finish.after never", "requires_grad_(False)", "--attribution.damping"):
+        assert flag in str(caught.value)

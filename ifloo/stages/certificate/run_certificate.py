@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ifloo.attribution.definitions import STATED
 from ifloo.errors import InputError
 from ifloo.models import SampleLossModule, unwrap
 from ifloo.models.adapted import Adapted
@@ -33,13 +34,17 @@ from ifloo.objective.step_comparison import Samples
 from ifloo.params import ParamSpace, author_name
 from ifloo.stages.certificate.drawn_batches import CollateSamples, DrawnBatches, SampleSource, drawn_batches
 from ifloo.stages.certificate.gradient_hooks import GradientHooks
+from ifloo.stages.certificate.hessian_check import hessian_note
 from ifloo.stages.certificate.parts import HALVES
 from ifloo.stages.certificate.rare_rows import with_rare_rows
 from ifloo.stages.certificate.replay import Replay, ReplaySource, wide
+from ifloo.stages.certificate.trained_parameters import of_fewer_parameters
 from ifloo.stages.isolation import detached, undisturbed_with
 
 log = logging.getLogger(__name__)
 DECISIVE = 1e-3  # relative difference that rounding may allow before the comparison is made in float64
+HESSIAN_ROWS = 16  # samples on which products with the Hessian are compared with the training gradient
+LARGEST_IN_DOUBLE = 1 << 28  # parameters of a module that is copied in float64
 OWN_LOSS_ROWS = 32  # samples compared for a module whose training step is that of SampleLossModule
 
 
@@ -58,7 +63,7 @@ class CertificateRequest:
         dtype: Precision of the comparison; None for that of the module.
         stated: Whether the fit was of the stated losses (`ifloo fit`), not of the user's own training step.
         accept: Whether the user accepts an unexplained difference.
-        fit_loader: Loader of the fit over the same dataset, whose batches make an epoch; None: `loader`.
+        trained_with: Training loader of the Trainer of the fit; None for `loader`.
         fit_known: Whether the batches of the fit are those of this loader. Where they are not known, a loader in order
             is taken as one that the fit shuffled, as scores do not depend on the order in which data are given.
     """
@@ -71,9 +76,9 @@ class CertificateRequest:
     ran: bool = False
     stated: bool = False
     accept: bool = False
+    trained_with: object = None
     device: torch.device | None = None
     dtype: torch.dtype | None = None
-    fit_loader: DataLoader[Batch] | None = None
     fit_known: bool = False
 
     @classmethod
@@ -92,20 +97,27 @@ class CertificateRequest:
             return cls(module, loader, described.run_state, _data_of(described), patterns, fit_known=True)
         if trainer is None or isinstance(trainer, StandInTrainer):
             return cls(module, loader, RunState(), None, patterns)
-        found = cls(module, loader, RunState.of_trainer(trainer), _data_of(trainer), patterns, ran=True)
-        fitted = trainer.train_dataloader
-        same = isinstance(fitted, DataLoader) and own_dataset(fitted) is own_dataset(loader)
-        return replace(found, fit_loader=fitted, fit_known=True) if same else found
+        state, fitted = RunState.of_trainer(trainer), trainer.train_dataloader
+        found = cls(module, loader, state, _data_of(trainer), patterns, ran=True, trained_with=fitted)
+        return replace(found, fit_known=found.trained_on is fitted)
 
     @property
     def trained_on(self) -> DataLoader[Batch]:
-        """Loader whose batches make an epoch of the fit."""
-        return self.loader if self.fit_loader is None else self.fit_loader
+        """Loader whose batches make an epoch of the fit: that of the Trainer, if it is over the same dataset."""
+        fitted = self.trained_with
+        if isinstance(fitted, DataLoader) and own_dataset(fitted) is own_dataset(self.loader):
+            return fitted
+        return self.loader
 
     @property
     def replayed(self) -> L.LightningModule:
         """The module whose training step is replayed."""
         return self.module if self.stated else unwrap(self.module)
+
+    @property
+    def loader_of_trainer(self) -> object:
+        """Training loader that the module finds in its Trainer."""
+        return self.loader if self.trained_with is None else self.trained_with
 
 
 def examined(request: CertificateRequest) -> Examined:
@@ -120,6 +132,7 @@ def examined(request: CertificateRequest) -> Examined:
     refuse_partial(request.trained_on, *request.state.part_of_data)
     if _own_loss(request.module):
         refuse_rows_apart(request.trained_on)
+    drawn: DrawnBatches | None = None
     try:
         with recording():
             drawn = _drawn(request)
@@ -129,10 +142,33 @@ def examined(request: CertificateRequest) -> Examined:
             raise
         cause = Cause("the training step cannot be run again", str(error))
         found = Examined(ObjectiveCertificate(Outcome.UNEXPLAINED, math.nan, None, 0.0, (), (cause,)))
-    if _undecided(request, found.certificate):
+    if drawn is not None and _undecided(request, found.certificate):
         with recording():
             found = _in_double(request, drawn, found)
-    return replace(found, certificate=replace(found.certificate, accepted=request.accept))
+    certificate = replace(found.certificate, accepted=request.accept)
+    return replace(found, certificate=certificate if drawn is None else _with_hessian(request, drawn, certificate))
+
+
+def _with_hessian(
+    request: CertificateRequest, drawn: DrawnBatches, certificate: ObjectiveCertificate
+) -> ObjectiveCertificate:
+    """Adds the sentence on products with the Hessian that are not the derivative of the training gradient.
+
+    They are compared in float64 where the module runs in it: rounding and kinks then hide least.
+    """
+    small = sum(p.numel() for p in request.module.parameters()) <= LARGEST_IN_DOUBLE
+    each = math.ceil(HESSIAN_ROWS / len(drawn.samples))  # of each drawn batch
+    for dtype in (torch.float64, request.dtype) if small else (request.dtype,):
+        try:
+            with recording():
+                samples = [sample for batch in drawn.samples for sample in batch[:each]]
+                singles = [drawn.collate([sample]) for sample in samples]
+                note = hessian_note(_moved(request, dtype).module, request.parameters, singles)
+        except Exception as error:  # a module may fix its precision, or have no second derivative: a solve then tells
+            log.info("products with the Hessian are not compared with the training gradient: %s", error)
+            continue
+        return replace(certificate, note="; ".join(text for text in (certificate.note, note) if text))
+    return certificate
 
 
 def _data_of(trainer: L.Trainer) -> L.LightningDataModule | None:
@@ -163,21 +199,36 @@ def _in_double(request: CertificateRequest, drawn: DrawnBatches, found: Examined
     return replace(result, certificate=replace(result.certificate, note="; ".join(notes)))
 
 
+def _moved(request: CertificateRequest, dtype: torch.dtype | None) -> CertificateRequest:
+    """Returns the request of a copy of the module, on the device and in the precision of a comparison."""
+    request = replace(request, module=detached(request.module).to(device=request.device, dtype=dtype))
+    if isinstance(request.module, Adapted) and request.module.fit_described is None:
+        request.module.describe_fit(request.state, request.datamodule, request.loader_of_trainer)
+    return request
+
+
 def _compared(request: CertificateRequest, drawn: DrawnBatches, dtype: torch.dtype | None) -> Examined:
     hooks = GradientHooks.of(request.replayed)
     if dtype is not None or request.device is not None:
-        request = replace(request, module=detached(request.module).to(device=request.device, dtype=dtype))
-        if isinstance(request.module, Adapted) and request.module.fit_described is None:
-            request.module.describe_fit(request.state, request.datamodule, request.loader)
+        request = _moved(request, dtype)
     module, replayed = request.module, request.replayed
     space = ParamSpace.of(module, request.parameters)
     names = tuple(name if replayed is module else author_name(module, name) for name in space.names)
     source = ReplaySource(
-        replayed, drawn.collate, request.state, request.datamodule, request.loader, names, hooks, request.ran
+        replayed,
+        drawn.collate,
+        request.state,
+        request.datamodule,
+        request.loader_of_trainer,
+        names,
+        hooks,
+        request.ran,
+        drawn.samples,
     )
     replay = Replay(source)
     losses = FunctionalLosses(module, space, Path.LOOP)
-    theta = losses.theta()
+    theta, trained = losses.theta(), replay.trained()
+    attributed = [name for name in names if trained is not None and name in trained]
     subject = Subject(
         step=replay,
         batches=drawn.samples,
@@ -186,9 +237,11 @@ def _compared(request: CertificateRequest, drawn: DrawnBatches, dtype: torch.dty
         theta=wide(theta, space.size),
         keys_of=lambda sample: sample_keys(drawn.collate([sample])),
         decay=replay.decay(),
-        trained=replay.trained(),
+        trained=trained,
         coverage=_coverage(request, drawn),
         decoupled=replay.decoupled_decay() if isinstance(module, Adapted) else 0.0,
+        by_hand=not replayed.automatic_optimization,
+        doubted=None if request.ran else of_fewer_parameters(attributed, request.state),
     )
     return certify(subject)
 
@@ -228,6 +281,14 @@ class ExaminedRun:
         outcome = Outcome.WEIGHTED if certificate.outcome is Outcome.EQUAL else certificate.outcome
         shares, epoch = weights.record(), weights.text
         return cls(replace(certificate, outcome=outcome, epoch=epoch, shares=shares), weights)
+
+    @property
+    def rule(self) -> str | None:
+        """Noun phrase for what the weights depend on; None if J is the plain mean."""
+        if self.weights is None:
+            return None
+        table = None if self.certificate is None else self.certificate.weights
+        return STATED if table is None else str(table)
 
     def weighed(self, objective: Objective) -> Objective:
         """Returns J with the weights that were found."""
