@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-STATED = "weights that the caller states"
+STATED = "as the caller states"
 
 _PLAIN_AND_WEIGHTED = (
     ("J = (1/n) sum_i w_i l_i + R", "J = sum_i c_i w_i l_i + R"),
@@ -19,13 +19,13 @@ def weighted_definitions(definitions: str, rule: str | None) -> str:
 
     Args:
         definitions: Definitions for the plain mean J = (1/n) Σ ℓ_i + R.
-        rule: Noun phrase for what the weights depend on; None leaves the definitions as they are.
+        rule: Clause on what the weights depend on; None leaves the definitions as they are.
     """
     if rule is None:
         return definitions
     for plain, weighted in _PLAIN_AND_WEIGHTED:
         definitions = definitions.replace(plain, weighted)
     return (
-        f"{definitions} J = sum_i c_i l_i + R weighs its samples as a training step does, by {rule}; "
+        f"{definitions} J = sum_i c_i l_i + R weighs its samples {rule}; "
         "c_i = factors[i] / n, with the factors in the files of the scores, and sum c_i = 1."
     )

@@ -11,6 +11,7 @@ from typing import TypeAlias
 from ifloo.errors import InputError, settings_named, summarise
 
 Plain: TypeAlias = "Mapping[str, Plain] | Sequence[Plain] | str | int | float | None"  # what a JSON file holds
+AS_A_STEP = "as a training step does, by "  # first words on weights that a training step has
 LISTED = 8  # weights that a sentence lists; a record holds all
 
 
@@ -162,6 +163,13 @@ class ObjectiveCertificate:
         return settings_named(f"{line}; {self.note}" if self.note else line)
 
     @property
+    def weighing(self) -> str | None:
+        """Clause on how J weighs its samples; None if J is the plain mean."""
+        if self.weights is not None:
+            return f"{AS_A_STEP}{self.weights}" + (f", {self.epoch}" if self.epoch else "")
+        return f"as the epochs of the fit do, {self.epoch}" if self.epoch else None
+
+    @property
     def _numbers(self) -> str:
         cosine = "" if self.cosine is None else f", cosine {_cosine(self.cosine)}"
         if self.outcome in (Outcome.EQUAL, Outcome.WEIGHTED):
@@ -230,6 +238,7 @@ class ObjectiveCertificate:
             "causes": [str(cause) for cause in self.causes],
             "ruled_out": list(self.ruled_out),
             "weights": weights,
+            "weighing": self.weighing,
             "shares": None if self.shares is None else dict(self.shares),
             "accepted": self.accepted,
             "text": self.text,

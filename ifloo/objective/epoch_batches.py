@@ -272,9 +272,9 @@ class SamplerEpochs:
         with undisturbed():
             seed_by(b"epochs of a sampler")
             for epoch in range(FOLLOWED):
-                told = sampler.sampler if isinstance(sampler, SamplerBatches) else sampler
-                if isinstance(told, _TellsEpoch) and (isinstance(sampler, SamplerBatches) or not of_batches):
-                    told.set_epoch(epoch)
+                informed = sampler.sampler if isinstance(sampler, SamplerBatches) else sampler
+                if isinstance(informed, _TellsEpoch) and (isinstance(sampler, SamplerBatches) or not of_batches):
+                    informed.set_epoch(epoch)
                 yield self._epoch(sampler, most)
 
     def _epoch(self, sampler: Iterable[object], most: int) -> Batches:

@@ -74,8 +74,7 @@ class Verdict(Mapping[int, Comparison]):
             return DEFINITIONS
         weighted = {
             "predicted": "drop: -(s - n c_i mean s); zero_weight: -s; nats, s = dL_t/dw_i (see the npz files)",
-            "J": f"sum_i c_i w_i l_i + R, sum c_i = 1: samples weigh as in a training step, by {rule}; "
-            "c_i = factors / n (see the npz files)",
+            "J": f"sum_i c_i w_i l_i + R, sum c_i = 1: samples weigh {rule}; c_i = factors / n (see the npz files)",
         }
         return {**DEFINITIONS, **weighted}
 

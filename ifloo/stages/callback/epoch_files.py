@@ -123,9 +123,8 @@ class EpochFolders:
 
 
 def _rule(snapshot: Snapshot) -> str | None:
-    """Returns a noun phrase for what the weights of the samples depend on; None if J is the plain mean."""
-    weights = snapshot.certificate.weights
-    return None if weights is None else str(weights)
+    """Returns a clause on what the weights of the samples depend on; None if J is the plain mean."""
+    return snapshot.certificate.weighing
 
 
 def _recorded(snapshot: Snapshot, moment: Moment) -> dict[str, JSON]:

@@ -284,11 +284,11 @@ class ExaminedRun:
 
     @property
     def rule(self) -> str | None:
-        """Noun phrase for what the weights depend on; None if J is the plain mean."""
+        """Clause on what the weights depend on; None if J is the plain mean."""
         if self.weights is None:
             return None
-        table = None if self.certificate is None else self.certificate.weights
-        return STATED if table is None else str(table)
+        found = None if self.certificate is None else self.certificate.weighing
+        return STATED if found is None else found
 
     def weighed(self, objective: Objective) -> Objective:
         """Returns J with the weights that were found."""

@@ -37,7 +37,7 @@ def correct_removals(
         scored: Scores of the tests.
         ids: Ids of the training samples to remove.
         layout: Paths of the files.
-        rule: Noun phrase for what the weights of the samples depend on; None if J is the plain mean.
+        rule: Clause on what the weights of the samples depend on; None if J is the plain mean.
 
     Raises:
         InputError: The curvature is not that of a linear head, whose samples have a leverage.

@@ -170,7 +170,7 @@ def stored_by_method(
         scores: Its scores.
         test_ids: Ids of the queries.
         stamp: Stamp of the settings.
-        rule: Noun phrase for what the weights of the samples depend on, if J has such weights.
+        rule: Clause on what the weights of the samples depend on, if J has such weights.
     """
     ids = torch.tensor(list(test_ids), dtype=torch.int64)
     # Also of a subclass, such as MethodScores.

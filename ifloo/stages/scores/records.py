@@ -32,7 +32,7 @@ def stored_influences(
         definitions: Definition of the scores for a plain mean.
         settings: Stamp of the settings.
         factors: n·c_i of each training sample; None if J is the plain mean.
-        rule: Noun phrase for what the weights c_i depend on, if J has such weights.
+        rule: Clause on what the weights c_i depend on, if J has such weights.
     """
     if factors is not None:
         definitions = weighted_definitions(definitions, rule or STATED)

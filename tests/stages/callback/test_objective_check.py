@@ -134,6 +134,8 @@ def test_a_fit_in_order_weighs_its_last_batch_as_the_others_and_no_row_that_it_l
     found = stored(tmp_path)
     assert close(found, gradient_dots(module, data) * (37 * c).numpy())
     text = objective(tmp_path)["text"]
+    definitions = influences.load(tmp_path / "influence/epoch_003/influences_test_0.npz").definitions
+    assert "J = sum_i c_i l_i + R weighs its samples as the epochs of the fit do, over the same " in definitions
     if drop_last:
         assert not found[:, 32:].any()
         assert "the same 4 batches of 8 in each epoch" in text
