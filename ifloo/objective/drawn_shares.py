@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -56,9 +57,18 @@ def expected_shares(weights: Float[Tensor, " n"], sizes: Sequence[int]) -> Float
     values, which, counts = torch.unique(a, return_inverse=True, return_counts=True)
     if sum(sizes) == 1 or len(values) == 1:
         return (a > 0).double() * (1 / n)
-    if len(values) <= DIFFERENT:
-        return _Population(values, counts.double()).shares(values, sizes)[which]
-    return _by_groups(values, counts.double(), sizes)[which]
+    return _of_values(tuple(values.tolist()), tuple(counts.tolist()), tuple(sizes), DIFFERENT)[which]
+
+
+@lru_cache(maxsize=16)  # for scores at several epochs of a fit
+def _of_values(
+    values: tuple[float, ...], counts: tuple[int, ...], sizes: tuple[int, ...], different: int
+) -> Float[Tensor, " k"]:
+    """Returns the expected share of a sample with each weight, in ascending order."""
+    a, of_each = torch.tensor(values, dtype=torch.float64), torch.tensor(counts, dtype=torch.float64)
+    if len(values) <= different:
+        return _Population(a, of_each).shares(a, sizes)
+    return _by_groups(a, of_each, sizes)
 
 
 def _by_groups(values: Float[Tensor, " k"], counts: Float[Tensor, " k"], sizes: Sequence[int]) -> Float[Tensor, " k"]:

@@ -184,7 +184,7 @@ def test_random_batches_of_other_sizes_are_averaged_over_epochs():
     assert float(found.sum()) == pytest.approx(1)
     assert torch.equal(found, shares(loader))
     assert torch.equal(torch.get_rng_state(), before)
-    assert "on average over the batches of RandomSizes in up to 200 epochs" in epoch_weights(loader).text
+    assert "on average over the batches of RandomSizes in 200 epochs" in epoch_weights(loader).text
 
 
 def test_no_batch_at_all():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, replace
 
 import lightning as L
@@ -22,7 +22,8 @@ from ifloo.objective.batch_weights import BatchWeights, NoWeightsError, sample_k
 from ifloo.objective.batches import Batch, to_device
 from ifloo.objective.certificate import Cause, Coverage, ObjectiveCertificate, Outcome
 from ifloo.objective.certify import Examined, Subject, certify
-from ifloo.objective.epoch_weights import EpochWeights, epoch_weights
+from ifloo.objective.epoch_batches import Repeated
+from ifloo.objective.epoch_weights import EpochWeights, batches_of_epoch, epoch_weights
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
 from ifloo.objective.loaders import own_dataset
 from ifloo.objective.objective import Objective
@@ -103,11 +104,16 @@ class CertificateRequest:
 
     @property
     def trained_on(self) -> DataLoader[Batch]:
-        """Loader whose batches make an epoch of the fit: that of the Trainer, if it is over the same dataset."""
+        """Loader whose batches make an epoch of the fit: that of the Trainer, if it is over the same data.
+
+        A data module may make its dataset again for each loader.
+        """
         fitted = self.trained_with
-        if isinstance(fitted, DataLoader) and own_dataset(fitted) is own_dataset(self.loader):
-            return fitted
-        return self.loader
+        if not isinstance(fitted, DataLoader):
+            return self.loader
+        one, other = own_dataset(fitted), own_dataset(self.loader)
+        alike = isinstance(one, Sized) and isinstance(other, Sized) and len(one) == len(other)
+        return fitted if one is other or (alike and isinstance(one, type(other))) else self.loader
 
     @property
     def replayed(self) -> L.LightningModule:
@@ -267,7 +273,8 @@ class ExaminedRun:
         """
         in_batch = None if found.weights is None else sample_weights(found.weights, request.loader)
         weights, certificate = epoch_weights(request.trained_on, in_batch, request.fit_known), found.certificate
-        in_order = epoch_weights(request.trained_on, in_batch)
+        ordered = not request.fit_known and isinstance(batches_of_epoch(request.trained_on), Repeated)
+        in_order = epoch_weights(request.trained_on, in_batch) if ordered or _own_loss(request.module) else weights
         if _own_loss(request.module) and in_order is not None:
             note = f"J counts each sample once, while an epoch of the training loader is the mean {in_order.text}"
             return cls(_noted(certificate, note))

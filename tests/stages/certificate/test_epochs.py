@@ -4,7 +4,7 @@ import lightning as L
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, SubsetRandomSampler
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 from ifloo.errors import InputError
 from ifloo.models import SampleLossModule
@@ -75,6 +75,15 @@ def test_a_loader_in_order_without_a_known_fit_stands_for_a_shuffled_one_and_say
     found = examined(ClassWeights(), DataLoader(Data.dataset, batch_size=BATCH))
     a = CLASS_WEIGHTS[Data.dataset.tensors[1]]
     torch.testing.assert_close(found.weights.shares, of_shuffles(a, BATCH), rtol=1e-10, atol=0)
+
+
+def test_a_dataset_that_is_made_again_for_each_loader_is_that_of_the_fit():
+    again = TensorDataset(*Data.dataset.tensors)
+    found = examined(trained(Net(), DataLoader(again, batch_size=64)), DataLoader(Data.dataset, batch_size=90))
+    assert found.weights.shares[[0, 89]].tolist() == pytest.approx([1 / 128, 1 / 52])
+    other = TensorDataset(*(x[:60] for x in again.tensors))
+    found = examined(trained(Net(), DataLoader(other, batch_size=64)), DataLoader(Data.dataset, batch_size=90))
+    assert found.weights is None
 
 
 @pytest.mark.parametrize(
