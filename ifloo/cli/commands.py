@@ -18,10 +18,12 @@ from ifloo.cli.session import Session
 from ifloo.data import DataNotes
 from ifloo.data.adapted import training_loader
 from ifloo.errors import InputError
+from ifloo.models.module import callbacks_of
 from ifloo.refit import TrainerSettings, controls, fit_base, load_base, removals
 from ifloo.refit.waiting_schedule import refuse_waiting_schedule
 from ifloo.report import Reporter, SampleGradients
 from ifloo.stages import model_answers
+from ifloo.stages.certificate.stated_weights import StatedWeights
 from ifloo.store import JSON, Manifest, contents_of, read_ids, refuse_other_samples
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,8 @@ def fit(session: Session) -> None:
         "recipe": recipe.identity_settings(),
         "source": notes.source_taken,
     }
+    callbacks = callbacks_of(session.trainer)
+    callbacks.insert(callbacks.index(exp.finish), StatedWeights(lambda: exp.datamodule.train_set.ids))
     minimum = fit_base(exp.module, exp.datamodule, session.trainer, exp.finish, exp.checkpoint, record)
     metrics = _validate(session)
     exact_match = model_answers.exact_match(exp.module, exp.datamodule)

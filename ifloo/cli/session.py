@@ -136,6 +136,7 @@ class Session:
                 accept=exp.adaptation.accept_objective,
                 dtype=exp.attribution.torch_dtype,
                 device=self.trainer.strategy.root_device,
+                fit_known=True,
             )
             found = objective_certificate(request)
             if exp.doubtful_splits and (certificate := found.certificate) is not None:

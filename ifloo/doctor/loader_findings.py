@@ -79,7 +79,8 @@ def _sampling(loader: DataLoader[Batch], n: int, where: str) -> list[Finding]:
             Finding(
                 f"batches drawn by {type(batches).__name__}",
                 f"{where}, batch_sampler",
-                f"J counts each of the {n} samples once; whether training sees each once an epoch is not known.",
+                f"J weighs the {n} samples as the epochs of this sampler do, which are followed; where a module states "
+                "its losses (SampleLossModule), J counts each sample once.",
                 "None needed if every sample is dealt out once; else give the dataset as it is drawn (shuffle=True).",
                 Severity.WARNING,
             )
@@ -89,14 +90,17 @@ def _sampling(loader: DataLoader[Batch], n: int, where: str) -> list[Finding]:
 
 
 def _left_out(left: int, n: int, batches: BatchSampler, where: str) -> Finding:
-    if isinstance(batches.sampler, SequentialSampler):
-        which = f"the last {left} of {n} samples are never trained on, and yet counted in J: their scores say nothing"
-    else:
-        which = f"{left} of {n} samples, others each time, are left out of an epoch, and all are counted in J"
+    what, where = f"drop_last=True with {n} samples in batches of {batches.batch_size}", f"{where}, drop_last"
+    if left < n and not isinstance(batches.sampler, SequentialSampler):
+        which = (
+            f"{left} of {n} samples, others each time, are left out of an epoch; on average all count alike, as in J."
+        )
+        return Finding(what, where, which, "None needed.", Severity.NOTE)
     return Finding(
-        f"drop_last=True with {n} samples in batches of {batches.batch_size}",
-        f"{where}, drop_last",
-        f"{which[0].upper()}{which[1:]}.",
+        what,
+        where,
+        f"The last {left} of {n} samples are never trained on: their weight in J, and with it their score, is 0. Where "
+        "a module states its losses (SampleLossModule), J counts them, and their scores say nothing.",
         "Set drop_last=False and fit again.",
         Severity.FATAL if left == n else Severity.WARNING,
     )

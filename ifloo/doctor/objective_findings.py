@@ -18,9 +18,12 @@ def objective_findings(certificate: ObjectiveCertificate | None, where: str) -> 
     if certificate.outcome is Outcome.WEIGHTED:
         return [
             Finding(
-                f"a training step weighs its samples by {certificate.weights}",
+                f"a training step weighs its samples by {certificate.weights}"
+                if certificate.weights
+                else "batches of an epoch that weigh samples unequally",
                 where,
-                "Scores are of J = Σ c_i ℓ_i with these weights, which are computed once from all training samples.",
+                "Scores are of J = Σ c_i ℓ_i with these weights, which are computed once from all training samples"
+                + (f": the mean {certificate.epoch}." if certificate.epoch else "."),
                 "None needed.",
                 Severity.NOTE,
             )

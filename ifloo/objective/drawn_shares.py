@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -56,9 +57,18 @@ def expected_shares(weights: Float[Tensor, " n"], sizes: Sequence[int]) -> Float
     values, which, counts = torch.unique(a, return_inverse=True, return_counts=True)
     if sum(sizes) == 1 or len(values) == 1:
         return (a > 0).double() * (1 / n)
-    if len(values) <= DIFFERENT:
-        return _Population(values, counts.double()).shares(values, sizes)[which]
-    return _by_groups(values, counts.double(), sizes)[which]
+    return _of_values(tuple(values.tolist()), tuple(counts.tolist()), tuple(sizes), DIFFERENT)[which]
+
+
+@lru_cache(maxsize=16)  # for scores at several epochs of a fit
+def _of_values(
+    values: tuple[float, ...], counts: tuple[int, ...], sizes: tuple[int, ...], different: int
+) -> Float[Tensor, " k"]:
+    """Returns the expected share of a sample with each weight, in ascending order."""
+    a, of_each = torch.tensor(values, dtype=torch.float64), torch.tensor(counts, dtype=torch.float64)
+    if len(values) <= different:
+        return _Population(a, of_each).shares(a, sizes)
+    return _by_groups(a, of_each, sizes)
 
 
 def _by_groups(values: Float[Tensor, " k"], counts: Float[Tensor, " k"], sizes: Sequence[int]) -> Float[Tensor, " k"]:
@@ -96,16 +106,16 @@ class _Population:
 
     def shares(self, at: Float[Tensor, " m"], sizes: Sequence[int]) -> Float[Tensor, " m"]:
         """Returns the expected share of a sample with each of these weights."""
-        t = self._times(sum(sizes), float(at[at > 0].min()))
+        t = self._times(sizes, float(at[at > 0].min()))
         parts = {size: self._part(size, t, at) for size in dict.fromkeys(sizes)}
         log_phi = torch.stack([parts[size][0] for size in sizes]).sum(0)
         held = torch.stack([parts[size][1] for size in sizes]).sum(0)
         return at * ((STEP * t * log_phi.exp()).unsqueeze(1) * held).sum(0)
 
-    def _times(self, size: int, least: float) -> Float[Tensor, " t"]:
+    def _times(self, sizes: Sequence[int], least: float) -> Float[Tensor, " t"]:
         """Returns the points of the integral, at equal distances of log t."""
-        smallest = max(self._sum_of_first(size), least)
-        largest = size * float(self.values[-1])
+        smallest = max(sum(self._sum_of_first(size) for size in sizes), least)
+        largest = sum(sizes) * float(self.values[-1])
         first, last = math.log(TINY / largest), math.log(END / smallest)
         return torch.arange(first, last + STEP, STEP, dtype=torch.float64).exp()
 

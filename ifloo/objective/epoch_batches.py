@@ -7,12 +7,11 @@ a copy; random states are restored.
 from __future__ import annotations
 
 import copy
-import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -37,8 +36,9 @@ Rows: TypeAlias = Int[Tensor, " b"]  # positions in the dataset
 Sizes: TypeAlias = tuple[int, ...]  # of the parts of a batch that are drawn independently; most batches have one
 
 DRAWN_MOST = 3  # a sampler is followed over this many draws a sample at most
-FOLLOWED = 200  # epochs over which a random sampler is followed at most
-SECONDS = 3.0  # time after which no further epoch is followed
+FOLLOWED = 200  # epochs over which a random sampler is followed, of few data
+FEWEST = 10  # the same of very many
+DRAWS = 4_000_000  # draws over all of these epochs, where that is possible
 
 
 @runtime_checkable
@@ -177,18 +177,21 @@ class Followed:
         """
         if weights is None and self.even:
             return torch.full((self.n,), 1 / self.n, dtype=torch.float64)
-        total, count, until = torch.zeros(self.n, dtype=torch.float64), 0, time.monotonic() + SECONDS
+        total = torch.zeros(self.n, dtype=torch.float64)
         with closing(self.epochs()) as epochs:
-            for batches in epochs:
-                total, count = total + batches.shares(self.n, weights), count + 1
-                if time.monotonic() > until:
-                    break
-        return total / count
+            for batches in islice(epochs, self.followed):
+                total += batches.shares(self.n, weights)
+        return total / self.followed
+
+    @property
+    def followed(self) -> int:
+        """Number of epochs that are followed; it depends on the data alone, so that each run has the same weights."""
+        return max(FEWEST, min(FOLLOWED, DRAWS // self.n))
 
     @property
     def text(self) -> str:
         """Noun phrase for the batches."""
-        return f"on average over the batches of {self.name} in up to {FOLLOWED} epochs"
+        return f"on average over the batches of {self.name} in {self.followed} epochs"
 
 
 EpochBatches: TypeAlias = Shuffled | Repeated | Followed
@@ -208,14 +211,18 @@ def size_of_batches(loader: DataLoader[Batch]) -> tuple[int, bool]:
     return (batches.batch_size, batches.drop_last) if type(batches) is BatchSampler else (1, False)
 
 
-def known_batches(loader: DataLoader[Batch], n: int) -> Shuffled | Repeated | None:
+def known_batches(loader: DataLoader[Batch], n: int, ordered: bool = True) -> Shuffled | Repeated | None:
     """Returns the batches of an epoch by the classes of torch; None for a sampler of another class.
+
+    A loader in order stands for one that shuffles where `ordered` is not set.
 
     A `DistributedSampler` that shuffles pads the shares of its processes with samples that it draws twice; as each is
     as likely as any other, this changes c_i in order 1/n of itself, and only where weights differ.
     """
     sampler, (size, drop_last) = drawn_by(loader), size_of_batches(loader)
     if type(sampler) is SequentialSampler:
+        if not ordered and len(sampler) == n:
+            return Shuffled(n, _sizes(n, n, size, drop_last))
         return Repeated(n, _cut(torch.arange(len(sampler)), size, drop_last))
     if type(sampler) is SubsetRandomSampler:
         rows = torch.as_tensor(list(sampler.indices), dtype=torch.int64)
@@ -268,9 +275,11 @@ class SamplerEpochs:
         with undisturbed():
             seed_by(b"epochs of a sampler")
             for epoch in range(FOLLOWED):
-                told = sampler.sampler if isinstance(sampler, SamplerBatches) else sampler
-                if isinstance(told, _TellsEpoch) and (isinstance(sampler, SamplerBatches) or not of_batches):
-                    told.set_epoch(epoch)
+                # A Trainer calls the sampler of a loader and that within a sampler of batches, not the latter itself.
+                within = sampler.sampler if isinstance(sampler, SamplerBatches) else None
+                informed = within if of_batches else sampler
+                if isinstance(informed, _TellsEpoch):
+                    informed.set_epoch(epoch)
                 yield self._epoch(sampler, most)
 
     def _epoch(self, sampler: Iterable[object], most: int) -> Batches:

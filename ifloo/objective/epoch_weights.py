@@ -80,6 +80,11 @@ class EpochWeights:
         """Whether J is the plain mean."""
         return bool(((self.shares * self.n - 1).abs() <= EQUAL).all())
 
+    def same_as(self, other: EpochWeights | None) -> bool:
+        """Tells whether J has the same weights; None stands for the plain mean."""
+        shares = torch.full_like(self.shares, 1 / self.n) if other is None else other.shares
+        return bool(((self.shares - shares).abs() <= EQUAL * shares).all())
+
     @property
     def text(self) -> str:
         """Phrase for the batches that J is the mean over, with the range of n·c_i; empty for one batch of all."""
@@ -104,30 +109,33 @@ def _short(factor: Tensor) -> str:
     return f"{float(factor):.3g}"
 
 
-def epoch_weights(loader: DataLoader[Batch], in_batch: Float[Tensor, " n"] | None = None) -> EpochWeights | None:
+def epoch_weights(
+    loader: DataLoader[Batch], in_batch: Float[Tensor, " n"] | None = None, ordered: bool = True
+) -> EpochWeights | None:
     """Returns the weights of the samples in the J of a fit on this loader; None if J is the plain mean.
 
     Args:
         loader: Training loader of the fit, which `refuse_partial` has passed.
         in_batch: Relative weights a_i >= 0 of the samples in the loss of a batch; None if they are equal.
+        ordered: Whether a loader in order is one that the fit ran in order; else it stands for one that shuffles.
 
     Raises:
         InputError: An epoch has no batch.
     """
-    batches = batches_of_epoch(loader)
+    batches = batches_of_epoch(loader, ordered)
     found = EpochWeights(batches.shares(in_batch), None if in_batch is None else in_batch.double(), batches.text)
     return None if found.even and in_batch is None else found
 
 
-def batches_of_epoch(loader: DataLoader[Batch]) -> EpochBatches:
-    """Returns the batches of an epoch of a loader.
+def batches_of_epoch(loader: DataLoader[Batch], ordered: bool = True) -> EpochBatches:
+    """Returns the batches of an epoch of a loader; see `epoch_weights`.
 
     Raises:
         InputError: There is no batch.
     """
     assert isinstance(loader.dataset, MapDataset)
     n = len(loader.dataset)
-    found = known_batches(loader, n) or followed_batches(loader, n)
+    found = known_batches(loader, n, ordered) or followed_batches(loader, n)
     if n and not found.count:
         size, left_out = size_of_batches(loader)
         why = f"drop_last=True leaves out the {n} samples, which fill no batch of {size}" if left_out else "no draw"

@@ -135,12 +135,12 @@ class _CollateWeighted:
 
     def __call__(self, drawn: tuple[object, list[int]]) -> Identified:
         samples, rows = drawn
-        batch: Batch
+        return Identified(self._batch(samples, rows), self.ids[rows], self.factors[rows])
+
+    def _batch(self, samples: object, rows: list[int]) -> Batch:
         if isinstance(self.collate, CollateSingles) and isinstance(samples, list):
-            batch = self.collate.in_parts(samples, _equal(self.ratios[rows].tolist()))
-        else:
-            batch = self.collate(samples)
-        return Identified(batch, self.ids[rows], self.factors[rows])
+            return self.collate.in_parts(samples, _equal(self.ratios[rows].tolist()))
+        return self.collate(samples)
 
 
 def _equal(ratios: Sequence[float]) -> list[tuple[int, ...]]:

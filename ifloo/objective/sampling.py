@@ -98,7 +98,7 @@ def _unequal(loader: DataLoader[Batch], sampler: object, n: int) -> str | None:
 
 
 def _unequal_when_drawn(loader: DataLoader[Batch], n: int) -> str | None:
-    """Follows a sampler of the user's through an epoch; where it is unequal through two, as repeated batches are known."""
+    """Follows a sampler of the user's through an epoch, and an unequal one through two: its batches may come again."""
     epochs = SamplerEpochs(loader)
     with closing(epochs()) as following:
         batches = next(following)

@@ -11,6 +11,7 @@ import torch
 from ifloo.store import influences
 from tests.cli.plain_running import QUIET
 from tests.cli.running import done, ifloo
+from tests.objective.expected_shares import of_shuffles
 from tests.stages.certificate import modules
 
 MODULES = "tests.stages.certificate.modules"
@@ -46,7 +47,10 @@ def flat(gradients):
 
 
 def test_class_weights_are_part_of_the_scores(tmp_path, caplog):
-    """The scores are those of J = Σ c_i ℓ_i by dense float64 autograd through the user's own training step."""
+    """The scores are those of J = Σ c_i ℓ_i by dense float64 autograd through the user's own training step.
+
+    c_i is the mean share in the weight of a shuffled batch of 30, by counting.
+    """
     module = fitted(tmp_path, modules.ClassWeights)
     with caplog.at_level(logging.INFO):
         done(influence(tmp_path, "ClassWeights"))
@@ -54,7 +58,9 @@ def test_class_weights_are_part_of_the_scores(tmp_path, caplog):
 
     data, parameters = modules.Data(), list(module.parameters())
     x, y = data.dataset.tensors
-    slope = flat(torch.autograd.grad(module.training_step((x, y), 0), parameters, create_graph=True))
+    shares = of_shuffles(modules.CLASS_WEIGHTS[y], modules.BATCH)
+    alone = [module.training_step((x[i : i + 1], y[i : i + 1]), 0) for i in range(len(y))]
+    slope = flat(torch.autograd.grad((shares * torch.stack(alone)).sum(), parameters, create_graph=True))
     H = torch.stack([flat(torch.autograd.grad(one, parameters, retain_graph=True)) for one in slope])
     H += 0.1 * torch.eye(len(H), dtype=H.dtype)
 
@@ -62,7 +68,6 @@ def test_class_weights_are_part_of_the_scores(tmp_path, caplog):
         return flat(torch.autograd.grad(module.training_step((x[i : i + 1], y[i : i + 1]), 0), parameters))
 
     test = gradient(*data.val_dataloader().dataset.tensors, 3)
-    shares = modules.CLASS_WEIGHTS[y] / modules.CLASS_WEIGHTS[y].sum()
     exact = -shares * (torch.stack([gradient(x, y, i) for i in range(len(y))]) @ torch.linalg.solve(H, test))
     np.testing.assert_allclose(stored.scores, exact.numpy(), rtol=0, atol=1e-7 * float(exact.abs().max()))
 
@@ -77,7 +82,12 @@ def test_class_weights_are_part_of_the_scores(tmp_path, caplog):
     record = objective(tmp_path)
     assert record["outcome"] == "weighted"
     assert record["weights"]["values"] == pytest.approx({"0": 1.0, "1": 5.0, "2": 2.0}, rel=1e-10)
-    assert "objective: a training step weighs its samples by the value of item 1 (0: 1, 1: 5, 2: 2)" in caplog.text
+    sentence = (
+        "a training step weighs its samples by the value of item 1 (0: 1, 1: 5, 2: 2); J has these weights in "
+        f"expectation over shuffled batches of 30, n c_i from {90 * shares.min():.3g} to {90 * shares.max():.3g}"
+    )
+    assert f"objective: {sentence}" in caplog.text
+    assert record["text"].startswith(sentence)
 
 
 def test_an_evaluation_objective_is_stated_on_every_output(tmp_path, caplog):

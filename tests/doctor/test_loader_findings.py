@@ -47,13 +47,15 @@ def test_samples_dropped_at_the_end_of_each_epoch():
         Finding(
             "drop_last=True with 120 samples in batches of 50",
             "Data.train_dataloader(), drop_last",
-            "The last 20 of 120 samples are never trained on, and yet counted in J: their scores say nothing.",
+            "The last 20 of 120 samples are never trained on: their weight in J, and with it their score, is 0. Where "
+            "a module states its losses (SampleLossModule), J counts them, and their scores say nothing.",
             "Set drop_last=False and fit again.",
             Severity.WARNING,
         )
     ]
     (one,) = of(loaded(drop_last=True, shuffle=True))
-    assert one.consequence == "20 of 120 samples, others each time, are left out of an epoch, and all are counted in J."
+    which = "20 of 120 samples, others each time, are left out of an epoch; on average all count alike, as in J."
+    assert (one.consequence, one.severity) == (which, Severity.NOTE)
     (one,) = of(identified(loaded(dataset(ids=False), drop_last=True)))
     assert one.what == "drop_last=True with 120 samples in batches of 50"
     assert [one.severity for one in of(loaded(drop_last=True, batch_size=200))] == [Severity.FATAL]
@@ -74,7 +76,8 @@ def test_batches_by_a_rule_that_is_not_known():
         Finding(
             "batches drawn by Twice",
             "Data.train_dataloader(), batch_sampler",
-            "J counts each of the 120 samples once; whether training sees each once an epoch is not known.",
+            "J weighs the 120 samples as the epochs of this sampler do, which are followed; where a module states its "
+            "losses (SampleLossModule), J counts each sample once.",
             "None needed if every sample is dealt out once; else give the dataset as it is drawn (shuffle=True).",
             Severity.WARNING,
         )

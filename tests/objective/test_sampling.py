@@ -8,12 +8,14 @@ from torch.utils.data import (
     RandomSampler,
     Sampler,
     SequentialSampler,
+    SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
 )
 
 from ifloo.errors import InputError
-from ifloo.objective.sampling import drawn_by, refuse_partial
+from ifloo.objective.epoch_batches import drawn_by
+from ifloo.objective.sampling import refuse_partial, refuse_rows_apart
 
 N = 23
 DATA = TensorDataset(torch.arange(float(N)))
@@ -50,6 +52,17 @@ def batches(sampler, size=4, drop_last=False):
     return DataLoader(DATA, batch_sampler=BatchSampler(sampler, size, drop_last))
 
 
+class Favourites(Sampler):
+    """Some samples in random order, and some of them again."""
+
+    def __init__(self, count, again=0):
+        self.count, self.again = count, again
+
+    def __iter__(self):
+        order = torch.randperm(N).tolist()[: self.count]
+        yield from [*order, *order[: self.again]]
+
+
 EQUAL = {
     "in order": DataLoader(DATA, batch_size=4),
     "shuffled": DataLoader(DATA, batch_size=4, shuffle=True, drop_last=True),
@@ -59,6 +72,11 @@ EQUAL = {
     "by length, each three times": DataLoader(DATA, batch_sampler=ByLength(repeat=3)),
     "by length, without the last batch": DataLoader(DATA, batch_sampler=ByLength(leave_out=3)),
     "one by one": DataLoader(DATA, batch_size=None, shuffle=True),
+}
+KNOWN = {  # weights in J are exact: `epoch_weights`
+    "some rows": DataLoader(DATA, sampler=SubsetRandomSampler(range(9))),
+    "few, the same in each epoch": DataLoader(DATA, batch_sampler=ByLength(leave_out=9)),
+    "one more often in each epoch": batches(Favourite(DATA)),
 }
 UNEQUAL = {
     "weights": (
@@ -70,17 +88,24 @@ UNEQUAL = {
         "The fit draws some samples again and leaves others out (replacement=True). ",
     ),
     "few": (batches(RandomSampler(DATA, num_samples=7)), "It draws 7 of 23 samples. "),
-    "few, by length": (
-        DataLoader(DATA, batch_sampler=ByLength(leave_out=9)),
-        "It draws 14 of 23 samples, and one of them 1 times. ",
-    ),
-    "one more often": (batches(Favourite(DATA)), "It draws 23 of 23 samples, and one of them 2 times. "),
+    "few, at random": (batches(Favourites(7)), "It draws 7 of 23 samples, and one of them 1 times. "),
+    "one more often, at random": (batches(Favourites(N, 1)), "It draws 23 of 23 samples, and one of them 2 times. "),
 }
 
 
-@pytest.mark.parametrize("loader", EQUAL.values(), ids=EQUAL)
-def test_samples_drawn_equally_often(loader):
+@pytest.mark.parametrize("loader", [*EQUAL.values(), *KNOWN.values()], ids=[*EQUAL, *KNOWN])
+def test_samples_drawn_equally_often_or_with_a_known_weight(loader):
     refuse_partial(loader)
+
+
+def test_rows_of_a_sampler_are_refused_where_j_is_over_all_rows_by_definition():
+    refuse_rows_apart(DataLoader(DATA, batch_size=4, shuffle=True))
+    with pytest.raises(InputError) as caught:
+        refuse_rows_apart(KNOWN["some rows"])
+    assert str(caught.value) == (
+        "The training loader draws with SubsetRandomSampler; J is the mean over every sample once.\n"
+        "  Use shuffle=True or False; for a part of the data wrap the dataset (torch.utils.data.Subset)."
+    )
 
 
 @pytest.mark.parametrize(("loader", "how"), UNEQUAL.values(), ids=UNEQUAL)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 from ifloo.errors import InputError, WorkError
 from ifloo.models import LogisticRegression, SampleLossModule
-from ifloo.objective import Objective, SampleWeights, sequential
+from ifloo.objective import Objective, SampleWeights
 from ifloo.objective.loaders import Identified, identified
 from ifloo.refit import NewtonFinish, Refitter, TrainerSettings, quiet_lightning
 from ifloo.solvers import Nystrom
@@ -111,9 +111,9 @@ def test_a_refit_interrupted_before_its_end_says_how_to_resume(monkeypatch):
 
 
 def test_a_sampler_of_part_of_the_data_is_refused():
-    loader = DataLoader(dataset(), sampler=SubsetRandomSampler(range(20)))
+    loader, finish = DataLoader(dataset(), sampler=SubsetRandomSampler(range(20))), NewtonFinish(**FINISH)
     with pytest.raises(InputError) as caught:
-        sequential(loader, 5)
+        finish.objective(refitter(dataset()).start(), loader)
     assert str(caught.value) == (
         "The training loader draws with SubsetRandomSampler; J is the mean over every sample once.\n"
         "  Use shuffle=True or False; for a part of the data wrap the dataset (torch.utils.data.Subset)."

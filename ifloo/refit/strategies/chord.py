@@ -18,7 +18,7 @@ from ifloo.attribution.leverage import SampleBlocks
 from ifloo.curvature import LinearHead
 from ifloo.errors import InputError
 from ifloo.minimize.newton_cg import FitEnd
-from ifloo.models import SampleLossModule
+from ifloo.models import Adapted, SampleLossModule
 from ifloo.models.fit_settings import optimizers_in
 from ifloo.models.hooks import overridden
 from ifloo.models.run_state import attached
@@ -72,6 +72,8 @@ class ChordReplicas(RefitStrategy):
         self.base = refitter.start()
         self.tolerance = refitter.finish.tolerance or default_tolerance(ParamSpace.of(self.base).dtype)
         _refuse_unfinished(refitter, self.base)
+        if isinstance(self.base, Adapted) and len(self.base.shares.ids):
+            raise StrategyError("J weighs its samples unequally")
         with quiet_lightning():
             self.base.to(_trainer(refitter.trainer_settings.accelerator).strategy.root_device)
         objective = Objective.of(self.base, refitter.loader(), batch_size=refitter.finish.batch_size)

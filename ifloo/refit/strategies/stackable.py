@@ -111,6 +111,8 @@ def _fault_of_module(module: object) -> str | None:
         return f"{name} is no SampleLossModule, so its training loss is not known to be J"
     if not module.automatic_optimization:
         return f"{name} optimizes by hand (automatic_optimization = False)"
+    if isinstance(module, Adapted) and len(module.batch_weights.ids):
+        return f"training_step of {type(module.model).__name__} weighs the samples of a batch unequally"
     if hooks := overridden(module, HOOKS, SampleLossModule, Adapted):
         return f"{name} overrides {', '.join(hooks)}, written for one set of weights"
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, replace
 
 import lightning as L
@@ -22,7 +22,8 @@ from ifloo.objective.batch_weights import BatchWeights, NoWeightsError, sample_k
 from ifloo.objective.batches import Batch, to_device
 from ifloo.objective.certificate import Cause, Coverage, ObjectiveCertificate, Outcome
 from ifloo.objective.certify import Examined, Subject, certify
-from ifloo.objective.epoch_weights import EpochWeights, epoch_weights
+from ifloo.objective.epoch_batches import Repeated
+from ifloo.objective.epoch_weights import EpochWeights, batches_of_epoch, epoch_weights
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
 from ifloo.objective.loaders import own_dataset
 from ifloo.objective.objective import Objective
@@ -65,6 +66,8 @@ class CertificateRequest:
         accept: Whether the user accepts an unexplained difference.
         trained_with: Training loader of the Trainer of the fit; None for `loader`.
         shown: Training loader that the module finds in its Trainer; None for that of the fit.
+        fit_known: Whether the batches of the fit are those of this loader. Where they are not known, a loader in order
+            is taken as one that the fit shuffled, as scores do not depend on the order in which data are given.
     """
 
     module: L.LightningModule
@@ -79,6 +82,7 @@ class CertificateRequest:
     shown: object = None
     device: torch.device | None = None
     dtype: torch.dtype | None = None
+    fit_known: bool = False
 
     @classmethod
     def of(
@@ -93,19 +97,25 @@ class CertificateRequest:
         own, patterns = unwrap(module), tuple(parameters)
         trainer = own._trainer
         if described is not None:
-            return cls(module, loader, described.run_state, _data_of(described), patterns)
+            return cls(module, loader, described.run_state, _data_of(described), patterns, fit_known=True)
         if trainer is None or isinstance(trainer, StandInTrainer):
             return cls(module, loader, RunState(), None, patterns)
         state, fitted = RunState.of_trainer(trainer), trainer.train_dataloader
-        return cls(module, loader, state, _data_of(trainer), patterns, ran=True, trained_with=fitted)
+        found = cls(module, loader, state, _data_of(trainer), patterns, ran=True, trained_with=fitted)
+        return replace(found, fit_known=found.trained_on is fitted)
 
     @property
     def trained_on(self) -> DataLoader[Batch]:
-        """Loader whose batches make an epoch of the fit: that of the Trainer, if it is over the same dataset."""
+        """Loader whose batches make an epoch of the fit: that of the Trainer, if it is over the same data.
+
+        A data module may make its dataset again for each loader.
+        """
         fitted = self.trained_with
-        if isinstance(fitted, DataLoader) and own_dataset(fitted) is own_dataset(self.loader):
-            return fitted
-        return self.loader
+        if not isinstance(fitted, DataLoader):
+            return self.loader
+        one, other = own_dataset(fitted), own_dataset(self.loader)
+        alike = isinstance(one, Sized) and isinstance(other, Sized) and len(one) == len(other)
+        return fitted if one is other or (alike and isinstance(one, type(other))) else self.loader
 
     @property
     def replayed(self) -> L.LightningModule:
@@ -264,13 +274,19 @@ class ExaminedRun:
             InputError: If the weight of a sample cannot be found.
         """
         in_batch = None if found.weights is None else sample_weights(found.weights, request.loader)
-        weights, certificate = epoch_weights(request.trained_on, in_batch), found.certificate
+        weights, certificate = epoch_weights(request.trained_on, in_batch, request.fit_known), found.certificate
+        ordered = not request.fit_known and isinstance(batches_of_epoch(request.trained_on), Repeated)
+        in_order = epoch_weights(request.trained_on, in_batch) if ordered or _own_loss(request.module) else weights
+        if _own_loss(request.module) and in_order is not None:
+            note = f"J counts each sample once, while an epoch of the training loader is the mean {in_order.text}"
+            return cls(_noted(certificate, note))
+        if in_order is not None and not in_order.same_as(weights):
+            note = (
+                f"a fit on this loader, which goes through the data in order, would have J as the mean {in_order.text}"
+            )
+            certificate = _noted(certificate, note)
         if weights is None:
             return cls(certificate)
-        if _own_loss(request.module):
-            note = f"J counts each sample once, while an epoch of the training loader is the mean {weights.text}"
-            notes = [text for text in (certificate.note, note) if text]
-            return cls(replace(certificate, note="; ".join(notes)))
         outcome = Outcome.WEIGHTED if certificate.outcome is Outcome.EQUAL else certificate.outcome
         shares, epoch = weights.record(), weights.text
         return cls(replace(certificate, outcome=outcome, epoch=epoch, shares=shares), weights)
@@ -310,6 +326,10 @@ def objective_certificate(request: CertificateRequest) -> ExaminedRun:
     plain = certificate.outcome in (Outcome.EQUAL, Outcome.WEIGHTED) and not certificate.note
     log.log(logging.INFO if plain else logging.WARNING, "objective: %s.", certificate.text)
     return run
+
+
+def _noted(certificate: ObjectiveCertificate, note: str) -> ObjectiveCertificate:
+    return replace(certificate, note="; ".join(filter(None, [certificate.note, note])))
 
 
 def _refuse_faulty_samples(request: CertificateRequest) -> None:

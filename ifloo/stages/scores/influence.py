@@ -164,7 +164,8 @@ class InfluenceStage:
 
     def _model(self) -> dict[str, JSON]:
         """Returns the settings that all methods share: those of the model and of its parameters."""
-        return {**self.base_settings, "parameters": list(self.settings.parameters), "dtype": self.settings.dtype}
+        model = {**self.base_settings, "parameters": list(self.settings.parameters), "dtype": self.settings.dtype}
+        return {**model, **self._epoch()}
 
     @cached_property
     def _methods(self) -> MethodRun:
@@ -232,7 +233,13 @@ class InfluenceStage:
             "dtype": settings.dtype,
             # Omitted if it equals the precision of the solve, as in manifests older than this setting.
             **({"scores_dtype": settings.products_dtype} if settings.products_dtype else {}),
+            **self._epoch(),
         }
+
+    def _epoch(self) -> dict[str, JSON]:
+        """Returns what changes the weights in J beside the data; nothing where J has those of one batch of all."""
+        weights = self._predictor.examined().weights
+        return {} if weights is None or not weights.batches else {"epoch": weights.batches}
 
     def score(self, test_ids: Sequence[int], save: Callable[[StoredInfluences], None]) -> None:
         """Scores test samples in blocks and calls `save` with the record of each; writes nothing itself.

@@ -80,7 +80,9 @@ class InfluencePredictor(L.LightningModule):
         Args:
             module: Module with `sample_losses` and `penalty`, or any LightningModule (see `Adapted`); its weights
                 are θ̂.
-            loader: Loader of the training data; its order and batch size do not matter.
+            loader: Loader of the training data. Its batches matter as far as they are those of the fit: a plain
+                module without its Trainer is taken as fitted in shuffled batches of this size, which matters where
+                training steps weigh samples; of a module with stated losses neither order nor size matters.
             settings: Settings of the attribution, whose `test_ids` are not used; None: the defaults.
             right_hand_sides: Number of queries and other solves in all; None: the number of queries.
             queries: Batch of test samples, with or without ids.

@@ -18,6 +18,8 @@ from tests.stages.callback.fits import CLASSES, FEATURES, N, fitted, samples
 
 QUERIES = samples(2, seed=1)[:]
 
+BATCH = 8
+
 
 class Net(L.LightningModule):
     def training_step(self, batch: Any, _: int) -> Tensor:
@@ -59,7 +61,10 @@ class ConvHead(Net):
 
 
 def dense(module: L.LightningModule) -> np.ndarray:
-    """−(1/n) ∇L_t·(H + δI)⁻¹∇ℓ_i over the layer `lin`, one sample at a time by plain autograd."""
+    """−c_i ∇L_t·(H + δI)⁻¹∇ℓ_i over the layer `lin`, one sample at a time by plain autograd.
+
+    The fit takes its batches in order: the last one is shorter, and its samples count more.
+    """
     layer = {n: p.detach() for n, p in module.lin.named_parameters()}
     theta = torch.cat([p.flatten() for p in layer.values()])
 
@@ -81,16 +86,18 @@ def dense(module: L.LightningModule) -> np.ndarray:
         return torch.stack([torch.autograd.functional.jacobian(lambda at, p=p: loss(at, *p), theta) for p in pairs])
 
     trained = samples(N)[:]
-    H = sum(torch.autograd.functional.hessian(lambda at, p=p: loss(at, *p), theta) for p in zip(*trained, strict=True))
-    H = H / N + DAMPING * torch.eye(len(theta)).to(theta)
-    return (-gradients(QUERIES) @ torch.linalg.solve(H, gradients(trained).T) / N).numpy()
+    sizes = [len(x) for x in trained[0].split(BATCH)]
+    c = torch.cat([torch.full((size,), 1 / size / len(sizes)) for size in sizes]).to(theta)
+    H = [torch.autograd.functional.hessian(lambda at, p=p: loss(at, *p), theta) for p in zip(*trained, strict=True)]
+    H = torch.tensordot(c, torch.stack(H), 1) + DAMPING * torch.eye(len(theta)).to(theta)
+    return (-gradients(QUERIES) @ torch.linalg.solve(H, gradients(trained).T) * c).numpy()
 
 
 @pytest.mark.parametrize("kind", [Unused, HeadFirst, ConvHead])
 def test_scores_go_through_the_layer_of_the_logits(tmp_path, kind):
     torch.manual_seed(0)
     module = kind()
-    fitted(module, DataLoader(samples(N), batch_size=8), [InfluenceCallback(QUERIES)], tmp_path)
+    fitted(module, DataLoader(samples(N), batch_size=BATCH), [InfluenceCallback(QUERIES)], tmp_path)
     folder = tmp_path / "influence"
     expected = dense(module.eval())
     for t in range(2):

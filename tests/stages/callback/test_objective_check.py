@@ -10,6 +10,7 @@ from ifloo.attribution import GradientDot
 from ifloo.errors import InputError
 from ifloo.stages import InfluenceCallback
 from ifloo.store import Manifest, influences
+from tests.objective.expected_shares import of_shuffles
 from tests.stages.callback.fits import Stated, fitted, loader, samples
 from tests.stages.callback.test_moment import Net, close, gradient_dots, stored
 
@@ -39,14 +40,17 @@ def test_class_weights_are_found_in_sorted_data(tmp_path, capsys, epochs):
     module, data = ByClass(), sorted_samples()
     callback = InfluenceCallback(QUERIES, method=GradientDot(), every_n_epochs=epochs)
     fitted(module, loader(data), [callback], tmp_path)
-    w = WEIGHTS[data.tensors[1]]
-    expected = gradient_dots(module, loader(data)) * (len(w) * w / w.sum()).numpy()
+    c = of_shuffles(WEIGHTS[data.tensors[1]], 8)
+    expected = gradient_dots(module, loader(data)) * (len(c) * c).numpy()
     assert close(stored(tmp_path), expected)
-    assert objective(tmp_path)["outcome"] == "weighted"
+    found = objective(tmp_path)
+    assert found["outcome"] == "weighted"
+    assert found["shares"]["batches"] == "in expectation over shuffled batches of 8"
+    assert found["shares"]["largest_n_c"] == pytest.approx(float(37 * c.max()), rel=1e-10)
     for t in (0, 1):
         one = influences.load(tmp_path / f"influence/epoch_003/influences_test_{t}.npz")
-        np.testing.assert_allclose(one.factors, (len(w) * w / w.sum()).numpy(), rtol=1e-9)
-        assert "J = sum_i c_i l_i + R weighs its samples by the value of item 1" in (one.definitions)
+        np.testing.assert_allclose(one.factors, (37 * c).numpy(), rtol=1e-9)
+        assert "J = sum_i c_i l_i + R weighs its samples by the value of item 1" in one.definitions
     assert "Objective: a training step weighs its samples by " in capsys.readouterr().out
 
 
@@ -116,3 +120,24 @@ def test_hooks_on_gradients_of_the_users_weights_are_seen(tmp_path, caplog):
     (text,) = [text for text in caplog.messages if text.startswith("InfluenceCallback is off for this fit: ")]
     assert "gradient masks (hooks on weights)" in text
     assert "--" not in text
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_fit_in_order_weighs_its_last_batch_as_the_others_and_no_row_that_it_left_out(tmp_path, drop_last, capsys):
+    """37 rows in batches of 8: the last one has 5 rows, whose weight is 8/5 of others; or it is not trained on."""
+    module = Net()
+    data = loader(shuffle=False, drop_last=drop_last)
+    fitted(module, data, [InfluenceCallback(QUERIES, method=GradientDot())], tmp_path)
+    c = torch.tensor([1 / 4 / 8] * 32 + [0.0] * 5 if drop_last else [1 / 5 / 8] * 32 + [1 / 5 / 5] * 5)
+    found = stored(tmp_path)
+    assert close(found, gradient_dots(module, data) * (37 * c).numpy())
+    text = objective(tmp_path)["text"]
+    definitions = influences.load(tmp_path / "influence/epoch_003/influences_test_0.npz").definitions
+    assert "J = sum_i c_i l_i + R weighs its samples as does the mean over the same " in definitions
+    if drop_last:
+        assert not found[:, 32:].any()
+        assert "the same 4 batches of 8 in each epoch" in text
+        assert "5 of 37 samples have c_i = 0 and the score 0" in text
+    else:
+        assert "the same 5 batches of 8 in each epoch, the smallest of 5, n c_i from 0.925 to 1.48" in text
+    assert text in capsys.readouterr().out
