@@ -7,6 +7,7 @@
 from typing import TYPE_CHECKING
 
 from ifloo.attribution.analytic_loo import left_out_losses
+from ifloo.attribution.definitions import weighted_definitions
 from ifloo.attribution.engine import Directions, InfluenceEngine
 from ifloo.attribution.gradient_cosine import GradientCosine
 from ifloo.attribution.gradient_dot import GradientDot
@@ -54,6 +55,7 @@ __all__ = [
     "loss_ranking",
     "predicted_change",
     "tracin_self",
+    "weighted_definitions",
 ]
 
 if not TYPE_CHECKING:  # else every misspelt name would pass mypy

@@ -35,6 +35,7 @@ class GradientCosine(Method):
 
     def scores(self, trained: TrainedModel, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         objective, theta = trained.objective, trained.theta
+        queries = objective.losses.in_form(queries)
         size = max(1, BYTES_AT_ONCE // (theta.numel() * theta.element_size()))
         with scoring(objective.losses.module):
             directions = _unit(query_gradients(objective, theta, queries))

@@ -28,5 +28,6 @@ class GradientDot(Method):
 
     def scores(self, trained: TrainedModel, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         objective = trained.objective
+        queries = objective.losses.in_form(queries)
         dots = gradient_dots(objective, trained.theta, queries, tick)
         return Scores(dots / -objective.n, objective.data.ids, query_ids(queries), factors=objective.factors)

@@ -62,7 +62,7 @@ class OneStep(Method):
         objective, theta = trained.objective, trained.theta
         losses, step = objective.losses, self._rate(trained.run) / objective.n
         at_once = min(MOST_AT_ONCE, max(1, self.max_bytes // (2 * theta.numel() * theta.element_size())))
-        queries = to_device(queries, theta.device, theta.dtype)
+        queries = losses.in_form(to_device(queries, theta.device, theta.dtype))
         with torch.no_grad(), scoring(losses.module):
             before = _losses_at(losses, theta.unsqueeze(0), queries)
             chunks = (

@@ -32,7 +32,7 @@ class RandomScores(Method):
     name: ClassVar[str] = "random"
 
     def scores(self, trained: TrainedModel, queries: Batch, tick: OnProgress = no_progress) -> Scores:
-        ids, tests = trained.objective.data.ids, query_ids(queries)
+        ids, tests = trained.objective.data.ids, query_ids(trained.objective.losses.in_form(queries))
         bits = _mixed(
             _mixed(_mixed(np.array([self.seed])) ^ _mixed(tests.numpy())[:, None]) ^ ids.cpu().numpy().astype("u8")
         )

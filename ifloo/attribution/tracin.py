@@ -50,7 +50,7 @@ class TracIn(Method):
 
     def scores(self, trained: TrainedModel, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         run, objective = require_run(trained.run, "TracIn"), trained.objective
-        ids, parts = objective.data.ids, segments(run, self.checkpoints)
+        ids, parts, queries = objective.data.ids, segments(run, self.checkpoints), objective.losses.in_form(queries)
         value = torch.zeros(batch_size(queries), objective.n, dtype=trained.theta.dtype, device=trained.theta.device)
         for k, (first, last) in enumerate(parts):
             theta = run.state(last).theta.to(trained.theta)

@@ -111,7 +111,7 @@ class Unrolled(Method):
             InputError: If the run was not recorded, or some of its parameters are not attributed.
             WorkError: If the replay does not follow the recorded run.
         """
-        replay = ReplayedRun.of(trained)
+        replay, queries = ReplayedRun.of(trained), trained.objective.losses.in_form(queries)
         with scoring(trained.objective.losses.module):
             reverse = progress.load() or self._start(trained, queries, replay)
             for first, last in reversed(list(pairwise(replay.run.saved))):

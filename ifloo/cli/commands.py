@@ -134,6 +134,7 @@ def loo(session: Session) -> None:
         log.warning("no verdict yet: %s", error)
     else:
         tables.verdict(verdict)
+        tables.headline(verdict)
 
 
 def leave_one_out(session: Session) -> None:
@@ -157,6 +158,7 @@ def report(session: Session) -> None:
     refuse_other_samples(Manifest.at(exp.layout.manifest), contents, ("influence", "loo"))
     verdict = _reporter(exp).run(exp.test_ids, exp.refit.top_k)
     tables.verdict(verdict)
+    tables.headline(verdict)
     if verdict:
         print(f"verdict: {exp.layout.verdict}\npictures: {exp.layout.root / 'figs'}")
     if missing := [t for t in exp.test_ids if t not in verdict]:

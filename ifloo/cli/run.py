@@ -20,7 +20,7 @@ from ifloo.cli.former_settings import current_flags
 from ifloo.cli.lightning_cli import IflooCLI
 from ifloo.cli.package_alias import one_lightning
 from ifloo.cli.session import Session
-from ifloo.errors import InputError, WorkError
+from ifloo.errors import InputError, WorkError, command_line
 from ifloo.former_names import FormerNameWarning
 from ifloo.objective.user_code import failed_user_code
 from ifloo.stages.distributed.process_group import ProcessGroup
@@ -60,7 +60,7 @@ def run(arguments: Sequence[str], work: Callable[[Session], None] | None = None)
     """
     with ended_by_sigterm(_interrupted) as terminated:
         try:
-            with _quiet(), one_lightning(), _argv(named_configs(current_flags(arguments))):
+            with command_line(), _quiet(), one_lightning(), _argv(named_configs(current_flags(arguments))):
                 IflooCLI(work)
         except BaseException as error:
             if terminated.is_set() or isinstance(error, (Terminated, SIGTERMException)):

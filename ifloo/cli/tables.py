@@ -18,6 +18,7 @@ from ifloo.store import CORRECTED, StoredInfluences
 from ifloo.verdict import Comparison, LabelErrors, Verdict
 from ifloo.verdict.agreements import SCORES, Row, Statistics
 from ifloo.verdict.group_effects import GroupEffect
+from ifloo.verdict.judgement import headline_of, judge
 from ifloo.verdict.label_errors import NAMES
 from ifloo.verdict.small_steps import WEIGHTS, SmallSteps
 
@@ -95,6 +96,20 @@ def verdict(found: Verdict) -> None:
         _statistics(found.over_all_tests.statistics)
     if found.mislabels:
         _mislabels(found.mislabels)
+
+
+def headline(found: Verdict) -> None:
+    """Prints in plain words whether the predicted changes came true, with the numbers of all refits."""
+    if found.statistics is None:
+        return
+    row, numbers = found.statistics.row(), ""
+    if row.agreement is not None:
+        numbers = f" All {row.n:,} refits: Pearson {row.agreement.pearson:.3f}, slope {row.agreement.slope:.3f}"
+        numbers += " (1 is exact)."
+    print(f"\n{headline_of(found).text}{numbers}")
+    if len(found) > 1:
+        for t, one in found.items():
+            print(f"  test {t}: {judge(one.agreement())}")
 
 
 def _one_test(one: Comparison) -> None:

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from ifloo.data.subset_rows import Rows, datasets_behind, subset_rows
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, MapDataset, fetch_samples, tensors_of, without_ids
+from ifloo.objective.epoch_batches import drawn_by
 from ifloo.objective.loaders import own_dataset, training_dataset, unwrap_loader
-from ifloo.objective.sampling import drawn_by
 from ifloo.objective.seeded_draws import Collate, bytes_of, row_behind_subsets, tensors_in_memory
 from ifloo.objective.singles import first_draw
 

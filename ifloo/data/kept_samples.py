@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,13 +132,20 @@ class SampleReads:
         self._store = SampleStore(settings.share, settings.folder)
         self._scored: dict[str, MapDataset] = {}
 
-    def of(self, loader: DataLoader[Batch], name: str, draws: int = 1) -> DataLoader[Batch]:
+    def of(
+        self,
+        loader: DataLoader[Batch],
+        name: str,
+        draws: int = 1,
+        read: Callable[[MapDataset, int], MapDataset] = SeededDraws,
+    ) -> DataLoader[Batch]:
         """Returns a loader from which training reads as from the given one, and scores read what is kept.
 
         Args:
             loader: Loader of the user's data module.
             name: Name of the set of samples, such as `train`; each call with it is about the same samples.
             draws: Number of draws of each sample.
+            read: Function of (dataset, draw) that returns the dataset with the reads of this draw.
 
         Raises:
             InputError: If the number of samples has changed between two calls.
@@ -148,7 +155,7 @@ class SampleReads:
             return loader
         if name not in self._scored:
             several = [
-                KeptSamples(SeededDraws(dataset, draw), self._store, f"{name} {draw}", loader.num_workers)
+                KeptSamples(read(dataset, draw), self._store, f"{name} {draw}", loader.num_workers)
                 for draw in range(draws)
             ]
             self._scored[name] = several[0] if draws == 1 else SeveralDraws(several)

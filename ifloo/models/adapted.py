@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from lightning.fabric.utilities.data import AttributeDict
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
@@ -29,8 +29,10 @@ from ifloo.models.run_state import RunState, StandInTrainer, attached, stand_in_
 from ifloo.models.training_step import loss_of_step, losses_by_vmap, refuse_without_step, transferred
 from ifloo.objective.batches import Batch, sample_ids, without_ids
 from ifloo.objective.counterparts import counterparts
+from ifloo.objective.epoch_weights import EpochWeights
 from ifloo.objective.functional import silenced
 from ifloo.objective.layers import BATCH_HOOKS
+from ifloo.objective.plain import recording
 from ifloo.objective.singles import Apart
 from ifloo.objective.user_code import user_code
 from ifloo.objective.weights import SampleWeights
@@ -60,6 +62,7 @@ class Adapted(SampleLossModule):
         l2: λ of ½λ‖θ‖² over the module's trainable parameters, nats.
         batch_weights: Relative weight a_i of each sample in the loss of a batch, Σ a_i ℓ_i / Σ a_i, by id; all 1 where
             the loss of a batch is the mean.
+        shares: Weight c_i of each sample in J = Σ c_i ℓ_i + R, by id; no id is listed where J is the plain mean.
     """
 
     wraps = "model."  # prefix of the parameter names, which patterns of parameter names leave out
@@ -105,7 +108,7 @@ class Adapted(SampleLossModule):
         self._complete = False
         self._record_trainable()
         self._stand_in: StandInTrainer | None = None
-        self.batch_weights = SampleWeights()
+        self.batch_weights, self.shares = SampleWeights(), SampleWeights()
         for name in _overridden(model):
             setattr(self, name, getattr(model, name))
 
@@ -119,7 +122,7 @@ class Adapted(SampleLossModule):
             if self.losses is None:
                 return losses_by_vmap(self.model, batch)
             moved = transferred(self.model, batch)
-            with user_code(f"sample_losses given for {type(self.model).__name__}"):
+            with user_code(f"sample_losses given for {type(self.model).__name__}"), recording():
                 return self.losses(self.model, moved)
 
     def describe_fit(self, state: RunState, datamodule: object = None, train_loader: object = None) -> None:
@@ -186,13 +189,25 @@ class Adapted(SampleLossModule):
             return super().weighted_loss(batch)
         return self.sample_weights.default * self.step_loss(inner)
 
+    def state_weights(self, ids: Int[Tensor, " n"], weights: EpochWeights) -> None:
+        """States the weights of the training samples, whose ids in their order these are."""
+        order = torch.argsort(ids)
+        self.shares = SampleWeights(0.0, ids[order].cpu(), weights.shares[order].cpu())
+        if weights.in_batch is not None:
+            self.batch_weights = SampleWeights(1.0, ids[order].cpu(), weights.in_batch[order].cpu())
+
     def share_of(self, ids: Sequence[int]) -> float | None:
         """Returns Σ c_i of these samples in J = Σ c_i ℓ_i; None if J is the plain mean."""
-        weights = self.batch_weights
-        if not len(weights.ids):
+        if not len(self.shares.ids):
             return None
-        chosen = weights.of(torch.tensor(list(ids), dtype=torch.int64), torch.float64)
-        return float(chosen.sum() / weights.values.double().sum())
+        return float(self.shares.of(torch.tensor(list(ids), dtype=torch.int64), torch.float64).sum())
+
+    def weights_of(self, ids: Int[Tensor, " n"]) -> EpochWeights | None:
+        """Returns the weights stated for the samples with these ids; None if none are."""
+        if not len(self.shares.ids):
+            return None
+        in_batch = self.batch_weights.of(ids, torch.float64) if len(self.batch_weights.ids) else None
+        return EpochWeights(self.shares.of(ids, torch.float64), in_batch, "")
 
     def _loss_of_parts(self, parts: Apart) -> Float[Tensor, ""]:
         dtype = next(self.model.parameters()).dtype
@@ -259,7 +274,7 @@ class Adapted(SampleLossModule):
     def again(self, model: L.LightningModule) -> Adapted:
         """Adapts another module of the same class in the same way."""
         again = type(self)(model, self.losses, self.own_penalty, self.l2, self.skip_training)
-        again.batch_weights = self.batch_weights
+        again.batch_weights, again.shares = self.batch_weights, self.shares
         return again
 
     def on_train_start(self) -> None:

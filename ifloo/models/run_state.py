@@ -44,6 +44,8 @@ class RunState:
         world_size: Number of processes of the fit.
         optimizers: State of each optimizer without values per weight: learning rates and the like.
         schedulers: State of each learning rate scheduler.
+        part_of_data: Settings that train on part of the data, or on others in later epochs: `limit_train_batches`,
+            `overfit_batches`, `reload_dataloaders_every_n_epochs`.
     """
 
     epoch: int = 0
@@ -58,6 +60,7 @@ class RunState:
     world_size: int = 1
     optimizers: tuple[Saved, ...] = field(default=(), hash=False)
     schedulers: tuple[Saved, ...] = field(default=(), hash=False)
+    part_of_data: tuple[int | float | None, int | float, int] = (None, 0.0, 0)
 
     @classmethod
     def from_checkpoint(cls, content: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> RunState:
@@ -105,7 +108,14 @@ class RunState:
             world_size=trainer.world_size,
             optimizers=tuple(_without_values(one.state_dict()) for one in trainer.optimizers),
             schedulers=tuple(copy.deepcopy(one.scheduler.state_dict()) for one in trainer.lr_scheduler_configs),
+            part_of_data=part_of_data(trainer),
         )
+
+
+def part_of_data(trainer: L.Trainer) -> tuple[int | float, int | float, int]:
+    """Returns the settings of a Trainer that train on part of the data, or on others: limit, overfit, reload."""
+    reload: int = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]  # Lightning sets them undeclared
+    return trainer.limit_train_batches, trainer.overfit_batches, reload  # type: ignore[attr-defined]
 
 
 def batches_in(loader: object) -> int | float:

@@ -21,15 +21,25 @@ from ifloo.models.hooks import overridden
 from ifloo.models.lightning_classes import defines
 from ifloo.objective.batches import Batch, batch_size
 from ifloo.objective.counterparts import counterparts
-from ifloo.objective.forms import is_opaque, tensors_of, with_items, with_values
+from ifloo.objective.forms import is_opaque, map_tensors, tensors_of, with_items, with_tensors_within, with_values
 from ifloo.objective.layers import BATCH_HOOKS
+from ifloo.objective.plain import recording
 from ifloo.objective.user_code import user_code
 
 
-def run_step(model: L.LightningModule, batch: Batch) -> object:
-    """Calls a module's `training_step`, with batch index 0 if it takes one."""
+def takes_index(model: L.LightningModule) -> bool:
+    """Tells whether a module's `training_step` takes the index of its batch."""
+    return _positional(model.training_step) > 1
+
+
+def run_step(model: L.LightningModule, batch: Batch, index: int = 0) -> object:
+    """Calls a module's `training_step`, with the index of the batch if it takes one, on a copy of the batch.
+
+    A step may change its batch in place, and a batch may be scored more than once.
+    """
     step: Callable[..., object] = model.training_step
-    return step(*(batch, 0)[: max(1, _positional(step))])
+    own = map_tensors(torch.clone, batch, lambda part: with_tensors_within(part, torch.clone))
+    return step(*(own, index)[: max(1, _positional(step))])
 
 
 def _positional(function: Callable[..., object]) -> int:
@@ -70,15 +80,20 @@ def _called(owner: L.LightningModule | L.LightningDataModule, name: str, batch: 
 def loss_of_step(model: L.LightningModule, batch: Batch, when: str) -> Float[Tensor, ""]:
     """Computes the loss that `training_step` returns for a batch, nats.
 
+    As in a fit, operations are recorded: a step may take gradients itself, as a gradient penalty does.
+
     Raises:
         InputError: The step failed, or returned no loss.
     """
+    recorded = torch.is_grad_enabled()
     batch = transferred(model, batch)
-    with user_code(f"training_step of {type(model).__name__}", when):
+    with user_code(f"training_step of {type(model).__name__}", when), recording():
         out = run_step(model, batch)
-    return loss_in(
+    loss = loss_in(
         out, model, "a batch of one", "Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
     )
+    # A copy that the caller does not record drops the graph, and keeps derivatives in forward mode, which detach drops.
+    return loss if recorded else loss.clone()
 
 
 def losses_by_vmap(model: L.LightningModule, batch: Batch) -> Float[Tensor, " b"]:

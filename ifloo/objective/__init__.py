@@ -10,6 +10,7 @@ from ifloo.objective.loaders import sequential
 from ifloo.objective.objective import Objective
 from ifloo.objective.preflight import Stationarity, preflight
 from ifloo.objective.protocol import ModelContract, OutputLosses, SampleLosses, Speaker, contract_of
+from ifloo.objective.singles import Singles
 from ifloo.objective.weights import Removal, SampleWeights
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Removal",
     "SampleLosses",
     "SampleWeights",
+    "Singles",
     "Speaker",
     "Stationarity",
     "Subsample",

@@ -202,6 +202,7 @@ class TrainingData:
         device: Device of the batches.
         dtype: Dtype of the floating-point tensors in the batches.
         factors: n·c_i of each sample in J = Σ_i c_i ℓ_i, which the batches carry; None if J is the plain mean.
+        in_batch: Relative weight a_i of each sample in the loss of a batch, float64; None if they are equal.
     """
 
     def __init__(
@@ -225,6 +226,7 @@ class TrainingData:
         reader = IdReader(loader.id_rule if isinstance(loader, StatesIds) else IdRule())
         self.loader, self.device, self.dtype = loader, device, dtype
         self.factors: Float[Tensor, " n"] | None = None
+        self.in_batch: Float[Tensor, " n"] | None = None
         self._cache: list[Batch] | None = []
         used = start = 0
         for position, raw in enumerate(loader):

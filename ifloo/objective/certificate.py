@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
-from ifloo.errors import InputError, summarise
+from ifloo.errors import InputError, settings_named, summarise
 
 Plain: TypeAlias = "Mapping[str, Plain] | Sequence[Plain] | str | int | float | None"  # what a JSON file holds
 LISTED = 8  # weights that a sentence lists; a record holds all
@@ -34,6 +34,8 @@ class Part(Enum):
     MOMENT = "epoch or step in the loss"
     STATE = "what hooks of the fit set"
     GRADIENT_HOOKS = "gradient hooks"
+    BATCH_INDEX = "batch_idx in the loss"
+    SEED = "random numbers of one seed"
 
 
 EVALUATION_PARTS = frozenset({Part.BATCH_STATISTICS, Part.DROPOUT, Part.TRAINING_FLAG, Part.PRECISION})
@@ -114,6 +116,9 @@ class ObjectiveCertificate:
         note: Sentence on a premise that does not enter the gradient, such as the decay of an optimizer; empty if none.
         coverage: Part of the training data that was compared; None if the batches decide for all rows.
         data_in_doubt: Noun phrase for a reason why the data may not be those of the fit; empty if none is known.
+        epoch: Phrase for the batches of an epoch that J is the mean over; empty if it is one batch of all samples, or
+            if J is the plain mean.
+        shares: What a file records of the weights c_i in J = Σ c_i ℓ_i + R; None if J is the plain mean.
     """
 
     outcome: Outcome
@@ -128,6 +133,8 @@ class ObjectiveCertificate:
     note: str = ""
     coverage: Coverage | None = None
     data_in_doubt: str = ""
+    epoch: str = ""
+    shares: Mapping[str, str | float | int] | None = None
 
     @property
     def text(self) -> str:
@@ -135,8 +142,11 @@ class ObjectiveCertificate:
         names = ", ".join(str(cause) for cause in self.causes)
         if self.outcome is Outcome.EQUAL:
             line = f"a training step has the gradient of J ({self._numbers}; rounding allows {self.tolerance:.1e})"
+        elif self.outcome is Outcome.WEIGHTED and self.weights is None:
+            line = f"a training step is the mean over its batch, and J is the mean {self.epoch} ({self._numbers})"
         elif self.outcome is Outcome.WEIGHTED:
-            line = f"a training step weighs its samples by {self.weights}; J has these weights ({self._numbers})"
+            epoch = f" {self.epoch}" if self.epoch else ""
+            line = f"a training step weighs its samples by {self.weights}; J has these weights{epoch} ({self._numbers})"
         elif self.outcome is Outcome.EVALUATION:
             weighs = f"; samples weigh by {self.weights}" if self.weights else ""
             line = (
@@ -147,7 +157,9 @@ class ObjectiveCertificate:
             differs = f"the gradient of a training step differs by {self._numbers} ({names or 'cause not found'})"
             line = f"J is not what was trained: {names if self._same_gradient else differs}"
             line += ", accepted by --adapt.accept_objective" if self.accepted else ""
-        return f"{line}; {self.note}" if self.note else line
+        if self.epoch and self.outcome is not Outcome.WEIGHTED:
+            line += f"; J is the mean {self.epoch}"
+        return settings_named(f"{line}; {self.note}" if self.note else line)
 
     @property
     def _numbers(self) -> str:
@@ -199,7 +211,7 @@ class ObjectiveCertificate:
         if self.data_in_doubt:
             remaining.insert(0, self.data_in_doubt)
         if self.note:
-            remaining.append(self.note)
+            remaining.append(settings_named(self.note))
         remaining.append("a fit that ended early (train longer; optimizer lbfgs is finished to 1e-10)")
         excluded = f"Ruled out: {', '.join(ruled_out)}. " if ruled_out else ""
         return f"{excluded}Not ruled out: {', '.join(remaining)}. The scores are a ranking at best."
@@ -218,6 +230,7 @@ class ObjectiveCertificate:
             "causes": [str(cause) for cause in self.causes],
             "ruled_out": list(self.ruled_out),
             "weights": weights,
+            "shares": None if self.shares is None else dict(self.shares),
             "accepted": self.accepted,
             "text": self.text,
         }

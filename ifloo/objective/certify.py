@@ -18,6 +18,7 @@ from ifloo.objective.certificate import (
     Part,
     untrained_cause,
 )
+from ifloo.objective.restriction import restricted_singles, restricted_step
 from ifloo.objective.step_comparison import (
     BatchOfSingles,
     Difference,
@@ -34,6 +35,7 @@ OTHER_PARTS = (
     Part.MOMENT,
     Part.GRADIENT_HOOKS,
     Part.STATE,
+    Part.BATCH_INDEX,
 )  # parts that no evaluation mode takes away
 REMEDIES = {
     Part.BATCH_HOOKS: "the scored loss is without them; move the change into the dataset or into training_step, or "
@@ -41,6 +43,8 @@ REMEDIES = {
     Part.MOMENT: "the scored loss has another epoch or step than the end of the fit; name the checkpoint of the end of "
     "the fit, which holds both.",
     Part.STATE: "the checkpoint holds none of it; keep it in a buffer, in on_save_checkpoint, or set it in __init__.",
+    Part.BATCH_INDEX: "the scored loss is that of batch_idx 0; where the steps of a fit have several losses, state the one "
+    "to score: --adapt.sample_losses.",
     Part.GRADIENT_HOOKS: "no loss has this gradient; freeze the weights instead (requires_grad_(False)), or attribute "
     "the others: --attribution.parameters.",
 }
@@ -61,6 +65,8 @@ class Subject:
         trained: Names of the attributed parameters that an optimizer has; None if the optimizers are not known.
         coverage: Number of different rows in the batches, of all; None if the batches decide for all rows.
         decoupled: Weight decay that the optimizer applies beside the gradient; 0 if it applies none.
+        by_hand: Whether the training step itself runs backward passes and optimizer steps.
+        doubted: Cause of a difference in what was trained that no gradient shows; None if there is none.
     """
 
     step: TrainingStep
@@ -73,6 +79,8 @@ class Subject:
     trained: tuple[str, ...] | None = None
     coverage: Coverage | None = None
     decoupled: float = 0.0
+    by_hand: bool = False
+    doubted: Cause | None = None
 
 
 @dataclass(frozen=True)
@@ -96,10 +104,31 @@ def certify(subject: Subject) -> Examined:
     untrained = () if subject.trained is None else tuple(n for n in subject.step.sizes if n not in subject.trained)
     if untrained:
         cause = untrained_cause(untrained, subject.trained or ())
-        certificate = replace(certificate, outcome=Outcome.UNEXPLAINED, causes=(cause, *certificate.causes))
+        causes = certificate.causes
+        if certificate.outcome is Outcome.UNEXPLAINED and subject.trained:
+            rest = _Examination(restricted(subject, subject.trained)).result().certificate
+            causes = rest.causes if rest.outcome is Outcome.UNEXPLAINED else ()
+        certificate = replace(certificate, outcome=Outcome.UNEXPLAINED, causes=(cause, *causes))
+    elif subject.doubted is not None:
+        causes = certificate.causes if certificate.outcome is Outcome.UNEXPLAINED else ()
+        certificate = replace(certificate, outcome=Outcome.UNEXPLAINED, causes=(subject.doubted, *causes))
     elif subject.trained is not None:
         certificate = replace(certificate, ruled_out=(*certificate.ruled_out, "parameters that no optimizer has"))
     return replace(found, certificate=certificate)
+
+
+def restricted(subject: Subject, names: Sequence[str]) -> Subject:
+    """Returns the examination of the same step in some of the parameters."""
+    kept = torch.cat([torch.full((size,), name in names) for name, size in subject.step.sizes.items()])
+    kept = kept.to(subject.theta.device)
+    return replace(
+        subject,
+        step=restricted_step(subject.step, names, kept),
+        singles=restricted_singles(subject.singles, kept),
+        penalty=subject.penalty[kept],
+        theta=subject.theta[kept],
+        decay=subject.decay[kept],
+    )
 
 
 class _Examination:
@@ -170,7 +199,13 @@ class _Examination:
     def _penalty_note(self) -> str:
         decay, penalty = self.subject.decay, self.subject.penalty
         if bool(decay.any()) and float((penalty - decay).norm()) > 1e-6 * float(decay.norm()):
-            l2 = f"{self._strength(decay):.4g}"
+            strength = self._strength(decay)
+            l2 = f"{strength:.4g}"
+            if float((decay - strength * self.subject.theta).norm()) > 1e-6 * float(decay.norm()):
+                return (
+                    "the optimizer adds weight decay that is not the same for all weights, which J lacks: give it as a "
+                    "function of the model: --adapt.penalty"
+                )
             return f"the optimizer adds weight decay {l2}, which J lacks: give --adapt.l2 {l2}"
         if bool(penalty.any()) and not bool(decay.any()) and not bool(self.offsets[self.chosen].any()):
             return "J has the stated penalty, which a training step lacks: it acts as damping does"
@@ -260,6 +295,10 @@ class _Examination:
             for one, b, bound in zip(own, self.singles, self.bounds, strict=True)
         ):
             return [Cause("a sum over the batch in place of the mean", "divide the loss by the number of samples.")]
+        if self._draws_at_random():
+            return [_RANDOM]
+        if self._adds_up():
+            return [_SUM_AND_PENALTY]
         theta = self.subject.theta
         gaps = [one - b.mean for one, b in zip(own, self.singles, strict=True)]
         l2 = sum(float(gap @ theta) for gap in gaps) / max(len(gaps) * float(theta @ theta), 1e-300)
@@ -267,7 +306,32 @@ class _Examination:
             value = f"{l2 + self._strength(self.subject.penalty):.4g}"
             return [Cause("a penalty in training_step that J lacks", f"give --adapt.l2 {value}.")]
         ruled_out += ["a sum in place of the mean", "a penalty on all weights", "weights of samples in a batch"]
-        return [_OTHER_LOSS if self._differs_alone() else _ACROSS]
+        if not self._differs_alone():
+            return [_ACROSS]
+        return [_BY_HAND if self.subject.by_hand else _OTHER_LOSS]
+
+    def _draws_at_random(self) -> bool:
+        """Tells whether random numbers of another seed give the step another gradient."""
+        without = self.evaluation | {Part.SEED}
+        return any(
+            float((self.step.gradient(batch.samples, without) - still).norm()) > 2 * bound
+            for batch, still, bound in zip(self.singles, self.still, self.bounds, strict=True)
+        )
+
+    def _adds_up(self) -> bool:
+        """Tells whether the loss of a batch is s Σ ℓ_i + R, where that of a sample alone is s ℓ_i + R.
+
+        Then b times the mean gradient of single samples exceeds the gradient of the step by (b - 1) ∇R for any batch.
+        """
+        batch, bound = self.singles[0], self.bounds[0]
+        half = len(batch.samples) // 2
+        if half < 2:
+            return False
+        found = []
+        for samples in (batch.samples[:half], batch.samples[half:]):
+            one, b = BatchOfSingles.of(samples, batch.singles), len(samples)
+            found.append((b * one.mean - self.step.gradient(samples, self.evaluation)) / (b - 1))
+        return float((found[0] - found[1]).norm()) <= 8 * bound
 
     def _differs_alone(self) -> bool:
         """Tells whether the step on a batch of one differs from the loss of the sample."""
@@ -297,6 +361,19 @@ class _Examination:
         return [self.step.parts[part] for part in Part if part in parts]  # type: ignore[operator]
 
 
+_RANDOM = Cause(
+    "random numbers that training_step draws, by which it mixes or changes samples",
+    "draw them only `if self.training:`; scores are then of the step without them.",
+)
+_SUM_AND_PENALTY = Cause(
+    "a sum over the batch in place of the mean, beside a penalty",
+    "divide the loss by the number of samples in the batch, which a constant is not for a sample alone.",
+)
+_BY_HAND = Cause(
+    "a training_step that optimizes by hand, whose first step has another gradient than the stated losses",
+    "state the loss that its optimizers minimise in --adapt.sample_losses and --adapt.penalty; several losses, or weights "
+    "that it moves between backward passes, have none.",
+)
 _OTHER_LOSS = Cause(
     "another loss of a sample than that of training_step on a batch of one",
     "state what training_step adds up in --adapt.sample_losses and --adapt.penalty, or leave both out.",

@@ -16,9 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, batch_size, map_tensors, slice_batch, times_factors, without_ids
-from ifloo.objective.layout import Layout
+from ifloo.objective.exact_kernels import exact_kernels
 from ifloo.objective.plain import Scalar, gradient_and_value, recordable
 from ifloo.objective.protocol import OutputLosses, contract_of, states_outputs
+from ifloo.objective.separation import Separation
 from ifloo.objective.silence import logging_to, silenced
 from ifloo.objective.singles import Drawn, Singles
 from ifloo.objective.traced import traced_masks
@@ -31,12 +32,13 @@ __all__ = ["FunctionalLosses", "Path", "differentiable_kernels", "logging_to", "
 def differentiable_kernels() -> Generator[None, None, None]:
     """Selects code that allows second and forward-mode derivatives until exit.
 
-    Fused attention and compiled graphs have none, and mask code of transformers reads values unless it is traced.
+    Fused attention and compiled graphs have none, weight normalisation has wrong ones, and mask code of transformers
+    reads values unless it is traced.
     """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), traced_masks(), uncompiled_graphs():
+        with sdpa_kernel(SDPBackend.MATH), exact_kernels(), traced_masks(), uncompiled_graphs():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
@@ -108,8 +110,8 @@ class FunctionalLosses:
         space: Parameters that θ consists of.
         path: Way in which derivatives are computed; `ifloo.objective.paths` chooses it.
         vmapped: Whether `torch.func.vmap` runs the losses of single samples; if not, they are computed in a loop.
-        layout: Layout of batches, by which a loop takes apart a batch that holds no `Singles`; None if unknown, or if
-            no batch can be taken apart: it then counts as one sample.
+        separation: Division of batches into samples, by which a loop takes apart a batch that holds no `Singles`; None
+            if it is not known.
         notes: Sentences on how the losses are differentiated, where that is not as usual.
     """
 
@@ -119,7 +121,7 @@ class FunctionalLosses:
         space: ParamSpace,
         path: Path = Path.FORWARD,
         vmapped: bool = True,
-        layout: Layout | None = None,
+        separation: Separation | None = None,
         notes: tuple[str, ...] = (),
     ) -> None:
         """Binds a module; its parameters are never changed, neither here nor by a call.
@@ -128,7 +130,7 @@ class FunctionalLosses:
             InputError: The module has no `sample_losses` or no `penalty`.
         """
         self.module, self.space, self.contract = module, space, contract_of(module)
-        self.path, self.vmapped, self.layout, self.notes = path, vmapped, layout, notes
+        self.path, self.vmapped, self.separation, self.notes = path, vmapped, separation, notes
         self._caller = _Caller(module)
 
     def take(self, path: Path, note: str) -> None:
@@ -137,7 +139,7 @@ class FunctionalLosses:
 
     def restricted(self, space: ParamSpace) -> FunctionalLosses:
         """Returns the same losses as functions of other parameters, computed in the same way."""
-        return FunctionalLosses(self.module, space, self.path, self.vmapped, self.layout, self.notes)
+        return FunctionalLosses(self.module, space, self.path, self.vmapped, self.separation, self.notes)
 
     def theta(self) -> Float[Tensor, " p"]:
         """Returns the module's current values as a detached copy."""
@@ -147,21 +149,28 @@ class FunctionalLosses:
         """Returns a batch in the form that the losses are computed in: for a loop, as `Singles`.
 
         Raises:
-            InputError: The batch holds several samples and cannot be taken apart.
+            InputError: The samples of the batch cannot be separated.
         """
         inner = without_ids(batch)
         if self.path is not Path.LOOP or isinstance(inner, Singles):
             return batch
-        parts = self.layout.split(inner) if self.layout else None
-        singles = Singles(parts or (inner,))
+        if isinstance(batch, Identified) and len(batch.positions) == 1:
+            return batch._replace(batch=Singles((inner,)))
+        if self.separation is None:
+            raise InputError(
+                f"The samples of a batch ({type(inner).__name__}) cannot be separated: losses are computed one sample "
+                "at a time, and the form of the training batches is not known.\n"
+                "  Give each as a batch of one: ifloo.objective.Singles((first, second))."
+            )
+        singles = self.separation.singles(inner)
         if not isinstance(batch, Identified):
-            return singles
+            return Singles(singles.batches)
         if len(singles) != len(batch.positions):
             raise InputError(
-                f"{len(batch.positions)} samples came in one batch ({type(inner).__name__}) that cannot be taken apart."
-                "\n  Give them as a dataset or DataLoader: each is then collated alone."
+                f"{len(batch.positions)} ids came with a batch ({type(inner).__name__}) of {len(singles)} samples.\n"
+                "  Give one id for each."
             )
-        return Identified(singles, batch.positions, batch.factors)
+        return batch._replace(batch=Singles(singles.batches))
 
     def sample_losses(self, theta: Float[Tensor, " p"], batch: Batch) -> Tensor:
         """Returns ℓ of each sample, `[b]`, times its factor if the batch has factors.

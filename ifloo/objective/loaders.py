@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Subset
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, MapDataset, fetch_samples
@@ -16,6 +16,8 @@ from ifloo.objective.ids import decide
 from ifloo.objective.sampling import refuse_partial
 from ifloo.objective.seeded_draws import Collate, FixedReads, is_kept, scored_reads, training_reads, without_draws
 from ifloo.objective.singles import Apart, CollateItems, CollateSingles, Singles
+
+EQUAL_RATIOS = 1e-12  # relative difference of ratios that are the same
 
 
 class _Positioned(Dataset[object]):
@@ -125,29 +127,52 @@ class _PositionedReads(_Positioned, FixedReads):
 class _CollateWeighted:
     """The collate function for `_Positioned` that puts the ids and factors of samples beside their batch."""
 
-    def __init__(self, collate: Collate, ids: Tensor, factors: Tensor) -> None:
+    def __init__(self, collate: Collate, ids: Tensor, factors: Tensor, in_batch: Tensor | None) -> None:
         self.collate, self.ids, self.factors = collate, ids, factors
+        # Within a part of equal ratios a training step weighs the samples as J does; those without weight are in none.
+        ratios = factors.double() if in_batch is None else factors.double() / in_batch.where(in_batch > 0, 1.0)
+        self.ratios = (ratios / ratios.max()).where(factors > 0, 0.0)
 
     def __call__(self, drawn: tuple[object, list[int]]) -> Identified:
         samples, rows = drawn
-        return Identified(self.collate(samples), self.ids[rows], self.factors[rows])
+        batch: Batch
+        if isinstance(self.collate, CollateSingles) and isinstance(samples, list):
+            batch = self.collate.in_parts(samples, _equal(self.ratios[rows].tolist()))
+        else:
+            batch = self.collate(samples)
+        return Identified(batch, self.ids[rows], self.factors[rows])
 
 
-def weighted(loader: DataLoader[Batch], ids: Tensor, factors: Tensor) -> DataLoader[Batch]:
+def _equal(ratios: Sequence[float]) -> list[tuple[int, ...]]:
+    """Returns the positions of the numbers that are equal to rounding, for each number above 0; none if all differ."""
+    parts: list[list[int]] = []
+    order = sorted((ratio, k) for k, ratio in enumerate(ratios) if ratio > 0)
+    for position, (ratio, k) in enumerate(order):
+        if position and ratio - order[position - 1][0] <= EQUAL_RATIOS * ratio:
+            parts[-1].append(k)
+        else:
+            parts.append([k])
+    return [tuple(sorted(part)) for part in parts] if len(parts) < max(2, len(order)) else []
+
+
+def weighted(
+    loader: DataLoader[Batch], ids: Tensor, factors: Tensor, in_batch: Tensor | None = None
+) -> DataLoader[Batch]:
     """Returns a loader whose batches carry the factor n·c_i of each sample, for J = Σ_i c_i ℓ_i.
 
     Args:
         loader: Loader of the training data in order, such as that of a `TrainingData`.
         ids: Id of each sample, `[n]`.
         factors: Factor of each sample, `[n]`.
+        in_batch: Weight a_i of each sample in a training step on a batch, `[n]`; None if they are equal.
     """
     collate = loader.collate_fn
-    if isinstance(collate, CollateSingles):  # a step on a whole batch has the weights, so that sums can be taken of it
-        collate = replace(collate, with_whole=True)
+    if isinstance(collate, CollateSingles) and in_batch is not None:
+        collate = replace(collate, with_whole=True)  # a step on a batch has these weights: sums can be taken of it
     return DataLoader(
         _PositionedReads(samples_behind(loader)),
         batch_size=loader.batch_size,
-        collate_fn=_CollateWeighted(collate, ids.cpu(), factors.cpu()),  # type: ignore[arg-type]  # as `apart`
+        collate_fn=_CollateWeighted(collate, ids.cpu(), factors.cpu(), in_batch),  # type: ignore[arg-type]  # as `apart`
         num_workers=loader.num_workers,
     )
 
@@ -231,14 +256,27 @@ def own_dataset(loader: DataLoader[Batch]) -> object:
     return training_reads(dataset.dataset if isinstance(dataset, _Positioned) else dataset)
 
 
-def with_dataset(loader: DataLoader[Batch], dataset: MapDataset) -> DataLoader[Batch]:
-    """Returns a loader with the settings and the sampler of another one, over other samples of the same number."""
+def with_dataset(
+    loader: DataLoader[Batch],
+    dataset: MapDataset,
+    collate: Collate | None = None,
+    order: Iterable[object] | None = None,
+) -> DataLoader[Batch]:
+    """Returns a loader with the settings of another one, over other samples of the same number.
+
+    Args:
+        loader: The other loader.
+        dataset: Samples.
+        collate: Collate function; None: that of the other loader.
+        order: Sampler of batches, or of samples for a loader of `batch_size=None`; None: that of the other loader.
+    """
     batches = loader.batch_sampler
-    drawn = {"batch_size": None, "sampler": loader.sampler} if batches is None else {"batch_sampler": batches}
+    own = loader.sampler if batches is None else batches
+    drawn = own if order is None else order
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # typed as Dataset; anything with a length and items works
-        **drawn,
-        collate_fn=loader.collate_fn,
+        **({"batch_size": None, "sampler": drawn} if batches is None else {"batch_sampler": drawn}),
+        collate_fn=loader.collate_fn if collate is None else collate,
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
         timeout=loader.timeout,
@@ -257,6 +295,12 @@ def sample_count(loader: DataLoader[Batch]) -> int:
         InputError: The dataset has no length or no samples by position.
     """
     return len(samples_behind(loader))
+
+
+def samples_at_once(loader: DataLoader[Batch]) -> int | None:
+    """Returns the number of samples of a batch; None where the loader states none."""
+    batches = loader.batch_sampler
+    return batches.batch_size if isinstance(batches, BatchSampler) else loader.batch_size
 
 
 def samples_behind(loader: DataLoader[Batch]) -> MapDataset:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
+from torch.nn import functional
 from torch.utils.data import DataLoader
 from typing_extensions import TypeIs
 
 from ifloo.errors import InputError, summarise
 from ifloo.objective.batches import Batch, slice_batch, to_module, without_ids
+from ifloo.objective.forms import tensors_of
 from ifloo.objective.functional import scoring
 from ifloo.objective.loaders import separately, sequential
+from ifloo.objective.parameters_after import parameters_after
 from ifloo.objective.plain import recordable, recording
 from ifloo.objective.protocol import contract_of
 from ifloo.objective.singles import Singles, first_draw
@@ -23,19 +28,28 @@ from ifloo.params import author_name, tied_name
 LinearMap: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
-# Names of the graph's nodes: of a parameter, of its views, and of products that it enters as a matrix.
-LEAF = "torch::autograd::AccumulateGrad"
-VIEWS = frozenset(
-    f"{name}Backward0"
-    for name in ("T", "Transpose", "Permute", "View", "Expand", "Unsqueeze", "Squeeze", "ReshapeAlias", "UnsafeView")
-)
-PRODUCTS = frozenset(
-    f"{name}Backward0" for name in ("Addmm", "Mm", "Bmm", "Mv", "Addmv", "Baddbmm", "Linear", "Convolution")
-)
-
-
 class NoLogitsLayerError(InputError):
     """A module has no last layer through which alone its samples could be scored."""
+
+
+LEAF = "torch::autograd::AccumulateGrad"  # name of the node of a parameter in the graph
+
+
+@dataclass
+class _Graph:
+    """What one pass of a sample shows.
+
+    Attributes:
+        ends: Outputs of the layers that are met first on the way back from the loss, in the graph.
+        outputs: Name of the layer of each such place in the graph.
+        parameters: Parameters that are met on the way without passing a layer.
+        affine: Names of the linear maps that gave W x + b at each call.
+    """
+
+    ends: list[Node]
+    outputs: dict[Node, str]
+    parameters: list[Tensor]
+    affine: set[str]
 
 
 def is_linear_map(layer: nn.Module) -> TypeIs[LinearMap]:
@@ -50,18 +64,22 @@ def logits_layer(module: nn.Module, batch: Batch) -> str:
     """Returns the name of the linear map whose output is the logits, as seen in one sample's way to its loss.
 
     From the loss back, that is the first layer with parameters on every path: its output reaches the loss through
-    functions without parameters only. A layer whose output also feeds another such layer (an auxiliary loss of hidden
-    activations) is not the last. Layers without trainable weights are left out.
+    functions without trainable parameters only, but for parameters of one number (a temperature), which stay fixed as
+    all others do. A layer whose output also feeds another such layer (an auxiliary loss of hidden activations) is not
+    the last. Layers without trainable weights are left out. Whether a layer is linear, and what acts on its output, is
+    measured and not read off the kinds of its operations.
 
     Args:
         module: Module that states its losses; nothing of it is changed.
         batch: Samples, of which the first is run in evaluation mode.
 
     Raises:
-        NoLogitsLayerError: No such layer exists, several do (several heads), or its weight is that of another layer.
+        NoLogitsLayerError: No such layer exists, several do (several heads), its weight is that of another layer, or a
+            parameter acts on its output.
     """
-    reached = _reached(module, batch)
-    found = {name: layer for name, layer in reached.items() if is_linear_map(layer) and layer.weight.requires_grad}
+    graph = _graph(module, batch)
+    reached = _reached(module, graph)
+    found = [name for name, layer in reached.items() if name in graph.affine and _has_trainable_weight(layer)]
     names = [author_name(module, name) for name in found]
     if len(names) > 1:
         raise NoLogitsLayerError(
@@ -76,11 +94,13 @@ def logits_layer(module: nn.Module, batch: Batch) -> str:
             "  Name the parameters to attribute, or take a method for all of them."
         )
     (name,) = found
-    if (shared := tied_name(module, f"{name}.weight")) is not None:
+    own = [f"{name}.{n}" for n, _ in module.get_submodule(name).named_parameters() if n != "bias"]
+    if (shared := next(filter(None, (tied_name(module, n) for n in own)), None)) is not None:
         raise NoLogitsLayerError(
             f"The weight of the last layer {names[0]} is also {author_name(module, shared)}: its inputs depend on it.\n"
             "  Name other parameters to attribute, or take a method for all of them."
         )
+    _refuse_parameters_after(module, batch, name, graph.parameters)
     return name
 
 
@@ -89,18 +109,55 @@ def first_sample(loader: DataLoader[Batch], module: nn.Module) -> Batch:
     return to_module(next(iter(sequential(separately(loader, with_whole=False), 1, slice(0, 1)))), module)
 
 
-def _reached(module: nn.Module, batch: Batch) -> dict[str, nn.Module]:
-    """Returns the layers with parameters whose outputs reach the loss through functions without parameters only."""
-    outputs: dict[Node, str] = {}
-    with recording(), scoring(module), _watched(module, outputs):
+def _has_trainable_weight(layer: nn.Module) -> bool:
+    """Tells whether parameters other than a bias are trained; those of a normed weight have names of their own."""
+    return any(p.requires_grad for name, p in layer.named_parameters() if name != "bias")
+
+
+def _graph(module: nn.Module, batch: Batch) -> _Graph:
+    """Runs one sample and walks back from its loss to the first layers."""
+    graph = _Graph([], {}, [], set())
+    with recording(), scoring(module), _watched(module, graph):
         loss = _one_loss(module, batch)
-    layers = dict(module.named_modules())
-    ends = _ends([loss.grad_fn], outputs)
-    _refuse_map_without_layer([loss.grad_fn], outputs)
+    graph.ends, leaves = _ends([loss.grad_fn], graph.outputs)
+    graph.parameters = [leaf.variable for leaf in leaves]  # type: ignore[attr-defined]  # of the nodes named LEAF
+    return graph
+
+
+def _reached(module: nn.Module, graph: _Graph) -> dict[str, nn.Module]:
+    """Returns the layers with parameters whose outputs reach the loss through functions without parameters only."""
+    layers, outputs = dict(module.named_modules()), graph.outputs
     upstream = set[str]()
-    for end in ends:
-        upstream |= {outputs[node] for node in _ends(_before(end), outputs, past=True)} - {outputs[end]}
-    return {name: layers[name] for name in dict.fromkeys(outputs[end] for end in ends) if name not in upstream}
+    for end in graph.ends:
+        upstream |= {outputs[node] for node in _ends(_before(end), outputs, past=True)[0]} - {outputs[end]}
+    return {name: layers[name] for name in dict.fromkeys(outputs[end] for end in graph.ends) if name not in upstream}
+
+
+def _refuse_parameters_after(module: nn.Module, batch: Batch, name: str, met: Sequence[Tensor]) -> None:
+    """Checks that no parameter of more than one number acts on the output of a layer, such as a bias added after it.
+
+    Raises:
+        NoLogitsLayerError: One does: the output is not yet the logits.
+    """
+    names = {p: n for n, p in module.named_parameters()}
+    several = {names[p]: p for p in met if isinstance(p, nn.Parameter) and p in names and p.numel() > 1}
+    if not several:
+        return
+    fixed = [n for n, layer in module.named_modules() if _is_layer(layer)]
+
+    def loss() -> Tensor:
+        return _one_loss(module, batch)
+
+    with recording(), scoring(module):
+        acting = parameters_after(module, name, fixed, several, loss)
+    if acting:
+        own = [author_name(module, n) for n in acting]
+        one, layer = len(own) == 1, author_name(module, name)
+        raise NoLogitsLayerError(
+            f"Parameter{'' if one else 's'} {summarise(own)} act{'s' if one else ''} on the output of layer {layer}, "
+            "which is therefore not the logits.\n"
+            f"  Name the parameters to attribute, such as {[f'{layer}.*', *own]}, or take a method for all of them."
+        )
 
 
 def _one_loss(module: nn.Module, batch: Batch) -> Tensor:
@@ -112,14 +169,18 @@ def _one_loss(module: nn.Module, batch: Batch) -> Tensor:
 
 
 @contextmanager
-def _watched(module: nn.Module, outputs: dict[Node, str]) -> Generator[None, None, None]:
+def _watched(module: nn.Module, graph: _Graph) -> Generator[None, None, None]:
     """Records the place in the graph of what each layer with parameters of its own gives, until exit."""
+    other = set[str]()
 
-    def record(name: str) -> Callable[[nn.Module, object, object], None]:
-        def hook(_: nn.Module, given: object, out: object) -> None:
-            for tensor in _tensors(out):
+    def record(name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
+        def hook(layer: nn.Module, given: tuple[object, ...], out: object) -> None:
+            if is_linear_map(layer) and name not in other:
+                (graph.affine.add if _gave_affine(layer, given, out) else other.add)(name)
+                graph.affine.difference_update(other)
+            for tensor in tensors_of(out):
                 if tensor.grad_fn is not None:
-                    outputs[tensor.grad_fn] = name
+                    graph.outputs[tensor.grad_fn] = name
 
         return hook
 
@@ -131,65 +192,60 @@ def _watched(module: nn.Module, outputs: dict[Node, str]) -> Generator[None, Non
             handle.remove()
 
 
+def _gave_affine(layer: LinearMap, given: tuple[object, ...], out: object) -> bool:
+    """Tells whether a call gave W x + b: a class derived from a linear map, or a hook, may compute anything."""
+    if not given or not isinstance(given[0], Tensor) or not isinstance(out, Tensor):
+        return False
+    with torch.no_grad():
+        x, weight, bias = given[0], layer.weight, layer.bias
+        try:
+            channel = x.ndim - max(
+                weight.ndim - 1, 1
+            )  # a convolution has its inputs in the dimension before the pixels
+            expected = functional.linear(x.movedim(channel, -1), weight.flatten(1), bias).movedim(-1, channel)
+        except RuntimeError:  # such as a weight that is packed
+            return False
+        if expected.shape != out.shape:
+            return False
+        bound = 1e3 * torch.finfo(out.dtype).eps * expected.abs().max()
+        return bool(((out - expected).abs() <= bound).all())
+
+
 def _is_layer(module: nn.Module) -> bool:
-    """Tells whether a module uses its parameters itself: attention calls no layer within."""
+    """Tells whether a module uses its parameters itself: attention calls no layer within.
+
+    A fixed scale or norm, whose weights are vectors, is no layer but a function.
+    """
     if isinstance(module, nn.MultiheadAttention) or is_linear_map(module):
         return True
-    return next(module.children(), None) is None and next(module.parameters(), None) is not None
+    own = list(module.parameters())
+    return next(module.children(), None) is None and any(p.requires_grad or p.ndim > 1 for p in own)
 
 
-def _tensors(out: object) -> Iterator[Tensor]:
-    if isinstance(out, Tensor):
-        yield out
-    elif isinstance(out, (tuple, list)):
-        for item in out:
-            yield from _tensors(item)
-    elif isinstance(out, Mapping):
-        yield from _tensors(list(out.values()))
+def _ends(
+    start: Sequence[Node | None], outputs: Mapping[Node, str], past: bool = False
+) -> tuple[list[Node], list[Node]]:
+    """Walks the graph back and returns the outputs of layers, and the parameters, that are met.
 
-
-def _refuse_map_without_layer(start: Sequence[Node | None], outputs: Mapping[Node, str]) -> None:
-    """Checks that no matrix product with a bare parameter, such as `F.linear(h, self.W)`, follows the layers.
-
-    Raises:
-        NoLogitsLayerError: One does: it gives the logits, and no layer does.
+    Args:
+        start: Nodes to start from.
+        outputs: Name of the layer of each output.
+        past: Whether the walk goes on behind the outputs of layers.
     """
-    stack, seen = [node for node in start if node is not None], set[Node]()
-    while stack:
-        node = stack.pop()
-        if node in seen or node in outputs:
-            continue
-        seen.add(node)
-        inputs = [_behind_views(before) for before in _before(node)]
-        leaves = [before for before in inputs if before.name() == LEAF]
-        if node.name() in PRODUCTS and leaves and len(leaves) < len(inputs):
-            raise NoLogitsLayerError(
-                f"The logits come from a product with a parameter ({node.name().removesuffix('Backward0')}) that no "
-                "layer makes.\n  Name the parameters to attribute, or take a method for all of them."
-            )
-        stack += _before(node)
-
-
-def _behind_views(node: Node) -> Node:
-    while node.name() in VIEWS and len(_before(node)) == 1:
-        (node,) = _before(node)
-    return node
-
-
-def _ends(start: Sequence[Node | None], outputs: dict[Node, str], past: bool = False) -> list[Node]:
-    """Walks the graph back and returns the outputs of layers that are met; goes on behind them only if `past`."""
-    stack, seen, found = [node for node in start if node is not None], set[Node](), []
+    stack, seen, found, leaves = [node for node in start if node is not None], set[Node](), [], []
     while stack:
         node = stack.pop()
         if node in seen:
             continue
         seen.add(node)
+        if node.name() == LEAF:
+            leaves.append(node)
         if node in outputs:
             found.append(node)
             if not past:
                 continue
         stack += _before(node)
-    return found
+    return found, leaves
 
 
 def _before(node: Node) -> list[Node]:

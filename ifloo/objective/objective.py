@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, Identified, SampleSource, TrainingData, slice_batch, without_ids
+from ifloo.objective.epoch_weights import EpochWeights
 from ifloo.objective.functional import FunctionalLosses
 from ifloo.objective.loaders import weighted
 from ifloo.objective.paths import choose_path
@@ -76,12 +77,13 @@ class Objective:
         """Returns the objective of a refit: the same losses and data with other weights w."""
         return replace(self, weights=weights)
 
-    def weighted(self, weights: Float[Tensor, " n"]) -> Objective:
-        """Returns J = Σ_i c_i ℓ_i + R with c_i = a_i / Σ a, for training steps that weigh the samples of a batch.
+    def weighted(self, weights: Float[Tensor, " n"] | EpochWeights) -> Objective:
+        """Returns J = Σ_i c_i ℓ_i + R, for training steps or epochs that weigh their samples.
 
         Args:
-            weights: Relative weights a_i >= 0 of the training samples, in their order. A training step on a batch must
-                be Σ a_i ℓ_i / Σ a_i over the batch.
+            weights: Weights c_i of the training samples, in their order, as `epoch_weights` finds them for the batches
+                of a fit; or relative weights a_i >= 0 of samples that are all in one batch, where c_i = a_i / Σ a. A
+                training step on a batch must be Σ a_i ℓ_i / Σ a_i over the batch.
 
         Raises:
             InputError: The objective runs over a subsample of the data.
@@ -93,14 +95,18 @@ class Objective:
     def part(self, theta: Float[Tensor, " p"], ids: Tensor, batch: Batch) -> Float[Tensor, ""]:
         """Returns the share of one batch in (1/n) Σ_i w_i ℓ_i, in nats.
 
-        Where the samples come one by one with their whole batch, and have equal weights, the share is taken of the
-        training step on the whole batch: many times faster, and equal (`choose_path` checks it).
+        Where the samples come one by one with whole batches of them, and have equal weights w, the share is taken of
+        training steps on the whole batches: many times faster, and equal (`choose_path` checks it).
         """
         inner = without_ids(batch)
-        if isinstance(inner, Singles) and inner.whole is not None and self.weights.equal_for(ids):
+        if isinstance(inner, Singles) and inner.summed and self.weights.equal_for(ids):
             factors = batch.factors if isinstance(batch, Identified) else None
-            total = len(inner) if factors is None else float(factors.sum())
-            return self.weights.default * total * self.losses.step_loss(theta, inner.whole) / self.n
+            steps = [
+                (len(part.rows) if factors is None else float(factors[list(part.rows)].sum()))
+                * self.losses.step_loss(theta, part.batch)
+                for part in inner.summed
+            ]
+            return self.weights.default * torch.stack(steps).sum() / self.n
         losses = self.losses.sample_losses(theta, batch)
         return (self.weights.of(ids, losses.dtype) * losses).sum() / self.n
 
@@ -110,7 +116,7 @@ class Objective:
         Each holds the activations of one training step only.
         """
         inner = without_ids(batch)
-        if not isinstance(inner, Singles) or (inner.whole is not None and self.weights.equal_for(ids)):
+        if not isinstance(inner, Singles) or (inner.summed and self.weights.equal_for(ids)):
             yield lambda theta: self.part(theta, ids, batch)
             return
         for k in range(len(inner)):
@@ -142,17 +148,20 @@ class Objective:
         return gradient
 
 
-def weighted_data(data: TrainingData, weights: Float[Tensor, " n"]) -> TrainingData:
-    """Returns the training data with the factor n·a_i / Σ a beside each sample; see `Objective.weighted`.
+def weighted_data(data: TrainingData, weights: Float[Tensor, " n"] | EpochWeights) -> TrainingData:
+    """Returns the training data with the factor n·c_i beside each sample; see `Objective.weighted`.
 
     Raises:
         InputError: The data do not come from a DataLoader.
     """
     if not isinstance(data.loader, DataLoader):
         raise InputError(f"Samples can be weighted where a DataLoader yields them, got {type(data.loader).__name__}.")
-    factors = weights.double() * (data.n / weights.double().sum())
-    found = TrainingData(weighted(data.loader, data.ids, factors.to(data.dtype)), data.device, data.dtype)
-    found.factors = factors
+    if not isinstance(weights, EpochWeights):
+        weights = EpochWeights.of_one_batch(weights)
+    factors, in_batch = weights.shares * data.n, weights.in_batch
+    loader = weighted(data.loader, data.ids, factors.to(data.dtype), in_batch)
+    found = TrainingData(loader, data.device, data.dtype)
+    found.factors, found.in_batch = factors, in_batch
     return found
 
 

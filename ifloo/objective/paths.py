@@ -23,13 +23,13 @@ from ifloo.objective.batches import Batch, batch_size, fetch_samples, sample_ids
 from ifloo.objective.causes import cause_of_change
 from ifloo.objective.forms import opaque_parts, tensors_of
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
-from ifloo.objective.layout import Layout
 from ifloo.objective.loaders import samples_behind, separately, sequential, unwrap_loader
 from ifloo.objective.own_backward import own_backward
 from ifloo.objective.plain import leaf, recordable, recording
 from ifloo.objective.randomness import undisturbed
+from ifloo.objective.separation import Separation
 from ifloo.objective.singles import length_of
-from ifloo.objective.slopes import backward_slopes, forward_slopes, random_unit, unit_along
+from ifloo.objective.slopes import backward_slopes, forward_slopes, random_unit, summed_slope, unit_along
 from ifloo.params import ParamSpace
 
 DRAWN = 256  # samples whose lengths are compared
@@ -54,7 +54,7 @@ class Choice:
 
     def of(self, module: nn.Module, space: ParamSpace) -> FunctionalLosses:
         """Returns the losses of a module of the same class, computed in the same way."""
-        return FunctionalLosses(module, space, self.losses.path, self.losses.vmapped, self.losses.layout)
+        return FunctionalLosses(module, space, self.losses.path, self.losses.vmapped, self.losses.separation)
 
     def loader(self, loader: DataLoader[Batch], size: int) -> DataLoader[Batch]:
         """Returns the loader for the sums of J, in order, with at most `size` samples in a batch."""
@@ -115,10 +115,10 @@ class DrawnSamples:
         return to_device(collated, self.device, self.dtype)
 
     @cached_property
-    def layout(self) -> Layout | None:
-        """Layout of the batches; None where batches cannot be taken apart."""
+    def separation(self) -> Separation:
+        """Division of batches into samples."""
         first = fetch_samples(self.dataset, [self.rows[0]])  # type: ignore[arg-type]
-        return Layout.of(self.collate, first[0]) if self.batched and isinstance(first, list) else None
+        return Separation.of_sample(self.collate, first, self.batched)
 
     @property
     def shares_tensors(self) -> bool:
@@ -188,6 +188,11 @@ class Reference:
         tolerance = 1e3 * eps * (self.scales + self.losses.abs()) + 50 * eps * self.direction.norm()
         return bool(((found - self.slopes).abs() <= tolerance).all())
 
+    def same_sum(self, found: Tensor) -> bool:
+        """Tells whether a slope is that of the sum of the losses, up to the order of additions."""
+        tolerance = 1e3 * torch.finfo(found.dtype).eps * (self.scales + self.losses.abs()).sum()
+        return bool((found - self.slopes.sum()).abs() <= tolerance)
+
 
 def rounding(value: Tensor) -> Tensor:
     """Returns the tolerance for losses that differ only in the order of additions: 1e3 roundings of the dtype."""
@@ -239,8 +244,10 @@ class _Trial:
         elif in_batch is not None and self._splittable and self.reference.same_losses(in_batch):
             for path, products in ((Path.FORWARD, self._forward), (Path.BACKWARD, self._backward)):
                 found = self._attempt(products)
-                if found is not None and self.reference.same_slopes(found):
-                    return Choice(self._along(path, self._vmapped()))
+                if found is None or not self.reference.same_slopes(found):
+                    continue
+                if (vmapped := self._vmapped()) or self._summed():
+                    return Choice(self._along(path, vmapped))
         whole = self.samples.batched and self._whole_is_mean()
         return Choice(self._along(Path.LOOP, False, whole), True, whole)
 
@@ -263,11 +270,11 @@ class _Trial:
         return self.losses.theta()
 
     def _along(self, path: Path, vmapped: bool, whole: bool = False) -> FunctionalLosses:
-        layout = self.samples.layout if path is Path.LOOP else None
+        separation = self.samples.separation if path is Path.LOOP else None
         notes = [] if path is Path.FORWARD else [self._why(path, whole)]
         if has_stopped_part(self.losses, self.samples, self.reference):
             notes.append(self._stopped())
-        return FunctionalLosses(self.losses.module, self.losses.space, path, vmapped, layout, tuple(notes))
+        return FunctionalLosses(self.losses.module, self.losses.space, path, vmapped, separation, tuple(notes))
 
     def _stopped(self) -> str:
         """Returns the note on a loss whose gradient is not its derivative."""
@@ -280,6 +287,10 @@ class _Trial:
         if path is Path.BACKWARD:
             return not_backward()
         reason = self.failures[0] if self.failures else "batches of several give other losses than samples alone"
+        if not self.samples.batched:
+            reason = (
+                "each item of the data set is a batch (batch_size=None) and counts as one sample, whatever it holds"
+            )
         sums = "; sums over samples are taken by training steps on whole batches" if whole else ""
         ms, n = 1e3 * self.reference.seconds, self.samples.n
         return (
@@ -298,6 +309,13 @@ class _Trial:
             lambda: self.losses.sample_gradients(self.theta, self.samples.batch) @ self.reference.direction
         )
         return found is not None and self.reference.same_slopes(found)
+
+    def _summed(self) -> bool:
+        """Tells whether the gradient of samples together is right, which objectives and products with H are made of."""
+        found = self._attempt(
+            lambda: summed_slope(self.losses, self.theta, self.samples.batch, self.reference.direction)
+        )
+        return found is not None and self.reference.same_sum(found)
 
     def _whole_is_mean(self) -> bool:
         """Tells whether a training step on the batch has the mean of the singles as its loss and gradient."""

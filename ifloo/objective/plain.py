@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ifloo.objective.forms import Batch, map_tensors, with_tensors_within
+from ifloo.objective.user_code import user_code
 
 Scalar = Callable[[Tensor], Tensor]  # [p] -> []
 
@@ -44,7 +45,10 @@ def gradient(value: Float[Tensor, ""], theta: Float[Tensor, "*p"], create_graph:
     """Returns ∂value/∂θ of a recorded value, in the shape of θ; zero if the value does not depend on θ."""
     if not value.requires_grad:
         return torch.zeros_like(theta)
-    (slope,) = torch.autograd.grad(value, theta, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+    with user_code("The backward pass of a loss", remedy=_BACKWARD):
+        (slope,) = torch.autograd.grad(
+            value, theta, create_graph=create_graph, allow_unused=True, materialize_grads=True
+        )
     return slope
 
 
@@ -74,3 +78,9 @@ def recordable_rows(V: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
 def _pulled(slope: Tensor, theta: Tensor, v: Tensor) -> Tensor:
     (product,) = torch.autograd.grad(slope, theta, v, retain_graph=True, allow_unused=True, materialize_grads=True)
     return product
+
+
+_BACKWARD = (
+    "A sample is scored as a batch of one, which training_step must accept: squeeze(-1), for instance, in place of "
+    "squeeze(), which takes the dimension of the samples too."
+)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from ifloo.errors import IflooError, InputError, summarise
-from ifloo.objective.batches import Batch, Identified, TrainingData, batch_size, slice_batch, without_ids
+from ifloo.objective.batches import Batch, TrainingData, batch_size, slice_batch, without_factors, without_ids
 from ifloo.objective.causes import causes_of_other_mean
 from ifloo.objective.certificate import ObjectiveCertificate
 from ifloo.objective.functional import Path, scoring
@@ -69,7 +69,7 @@ def preflight(
         InputError: The loss of a sample depends on its batch, is not reproducible, not finite or not a single number,
             or cannot be differentiated.
     """
-    ids, few = _drawn(objective)
+    ids, few, weights = _drawn(objective)
     with scoring(objective.losses.module):
         in_batch = _losses_in_batch(objective, theta, few)
         _check_losses(in_batch, ids)
@@ -82,7 +82,7 @@ def preflight(
             in_batch, alone, "alone and in a batch", "BatchNorm in train mode, or a loss taken across the batch"
         )
         if certificate is None and objective.losses.path is not Path.LOOP:
-            _check_step_loss(objective, theta, few, in_batch)
+            _check_step_loss(objective, theta, few, weights)
         gradients = _gradients(objective, theta, few)
         share = float(gradients.norm(dim=1).mean()) / objective.n
         value, slope = objective.value_and_gradient(theta)
@@ -93,14 +93,15 @@ def preflight(
         return Stationarity(float(slope.norm()), share, certificate)
 
 
-def _drawn(objective: Objective) -> tuple[Tensor, Batch]:
-    """Returns ids and batch of `ROWS` samples drawn from all data; of a subsample, its first ones."""
+def _drawn(objective: Objective) -> tuple[Tensor, Batch, Tensor | None]:
+    """Returns ids, batch and weights a_i of `ROWS` samples drawn from all data; of a subsample, its first ones."""
     data = objective.data
     if isinstance(data, TrainingData):
         positions = torch.randperm(data.n, generator=torch.Generator().manual_seed(SEED))[:ROWS]
-        return data.ids[positions], data.sample(positions)
+        weights = None if data.in_batch is None else data.in_batch[positions]
+        return data.ids[positions], data.sample(positions), weights
     ids, batch = next(iter(data.with_ids()))
-    return ids[:ROWS], slice_batch(batch, slice(0, ROWS))
+    return ids[:ROWS], slice_batch(batch, slice(0, ROWS)), None
 
 
 def _forward_is_backward(objective: Objective, theta: Tensor, slope: Tensor) -> bool:
@@ -131,7 +132,7 @@ def _refuse_not_finite(objective: Objective, theta: Tensor) -> None:
     )
 
 
-def _check_step_loss(objective: Objective, theta: Tensor, few: Batch, losses: Tensor) -> None:
+def _check_step_loss(objective: Objective, theta: Tensor, few: Batch, weights: Tensor | None) -> None:
     """Checks that a training step on a batch gives the mean of the training steps on batches of one.
 
     Otherwise ℓ_i would belong to another objective than the one that was trained.
@@ -141,9 +142,9 @@ def _check_step_loss(objective: Objective, theta: Tensor, few: Batch, losses: Te
     """
     if not objective.losses.contract.one_by_one:
         return
-    factors = few.factors if isinstance(few, Identified) else None
-    whole = objective.losses.step_loss(theta, few)
-    mean = losses.mean() if factors is None else losses.sum() / factors.sum()
+    whole, losses = objective.losses.step_loss(theta, few), _losses_in_batch(objective, theta, without_factors(few))
+    a = torch.ones_like(losses) if weights is None else weights.to(losses)
+    mean = (a * losses).sum() / a.sum()
     if (whole - mean).abs() > rounding(mean):
         seen = causes_of_other_mean(objective.losses.module, without_ids(few), float(whole / mean), len(losses))
         raise InputError(

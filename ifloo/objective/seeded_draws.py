@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset, default_collate, de
 
 from ifloo.objective.batches import BatchedDataset, MapDataset, fetch_samples, tensors_of
 from ifloo.objective.randomness import undisturbed
-from ifloo.objective.singles import Drawn
+from ifloo.objective.singles import CollateItems, Drawn
 
 Collate: TypeAlias = Callable[..., object]  # (result of `fetch_samples`) -> batch
 
@@ -101,6 +101,10 @@ class SeededCollate:
                 digest.update(bytes_of(x))
             seed_by(digest.digest())
             return self.collate(fetched)
+
+    def of_draw(self, draw: int) -> SeededCollate:
+        """Returns the function of a draw, for a function that serves several; itself, whose draw is fixed."""
+        return self
 
 
 def bytes_of(x: Tensor) -> bytes | memoryview:
@@ -199,8 +203,12 @@ def without_draws(dataset: MapDataset, collate: Collate) -> tuple[MapDataset, Co
 
 def seeded_collate(collate: Collate, draw: int = 0) -> Collate:
     """Returns the collate function with fixed draws; torch's own, which draws nothing, stays itself."""
-    if isinstance(collate, SeededCollate) or collate is default_collate or collate is default_convert:
+    if collate is default_collate or collate is default_convert:
         return collate
+    if isinstance(collate, SeededCollate):
+        return collate.of_draw(draw)
+    if isinstance(collate, CollateItems) and isinstance(collate.convert, SeededCollate):
+        return collate.convert.of_draw(draw)  # takes items, as `CollateItems` does
     return SeededCollate(collate, draw)
 
 

@@ -34,17 +34,37 @@ def first_draw(batch: Batch) -> Batch:
     return batch.draws[0] if isinstance(batch, Drawn) else batch
 
 
+class Part(NamedTuple):
+    """Samples of a batch, collated into one, within which J weighs samples as a training step on them does.
+
+    Attributes:
+        rows: Positions of the samples in the batch.
+        batch: The samples as one batch.
+    """
+
+    rows: tuple[int, ...]
+    batch: Batch
+
+
 @dataclass(eq=False)
 class Singles:
     """Samples of a batch, one by one.
 
     Attributes:
         batches: Batch of one of each sample, b in all.
-        whole: All samples collated into one batch, for sums over them; None if sums are taken one by one.
+        whole: All samples collated into one batch, for sums over them; None if sums are taken one by one, or of parts.
+        parts: Batches for sums where J does not weigh all samples as a training step on the whole batch does.
     """
 
     batches: tuple[Batch, ...]
     whole: Batch | None = None
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def summed(self) -> tuple[Part, ...]:
+        """Batches of which sums over the samples are taken; none if sums are taken one by one."""
+        whole = () if self.whole is None else (Part(tuple(range(len(self))), self.whole),)
+        return self.parts or whole
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -119,11 +139,20 @@ class CollateSingles:
     with_whole: bool = False
 
     def __call__(self, fetched: Sequence[object]) -> Singles:
+        return self.in_parts(fetched, [tuple(range(len(fetched)))])
+
+    def in_parts(self, fetched: Sequence[object], parts: Sequence[tuple[int, ...]]) -> Singles:
+        """Makes `Singles` with batches of parts of the samples, given by their positions, if sums are taken of any."""
         batches = tuple(self.collate(one) for one in fetched)
         lists = [one for one in fetched if isinstance(one, list)]
         if not self.with_whole or len(lists) < len(fetched):  # a data set that collates by itself gives no lists
             return Singles(batches)
-        return Singles(batches, self.collate([sample for one in lists for sample in one]))
+        if [len(rows) for rows in parts] == [len(fetched)]:
+            return Singles(batches, self._joined(lists, range(len(fetched))))
+        return Singles(batches, None, tuple(Part(rows, self._joined(lists, rows)) for rows in parts))
+
+    def _joined(self, lists: Sequence[list[object]], rows: Sequence[int]) -> Batch:
+        return self.collate([sample for k in rows for sample in lists[k]])
 
 
 def length_of(single: Batch) -> int:

@@ -32,6 +32,17 @@ def backward_slopes(
     return torch.stack([push(direction)[0] for direction in directions])
 
 
+def summed_slope(
+    losses: FunctionalLosses, theta: Float[Tensor, " p"], batch: Batch, direction: Float[Tensor, " p"]
+) -> Float[Tensor, ""]:
+    """Returns Σ ∇ℓ_i(θ) · v from one gradient of the sum, in the way that the losses are differentiated.
+
+    Code with a forward-mode derivative may lack this one: activation checkpointing hooks into what is recorded.
+    """
+    slope: Tensor = losses.gradient_and_value(lambda at: losses.sample_losses(at, batch).sum(), theta)[0]
+    return slope @ direction
+
+
 def random_unit(like: Float[Tensor, " p"], seed: int) -> Float[Tensor, " p"]:
     """Returns a random direction of length 1, the same on every device."""
     drawn = torch.randn(like.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(like)

@@ -38,6 +38,10 @@ class _Place(NamedTuple):
         return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}:{self.line}"
 
 
+class RemoteError(Exception):
+    """Traceback of an exception in another process, as text: the cause of the same exception in this one."""
+
+
 @contextmanager
 def user_code(what: str, when: str = "", remedy: str = "") -> Generator[None, None, None]:
     """Turns any exception of the user's code within the context into an InputError.
@@ -113,6 +117,8 @@ def reason(error: Exception) -> str:
         text = text[worker.end() :].rstrip().splitlines()[-1].removeprefix(f"{type(error).__name__}:").strip()
     else:
         frames = _frames(error.__traceback__)
+        if isinstance(error.__cause__, RemoteError):
+            frames += [_Place(f["file"], int(f["line"])) for f in _FRAME.finditer(str(error.__cause__))]
         if shown is not error:
             frames, text = frames + _frames(shown.__traceback__), _text_of(shown)
     plain = meaning_of(text)

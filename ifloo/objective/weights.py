@@ -50,6 +50,8 @@ class SampleWeights:
             raise InputError(f"Each id can be removed once, got {sorted(ids)}.")
         if len(ids) >= n:
             raise InputError(f"Removing {len(ids)} of {n} samples leaves nothing to train on.")
+        if share is not None and not share < 1 - 1e-12:
+            raise InputError(f"Removing {len(ids)} of {n} samples leaves none that was trained on.")
         whole = n / (n - len(ids)) if share is None else 1 / (1 - share)
         default = whole if removal == "drop" else 1.0
         return cls(default, torch.tensor(sorted(ids), dtype=torch.int64), torch.zeros(len(ids), dtype=torch.float64))

@@ -15,10 +15,13 @@ from ifloo.minimize.newton_cg import Evaluation, FitEnd, NewtonSystem, newton_cg
 from ifloo.minimize.trust_region import trust_region
 from ifloo.models import Adapted, SampleLossModule
 from ifloo.objective import Batch, FunctionalLosses, Objective, SampleWeights, TrainingData, scoring
+from ifloo.objective.epoch_weights import epoch_weights
 from ifloo.objective.loaders import unwrap_loader
 from ifloo.objective.objective import weighted_data
 from ifloo.objective.paths import Choice, choose_path
 from ifloo.objective.protocol import contract_of
+from ifloo.objective.sampling import refuse_rows_apart
+from ifloo.objective.seeded_draws import bytes_of
 from ifloo.params import DTYPES, ParamSpace
 from ifloo.solvers import Nystrom, Preconditioner, SolveError
 
@@ -160,7 +163,8 @@ class NewtonFinish(L.Callback):
         """Returns J(θ; w) of a module with its sample weights; the data are loaded once and kept.
 
         Raises:
-            InputError: If the module is not a `SampleLossModule`.
+            InputError: If the module is not a `SampleLossModule`, or one whose J runs over every sample, and the loader
+                draws part of them.
         """
         if not isinstance(module, SampleLossModule):
             raise InputError(
@@ -168,14 +172,17 @@ class NewtonFinish(L.Callback):
                 f"{type(module).__name__}.\n  Wrap it: ifloo.models.Adapted(module)."
             )
         space = ParamSpace.of(module)
-        weights = module.batch_weights if isinstance(module, Adapted) else SampleWeights()
-        key = (unwrap_loader(loader)[0], space.device, space.dtype, float(weights.values.sum()))
+        if not isinstance(module, Adapted):
+            refuse_rows_apart(loader)
+        stated = module.shares if isinstance(module, Adapted) else SampleWeights()
+        key = (unwrap_loader(loader)[0], space.device, space.dtype, bytes(bytes_of(stated.values)))
         if self._data is None or self._data_key != key:
             self._inner = None  # its preconditioner is of the former data, on their device
             self._choice = choose_path(FunctionalLosses(module, space), loader)
             data = TrainingData(self._choice.loader(loader, self.batch_size), space.device, space.dtype)
-            if len(weights.ids):
-                data = weighted_data(data, weights.of(data.ids, space.dtype))
+            if isinstance(module, Adapted):
+                weights = module.weights_of(data.ids) or epoch_weights(loader)
+                data = data if weights is None else weighted_data(data, weights)
             self._data, self._data_key = data, key
         assert self._choice is not None
         return Objective(self._choice.of(module, space), self._data, module.sample_weights)

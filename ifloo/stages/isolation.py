@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import random
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import TypeAlias, TypeVar
 
 import lightning as L
@@ -33,7 +34,7 @@ def detached(module: ModuleT) -> ModuleT:
     """
     memo: dict[int, object] = {}
     for part in module.modules():
-        for value in _nested(vars(part), sys.maxsize):
+        for value in _nested([vars(part)], partial(_items, most=sys.maxsize)):
             if isinstance(value, _SHARED):
                 memo[id(value)] = value
             elif isinstance(value, Tensor) and value.grad_fn is not None:  # such as losses kept for the end of an epoch
@@ -53,10 +54,12 @@ def undisturbed_with(*held_by: object) -> Generator[None, None, None]:
     """Restores all random states on leaving the context.
 
     Args:
-        held_by: Data sets, collate functions and other objects whose own generators are restored too.
+        held_by: Data sets, collate functions, modules and other objects whose own generators are restored too, also
+            those that their functions reach: as a variable, default value, attribute of a class or global name.
     """
+    held = [x for one in held_by for x in (_held_by(one) if isinstance(one, nn.Module) else [one])]
     with undisturbed(), ExitStack() as restored:
-        for generator in _nested(held_by, SEARCHED_ITEMS):
+        for generator in _nested(held, _reached):
             if isinstance(generator, _GENERATORS):
                 restored.callback(_restoring(generator))
         yield
@@ -64,6 +67,9 @@ def undisturbed_with(*held_by: object) -> Generator[None, None, None]:
 
 RandomGenerator: TypeAlias = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+_FUNCTIONS = (FunctionType, staticmethod, classmethod)
+_LIBRARIES = ("builtins", "torch", "lightning", "pytorch_lightning", "numpy", "abc", "typing", "ifloo")
+_EMPTY = CellType()  # of a variable without value
 
 
 def _restoring(generator: RandomGenerator) -> Callable[[], object]:
@@ -77,18 +83,19 @@ def _restoring(generator: RandomGenerator) -> Callable[[], object]:
     return partial(generator.set_state, generator.get_state())
 
 
-def _nested(value: object, most: int) -> Iterator[object]:
-    """Yields an object and what it holds as attributes or items, each once; modules are not searched."""
-    level: list[object] = [value]
-    seen = {id(value)}
+def _nested(values: Iterable[object], held_by: Callable[[object], list[object]]) -> Iterator[object]:
+    """Yields objects and what they hold, each once, down to some depth; modules are not searched."""
+    level = list({id(x): x for x in values}.values())
+    seen = {id(x) for x in level}
     for _ in range(DEPTH + 1):
         yield from level
-        held = [item for one in level for item in _items(one, most)]
+        held = [item for one in level for item in held_by(one)]
         level = [item for item in {id(x): x for x in held}.values() if id(item) not in seen]
         seen |= {id(item) for item in level}
 
 
 def _items(value: object, most: int) -> list[object]:
+    """Returns the attributes or items of an object; none of a list or dict of more items."""
     if isinstance(value, (Tensor, np.ndarray, nn.Module, L.Trainer, type, *_GENERATORS)):
         return []
     if isinstance(value, (Mapping, list, tuple, set, frozenset)):
@@ -96,3 +103,40 @@ def _items(value: object, most: int) -> list[object]:
             return []
         return list(value.values() if isinstance(value, Mapping) else value)
     return list(getattr(value, "__dict__", {}).values())
+
+
+def _held_by(module: nn.Module) -> list[object]:
+    """Returns what a module and its layers hold."""
+    return [value for layer in module.modules() for value in vars(layer).values()]
+
+
+def _reached(value: object) -> list[object]:
+    """Returns what an object holds, and what its functions reach."""
+    if isinstance(value, ModuleType):
+        return []
+    if isinstance(value, MethodType):
+        return [value.__self__, value.__func__]
+    if isinstance(value, (staticmethod, classmethod)):
+        return [value.__func__]
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, FunctionType):
+        return _reached_by(value)
+    classes = [base for base in type(value).__mro__ if base.__module__.partition(".")[0] not in _LIBRARIES]
+    attributes = [x for base in classes for x in vars(base).values() if isinstance(x, (*_GENERATORS, *_FUNCTIONS))]
+    return [*_items(value, SEARCHED_ITEMS), *attributes]
+
+
+def _reached_by(function: FunctionType) -> list[object]:
+    """Returns the variables that a function has captured, its default values, and its global generators, functions."""
+    captured = [cell.cell_contents for cell in function.__closure__ or () if cell != _EMPTY]
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    known = [function.__globals__.get(name) for name in _names_in(function.__code__)]
+    return [*captured, *defaults, *(x for x in known if isinstance(x, (*_GENERATORS, FunctionType)))]
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _names_in(inner)

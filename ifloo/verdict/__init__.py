@@ -8,6 +8,7 @@
 - `group_effects`, `small_steps`: refits without groups of samples, and refits at weights near 1.
 - `label_errors`: number of known wrong labels at the head of each ranking.
 - `extremes`, `unverified`: most influential training samples of a test; tests without enough refits.
+- `judgement`: the verdict in plain words: whether the predicted changes came true.
 - `base_model`: check that results belong to the base model that was scored.
 """
 

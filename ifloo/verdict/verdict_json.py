@@ -10,7 +10,7 @@ from ifloo.store import JSON
 from ifloo.verdict.agreements import Statistics
 from ifloo.verdict.comparison import Comparison
 from ifloo.verdict.label_errors import LabelErrors
-from ifloo.verdict.objective_record import ObjectiveRecord
+from ifloo.verdict.objective_record import ObjectiveRecord, weights_of
 from ifloo.verdict.pooled import Pooled, pooled
 
 DEFINITIONS: dict[str, JSON] = {  # part of verdict.json: the meaning of its entries
@@ -67,6 +67,18 @@ class Verdict(Mapping[int, Comparison]):
             return self.over_all_tests.statistics
         return next((one.statistics for one in self.tests.values()), None)
 
+    @property
+    def definitions(self) -> dict[str, JSON]:
+        """Meaning of the entries of verdict.json, for the weights of the samples in J."""
+        if (rule := weights_of(self.objective)) is None:
+            return DEFINITIONS
+        weighted = {
+            "predicted": "drop: -(s - n c_i mean s); zero_weight: -s; nats, s = dL_t/dw_i (see the npz files)",
+            "J": f"sum_i c_i w_i l_i + R, sum c_i = 1: samples weigh as in a training step, by {rule}; "
+            "c_i = factors / n (see the npz files)",
+        }
+        return {**DEFINITIONS, **weighted}
+
     def to_json(self) -> dict[str, JSON]:
         """Returns the content of verdict.json."""
         return {
@@ -74,5 +86,5 @@ class Verdict(Mapping[int, Comparison]):
             **({"all_tests": self.over_all_tests.to_json()} if self.over_all_tests else {}),
             **({"mislabels": self.mislabels.to_json()} if self.mislabels else {}),
             **({"objective": self.objective} if self.objective else {}),
-            "definitions": DEFINITIONS,
+            "definitions": self.definitions,
         }

@@ -66,6 +66,14 @@ def test_class_weights_are_part_of_the_scores(tmp_path, caplog):
     exact = -shares * (torch.stack([gradient(x, y, i) for i in range(len(y))]) @ torch.linalg.solve(H, test))
     np.testing.assert_allclose(stored.scores, exact.numpy(), rtol=0, atol=1e-7 * float(exact.abs().max()))
 
+    text = stored.definitions
+    assert "scores[i] = dL_t/dw_i = -c_i grad L_t . H^-1 grad l_i" in text
+    assert "J = sum_i c_i w_i l_i + R" in text
+    assert "drop predicts -(scores[i] - n c_i mean(scores))" in text
+    assert "by the value of item 1 (0: 1, 1: 5, 2: 2); c_i = factors[i] / n" in text
+    assert "1/n" not in text
+    np.testing.assert_allclose(stored.factors / len(y), shares.numpy(), rtol=1e-9)
+
     record = objective(tmp_path)
     assert record["outcome"] == "weighted"
     assert record["weights"]["values"] == pytest.approx({"0": 1.0, "1": 5.0, "2": 2.0}, rel=1e-10)

@@ -285,5 +285,5 @@ def test_an_unexplained_difference_raises_unless_accepted():
     assert str(caught.value) == (
         "J is not what was trained: the gradient of a training step differs by 50 %, cosine .900 (cause not found).\n"
         "  Ruled out: dropout.\n"
-        "  Scores of J as it is: --adapt.accept_objective true; every output then carries this difference."
+        "  Scores of J as it is: accept_objective=True; every output then carries this difference."
     )

@@ -42,8 +42,11 @@ def _gradients(module, singles):
         return torch.stack([_flat(module, module.training_step(one, 0)) for one in singles])
 
 
-def test_the_fastest_way_that_agrees_is_taken(case):
-    objective = Objective.of(Adapted(case.module()), case.loader())
+@pytest.mark.parametrize("recorded", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_the_fastest_way_that_agrees_is_taken(case, recorded):
+    module, loader = Adapted(case.module()), case.loader()
+    with recorded():
+        objective = Objective.of(module, loader)
     assert objective.losses.path is case.path
     if case.path is Path.LOOP:
         _, batch = next(objective.data.with_ids())

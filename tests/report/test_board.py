@@ -12,7 +12,7 @@ from PIL import Image
 
 from ifloo.report import Reporter
 from ifloo.report.tensorboard import event_file
-from ifloo.store import Layout, influences
+from ifloo.store import Layout, Manifest, influences
 from tests.report.boards import (
     EVIL,
     OTHER,
@@ -164,6 +164,23 @@ def test_scores_without_refits_are_shown_without_a_verdict(results, logs):
 
 
 # Text.
+
+
+def test_the_objective_is_stated_with_and_without_refits(results, logs):
+    text = "a training step weighs its samples by the value of item 1 (0: 1, 1: 5); J has these weights"
+    record = {"outcome": "weighted", "text": text, "weights": {"rule": "the value of item 1", "values": {"0": 1}}}
+    manifest = Manifest.at(results.layout.manifest)
+    manifest.record("influence", results.influence, {"objective": record})
+    read = Board(results, logs)
+    assert html.unescape(read.text("0 objective")) == f"**weighted**: {text}"
+    line = "| **0 objective** | TEXT: whether the scored objective J is the one that was trained."
+    assert line in html.unescape(read.text("0 guide"))
+
+
+def test_scores_without_a_comparison_have_no_text_of_it(results, logs):
+    read = Board(results, logs)
+    assert "0 objective/text_summary" not in read.tags["tensors"]
+    assert "0 objective" not in read.text("0 guide")
 
 
 @pytest.mark.parametrize("kind", [Pictured, Talk])

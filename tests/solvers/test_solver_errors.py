@@ -30,7 +30,7 @@ def test_cg_meets_negative_curvature():
         "query 1 of 1: CG met non-positive curvature (-1.0e+00) at step 1; the smallest eigenvalue is about "
         "-6.0e+00.\n"
         "  The damped curvature is indefinite at this checkpoint: is it trained to a minimum?\n"
-        "  Damping 10 would do (--attribution.damping 10). Or train to a minimum, or use curvature GaussNewton with "
+        "  Damping 10 would do (damping=10). Or train to a minimum, or use curvature GaussNewton with "
         "damping."
     )
 
@@ -42,7 +42,7 @@ def test_cg_does_not_advise_gauss_newton_where_the_operator_is_declared_positive
         "query 1 of 1: CG met non-positive curvature (-1.0e+00) at step 1; the smallest eigenvalue is about "
         "-6.0e+00.\n"
         "  This is rounding along a direction without curvature, or loss or penalty is not convex.\n"
-        "  Damping 10 would do (--attribution.damping 10). Or use float64: it is declared "
+        "  Damping 10 would do (damping=10). Or use float64: it is declared "
         f"{declared.value}, as it is where loss and penalty are convex."
     )
 
@@ -110,7 +110,7 @@ def test_cholesky_of_an_indefinite_matrix_names_the_eigenvalue():
     matrix = matrix_with(torch.tensor([-0.25, 1.0, 2.0], dtype=torch.float64))
     assert _refusal(Cholesky(), Matrix(matrix)) == (
         "The curvature is not positive definite: its smallest eigenvalue is -2.5e-01.\n"
-        "  Damping 0.4 would do (--attribution.damping 0.4). Or train to a minimum, or use curvature GaussNewton with "
+        "  Damping 0.4 would do (damping=0.4). Or train to a minimum, or use curvature GaussNewton with "
         "damping."
     )
     Cholesky().prepare(Damped(Matrix(matrix), 0.4)).solve(ONES).require()  # the advice works
@@ -120,7 +120,7 @@ def test_cholesky_of_a_matrix_that_is_declared_positive():
     matrix = matrix_with(torch.tensor([-0.25, 1.0, 2.0], dtype=torch.float64))
     assert _refusal(Cholesky(), Matrix(matrix, Definite.SEMI)) == (
         "The curvature is not positive definite: its smallest eigenvalue is -2.5e-01.\n"
-        "  Damping 0.4 would do (--attribution.damping 0.4). Or use float64: it is declared positive semi-definite, as "
+        "  Damping 0.4 would do (damping=0.4). Or use float64: it is declared positive semi-definite, as "
         "it is where loss and penalty are convex."
     )
 
@@ -245,7 +245,7 @@ def test_nystrom_of_a_matrix_without_full_rank():
             torch.diag(torch.tensor([-1.0, 1.0, 2.0], dtype=torch.float64)),
             "The curvature is not positive definite: its smallest eigenvalue is about -1.0e+00. It has no Nyström "
             "preconditioner.\n"
-            "  Damping 1.5 would do (--attribution.damping 1.5). Or train to a minimum, or use curvature GaussNewton "
+            "  Damping 1.5 would do (damping=1.5). Or train to a minimum, or use curvature GaussNewton "
             "with damping.",
         ),
         (

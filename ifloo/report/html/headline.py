@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 import numpy as np
 
@@ -13,21 +11,7 @@ from ifloo.agreement import Agreement
 from ifloo.report.html.numbers import correlation, correlations, counted, interval, percent, ratio
 from ifloo.store import CORRECTED, FLAG_RATIO
 from ifloo.verdict import MIN_REFITS, Comparison, Row, Statistics, Verdict
-from ifloo.verdict.small_steps import REMOVED_PEARSON, REMOVED_SLOPES
-
-ROUGHLY = 0.5  # lowest correlation at which predictions count as roughly true
-FEW_REFITS = 10  # number of refits below which a bootstrap interval is narrower than it should be
-
-
-class Level(Enum):
-    """Degree to which the predicted changes came true; the value is the text for one test in a table."""
-
-    TRUE = "came true"
-    ORDER = "right order, wrong size"
-    ROUGH = "roughly true"
-    UNTRUE = "did not come true"
-    UNDEFINED = "cannot be said"
-
+from ifloo.verdict.judgement import FEW_REFITS, Level, headline_of, judge
 
 _LEVELS = {
     Level.TRUE: "came true",
@@ -35,19 +19,6 @@ _LEVELS = {
     Level.ROUGH: "came true only roughly",
     Level.UNTRUE: "did not come true",
 }
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """Level that a statistic reaches.
-
-    Attributes:
-        level: Level of the statistic itself.
-        sure: Whether both ends of its intervals have the same level and there are at least `FEW_REFITS` refits.
-    """
-
-    level: Level
-    sure: bool
 
 
 @dataclass(frozen=True)
@@ -67,23 +38,6 @@ class Answer:
     cautions: Sequence[str] = ()
 
 
-def judge(found: Agreement | None) -> Judgement:
-    """Returns the level of Pearson correlation and slope; `TRUE` has the same bounds as the check for smoothness."""
-    if found is None:
-        return Judgement(Level.UNDEFINED, False)
-    level = _level(found.pearson, found.slope)
-    if found.n < FEW_REFITS or found.pearson_ci is None or found.slope_ci is None:
-        return Judgement(level, False)
-    ends = {_level(p, s) for p in found.pearson_ci for s in found.slope_ci}
-    return Judgement(level, ends == {level})
-
-
-def _level(pearson: float, slope: float) -> Level:
-    if pearson >= REMOVED_PEARSON:
-        return Level.TRUE if REMOVED_SLOPES[0] <= slope <= REMOVED_SLOPES[1] else Level.ORDER
-    return Level.ROUGH if pearson >= ROUGHLY else Level.UNTRUE
-
-
 def answer(verdict: Verdict, unverified: Mapping[int, int]) -> Answer:
     """Composes the head of the page for all tests.
 
@@ -93,35 +47,14 @@ def answer(verdict: Verdict, unverified: Mapping[int, int]) -> Answer:
     """
     if verdict.statistics is None:
         return _unverified(unverified)
-    each = [judge(one.agreement()) for one in verdict.values()]
-    if any(one.roughness for one in verdict.values()):
-        tone, headline = "bad", "This training run does not let its predictions be trusted."
-    else:
-        tone, headline = _headline(each, [len(one.ids) for one in verdict.values()])
+    found = headline_of(verdict)
+    tone, headline = found.tone, found.text
     if unverified:
         headline = f"{headline} {_tests_are(len(unverified))} not verified yet."
     cautions = [caution for t, one in verdict.items() for caution in _cautions(t, one)]
     return Answer(
         tone, headline, _sentences(list(verdict.values()), verdict.statistics), [*cautions, *_missing(unverified)]
     )
-
-
-def _headline(each: Sequence[Judgement], refits: Sequence[int]) -> tuple[str, str]:
-    """Returns tone and headline by the levels of the tests."""
-    levels = Counter(one.level for one in each)
-    if len(levels) > 1:
-        good = levels[Level.TRUE]
-        scope = f"for {good} of {len(each)} test samples" if good else "for none of the test samples in full"
-        return ("middling" if good else "bad"), f"The predicted changes came true {scope}."
-    level, sure = each[0].level, all(one.sure for one in each)
-    hedge = "" if sure else f", as far as {counted(sum(refits), 'refit')} can tell"
-    return {
-        Level.TRUE: ("good" if sure else "middling", f"The predicted changes came true{hedge}."),
-        Level.ORDER: ("middling", f"The predictions are right in order, but not in size{hedge}."),
-        Level.ROUGH: ("middling", f"The predicted changes came true only roughly{hedge}."),
-        Level.UNTRUE: ("bad", f"The predicted changes did not come true{hedge}."),
-        Level.UNDEFINED: ("none", "Whether the predictions are true cannot be said: nothing varies."),
-    }[level]
 
 
 def _sentences(tests: Sequence[Comparison], statistics: Statistics) -> list[str]:

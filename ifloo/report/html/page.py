@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from ifloo.data.protocol import ConversationSet, SampleSets
 from ifloo.report.html.certificate import columns
-from ifloo.report.html.headline import FEW_REFITS, answer
+from ifloo.report.html.headline import answer
 from ifloo.report.html.numbers import (
     compact,
     correlation,
@@ -30,7 +30,8 @@ from ifloo.report.html.provenance import provenance
 from ifloo.report.html.samples import SampleCache
 from ifloo.report.html.views import groups_tables, methods_tables, view
 from ifloo.store import JSON, WEIGHTS, Layout, Manifest, StoredInfluences, replacing
-from ifloo.verdict import DEFINITIONS, Verdict
+from ifloo.verdict import Verdict
+from ifloo.verdict.judgement import FEW_REFITS
 from ifloo.verdict.label_errors import NAMES
 from ifloo.verdict.small_steps import REMOVED_PEARSON, REMOVED_SLOPES
 
@@ -99,7 +100,7 @@ def _facts(
         "mislabels": verdict.mislabels,
         "rankings": NAMES,
         "provenance": provenance(Manifest.at(layout.manifest).sections()),
-        "definitions": DEFINITIONS,
+        "definitions": verdict.definitions,
         "bounds": {"pearson": REMOVED_PEARSON, "slopes": REMOVED_SLOPES, "few": FEW_REFITS, "weights": WEIGHTS},
         "left_out": album.left_out,
         "style": Markup((HERE / "report.css").read_text(encoding="utf-8")),

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ifloo.report.html.certificate import Entry, certificate
-from ifloo.report.html.headline import Judgement, judge
 from ifloo.report.html.histogram import Histogram, histogram
 from ifloo.report.html.samples import Sample, SampleCache
 from ifloo.store import StoredInfluences
 from ifloo.verdict import Comparison, Extremes, Row, Statistics, Verdict
 from ifloo.verdict.extremes import SHOWN
+from ifloo.verdict.judgement import Judgement, judge
 from ifloo.verdict.objective_record import ObjectiveRecord
 
 ALL = "all"  # key of all tests together, used if there are several

@@ -26,7 +26,8 @@ SUFFIX = ".report"  # suffix of the report's event file, by which a new report r
 PERCENTILES = range(101)
 STATISTICS = ("pearson", "spearman", "slope", "intercept", "median_rel_err")
 
-GUIDE, VERDICT, SAMPLES, SCORES = "0 guide", "1 verdict", "2 helpful and harmful", "3 scores"
+GUIDE, OBJECTIVE = "0 guide", "0 objective"
+VERDICT, SAMPLES, SCORES = "1 verdict", "2 helpful and harmful", "3 scores"
 SELF, SOLVER, TOGETHER, BY_TEST = "4 self-influence", "5 solver", "6 statistics", "7 statistics by test"
 FIGURES = {
     "influence_vs_loo": f"{VERDICT}/influence against refits",
@@ -38,6 +39,7 @@ FIGURES = {
 _BINS_PER_SIDE = 30
 UNITS = np.linspace(-1, 1, 2 * _BINS_PER_SIDE + 1)
 _CONTENT = {
+    OBJECTIVE: "TEXT: whether the scored objective J is the one that was trained.",
     VERDICT: "TEXT: predicted against actual change of the test loss. IMAGES: the same, a mark for each refit.",
     SAMPLES: "IMAGES and TEXT: the training samples that help and harm a test sample most.",
     SCORES: "SCALARS: the score, nats per unit weight, by percentile, from the most helpful to the most harmful "
@@ -90,6 +92,8 @@ class TensorBoardReport:
         further = self._further(scored)
         with _events(self.log_dir) as writer:
             self._verdict(writer, verdict)
+            if verdict.objective:
+                writer.add_text(OBJECTIVE, markdown.objective(verdict.objective))
             for t, stored in scored.items():
                 for name, figure in figures.get(t, {}).items():
                     writer.add_figure(f"{FIGURES[name]}, test {t}", figure, close=False)
@@ -106,6 +110,7 @@ class TensorBoardReport:
                 writer.add_figure(f"{SELF}/wrong labels", label_errors(verdict.mislabels), close=False)
             points = self._points(writer, list(scored.values()), further)
             written = {
+                OBJECTIVE: bool(verdict.objective),
                 **dict.fromkeys((SAMPLES, SCORES), True),
                 **dict.fromkeys((VERDICT, TOGETHER), bool(verdict)),
                 SELF: bool(further),

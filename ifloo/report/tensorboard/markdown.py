@@ -10,7 +10,9 @@ from ifloo.report.figures.style import number, slope_form
 from ifloo.report.safe_text import markdown, table
 from ifloo.store import StoredInfluences
 from ifloo.verdict import Comparison, Extremes, LabelErrors, Row, Statistics, Verdict
+from ifloo.verdict.judgement import headline_of
 from ifloo.verdict.label_errors import NAMES, PARTS
+from ifloo.verdict.objective_record import ObjectiveRecord
 
 LONGEST_TEXT = 300  # largest length of a question, an answer or a caption, characters
 
@@ -30,6 +32,7 @@ def verdict(compared: Verdict) -> str:
     remarks = [f"Test {t}: {markdown(one.roughness, 2000)}" for t, one in compared.items() if one.roughness]
     return "\n\n".join(
         [
+            f"**{headline_of(compared).text}**",
             f"Predicted against actual change of the test loss, removal {markdown(removal, LONGEST_TEXT)}, 95 % "
             "intervals.",
             table(head, rows),
@@ -40,6 +43,12 @@ def verdict(compared: Verdict) -> str:
             *remarks,
         ]
     )
+
+
+def objective(record: ObjectiveRecord) -> str:
+    """Writes the outcome of the comparison of J with the training step, and its sentence."""
+    outcome, text = (str(record.get(name, "")) for name in ("outcome", "text"))
+    return f"**{markdown(outcome, LONGEST_TEXT)}**: {markdown(text, 2000)}"
 
 
 def _statistics(test: str, statistics: Statistics) -> Iterator[list[str]]:

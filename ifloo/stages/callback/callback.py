@@ -15,11 +15,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from ifloo.attribution import Method
 from ifloo.data.fit_record import KEY
-from ifloo.errors import InputError, in_one_line
+from ifloo.errors import IflooError, InputError, in_one_line
 from ifloo.models.adapted import SampleLossFunction
 from ifloo.objective import Batch
 from ifloo.objective.id_rule import IdSetting
 from ifloo.objective.loaders import sample_count
+from ifloo.objective.user_code import reason
+from ifloo.stages.callback.data_reads import DataReads
 from ifloo.stages.callback.epoch_files import EpochFolders
 from ifloo.stages.callback.fit_weights import FitWeights
 from ifloo.stages.callback.loggers import SnapshotLog, table
@@ -60,6 +62,7 @@ class _Fit:
     """Parts of the callback that stay the same during a fit."""
 
     queries: Queries
+    reads: DataReads
     scorer: EpochScorer
     folders: EpochFolders
     loggers: SnapshotLog
@@ -191,10 +194,12 @@ class InfluenceCallback(L.Callback):
             InputError: With `strict`: queries, data, module and method do not fit together, or the output folder holds
                 other scores.
         """
-        with self._warning(trainer, lambda error: f"InfluenceCallback is off for this fit: {in_one_line(error)}"):
+        with self._warning(trainer, lambda error: f"InfluenceCallback is off for this fit: {_in_words(error)}"):
             root = self._root(trainer)  # an exchange in which all processes take part
-            self._record = data_record(trainer)
-            self._fit = self._begun(trainer, pl_module, root)
+            reads = DataReads()
+            with undisturbed_with(*_held_by(trainer), self.queries):
+                self._record = data_record(trainer, reads)
+                self._fit = self._begun(trainer, pl_module, root, reads)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
@@ -232,7 +237,7 @@ class InfluenceCallback(L.Callback):
         if self._record is not None:
             checkpoint.setdefault(KEY, self._record)
 
-    def _begun(self, trainer: L.Trainer, module: L.LightningModule, root: Path) -> _Fit:
+    def _begun(self, trainer: L.Trainer, module: L.LightningModule, root: Path, reads: DataReads) -> _Fit:
         """Reads the queries, tries the scorer on a few samples, and checks the output folder.
 
         Raises:
@@ -240,13 +245,16 @@ class InfluenceCallback(L.Callback):
         """
         if self.weights == "best":
             refuse_without_checkpoints(trainer)
-        loader = training_loader(trainer)
-        refuse_partial_fit(trainer, loader)
+        loader, draws = training_loader(trainer), self._scorer.draws
+        reads.once(partial(refuse_partial_fit, trainer), loader)
         warn_of_hooks(trainer, module)
-        with undisturbed_with(loader.dataset, loader.collate_fn, self.queries):
-            queries = Queries.of(self.queries, self.num_queries, loader, self._scorer.ids)
-            scorer = self._scorer.try_on_few(FitWeights(trainer, module, ran=False), loader, queries)
-            notes = note_of_augmentation(loader, self._scorer.draws)
+        queries = reads.once(lambda one: Queries.of(self.queries, self.num_queries, one, self._scorer.ids), loader)
+
+        def tried(one: DataLoader[Batch]) -> EpochScorer:
+            return self._scorer.try_on_few(FitWeights(trainer, module, one, ran=False), queries)
+
+        scorer = reads.during(tried, loader, draws)
+        notes = reads.once(lambda one: note_of_augmentation(one, draws), loader)
         folders = EpochFolders(root, self._scorer.identity_settings(queries))
         self._to_clear = False
         try:
@@ -255,7 +263,7 @@ class InfluenceCallback(L.Callback):
             if not self.overwrite:
                 raise
             self._to_clear = True  # when new scores are complete
-        return _Fit(queries, scorer, folders, SnapshotLog(), notes)
+        return _Fit(queries, reads, scorer, folders, SnapshotLog(), notes)
 
     def _score_last(self, trainer: L.Trainer, module: L.LightningModule, end: Moment) -> None:
         """Scores the last weights, unless the scores of the last epoch are of the same ones."""
@@ -297,10 +305,14 @@ class InfluenceCallback(L.Callback):
         best = BestCheckpoint.of(trainer) if moment.best else None
         if best is not None:
             moment = best.moment
-        weights = FitWeights(trainer, module, best)
         text = _announcement(sample_count(loader), len(fit.queries), moment, self._seconds)
-        with undisturbed_with(loader.dataset, loader.collate_fn), shown_when_slow(text) as tick:
-            snapshot = fit.scorer.score_somehow(weights, loader, fit.queries, tick)
+
+        def scored(one: DataLoader[Batch]) -> Snapshot:
+            with shown_when_slow(text) as tick:
+                return fit.scorer.score_somehow(FitWeights(trainer, module, one, best), fit.queries, tick)
+
+        with undisturbed_with(*_held_by(trainer)):
+            snapshot = fit.reads.during(scored, loader, fit.scorer.draws)
         self._seconds = snapshot.seconds
         snapshot = replace(snapshot, notes=(*snapshot.notes, *fit.notes))
         if self._to_clear:
@@ -315,8 +327,22 @@ class InfluenceCallback(L.Callback):
         return Path(self.output_dir) if self.output_dir is not None else Path(folder) / FOLDER
 
 
+def _held_by(trainer: L.Trainer) -> list[object]:
+    """Returns what a fit draws its samples and its losses with."""
+    loader = training_loader(trainer)
+    data: L.LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it undeclared
+    order = (loader.sampler, loader.batch_sampler, loader.generator)
+    return [trainer.lightning_module, data, loader.dataset, loader.collate_fn, *order]
+
+
 def _without_scores(moment: Moment, error: Exception) -> str:
-    return f"No influence scores {moment}; the fit is untouched. {type(error).__name__}: {error}"
+    text = f"{type(error).__name__}: {error}" if isinstance(error, IflooError) else reason(error)
+    return f"No influence scores {moment}; the fit is untouched. {text}"
+
+
+def _in_words(error: Exception) -> str:
+    """Returns an error in one line; that of the user's code with file and line."""
+    return in_one_line(error) if isinstance(error, IflooError) else reason(error)
 
 
 def _announcement(n: int, m: int, moment: Moment, seconds: float | None) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ifloo.attribution import weighted_definitions
 from ifloo.errors import InputError
 from ifloo.stages.callback.moment import Moment
 from ifloo.stages.callback.snapshot import Snapshot
@@ -86,7 +87,7 @@ class EpochFolders:
         layout = self.of(moment)
         own = self._settings(snapshot)
         stamp = settings_stamp(own)
-        for one in stored_by_method(snapshot.method, snapshot.scores, snapshot.test_ids, stamp):
+        for one in stored_by_method(snapshot.method, snapshot.scores, snapshot.test_ids, stamp, _rule(snapshot)):
             influences.save(layout.scores(one.test_id), one)
         if snapshot.own is not None:
             self_influence.save(layout.self_influence, self._self_influence(snapshot, stamp))
@@ -116,9 +117,15 @@ class EpochFolders:
             last_layer=None if last is None else last.double().cpu().numpy(),
             tracin=None,
             damping=float(self.compared["damping"]),  # type: ignore[arg-type]
-            definitions=SELF_DEFINITIONS,
+            definitions=weighted_definitions(SELF_DEFINITIONS, _rule(snapshot)),
             settings=stamp,
         )
+
+
+def _rule(snapshot: Snapshot) -> str | None:
+    """Returns a noun phrase for what the weights of the samples depend on; None if J is the plain mean."""
+    weights = snapshot.certificate.weights
+    return None if weights is None else str(weights)
 
 
 def _recorded(snapshot: Snapshot, moment: Moment) -> dict[str, JSON]:

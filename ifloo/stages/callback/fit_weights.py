@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import lightning as L
+from torch.utils.data import DataLoader
 
 from ifloo.models import Adapted
 from ifloo.models.run_state import RunState
+from ifloo.objective import Batch
 from ifloo.stages.callback.moment import BestCheckpoint
 from ifloo.stages.isolation import detached
 
@@ -19,12 +21,14 @@ class FitWeights:
     Attributes:
         trainer: Trainer of the fit, which is only read.
         module: Module of the fit, which is copied.
+        loader: Training loader from which samples are read.
         best: Checkpoint with other weights than those of the module at present; None: the present ones.
         ran: Whether the fit has run; False before its first step.
     """
 
     trainer: L.Trainer
     module: L.LightningModule
+    loader: DataLoader[Batch]
     best: BestCheckpoint | None = None
     ran: bool = True
 

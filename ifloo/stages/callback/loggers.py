@@ -53,6 +53,7 @@ def _log_snapshot(logger: Logger, snapshot: Snapshot, step: int) -> None:
     if isinstance(logger, TensorBoardLogger):
         for name, values in columns.items():
             logger.experiment.add_histogram(name, values, step)
+        logger.experiment.add_text("influence/objective", in_arguments(snapshot.certificate.text), step)
     points = [float(q) for q in QUANTILES.values()]
     logger.log_metrics(
         {
@@ -88,9 +89,10 @@ def table(snapshot: Snapshot, moment: Moment, folder: str) -> str:
         rows.append((str(t), *cells, residual))
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    damped = f", damping {certificate.damping:g}" if certificate is not None and certificate.damping else ""
     head = (
-        f"Influence {moment}{_kind(moment)}: {snapshot.method.name} ({', '.join(snapshot.parameters)}), {len(ids):,} "
-        f"training samples, nats per unit weight; |grad J| = {far.grad_norm:.1e}, one sample's share "
+        f"Influence {moment}{_kind(moment)}: {snapshot.method.name} ({', '.join(snapshot.parameters)}){damped}, "
+        f"{len(ids):,} training samples, nats per unit weight; |grad J| = {far.grad_norm:.1e}, one sample's share "
         f"{far.sample_share:.1e}"
     )
     objective = f"Objective: {in_arguments(snapshot.certificate.text)}."

@@ -8,27 +8,15 @@ from dataclasses import dataclass, replace
 
 import lightning as L
 
-from ifloo.errors import InputError
+from ifloo.errors import InputError, arguments_named
 from ifloo.models import unwrap
 from ifloo.objective import Objective
 from ifloo.objective.certificate import ObjectiveCertificate
 from ifloo.stages.callback.fit_weights import FitWeights
-from ifloo.stages.callback.training_data import training_loader
 from ifloo.stages.certificate.gradient_hooks import GradientHooks
-from ifloo.stages.certificate.run_certificate import CertificateRequest, ExaminedRun, examined, sample_weights
+from ifloo.stages.certificate.run_certificate import CertificateRequest, ExaminedRun, examined
 
 log = logging.getLogger(__name__)
-# The texts of the check name flags of the command line, which are arguments here.
-ARGUMENTS = {
-    "--adapt.accept_objective true": "accept_objective=True",
-    "--adapt.accept_objective": "accept_objective",
-    "--adapt.sample_losses": "sample_losses",
-    "--adapt.penalty": "l2",
-    "--adapt.l2 ": "l2=",
-    "--adapt.l2": "l2",
-    "--attribution.parameters ": "parameters=",
-    "--attribution.parameters": "parameters",
-}
 
 
 @dataclass(frozen=True)
@@ -56,18 +44,24 @@ class CheckedObjective:
         Raises:
             InputError: J is not what was trained, and no cause explains it.
         """
-        loader = training_loader(weights.trainer)
-        request = replace(CertificateRequest.of(module, loader, patterns), accept=accept, ran=weights.ran)
+        loader = weights.loader
+        request = replace(
+            CertificateRequest.of(module, loader, patterns),
+            accept=accept,
+            ran=weights.ran,
+            trained_with=weights.trainer.train_dataloader,
+        )
         try:
             # A copy of a module has lost the hooks on its gradients.
             with GradientHooks.of(unwrap(weights.module)).registered(unwrap(module)):
                 found = examined(request)
             found.certificate.require()
-            of_samples = None if found.weights is None else sample_weights(found.weights, loader)
+            run = ExaminedRun.of(request, found)
         except InputError as error:
             raise InputError(in_arguments(str(error))) from error
-        log.info("objective: %s.", found.certificate.text)
-        return cls(ExaminedRun(found.certificate, of_samples))
+        checked = cls(run)
+        log.info("objective: %s.", checked.certificate.text)
+        return checked
 
     @property
     def certificate(self) -> ObjectiveCertificate:
@@ -83,11 +77,9 @@ class CheckedObjective:
     def weighed(self, objective: Objective) -> Objective:
         """Returns J with the weights that were found, of all training samples or of the first of them."""
         found = self.run.weights
-        return objective if found is None else objective.weighted(found[: objective.n])
+        return objective if found is None else objective.weighted(found.of_first(objective.n))
 
 
 def in_arguments(text: str) -> str:
-    """Returns a text with the arguments of the callback in place of the flags of the command line."""
-    for flag, argument in ARGUMENTS.items():
-        text = text.replace(flag, argument)
-    return text
+    """Returns a text with the arguments of the callback, which knows no other penalty than `l2`."""
+    return arguments_named(text).replace("`penalty`", "`l2`")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Number
 
 import torch
 from torch import Tensor
@@ -12,13 +11,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from ifloo.errors import InputError
 from ifloo.objective import Batch, sequential
-from ifloo.objective.batches import Identified, batch_size, concatenate, fetch_samples, slice_batch, without_ids
-from ifloo.objective.forms import map_tensors, tensors_of
+from ifloo.objective.batches import Identified, concatenate, without_ids
+from ifloo.objective.forms import map_tensors
 from ifloo.objective.functional import FunctionalLosses, Path
 from ifloo.objective.id_rule import IdRule, IdSetting
 from ifloo.objective.ids import identified_queries, query_ids
-from ifloo.objective.layout import Layout
 from ifloo.objective.loaders import separately, unwrap_loader
+from ifloo.objective.separation import Separation, same_form
 from ifloo.objective.singles import Singles
 from ifloo.store import content_of
 
@@ -55,14 +54,16 @@ class Queries:
             InputError: There is no sample, the samples of a batch cannot be separated, or an id occurs twice.
         """
         loader = queries if isinstance(queries, DataLoader) else None
-        if loader is None and not isinstance(queries, Identified):
-            data = _as_data_set(queries, train)
+        forms = Separation.of(train) if loader is None else None
+        if forms is not None and not isinstance(queries, Identified):
+            data = _as_data_set(queries, forms)
             loader = None if data is None else _loader_of(data, train)
         if loader is not None:
             rule = sequential(loader, count, slice(0, count), ids).id_rule
             found = next(iter(sequential(separately(loader, with_whole=True), count)))
         else:
-            rule, found = IdRule(ids), _separated(without_ids(queries), train)
+            assert forms is not None
+            rule, found = IdRule(ids), forms.singles(without_ids(queries))
         moved = map_tensors(lambda x: x.detach().cpu(), without_ids(found))
         assert isinstance(moved, Singles)
         named = Identified(moved, queries.positions) if isinstance(queries, Identified) else moved
@@ -87,72 +88,20 @@ class Queries:
         return Identified(concatenate(one_by_one) if self.singles.whole is None else self.singles.whole, ids)
 
 
-def _separated(batch: Batch, train: DataLoader[Batch]) -> Singles:
-    """Divides a batch into batches of one sample.
-
-    Raises:
-        InputError: There is no tensor with dimensions, or the samples cannot be separated.
-    """
-    if train.batch_sampler is None:  # each item of the data set is a batch, and counts as one sample
-        return Singles((batch,), batch)
-    b = batch_size(batch)
-    sample, like = _forms(train)
-    layout = Layout.of(unwrap_loader(train)[1], sample) if _same_form(batch, like) else None
-    if layout is not None and (parts := layout.split(batch)) is not None:
-        return Singles(parts, batch)
-    if any(len(x) != b for x in tensors_of(batch) if x.ndim):
-        raise InputError(
-            f"The samples of a batch ({type(batch).__name__}) cannot be separated: its tensors differ in their first "
-            "dimension.\n  Give them as a data set, or as a list of samples: each is then collated alone."
-        )
-    return Singles(tuple(slice_batch(batch, slice(k, k + 1)) for k in range(b)), batch)
-
-
 def _loader_of(data: object, train: DataLoader[Batch]) -> DataLoader[Batch]:
     # Whatever has a length and items serves as a dataset.
     return DataLoader(data, collate_fn=unwrap_loader(train)[1])  # type: ignore[arg-type]
 
 
-def _as_data_set(queries: object, train: DataLoader[Batch]) -> object | None:
+def _as_data_set(queries: object, forms: Separation) -> object | None:
     """Returns the queries as a data set; None if they are a batch.
 
     A list may be either: of tensors for the model, or of samples for the collate function, as the training data show.
     """
-    sample, batch = _forms(train)
-    if _same_form(queries, batch):
+    if forms.alike(queries):
         return None
-    if _same_form(queries, sample):
+    if same_form(queries, forms.sample):
         return [queries]
-    if isinstance(queries, (list, tuple)) and queries and _same_form(queries[0], sample):
+    if isinstance(queries, (list, tuple)) and queries and same_form(queries[0], forms.sample):
         return list(queries)
     return None if isinstance(queries, (Tensor, Mapping, list, tuple)) else queries
-
-
-def _forms(train: DataLoader[Batch]) -> tuple[object, Batch]:
-    """Returns the first training sample, and the batch that the collate function makes of it."""
-    dataset, collate = unwrap_loader(train)
-    sample = dataset[0]
-    if train.batch_sampler is None:  # each item is a batch already
-        return sample, collate(sample)
-    return sample, collate(fetch_samples(dataset, [0]))
-
-
-def _same_form(value: object, like: object) -> bool:
-    """Tells whether two values have tensors of the same numbers of dimensions in the same structure."""
-    if isinstance(like, Tensor):
-        return isinstance(value, Tensor) and value.ndim == like.ndim
-    if isinstance(like, Mapping):
-        return (
-            isinstance(value, Mapping)
-            and value.keys() == like.keys()
-            and all(_same_form(value[key], item) for key, item in like.items())
-        )
-    if isinstance(like, (list, tuple)):
-        if not isinstance(value, (list, tuple)):
-            return False
-        if next(tensors_of([value, like]), None) is None:  # one value a sample or a token, of any number
-            return True
-        return len(value) == len(like) and all(_same_form(x, y) for x, y in zip(value, like, strict=True))
-    if isinstance(like, Number):
-        return isinstance(value, Number)
-    return type(value) is type(like)

@@ -25,7 +25,7 @@ from ifloo.models.adapted import SampleLossFunction
 from ifloo.objective import Batch, Objective, Stationarity, preflight, scoring, sequential
 from ifloo.objective.batches import to_device
 from ifloo.objective.id_rule import IdSetting
-from ifloo.objective.loaders import sample_count
+from ifloo.objective.loaders import sample_count, samples_at_once
 from ifloo.objective.logits_layer import first_sample, logits_layer
 from ifloo.objective.protocol import states_losses
 from ifloo.params import DTYPES, author_name
@@ -36,7 +36,6 @@ from ifloo.stages.callback.moment import weights_of
 from ifloo.stages.callback.objective_check import CheckedObjective
 from ifloo.stages.callback.queries import Queries
 from ifloo.stages.callback.snapshot import OwnRankings, Snapshot, away_from_minimum
-from ifloo.stages.callback.training_data import read_for_scores
 from ifloo.stages.scores.engine_choice import HEAD_BYTES
 from ifloo.stages.scores.self_influence import last_linear_layer
 from ifloo.stages.settings import settings_json
@@ -92,12 +91,11 @@ class EpochScorer:
             "queries": {str(t): content for t, content in zip(queries.ids, queries.contents, strict=True)},
         }
 
-    def try_on_few(self, weights: FitWeights, loader: DataLoader[Batch], queries: Queries) -> EpochScorer:
+    def try_on_few(self, weights: FitWeights, queries: Queries) -> EpochScorer:
         """Scores a few samples, so that errors occur before the training.
 
         Args:
             weights: Weights of the fit.
-            loader: Loader of the training data.
             queries: Test samples.
 
         Returns:
@@ -106,7 +104,8 @@ class EpochScorer:
         Raises:
             InputError: Module, data and method do not fit together.
         """
-        few = sequential(read_for_scores(loader, self.draws), TRIED, slice(0, TRIED), self.ids)
+        loader = weights.loader
+        few = sequential(loader, TRIED, slice(0, TRIED), self.ids)
         n = sample_count(loader)
         try:
             self.score(weights, few, queries, n)
@@ -115,7 +114,7 @@ class EpochScorer:
         except Exception as error:
             if self._may_fall_back:
                 other = self._without_curvature()
-                other.try_on_few(weights, loader, queries)
+                other.try_on_few(weights, queries)
                 _warn_of_fallback(error)
                 return other
             if isinstance(error, InputError):
@@ -131,15 +130,13 @@ class EpochScorer:
     def score_somehow(
         self,
         weights: FitWeights,
-        loader: DataLoader[Batch],
         queries: Queries,
         tick: OnProgress = no_progress,
     ) -> Snapshot:
-        """Scores all samples of a loader, by gradient dot products where the last layer cannot serve.
+        """Scores all training samples, by gradient dot products where the last layer cannot serve.
 
         Args:
             weights: Weights of the fit.
-            loader: Loader of the training data.
             queries: Test samples.
             tick: Callback that receives the progress.
 
@@ -147,13 +144,12 @@ class EpochScorer:
             InputError: Module, data and method do not fit together.
             WorkError: The scores cannot be computed.
         """
-        loader = read_for_scores(loader, self.draws)
         try:
-            return self.score(weights, loader, queries, None, tick)
+            return self.score(weights, weights.loader, queries, None, tick)
         except (InputError, WorkError) as error:
             if not self._may_fall_back:
                 raise
-            snapshot = self._without_curvature().score(weights, loader, queries, None, tick)
+            snapshot = self._without_curvature().score(weights, weights.loader, queries, None, tick)
             _warn_of_fallback(error)
             return snapshot
 
@@ -207,7 +203,7 @@ class EpochScorer:
         tick: OnProgress,
     ) -> Snapshot:
         method, patterns = self._method(module, loader)
-        size = self.batch_size or loader.batch_size or 1
+        size = self.batch_size or samples_at_once(loader) or 1
         plain = Objective.of(module, sequential(loader, size, ids=self.ids), patterns, size)  # checks each loss first
         checked = CheckedObjective.of(module, weights, patterns, self.accept_objective)
         objective = checked.weighed(plain)

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from functools import partial
 
 import lightning as L
 from torch.utils.data import DataLoader
 
 from ifloo.data.fit_record import FitRecord
-from ifloo.data.kept_samples import ReadSettings, SampleReads
 from ifloo.data.test_loaders import recorded_loaders
 from ifloo.errors import InputError, in_one_line
 from ifloo.models import Adapted
 from ifloo.models.hooks import overridden
+from ifloo.models.run_state import part_of_data
 from ifloo.objective import Batch
 from ifloo.objective.augmentation import find_augmentation
 from ifloo.objective.layers import BATCH_HOOKS
 from ifloo.objective.loaders import sequential
 from ifloo.objective.protocol import states_losses
 from ifloo.objective.sampling import refuse_partial
-from ifloo.stages.isolation import undisturbed_with
+from ifloo.stages.callback.data_reads import DataReads
 
 log = logging.getLogger(__name__)
 ONE_MODULE = "DDPStrategy"  # strategy of several processes, each of which holds the whole module
@@ -68,11 +69,6 @@ def _is_ddp(strategy: object) -> bool:
     return ONE_MODULE in (base.__name__ for base in type(strategy).__mro__)
 
 
-def read_for_scores(loader: DataLoader[Batch], draws: int) -> DataLoader[Batch]:
-    """Returns the loader from which scores read the samples: several seeded draws of each, if more than one."""
-    return loader if draws == 1 else SampleReads(ReadSettings(draws)).of(loader, "train", draws)
-
-
 def note_of_augmentation(loader: DataLoader[Batch], draws: int) -> tuple[str, ...]:
     """Returns a note if a sample is another one at another read."""
     if (found := find_augmentation(loader)) is None:
@@ -92,37 +88,43 @@ def refuse_partial_fit(trainer: L.Trainer, loader: DataLoader[Batch]) -> None:
     Raises:
         InputError: It draws part of them, or some more often than others, or the data have no fixed order.
     """
-    refuse_partial(loader, *_partial_settings(trainer))
+    refuse_partial(loader, *part_of_data(trainer))
     sequential(loader, 1)
 
 
-def _partial_settings(trainer: L.Trainer) -> tuple[int | float, int | float, int]:
-    """Returns the settings of a Trainer that train on part of the data, or on others: limit, overfit, reload."""
-    reload: int = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]  # Lightning sets them undeclared
-    return trainer.limit_train_batches, trainer.overfit_batches, reload  # type: ignore[attr-defined]
-
-
-def data_record(trainer: L.Trainer) -> dict[str, object] | None:
+def data_record(trainer: L.Trainer, reads: DataReads) -> dict[str, object] | None:
     """Returns the record of the data that a fit trains on, for its checkpoints; None where they cannot be read."""
     if not trainer.is_global_zero:
         return None  # the first process writes checkpoints
     try:
-        loader = training_loader(trainer)
-        with undisturbed_with(loader.dataset, loader.collate_fn):
-            return FitRecord.of(loader, _evaluation(trainer), *_partial_settings(trainer)).record()
+        return reads.once(partial(_record, trainer), training_loader(trainer))
     except Exception as error:  # of the user's code, too
         log.info("checkpoints hold no record of the training data: %s", in_one_line(error))
         return None
+
+
+def _record(trainer: L.Trainer, loader: DataLoader[Batch]) -> dict[str, object]:
+    return FitRecord.of(loader, _evaluation(trainer), *part_of_data(trainer)).record()
 
 
 def _evaluation(trainer: L.Trainer) -> dict[str, DataLoader[Batch]]:
     """Returns the validation and test loaders of a fit, by their names in a record; only their rows are read."""
     data: L.LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it undeclared
     module = trainer.lightning_module
-    found = {} if trainer.val_dataloaders is None else recorded_loaders("val", trainer.val_dataloaders)
+    found: dict[str, DataLoader[Batch]] = {}
+    with suppress(Exception):  # of the user's code
+        found |= recorded_loaders("val", _validation(trainer))
     with suppress(Exception):  # of the user's code: tests may need a set-up of their own, and are then left out
         if data is not None and overridden(data, ("test_dataloader",), L.LightningDataModule):
             found |= recorded_loaders("test", data.test_dataloader())
         elif data is None and overridden(module, ("test_dataloader",), L.LightningModule):
             found |= recorded_loaders("test", module.test_dataloader())
     return found
+
+
+def _validation(trainer: L.Trainer) -> object:
+    """Returns the validation loaders; Lightning asks for none if the module has no validation step."""
+    if trainer.val_dataloaders is not None:
+        return trainer.val_dataloaders
+    source = trainer.fit_loop.epoch_loop.val_loop._data_source
+    return source.dataloader() if source.instance is not None and source.is_defined() else ()

@@ -10,9 +10,11 @@ from lightning.pytorch.plugins.precision import Precision
 from torch import Tensor
 from torch.optim import Optimizer
 
+ACCUMULATED = 64  # largest number of runs of a step that accumulates gradients
+
 
 def manual_gradients(
-    module: L.LightningModule, optimizers: Sequence[Optimizer], precision: Precision, run: Callable[[], object]
+    module: L.LightningModule, optimizers: Sequence[Optimizer], precision: Precision, run: Callable[[int], object]
 ) -> dict[int, Tensor]:
     """Runs the step without any change of a weight; returns the gradients by identity of the parameter.
 
@@ -20,7 +22,8 @@ def manual_gradients(
         module: Module with `automatic_optimization = False`.
         optimizers: Its optimizers.
         precision: Lightning's plugin for the precision of the fit.
-        run: Function that runs `training_step`.
+        run: Function that runs `training_step` with an index of its batch. A step that accumulates gradients is run
+            with the following indices until an optimizer takes a step.
     """
     found: dict[int, Tensor] = {}
 
@@ -54,5 +57,8 @@ def manual_gradients(
             optimizer.step = stepping(optimizer)  # type: ignore[method-assign,assignment]  # until exit
             stack.callback(delattr, optimizer, "step")
         stack.enter_context(precision.train_step_context())
-        run()
+        for index in range(ACCUMULATED):
+            run(index)
+            if found:
+                break
     return found

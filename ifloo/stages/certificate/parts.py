@@ -14,7 +14,7 @@ from ifloo.models.run_state import RunState
 from ifloo.objective.certificate import Part
 from ifloo.objective.layers import BATCH_HOOKS, is_random
 
-GRADIENT_HOOKS = ("on_before_backward", "backward", "on_after_backward", "on_before_optimizer_step")
+GRADIENT_HOOKS = ("on_before_backward", "backward", "on_after_backward", "on_before_optimizer_step", "optimizer_step")
 START_HOOKS = ("on_fit_start", "on_train_start", "on_train_epoch_start")
 HALVES = ("16-mixed", "bf16-mixed", "16-true", "bf16-true", "transformer-engine", "transformer-engine-float16")
 

@@ -1,7 +1,7 @@
 """Replay of a training step on a copy of the user's module, as the Trainer ran it at the end of the fit.
 
 Lightning's order of hooks is kept: batch transfer, `on_train_batch_start`, `training_step` in the precision of the fit,
-`on_before_backward`, `backward`, `on_after_backward`, `on_before_optimizer_step`. No optimizer takes a step, nothing is
+`on_before_backward`, `backward`, `on_after_backward`, `on_before_optimizer_step`, `optimizer_step`. No weight is moved, nothing is
 clipped, and no callback, logger or file is involved. A fit that accumulates gradients adds up such steps, each divided
 by their number, so that one of them is compared.
 """
@@ -12,7 +12,7 @@ import copy
 import logging
 import random
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
@@ -27,8 +27,8 @@ from torch.optim import Optimizer
 from ifloo.models.decay import COUPLED, decoupled
 from ifloo.models.fit_settings import optimizers_in
 from ifloo.models.lightning_classes import defines
-from ifloo.models.run_state import RunState, StandInTrainer, attached, stand_in_trainer
-from ifloo.models.training_step import loss_in, run_step
+from ifloo.models.run_state import RunState, StandInTrainer, attached, batches_in, stand_in_trainer
+from ifloo.models.training_step import loss_in, run_step, takes_index
 from ifloo.objective.batches import Batch, to_device
 from ifloo.objective.certificate import Part
 from ifloo.objective.functional import uncompiled_graphs
@@ -39,7 +39,9 @@ from ifloo.stages.certificate.coarsest_float import CoarsestFloat
 from ifloo.stages.certificate.drawn_batches import CollateSamples
 from ifloo.stages.certificate.gradient_hooks import GradientHooks
 from ifloo.stages.certificate.manual_optimization import manual_gradients
+from ifloo.stages.certificate.optimizer_step import stepped_gradients
 from ifloo.stages.certificate.parts import modes_without, parts_of
+from ifloo.stages.certificate.trained_parameters import trained_parameters
 from ifloo.stages.isolation import detached
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class ReplaySource:
         names: Names of the attributed parameters.
         hooks: Hooks on the gradients of the user's own weights, which a copy of the module loses.
         ran: Whether this very module has run through the fit, so that its hooks for the start of one were called.
+        batches: Samples of the compared batches, in their order.
     """
 
     module: L.LightningModule
@@ -75,6 +78,7 @@ class ReplaySource:
     names: tuple[str, ...]
     hooks: GradientHooks
     ran: bool = False
+    batches: Sequence[Samples] = ()
 
 
 @dataclass
@@ -146,6 +150,8 @@ class Replay:
         self.parts: Mapping[Part, str] = parts_of(
             plain.module, source.datamodule, source.state, bool(plain.hooks), not source.ran
         )
+        if any(map(self._index, source.batches)) and takes_index(plain.module):
+            self.parts = {**self.parts, Part.BATCH_INDEX: Part.BATCH_INDEX.value}
 
     def gradient(self, samples: Samples, without: Without = (), rounded: bool = False) -> Float[Tensor, " q"]:
         """Returns the gradient of the step; see `TrainingStep`.
@@ -172,7 +178,7 @@ class Replay:
             full = Part.PRECISION in off or Part.PRECISION not in self.parts
             with user_code(what, when, _LEAVE_OUT), self._measuring_precision(full):
                 batch = self._transferred(held, self.source.collate(samples), off)
-                found = self._gradients(held, batch, off)
+                found = self._gradients(held, batch, off, 0 if Part.BATCH_INDEX in off else self._index(samples))
         return torch.cat([self._flat(module, name, found) for name in self.sizes])
 
     @contextmanager
@@ -214,12 +220,9 @@ class Replay:
         return max(found, default=0.0)
 
     def trained(self) -> tuple[str, ...] | None:
-        """Returns the names of the parameters that an optimizer has; None if the optimizers are not known."""
+        """Returns the names of the parameters that an optimizer moves; None if the optimizers are not known."""
         held = self._copy("")
-        if not held.optimizers:
-            return None
-        known = {id(p) for o in held.optimizers for group in o.param_groups for p in group["params"]}
-        return tuple(name for name, p in held.module.named_parameters() if id(p) in known)
+        return trained_parameters(held.module, held.optimizers)
 
     def _flat(self, module: nn.Module, name: str, found: Mapping[int, Tensor]) -> Tensor:
         parameter = module.get_parameter(name)
@@ -282,9 +285,10 @@ class Replay:
         trainer.run_state = _first(state) if Part.MOMENT in off else state
         with ExitStack() as stack:
             stack.enter_context(undisturbed())
-            torch.manual_seed(SEED)
-            np.random.seed(SEED)
-            random.seed(SEED)
+            seed = SEED + (Part.SEED in off)
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            random.seed(seed)
             stack.enter_context(uncompiled_graphs())
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
@@ -314,14 +318,19 @@ class Replay:
         batch = owner("transfer_batch_to_device").transfer_batch_to_device(batch, parameter.device, 0)
         return owner("on_after_batch_transfer").on_after_batch_transfer(batch, 0)
 
-    def _gradients(self, held: _Copy, batch: Batch, off: frozenset[Part]) -> dict[int, Tensor]:
+    def _index(self, samples: Samples) -> int:
+        """Returns the index of a batch in an epoch; 0 where an epoch has no such batch."""
+        found = next((k for k, batch in enumerate(self.source.batches) if batch is samples), 0)
+        return found if found < batches_in(self.source.loader) else 0
+
+    def _gradients(self, held: _Copy, batch: Batch, off: frozenset[Part], index: int) -> dict[int, Tensor]:
         """Runs the step; returns the gradients by identity of the parameter."""
         module, hooked = held.module, Part.GRADIENT_HOOKS not in off
-        module.on_train_batch_start(batch, 0)
+        module.on_train_batch_start(batch, index)
         if not module.automatic_optimization:
-            return manual_gradients(module, held.optimizers, held.precision, lambda: run_step(module, batch))
+            return manual_gradients(module, held.optimizers, held.precision, lambda k: run_step(module, batch, k))
         with held.precision.train_step_context():
-            out = run_step(module, batch)
+            out = run_step(module, batch, index)
             loss = loss_in(
                 out, module, "a batch of the training loader", "Return the loss, or a dict with the key loss."
             )
@@ -333,6 +342,8 @@ class Replay:
             module.on_after_backward()
             for optimizer in held.optimizers[:1]:
                 module.on_before_optimizer_step(optimizer)
+                if defines(module, "optimizer_step"):
+                    return stepped_gradients(module, optimizer, loss)
         return {id(p): p.grad for p in module.parameters() if p.grad is not None}
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ifloo.attribution.definitions import STATED
 from ifloo.errors import InputError
 from ifloo.models import SampleLossModule, unwrap
 from ifloo.models.adapted import Adapted
@@ -21,13 +22,15 @@ from ifloo.objective.batch_weights import BatchWeights, NoWeightsError, sample_k
 from ifloo.objective.batches import Batch, to_device
 from ifloo.objective.certificate import Cause, Coverage, ObjectiveCertificate, Outcome
 from ifloo.objective.certify import Examined, Subject, certify
+from ifloo.objective.epoch_weights import EpochWeights, epoch_weights
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
+from ifloo.objective.loaders import own_dataset
 from ifloo.objective.objective import Objective
 from ifloo.objective.plain import recording
 from ifloo.objective.preflight import preflight
 from ifloo.objective.randomness import undisturbed
+from ifloo.objective.sampling import refuse_partial, refuse_rows_apart
 from ifloo.objective.step_comparison import Samples
-from ifloo.objective.weights import SampleWeights
 from ifloo.params import ParamSpace, author_name
 from ifloo.stages.certificate.drawn_batches import CollateSamples, DrawnBatches, SampleSource, drawn_batches
 from ifloo.stages.certificate.gradient_hooks import GradientHooks
@@ -35,6 +38,7 @@ from ifloo.stages.certificate.hessian_check import hessian_note
 from ifloo.stages.certificate.parts import HALVES
 from ifloo.stages.certificate.rare_rows import with_rare_rows
 from ifloo.stages.certificate.replay import Replay, ReplaySource, wide
+from ifloo.stages.certificate.trained_parameters import of_fewer_parameters
 from ifloo.stages.isolation import detached, undisturbed_with
 
 log = logging.getLogger(__name__)
@@ -59,6 +63,7 @@ class CertificateRequest:
         dtype: Precision of the comparison; None for that of the module.
         stated: Whether the fit was of the stated losses (`ifloo fit`), not of the user's own training step.
         accept: Whether the user accepts an unexplained difference.
+        trained_with: Training loader of the Trainer of the fit; None for `loader`.
     """
 
     module: L.LightningModule
@@ -69,6 +74,7 @@ class CertificateRequest:
     ran: bool = False
     stated: bool = False
     accept: bool = False
+    trained_with: object = None
     device: torch.device | None = None
     dtype: torch.dtype | None = None
 
@@ -88,12 +94,26 @@ class CertificateRequest:
             return cls(module, loader, described.run_state, _data_of(described), patterns)
         if trainer is None or isinstance(trainer, StandInTrainer):
             return cls(module, loader, RunState(), None, patterns)
-        return cls(module, loader, RunState.of_trainer(trainer), _data_of(trainer), patterns, ran=True)
+        state, fitted = RunState.of_trainer(trainer), trainer.train_dataloader
+        return cls(module, loader, state, _data_of(trainer), patterns, ran=True, trained_with=fitted)
+
+    @property
+    def trained_on(self) -> DataLoader[Batch]:
+        """Loader whose batches make an epoch of the fit: that of the Trainer, if it is over the same dataset."""
+        fitted = self.trained_with
+        if isinstance(fitted, DataLoader) and own_dataset(fitted) is own_dataset(self.loader):
+            return fitted
+        return self.loader
 
     @property
     def replayed(self) -> L.LightningModule:
         """The module whose training step is replayed."""
         return self.module if self.stated else unwrap(self.module)
+
+    @property
+    def loader_of_trainer(self) -> object:
+        """Training loader that the module finds in its Trainer."""
+        return self.loader if self.trained_with is None else self.trained_with
 
 
 def examined(request: CertificateRequest) -> Examined:
@@ -102,8 +122,12 @@ def examined(request: CertificateRequest) -> Examined:
     What float32 cannot decide, because its rounding hides a difference, is compared in float64 where the module allows.
 
     Raises:
-        InputError: If the user's code fails on a batch, and the difference is not accepted beforehand.
+        InputError: If the user's code fails on a batch, and the difference is not accepted beforehand; or if the fit
+            drew part of its data.
     """
+    refuse_partial(request.trained_on, *request.state.part_of_data)
+    if _own_loss(request.module):
+        refuse_rows_apart(request.trained_on)
     drawn: DrawnBatches | None = None
     try:
         with recording():
@@ -175,7 +199,7 @@ def _moved(request: CertificateRequest, dtype: torch.dtype | None) -> Certificat
     """Returns the request of a copy of the module, on the device and in the precision of a comparison."""
     request = replace(request, module=detached(request.module).to(device=request.device, dtype=dtype))
     if isinstance(request.module, Adapted) and request.module.fit_described is None:
-        request.module.describe_fit(request.state, request.datamodule, request.loader)
+        request.module.describe_fit(request.state, request.datamodule, request.loader_of_trainer)
     return request
 
 
@@ -187,11 +211,20 @@ def _compared(request: CertificateRequest, drawn: DrawnBatches, dtype: torch.dty
     space = ParamSpace.of(module, request.parameters)
     names = tuple(name if replayed is module else author_name(module, name) for name in space.names)
     source = ReplaySource(
-        replayed, drawn.collate, request.state, request.datamodule, request.loader, names, hooks, request.ran
+        replayed,
+        drawn.collate,
+        request.state,
+        request.datamodule,
+        request.loader_of_trainer,
+        names,
+        hooks,
+        request.ran,
+        drawn.samples,
     )
     replay = Replay(source)
     losses = FunctionalLosses(module, space, Path.LOOP)
-    theta = losses.theta()
+    theta, trained = losses.theta(), replay.trained()
+    attributed = [name for name in names if trained is not None and name in trained]
     subject = Subject(
         step=replay,
         batches=drawn.samples,
@@ -200,9 +233,11 @@ def _compared(request: CertificateRequest, drawn: DrawnBatches, dtype: torch.dty
         theta=wide(theta, space.size),
         keys_of=lambda sample: sample_keys(drawn.collate([sample])),
         decay=replay.decay(),
-        trained=replay.trained(),
+        trained=trained,
         coverage=_coverage(request, drawn),
         decoupled=replay.decoupled_decay() if isinstance(module, Adapted) else 0.0,
+        by_hand=not replayed.automatic_optimization,
+        doubted=None if request.ran else of_fewer_parameters(attributed, request.state),
     )
     return certify(subject)
 
@@ -213,11 +248,38 @@ class ExaminedRun:
 
     Attributes:
         certificate: Comparison of J with what was trained; None if they were not compared.
-        weights: Relative weight a_i of each training sample in J = Σ a_i ℓ_i / Σ a_i; None if J is the plain mean.
+        weights: Weight c_i of each training sample in J = Σ c_i ℓ_i + R; None if J is the plain mean.
     """
 
     certificate: ObjectiveCertificate | None = None
-    weights: Float[Tensor, " n"] | None = None
+    weights: EpochWeights | None = None
+
+    @classmethod
+    def of(cls, request: CertificateRequest, found: Examined) -> ExaminedRun:
+        """Finds the weights of all samples, and states them in the certificate; reads each sample once if they differ.
+
+        Raises:
+            InputError: If the weight of a sample cannot be found.
+        """
+        in_batch = None if found.weights is None else sample_weights(found.weights, request.loader)
+        weights, certificate = epoch_weights(request.trained_on, in_batch), found.certificate
+        if weights is None:
+            return cls(certificate)
+        if _own_loss(request.module):
+            note = f"J counts each sample once, while an epoch of the training loader is the mean {weights.text}"
+            notes = [text for text in (certificate.note, note) if text]
+            return cls(replace(certificate, note="; ".join(notes)))
+        outcome = Outcome.WEIGHTED if certificate.outcome is Outcome.EQUAL else certificate.outcome
+        shares, epoch = weights.record(), weights.text
+        return cls(replace(certificate, outcome=outcome, epoch=epoch, shares=shares), weights)
+
+    @property
+    def rule(self) -> str | None:
+        """Noun phrase for what the weights depend on; None if J is the plain mean."""
+        if self.weights is None:
+            return None
+        table = None if self.certificate is None else self.certificate.weights
+        return STATED if table is None else str(table)
 
     def weighed(self, objective: Objective) -> Objective:
         """Returns J with the weights that were found."""
@@ -226,8 +288,7 @@ class ExaminedRun:
     def state_weights(self, module: L.LightningModule, ids: Int[Tensor, " n"]) -> None:
         """States the weights in the module, for refits; `ids` are those of the training samples in their order."""
         if self.weights is not None and isinstance(module, Adapted):
-            order = torch.argsort(ids)
-            module.batch_weights = SampleWeights(1.0, ids[order].cpu(), self.weights[order].cpu())
+            module.state_weights(ids, self.weights)
 
 
 def objective_certificate(request: CertificateRequest) -> ExaminedRun:
@@ -238,14 +299,16 @@ def objective_certificate(request: CertificateRequest) -> ExaminedRun:
     """
     try:
         found = examined(request)
-        certificate = found.certificate
-        certificate.require()
+        found.certificate.require()
     except InputError:
         _refuse_faulty_samples(request)  # a plainer error, if it is one of the data or of single losses
         raise
+    run = ExaminedRun.of(request, found)
+    certificate = run.certificate
+    assert certificate is not None
     plain = certificate.outcome in (Outcome.EQUAL, Outcome.WEIGHTED) and not certificate.note
     log.log(logging.INFO if plain else logging.WARNING, "objective: %s.", certificate.text)
-    return ExaminedRun(certificate, None if found.weights is None else sample_weights(found.weights, request.loader))
+    return run
 
 
 def _refuse_faulty_samples(request: CertificateRequest) -> None:

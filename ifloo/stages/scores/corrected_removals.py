@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ifloo.attribution import InfluenceEngine
+from ifloo.attribution import InfluenceEngine, weighted_definitions
 from ifloo.attribution.leverage import removal_effects
 from ifloo.curvature import LinearHead, LinearOperator, as_head
 from ifloo.errors import InputError
@@ -22,7 +22,12 @@ DEFINITIONS = (
 
 
 def correct_removals(
-    engine: InfluenceEngine, queries: Batch, scored: Sequence[StoredInfluences], ids: Sequence[int], layout: Layout
+    engine: InfluenceEngine,
+    queries: Batch,
+    scored: Sequence[StoredInfluences],
+    ids: Sequence[int],
+    layout: Layout,
+    rule: str | None = None,
 ) -> None:
     """Writes, for each scored test, the corrected effects of removing these ids; effects already stored are kept.
 
@@ -32,6 +37,7 @@ def correct_removals(
         scored: Scores of the tests.
         ids: Ids of the training samples to remove.
         layout: Paths of the files.
+        rule: Noun phrase for what the weights of the samples depend on; None if J is the plain mean.
 
     Raises:
         InputError: The curvature is not that of a linear head, whose samples have a leverage.
@@ -55,7 +61,7 @@ def correct_removals(
             np.array([h for _, h in both.values()]),
             residual,
             one.damping,
-            DEFINITIONS,
+            weighted_definitions(DEFINITIONS, rule),
             one.settings,
         )
         removals.save(layout.removals(one.test_id), record)

@@ -149,7 +149,8 @@ class InfluenceStage:
         samples = QuerySamples(self.datamodule, tuple(one.test_id for one in scored))
         solves = len(scored) * (1 + self.settings.top_k)
         engine = self._predictor.build_engine(solves)
-        correct_removals(engine, samples_for(engine.objective.losses, samples), scored, ids, self.layout)
+        queries, rule = samples_for(engine.objective.losses, samples), self._predictor.examined().rule
+        correct_removals(engine, queries, scored, ids, self.layout, rule)
 
     def score_with(self, test_ids: Sequence[int]) -> None:
         """Scores by the methods in `settings.compare_with`; raises the errors of `MethodRun.further`."""
@@ -254,8 +255,9 @@ class InfluenceStage:
         self._blocks(test_ids, deliver)
 
     def _records(self, block: ScoredBlock) -> list[StoredInfluences]:
-        factors = self._predictor.engine.objective.factors
-        return stored_influences(block, self._method(), DEFINITIONS, settings_stamp(self._identity_settings()), factors)
+        factors, rule = self._predictor.engine.objective.factors, self._predictor.examined().rule
+        stamp = settings_stamp(self._identity_settings())
+        return stored_influences(block, self._method(), DEFINITIONS, stamp, factors, rule)
 
     def _method(self) -> str:
         engine = self._predictor.engine

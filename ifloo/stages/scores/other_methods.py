@@ -83,7 +83,8 @@ class MethodRun:
         log.info("scores: %s, %d tests in one pass.", method.name, len(test_ids))
         with ticking(method.name, "part") as tick:
             found = self._scores(method, test_ids, stamp, tick)
-        for one in stored_by_method(method, found, test_ids, stamp, self.trained.objective.factors):
+        rule = None if self.objective is None else self.objective.rule
+        for one in stored_by_method(method, found, test_ids, stamp, rule):
             save(one)
 
     def further(self, test_ids: Sequence[int], compared: dict[str, JSON], overwrite: bool) -> None:
@@ -160,7 +161,7 @@ def scores_there(path: Path, stamp: str, layout: Layout) -> StoredInfluences | N
 
 
 def stored_by_method(
-    method: Method, scores: Scores, test_ids: Sequence[int], stamp: str, factors: Tensor | None = None
+    method: Method, scores: Scores, test_ids: Sequence[int], stamp: str, rule: str | None = None
 ) -> list[StoredInfluences]:
     """Converts the scores of a method to one record for each query.
 
@@ -169,11 +170,10 @@ def stored_by_method(
         scores: Its scores.
         test_ids: Ids of the queries.
         stamp: Stamp of the settings.
-        factors: n·c_i of each training sample; None if J is the plain mean.
+        rule: Noun phrase for what the weights of the samples depend on, if J has such weights.
     """
     ids = torch.tensor(list(test_ids), dtype=torch.int64)
-    scores = Scores(
-        scores.value, scores.train_ids, ids, scores.certificate, factors
-    )  # also of a subclass, such as MethodScores
+    # Also of a subclass, such as MethodScores.
+    scores = Scores(scores.value, scores.train_ids, ids, scores.certificate, scores.factors)
     means = torch.stack([row.double().mean() for row in scores.value])
-    return stored_influences(ScoredBlock(scores, means), method.name, DEFINITIONS, stamp, factors)
+    return stored_influences(ScoredBlock(scores, means), method.name, DEFINITIONS, stamp, scores.factors, rule)

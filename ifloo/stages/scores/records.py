@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from ifloo.attribution.definitions import STATED, weighted_definitions
 from ifloo.solvers import Status
 from ifloo.stages.scores.predictor import ScoredBlock
 from ifloo.store import JSON, ScoredTest, StoredInfluences
@@ -16,17 +17,25 @@ log = logging.getLogger(__name__)
 
 
 def stored_influences(
-    block: ScoredBlock, method: str, definitions: str, settings: str, factors: Tensor | None = None
+    block: ScoredBlock,
+    method: str,
+    definitions: str,
+    settings: str,
+    factors: Tensor | None = None,
+    rule: str | None = None,
 ) -> list[StoredInfluences]:
     """Converts a block to one record for each test; the scores may share the memory of the block.
 
     Args:
         block: Scores.
         method: Name of the method.
-        definitions: Definition of the scores.
+        definitions: Definition of the scores for a plain mean.
         settings: Stamp of the settings.
         factors: n·c_i of each training sample; None if J is the plain mean.
+        rule: Noun phrase for what the weights c_i depend on, if J has such weights.
     """
+    if factors is not None:
+        definitions = weighted_definitions(definitions, rule or STATED)
     scores, train_ids = block.scores, block.scores.train_ids.cpu().numpy().astype(np.int64)
     certificate = scores.certificate
     return [

@@ -20,6 +20,7 @@ from ifloo.attribution import (
     left_out_losses,
     loss_ranking,
     tracin_self,
+    weighted_definitions,
 )
 from ifloo.curvature import LinearHead, LinearOperator, as_head
 from ifloo.objective import Objective
@@ -187,7 +188,7 @@ def _stored(run: MethodRun, exact: _Exact | None, stamp: str) -> StoredSelfInflu
         last_layer=_last_layer(run),
         tracin=tracin,
         damping=DAMPING,
-        definitions=DEFINITIONS,
+        definitions=weighted_definitions(DEFINITIONS, None if run.objective is None else run.objective.rule),
         settings=stamp,
         **(exact.stored() if exact else {}),
     )

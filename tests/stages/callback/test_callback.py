@@ -141,7 +141,9 @@ def test_scores_are_those_of_the_engine(tmp_path, how, capsys):
         assert section["compared"]["attributed"] == ["head.*"]
     order = np.argsort(expected.value[1].numpy())
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"Influence after epoch 3: last_layer (head.*), {N} training samples, nats per unit ")
+    assert lines[0].startswith(
+        f"Influence after epoch 3: last_layer (head.*), damping 0.01, {N} training samples, nats per unit "
+    )
     assert lines[1].split("  ")[0] == "test"
     best, worst = order[0], order[-1]
     assert lines[3].startswith(f"1     {best} {expected.value[1][best]:+.1e}  {order[1]} ")
@@ -190,7 +192,7 @@ def test_ids_are_the_samples_own_else_positions(tmp_path, queries, ids):
 def events(folder: Path) -> Any:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found = EventAccumulator(str(folder), {"histograms": 0, "scalars": 0})
+    found = EventAccumulator(str(folder), {"histograms": 0, "scalars": 0, "tensors": 0})
     return found.Reload()
 
 
@@ -202,6 +204,10 @@ def test_tensorboard_gets_histograms_and_quantiles(tmp_path):
     steps = [5 * epoch for epoch in range(1, EPOCHS + 1)]
     names = ["influence/self_influence", "influence/test_0", "influence/test_1"]
     assert sorted(run.Tags()["histograms"]) == names
+    texts = [one.tensor_proto.string_val[0].decode() for one in run.Tensors("influence/objective/text_summary")]
+    recorded = Manifest.at(folder / "manifest.json").sections()[f"epoch_00{EPOCHS}"]["recorded"]
+    assert texts[-1] == recorded["objective"]["text"]
+    assert len(texts) == EPOCHS
     for name in names:
         shown = run.Histograms(name)
         assert [point.step for point in shown] == steps

@@ -235,6 +235,9 @@ def test_what_does_not_go_together_is_one_warning_and_the_fit_goes_on(tmp_path, 
     assert capsys.readouterr().out == ""
 
 
+THIS_FILE = Path(__file__).relative_to(Path.cwd())
+
+
 class Broken(TensorDataset):
     """Fails with an error that is none of ifloo when its first sample is read."""
 
@@ -244,7 +247,16 @@ class Broken(TensorDataset):
 
 def test_an_error_of_the_users_code_is_one_warning(tmp_path, caplog):
     fitted(Stated(), loader(), [InfluenceCallback(Broken(*QUERIES))], tmp_path)
-    assert warnings_of(caplog) == ["InfluenceCallback is off for this fit: KeyError: 'a label that is missing'"]
+    line = Broken.__getitem__.__code__.co_firstlineno + 1
+    assert warnings_of(caplog) == [
+        f"InfluenceCallback is off for this fit: KeyError: 'a label that is missing' ({THIS_FILE}:{line})"
+    ]
+
+
+def test_an_error_of_the_users_code_ends_a_strict_fit_as_it_is(tmp_path):
+    with pytest.raises(KeyError, match=r"^'a label that is missing'$") as raised:
+        fitted(Stated(), loader(), [InfluenceCallback(Broken(*QUERIES), strict=True)], tmp_path)
+    assert "in __getitem__" in str(raised.value.__cause__)
 
 
 def test_a_later_failure_ends_a_strict_fit(tmp_path):

@@ -1,5 +1,6 @@
 """The callback scores what was trained, or says in the table by how much a training step differs, or is off."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -8,7 +9,7 @@ from torch.utils.data import TensorDataset
 from ifloo.attribution import GradientDot
 from ifloo.errors import InputError
 from ifloo.stages import InfluenceCallback
-from ifloo.store import Manifest
+from ifloo.store import Manifest, influences
 from tests.stages.callback.fits import Stated, fitted, loader, samples
 from tests.stages.callback.test_moment import Net, close, gradient_dots, stored
 
@@ -42,6 +43,12 @@ def test_class_weights_are_found_in_sorted_data(tmp_path, capsys, epochs):
     expected = gradient_dots(module, loader(data)) * (len(w) * w / w.sum()).numpy()
     assert close(stored(tmp_path), expected)
     assert objective(tmp_path)["outcome"] == "weighted"
+    for t in (0, 1):
+        one = influences.load(tmp_path / f"influence/epoch_003/influences_test_{t}.npz")
+        np.testing.assert_allclose(one.factors, (len(w) * w / w.sum()).numpy(), rtol=1e-9)
+        assert "J = sum_i c_i l_i + R weighs its samples as a training step does, by the value of item 1" in (
+            one.definitions
+        )
     assert "Objective: a training step weighs its samples by " in capsys.readouterr().out
 
 
@@ -98,7 +105,7 @@ def test_an_accepted_difference_stands_in_table_and_manifest(tmp_path, capsys):
     assert (found["outcome"], found["accepted"]) == ("unexplained", True)
     line = next(one for one in capsys.readouterr().out.splitlines() if one.startswith("Objective: "))
     assert line.startswith("Objective: J is not what was trained: the gradient of a training step differs by ")
-    assert "accepted by accept_objective" in line
+    assert "accepted by `accept_objective`" in line
     assert close(stored(tmp_path), gradient_dots(module, loader()))
 
 

@@ -28,7 +28,7 @@ from tests.stages.certificate.requested import certificate, of
     ("net", "cause", "remedy"),
     [
         (Masked, "gradient masks (on_after_backward)", "freeze the weights"),
-        (MaskedBeforeStep, "gradient masks (on_before_optimizer_step)", "--attribution.parameters"),
+        (MaskedBeforeStep, "gradient masks (on_before_optimizer_step)", "attribute the others: `parameters`."),
         (HookedWhenBuilt, "gradient masks (hooks on weights)", "freeze the weights"),
         (HookedAtTheStart, "gradient masks (hooks on weights)", "freeze the weights"),
         (Summed, "a sum over the batch in place of the mean", "divide the loss by the number of samples"),
@@ -36,7 +36,7 @@ from tests.stages.certificate.requested import certificate, of
             Contrastive,
             "the most likely cause: a loss taken across the batch (contrastive, by ranks or pairs), or several terms "
             "with different weights or denominators",
-            "--adapt.sample_losses",
+            "state the loss of one sample: `sample_losses`;",
         ),
     ],
 )
@@ -48,7 +48,7 @@ def test_unexplained_differences_are_refused_with_their_cause(net, cause, remedy
     assert "Ruled out: a branch on self.training or trainer.training" in str(caught.value)
     accepted = objective_certificate(of(net, accept=True)).certificate
     assert accepted.outcome is Outcome.UNEXPLAINED
-    assert "accepted by --adapt.accept_objective" in accepted.text
+    assert "accepted by `accept_objective`" in accepted.text
 
 
 def test_a_loss_scored_at_another_epoch_is_refused():
@@ -87,9 +87,9 @@ def test_state_that_only_hooks_of_a_fit_set_is_named():
 
 
 def test_a_penalty_of_the_training_step_is_measured():
-    with pytest.raises(InputError, match=r"a penalty in training_step that J lacks: give --adapt.l2 0.02\."):
+    with pytest.raises(InputError, match=r"a penalty in training_step that J lacks: give l2=0.02\."):
         objective_certificate(of(Net, sample_losses=losses))
-    with pytest.raises(InputError, match=r"give --adapt.l2 0.02\."):
+    with pytest.raises(InputError, match=r"give l2=0.02\."):
         objective_certificate(of(Net, sample_losses=losses, l2=0.005))
 
 
@@ -127,4 +127,4 @@ def test_weights_that_no_optimizer_has_are_refused_with_the_flag():
         objective_certificate(of(HeadOnly))
     text = str(caught.value)
     assert text.startswith("J is not what was trained: parameters that no optimizer has (body.weight, body.bias).")
-    assert "configure_optimizers trains lin.* alone: give --attribution.parameters \"['lin.*']\"." in text
+    assert "configure_optimizers trains lin.* alone: give parameters=['lin.*']." in text

@@ -161,7 +161,7 @@ def test_a_method_scores_listed_tests_without_corrections(settings, said):
         AttributionSettings(method=Unrolled(), **settings)
     assert str(caught.value) == (
         f"attribution.method unrolled scores listed tests, without a correction for leverage; got {said}.\n"
-        "  Give --attribution.test_ids '[0, 8]', or leave attribution.method out."
+        "  Give test_ids=[0, 8], or leave attribution.method out."
     )
 
 

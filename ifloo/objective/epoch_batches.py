@@ -1,0 +1,321 @@
+"""Batches of an epoch of a fit, as a training loader draws them: shuffled, the same in each epoch, or followed.
+
+A shuffle is described by the sizes of its batches. Batches in order are listed. A sampler of the user's is followed on
+a copy; random states are restored.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+)
+
+from ifloo.objective.batch_samplers import SamplerBatches
+from ifloo.objective.batches import Batch
+from ifloo.objective.drawn_shares import expected_shares
+from ifloo.objective.randomness import undisturbed
+from ifloo.objective.seeded_draws import seed_by, training_reads
+
+Rows: TypeAlias = Int[Tensor, " b"]  # positions in the dataset
+Sizes: TypeAlias = tuple[int, ...]  # of the parts of a batch that are drawn independently; most batches have one
+
+DRAWN_MOST = 3  # a sampler is followed over this many draws a sample at most
+FOLLOWED = 200  # epochs over which a random sampler is followed at most
+SECONDS = 3.0  # time after which no further epoch is followed
+
+
+@runtime_checkable
+class _TellsEpoch(Protocol):
+    """A sampler that a Trainer tells the epoch."""
+
+    def set_epoch(self, epoch: int, /) -> object: ...
+
+
+class Batches(NamedTuple):
+    """Batches of an epoch.
+
+    Attributes:
+        rows: Positions in the dataset, batch after batch.
+        sizes: Number of rows of each batch.
+    """
+
+    rows: Int[Tensor, " d"]
+    sizes: Int[Tensor, " k"]
+
+    def shares(self, n: int, weights: Float[Tensor, " n"] | None) -> Float[Tensor, " n"]:
+        """Returns the mean over the batches of a sample's share in the weight of the batch."""
+        count, rows = len(self.sizes), self.rows
+        of_batch = torch.repeat_interleave(self.sizes)
+        a = torch.ones(len(rows), dtype=torch.float64) if weights is None else weights.double().cpu()[rows]
+        totals = torch.zeros(count, dtype=torch.float64).index_add(0, of_batch, a)[of_batch]
+        found = torch.where(totals > 0, a / torch.where(totals > 0, totals, 1.0), 0.0) / count
+        return torch.zeros(n, dtype=torch.float64).index_add(0, rows, found)
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """An epoch in which samples come in random order, each equally often.
+
+    Attributes:
+        n: Number of samples of the dataset.
+        batches: Number of batches by the sizes of their parts.
+        rows: Positions that are drawn; None for all.
+    """
+
+    n: int
+    batches: tuple[tuple[Sizes, int], ...]
+    rows: Rows | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of batches."""
+        return sum(count for _, count in self.batches)
+
+    @property
+    def drawn(self) -> int:
+        """Number of samples that are drawn."""
+        return self.n if self.rows is None else len(self.rows)
+
+    def shares(self, weights: Float[Tensor, " n"] | None) -> Float[Tensor, " n"]:
+        """Returns the mean over batches of a sample's share in the weight of the batch, in expectation.
+
+        Args:
+            weights: Relative weights a_i of all samples; None if they are equal.
+        """
+        found = torch.full((self.drawn,), 1 / self.drawn, dtype=torch.float64)
+        if weights is not None:
+            own = weights.double() if self.rows is None else weights.double()[self.rows]
+            found = sum((count * expected_shares(own, sizes) for sizes, count in self.batches), torch.zeros_like(found))
+            found = found / self.count
+        if self.rows is None:
+            return found
+        return torch.zeros(self.n, dtype=torch.float64).index_add(0, self.rows, found)
+
+    @property
+    def text(self) -> str:
+        """Noun phrase for the batches; empty if each epoch is one batch."""
+        largest = max(sum(sizes) for sizes, _ in self.batches)
+        return "" if self.count == 1 and largest == self.drawn else f"in expectation over shuffled batches of {largest}"
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """An epoch whose batches are the same in every epoch.
+
+    Attributes:
+        n: Number of samples of the dataset.
+        batches: Batches of each epoch.
+    """
+
+    n: int
+    batches: Batches
+
+    @property
+    def count(self) -> int:
+        """Number of batches."""
+        return len(self.batches.sizes)
+
+    def shares(self, weights: Float[Tensor, " n"] | None) -> Float[Tensor, " n"]:
+        """Returns the mean over batches of a sample's share in the weight of the batch.
+
+        Args:
+            weights: Relative weights a_i of all samples; None if they are equal.
+        """
+        return self.batches.shares(self.n, weights)
+
+    @property
+    def text(self) -> str:
+        """Noun phrase for the batches; empty if each epoch is one batch of all."""
+        sizes = self.batches.sizes.tolist()
+        if sizes == [self.n]:
+            return ""
+        few = f", the smallest of {min(sizes)}" if min(sizes) < max(sizes) else ""
+        return f"over the same {len(sizes)} batches of {max(sizes)} in each epoch{few}"
+
+
+@dataclass(frozen=True)
+class Followed:
+    """Epochs of a random sampler of the user's, which are known by following it.
+
+    Attributes:
+        n: Number of samples of the dataset.
+        name: Class of the sampler.
+        epochs: Function that yields the batches of one epoch after the other.
+        even: Whether all batches have one size, but for a shorter one.
+        count: Number of batches of the first epoch.
+    """
+
+    n: int
+    name: str
+    epochs: Callable[[], Generator[Batches, None, None]]
+    even: bool
+    count: int
+
+    def shares(self, weights: Float[Tensor, " n"] | None) -> Float[Tensor, " n"]:
+        """Returns the mean over batches of a sample's share in the weight of the batch, over the epochs followed.
+
+        Args:
+            weights: Relative weights a_i of all samples; None if they are equal. Batches of one size then give each
+                sample 1/n.
+        """
+        if weights is None and self.even:
+            return torch.full((self.n,), 1 / self.n, dtype=torch.float64)
+        total, count, until = torch.zeros(self.n, dtype=torch.float64), 0, time.monotonic() + SECONDS
+        with closing(self.epochs()) as epochs:
+            for batches in epochs:
+                total, count = total + batches.shares(self.n, weights), count + 1
+                if time.monotonic() > until:
+                    break
+        return total / count
+
+    @property
+    def text(self) -> str:
+        """Noun phrase for the batches."""
+        return f"on average over the batches of {self.name} in up to {FOLLOWED} epochs"
+
+
+EpochBatches: TypeAlias = Shuffled | Repeated | Followed
+
+
+def drawn_by(loader: DataLoader[Batch]) -> object:
+    """Returns the sampler of a loader, from within a `BatchSampler` of torch; a batch sampler of another class."""
+    batches = loader.batch_sampler
+    if batches is None:
+        return loader.sampler
+    return batches.sampler if type(batches) is BatchSampler else batches
+
+
+def size_of_batches(loader: DataLoader[Batch]) -> tuple[int, bool]:
+    """Returns the size of a loader's batches, and whether a shorter last one is left out."""
+    batches = loader.batch_sampler
+    return (batches.batch_size, batches.drop_last) if type(batches) is BatchSampler else (1, False)
+
+
+def known_batches(loader: DataLoader[Batch], n: int) -> Shuffled | Repeated | None:
+    """Returns the batches of an epoch by the classes of torch; None for a sampler of another class.
+
+    A `DistributedSampler` that shuffles pads the shares of its processes with samples that it draws twice; as each is
+    as likely as any other, this changes c_i in order 1/n of itself, and only where weights differ.
+    """
+    sampler, (size, drop_last) = drawn_by(loader), size_of_batches(loader)
+    if type(sampler) is SequentialSampler:
+        return Repeated(n, _cut(torch.arange(len(sampler)), size, drop_last))
+    if type(sampler) is SubsetRandomSampler:
+        rows = torch.as_tensor(list(sampler.indices), dtype=torch.int64)
+        return Shuffled(n, _sizes(len(rows), len(rows), size, drop_last), rows)
+    if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples % n == 0:
+        return Shuffled(n, _sizes(sampler.num_samples, n, size, drop_last))
+    if isinstance(sampler, DistributedSampler):
+        if sampler.shuffle:
+            return Shuffled(n, _sizes(sampler.num_samples, n, size, drop_last))
+        padded = torch.arange(sampler.total_size) % n
+        shares = [_cut(padded[rank :: sampler.num_replicas], size, drop_last) for rank in range(sampler.num_replicas)]
+        return Repeated(n, Batches(*(torch.cat(parts) for parts in zip(*shares, strict=True))))
+    return None
+
+
+def _cut(rows: Rows, size: int, drop_last: bool) -> Batches:
+    rest = len(rows) % size
+    kept = rows[: len(rows) - rest] if drop_last else rows
+    sizes = torch.full((len(kept) // size,), size)
+    return Batches(kept, torch.cat([sizes, torch.tensor([rest] if rest and not drop_last else [], dtype=torch.int64)]))
+
+
+def _sizes(draws: int, n: int, size: int, drop_last: bool) -> tuple[tuple[Sizes, int], ...]:
+    """Returns the batches of a number of draws that run through shuffles of n samples, one after the other."""
+    if draws <= n:
+        rest = 0 if drop_last else draws % size
+        return tuple(((b,), count) for b, count in ((size, draws // size), (rest, min(rest, 1))) if count)
+    found = Counter[Sizes]()
+    for first in range(0, draws - size + 1 if drop_last else draws, size):
+        last = min(first + size, draws)
+        ends = [first, *(k * n for k in range(first // n + 1, (last - 1) // n + 1)), last]
+        found[tuple(b - a for a, b in pairwise(ends))] += 1
+    return tuple(found.items())
+
+
+class SamplerEpochs:
+    """Epochs of a copy of a loader's own sampler, which a Trainer would tell the epoch."""
+
+    def __init__(self, loader: DataLoader[Batch]) -> None:
+        """Copies nothing yet."""
+        self.loader = loader
+
+    def __call__(self) -> Generator[Batches, None, None]:
+        """Yields the batches of each epoch, from the first; random states are restored at the end.
+
+        An epoch without end is cut after a few draws a sample.
+        """
+        of_batches = drawn_by(self.loader) is self.loader.batch_sampler
+        sampler, most = self._copied(), DRAWN_MOST * len(self.loader.dataset)  # type: ignore[arg-type]  # typed as Dataset
+        with undisturbed():
+            seed_by(b"epochs of a sampler")
+            for epoch in range(FOLLOWED):
+                told = sampler.sampler if isinstance(sampler, SamplerBatches) else sampler
+                if isinstance(told, _TellsEpoch) and (isinstance(sampler, SamplerBatches) or not of_batches):
+                    told.set_epoch(epoch)
+                yield self._epoch(sampler, most)
+
+    def _epoch(self, sampler: Iterable[object], most: int) -> Batches:
+        batches, singles, drawn = list[list[int]](), list[int](), 0
+        for one in sampler:
+            if isinstance(one, Iterable):
+                batches.append([int(i) for i in one])
+                drawn += len(batches[-1])
+            else:
+                singles.append(int(one))  # type: ignore[call-overload]  # a position, as the loader asks of it
+                drawn += 1
+            if drawn > most:
+                break
+        if singles:
+            return _cut(torch.tensor(singles), *size_of_batches(self.loader))
+        rows, sizes = [row for batch in batches for row in batch], [len(batch) for batch in batches if batch]
+        return Batches(torch.tensor(rows, dtype=torch.int64), torch.tensor(sizes, dtype=torch.int64))
+
+    def _copied(self) -> Iterable[object]:
+        sampler = drawn_by(self.loader)
+        assert isinstance(sampler, Iterable)  # as every loader asks of it
+        shared = (self.loader.dataset, training_reads(self.loader.dataset))
+        try:
+            return copy.deepcopy(sampler, {id(one): one for one in shared})
+        except Exception:  # the user's objects may refuse to be copied in any way
+            return copy.copy(sampler)
+
+
+def followed_batches(loader: DataLoader[Batch], n: int) -> Repeated | Followed:
+    """Follows a loader's own sampler through two epochs: batches that come again are known."""
+    epochs = SamplerEpochs(loader)
+    pair = epochs()
+    first, second = next(pair), next(pair)
+    pair.close()
+    if _same(first, second):
+        return Repeated(n, first)
+    largest = int(torch.cat([first.sizes, second.sizes]).max())
+    even = all(int((epoch.sizes < largest).sum()) <= 1 for epoch in (first, second))
+    return Followed(n, type(drawn_by(loader)).__name__, epochs, even, len(first.sizes))
+
+
+def _same(one: Batches, other: Batches) -> bool:
+    """Tells whether two epochs have the same batches, in any order."""
+    return len(one.rows) == len(other.rows) and _canonical(one) == _canonical(other)
+
+
+def _canonical(batches: Batches) -> list[tuple[int, ...]]:
+    return sorted(tuple(sorted(batch.tolist())) for batch in batches.rows.split(batches.sizes.tolist()))

@@ -1,0 +1,218 @@
+"""Reads of the user's data during a fit, which change nothing that the fit reads: no counter, cache or generator.
+
+The reads take place in a process that begins with a copy of this one's memory. Where none can be made, they are of a
+copy of the data, and the states of random generators are restored.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import islice
+from typing import TypeVar
+
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    default_collate,
+    default_convert,
+)
+
+from ifloo.data.kept_samples import ReadSettings, SampleReads
+from ifloo.objective.batches import Batch, MapDataset
+from ifloo.objective.epoch_batches import DRAWN_MOST, drawn_by
+from ifloo.objective.loaders import training_dataset, with_dataset
+from ifloo.objective.seeded_draws import Collate, FixedReads, SeededCollate, SeededDraws, TrainedOn, tensors_in_memory
+from ifloo.objective.singles import CollateItems
+from ifloo.stages.callback.reader_process import ReaderProcess, can_fork
+
+log = logging.getLogger(__name__)
+Found = TypeVar("Found")
+_SAMPLERS = (SequentialSampler, RandomSampler, SubsetRandomSampler)  # have no state but their generator
+
+
+class DataReads:
+    """Way in which the data of one fit are read."""
+
+    def __init__(self) -> None:
+        """Reads nothing, and makes no process yet."""
+        self._without: str | None = None if can_fork() else "this system forks no processes"
+        self._noted = False
+
+    def once(self, read: Callable[[DataLoader[Batch]], Found], loader: DataLoader[Batch]) -> Found:
+        """Returns the result of a function that reads a loader.
+
+        Args:
+            read: Function of the loader, or of one with a copy of its data.
+            loader: Training loader of the fit.
+        """
+
+        def asked(process: ReaderProcess) -> Found:
+            return process.call("read")  # type: ignore[return-value]  # the result of `read`
+
+        return self._first_of(asked, {"read": partial(read, loader)}, lambda: read(self._copied(loader)))
+
+    def during(self, work: Callable[[DataLoader[Batch]], Found], loader: DataLoader[Batch], draws: int = 1) -> Found:
+        """Returns the result of work in this process that reads samples from the loader that it is given.
+
+        Args:
+            work: Work; it begins again if the reads fail where they are made first.
+            loader: Training loader of the fit.
+            draws: Number of seeded draws of each sample.
+        """
+        if _only_tensors(loader):
+            return work(loader)
+        dataset = training_dataset(loader)
+        reads: dict[str, Callable[..., object]] = {"order": partial(_order, loader)}
+        for draw in range(draws):
+            one = SeededDraws(dataset, draw)
+            reads |= {f"sample {draw}": one.__getitem__, f"samples {draw}": one.__getitems__}
+            reads[f"collate {draw}"] = SeededCollate(_of_batches(loader), draw)
+        return self._first_of(
+            lambda process: work(_loader_apart(loader, process, draws)),
+            reads,
+            lambda: work(_with_draws(self._copied(loader), draws)),
+        )
+
+    def _first_of(
+        self,
+        in_process: Callable[[ReaderProcess], Found],
+        reads: dict[str, Callable[..., object]],
+        here: Callable[[], Found],
+    ) -> Found:
+        """Returns what a process makes possible; where there is none, or it cannot serve, what this one does."""
+        if self._without is None:
+            try:
+                process = ReaderProcess(reads)
+            except (OSError, AssertionError) as error:  # no memory, or a process that may have none of its own
+                self._without = f"no other process can be made: {error}"
+                return here()
+            with process:
+                try:
+                    found = in_process(process)
+                except Exception:
+                    if process.failure is None:
+                        raise
+                else:
+                    if process.failure is None:
+                        return found
+            self._without = process.failure
+        return here()
+
+    def _copied(self, loader: DataLoader[Batch]) -> DataLoader[Batch]:
+        """Returns a loader with a copy of its data; the loader itself if they cannot be copied."""
+        if _only_tensors(loader):
+            return loader
+        try:
+            copies = copy.deepcopy((loader.dataset, loader.collate_fn, loader.batch_sampler, loader.sampler))
+        except Exception as error:  # the user's objects may refuse to be copied in any way
+            self._note(f"they cannot be copied ({type(error).__name__}: {error}), so reads may move their counters")
+            return loader
+        self._note("from a copy, so reads may still move what a function of theirs holds, such as a counter or a file")
+        dataset, collate, batches, sampler = copies
+        return with_dataset(loader, dataset, collate, sampler if batches is None else batches)  # type: ignore[arg-type]
+
+    def _note(self, how: str) -> None:
+        if not self._noted:
+            log.warning(
+                "InfluenceCallback reads the data in the process of the fit (%s), %s; random states are restored.",
+                self._without,
+                how,
+            )
+        self._noted = True
+
+
+def _only_tensors(loader: DataLoader[Batch]) -> bool:
+    """Whether reads change nothing but states of generators: of tensors in memory, by functions of torch."""
+    return (
+        tensors_in_memory(training_dataset(loader)) is not None and _of_torch(loader.collate_fn) and _stateless(loader)
+    )
+
+
+def _of_batches(loader: DataLoader[Batch]) -> Collate:
+    """Returns the function that makes a batch of what is fetched."""
+    return CollateItems(loader.collate_fn) if loader.batch_sampler is None else loader.collate_fn
+
+
+def _of_torch(collate: object) -> bool:
+    return collate is default_collate or collate is default_convert
+
+
+def _stateless(loader: DataLoader[Batch]) -> bool:
+    sampler = drawn_by(loader)
+    return type(sampler) in _SAMPLERS or isinstance(sampler, DistributedSampler)
+
+
+def _with_draws(loader: DataLoader[Batch], draws: int) -> DataLoader[Batch]:
+    return loader if draws == 1 else SampleReads(ReadSettings(draws)).of(loader, "train", draws)
+
+
+def _order(loader: DataLoader[Batch]) -> list[object]:
+    """Returns what the sampler of a loader draws in an epoch: rows, or lists of rows."""
+    sampler = drawn_by(loader)
+    assert isinstance(sampler, Iterable)  # as every loader asks of it
+    drawn = islice(sampler, DRAWN_MOST * len(training_dataset(loader)) + 1)  # one without end is refused before
+    return [[int(i) for i in one] if isinstance(one, Sequence) else int(one) for one in drawn]
+
+
+def _loader_apart(loader: DataLoader[Batch], process: ReaderProcess, draws: int) -> DataLoader[Batch]:
+    """Returns a loader of the same data, whose samples, batches and order come from a process."""
+    dataset, collate = training_dataset(loader), loader.collate_fn
+    order: Iterable[object] | None = None
+    if not _stateless(loader):
+        order = process.call("order")  # type: ignore[assignment]  # the result of `_order`
+        if type(batches := loader.batch_sampler) is BatchSampler:
+            order = BatchSampler(order, batches.batch_size, batches.drop_last)  # type: ignore[arg-type]
+    own = collate if _of_torch(collate) else _CollateApart(_of_batches(loader), process)
+    if tensors_in_memory(dataset) is not None:
+        return with_dataset(loader, dataset, own, order)
+    if draws == 1:
+        return with_dataset(loader, TrainedOn(dataset, _ReadsApart(dataset, 0, process)), own, order)
+    several = SampleReads(ReadSettings(draws)).of(
+        loader, "train", draws, lambda read, draw: _ReadsApart(read, draw, process)
+    )
+    return with_dataset(several, several.dataset, own, order)  # type: ignore[arg-type]  # typed as Dataset
+
+
+class _ReadsApart(FixedReads):
+    """Seeded reads of a dataset in a process of their own."""
+
+    def __init__(self, dataset: MapDataset, draw: int, process: ReaderProcess) -> None:
+        self.dataset, self.draw, self._process = dataset, draw, process
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, position: int) -> object:
+        return self._process.call(f"sample {self.draw}", position)
+
+    def __getitems__(self, positions: Sequence[int]) -> object:
+        return self._process.call(f"samples {self.draw}", list(positions))
+
+    def __reduce__(self) -> tuple[type[SeededDraws], tuple[MapDataset, int]]:
+        """Travels to a worker process, which reads by itself."""
+        return SeededDraws, (self.dataset, self.draw)
+
+
+class _CollateApart(SeededCollate):
+    """A collate function with fixed draws, called in a process of its own."""
+
+    def __init__(self, collate: Collate, process: ReaderProcess, draw: int = 0) -> None:
+        super().__init__(collate, draw)
+        self._process = process
+
+    def __call__(self, fetched: object) -> object:
+        return self._process.call(f"collate {self.draw}", fetched)
+
+    def of_draw(self, draw: int) -> _CollateApart:
+        return _CollateApart(self.collate, self._process, draw)
+
+    def __reduce__(self) -> tuple[type[SeededCollate], tuple[Collate, int]]:
+        """Travels to a worker process, which collates by itself."""
+        return SeededCollate, (self.collate, self.draw)
