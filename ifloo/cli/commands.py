@@ -149,7 +149,7 @@ def leave_one_out(session: Session) -> None:
     warn_once(session, trained=True)
     assert exp.base is not None
     recipe = TrainerSettings(**exp.base.record["recipe"], accelerator=session.accelerator)
-    refuse_waiting_schedule(exp.stand_in, type(exp.author_module).__name__)
+    refuse_waiting_schedule(exp.author_module, exp.stand_in)
     if "given" in exp.base.record:
         log.info("%s.", refits_in_words(exp.base, exp.refit.init))
     session.refit_stage(recipe).leave_out_top(exp.test_ids)
@@ -204,7 +204,7 @@ def pipeline(session: Session) -> None:
     exp.load_data()
     exp.hold_data()
     exp.datamodule.test_batch(test_ids)  # an id out of range fails before the fit, not after it
-    refuse_waiting_schedule(exp.stand_in, type(exp.author_module).__name__)
+    refuse_waiting_schedule(exp.author_module, exp.stand_in)
     if exp.base is None:
         fit(session)
     else:

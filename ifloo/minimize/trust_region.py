@@ -64,8 +64,7 @@ def trust_region(
     """Minimises J(θ; w) from `theta` to ‖∇J‖ <= tolerance, through regions of negative curvature too.
 
     A step is taken if J decreases by a sufficient share of what the quadratic model predicts (Nocedal & Wright 2006,
-    algorithm 4.1) or, if the predicted decrease is below the rounding of J, if ‖∇J‖ decreases. If J has many minima,
-    the result is the one at which the descent from `theta` ends.
+    algorithm 4.1) or, if the predicted decrease is below the rounding of J, if ‖∇J‖ decreases.
 
     Args:
         objective: Objective J(θ; w) with the weights of the refit.
@@ -79,10 +78,8 @@ def trust_region(
     Raises:
         WorkError: The tolerance was not reached; the message states the gradient norm reached and the likely cause.
     """
-    inner = inner or NewtonSystem()
-    radius, products, rejected, negative = float("inf"), 0, 0, 0
-    value, gradient = start or objective.value_and_gradient(theta)
-    first = float(gradient.norm())
+    inner, (value, gradient) = inner or NewtonSystem(), start or objective.value_and_gradient(theta)
+    radius, products, rejected, negative, first = float("inf"), 0, 0, 0, float(gradient.norm())
     hessian: Hessian | None = None  # at theta; built when a step needs it
     for step in range(max_steps + 1):
         norm = float(gradient.norm())
@@ -92,21 +89,23 @@ def trust_region(
             break
         rtol = max(0.3 * tolerance / norm, FINEST_RTOL, min(0.1, norm**0.5))
         hessian = hessian or inner.hessian(objective, theta)
-        H = _of_one_vector(hessian.matmat)
-        proposed = steihaug(H, _preconditioner(inner), gradient.to(hessian.dtype), radius, rtol)
+        H, P = _of_one_vector(hessian.matmat), _preconditioner(inner)
+        proposed = steihaug(H, P, gradient.to(hessian.dtype), radius, rtol)
         products, negative = products + proposed.products, negative + proposed.negative
         trial = theta + proposed.value.to(theta)
         trial_value, trial_gradient = objective.value_and_gradient(trial)
         ratio = _decrease_ratio(proposed, value, trial_value, gradient, trial_gradient)
         radius = _next_radius(radius, proposed, ratio)
-        rejected = 0 if ratio > SUFFICIENT else rejected + 1
+        rejected += 1
         if ratio > SUFFICIENT:
-            theta, value, gradient, hessian = trial, trial_value, trial_gradient, None
-    if rejected == MAX_REJECTED:
-        cause = nothing_smaller(norm, value)
-    else:
-        cause = out_of_steps(step, first, norm) + (f"; {negative} of them met negative curvature" if negative else "")
+            theta, value, gradient, hessian, rejected = trial, trial_value, trial_gradient, None, 0
+    cause = nothing_smaller(norm, value) if rejected == MAX_REJECTED else _ran_out(step, first, norm, negative)
     raise WorkError(not_reached("Newton steps in a trust region", norm, final or tolerance, step, cause))
+
+
+def _ran_out(steps: int, first: float, last: float, negative: int) -> str:
+    met = f"; {negative} of them met negative curvature" if negative else ""
+    return out_of_steps(steps, first, last) + met
 
 
 def _next_radius(radius: float, step: Step, ratio: float) -> float:

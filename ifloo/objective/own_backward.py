@@ -11,6 +11,15 @@ from torch.overrides import TorchFunctionMode
 TENSOR_HOOK, MODULE_HOOK = "a tensor hook", "a backward hook of a module"
 _OF_TORCH = frozenset({"CheckpointFunction"})  # exact, whatever is within
 
+STOPPED = (
+    "a part of the loss passes no gradient (detach, torch.no_grad, a rounding): scores follow the gradient that "
+    "training took, and the curvature is that of the part that moves; the fit ended at no minimum of the loss itself"
+)
+OWN_BACKWARD = (
+    "the backward pass of this loss is not the derivative of its value ({}: a backward pass of its own): scores follow "
+    "the gradient that training took; the fit ended at no minimum of the loss itself"
+)
+
 
 class _TensorHooks(TorchFunctionMode):
     """Notes whether code registers hooks on tensors."""

@@ -25,7 +25,7 @@ from ifloo.objective.drawn_samples import SEED, DrawnSamples
 from ifloo.objective.forms import opaque_parts, tensors_of
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
 from ifloo.objective.loaders import separately, sequential
-from ifloo.objective.own_backward import own_backward
+from ifloo.objective.own_backward import OWN_BACKWARD, STOPPED, own_backward
 from ifloo.objective.plain import leaf, recordable, recording
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.rounding import Rounding
@@ -273,16 +273,6 @@ def not_backward(over: str = "") -> str:
         f"products are formed by backward passes: {over}forward-mode derivatives of this loss are not those of "
         "loss.backward() (torch.no_grad, a tensor hook, or a function with a backward of its own)"
     )
-
-
-STOPPED = (
-    "a part of the loss passes no gradient (detach, torch.no_grad, a rounding): scores follow the gradient that "
-    "training took, and the curvature is that of the part that moves; the fit ended at no minimum of the loss itself"
-)
-OWN_BACKWARD = (
-    "the backward pass of this loss is not the derivative of its value ({}: a backward pass of its own): scores follow "
-    "the gradient that training took; the fit ended at no minimum of the loss itself"
-)
 
 
 def has_stopped_part(losses: FunctionalLosses, samples: DrawnSamples, reference: Reference) -> bool:

@@ -277,5 +277,10 @@ def test_a_finish_that_does_not_arrive_says_what_can_be_done():
     finish = NewtonFinish("always", max_steps=1)
     with pytest.raises(WorkError) as caught:
         Refitter(Curved, lambda: loader, TrainerSettings(max_epochs=1, precision="64-true"), finish, seed=0).fit()
-    for flag in ("--finish.max_steps 4,", "--finish.after never", "requires_grad_(False)", "--attribution.damping"):
+    for flag in (
+        "--finish.max_steps 4,",
+        "--finish.after never",
+        "requires_grad_(False)",
+        "scores of a damped curvature",
+    ):
         assert flag in str(caught.value)
