@@ -50,6 +50,8 @@ class CheckedObjective:
             accept=accept,
             ran=weights.ran,
             trained_with=weights.trainer.train_dataloader,
+            fit_known=True,
+            reads_apart=True,
         )
         try:
             # A copy of a module has lost the hooks on its gradients.

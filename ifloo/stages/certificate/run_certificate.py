@@ -67,6 +67,7 @@ class CertificateRequest:
         trained_with: Training loader of the Trainer of the fit; None for `loader`.
         fit_known: Whether the batches of the fit are those of this loader. Where they are not known, a loader in order
             is taken as one that the fit shuffled, as scores do not depend on the order in which data are given.
+        reads_apart: Whether `loader` stands for that of the fit, whose own sampler must not be run.
     """
 
     module: L.LightningModule
@@ -81,6 +82,7 @@ class CertificateRequest:
     device: torch.device | None = None
     dtype: torch.dtype | None = None
     fit_known: bool = False
+    reads_apart: bool = False
 
     @classmethod
     def of(
@@ -109,7 +111,7 @@ class CertificateRequest:
         A data module may make its dataset again for each loader.
         """
         fitted = self.trained_with
-        if not isinstance(fitted, DataLoader):
+        if self.reads_apart or not isinstance(fitted, DataLoader):
             return self.loader
         one, other = own_dataset(fitted), own_dataset(self.loader)
         alike = isinstance(one, Sized) and isinstance(other, Sized) and len(one) == len(other)
