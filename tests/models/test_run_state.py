@@ -5,6 +5,7 @@ import io
 import pickle
 import time
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ def test_a_live_trainer_and_its_checkpoint_give_the_same_state(fitted: tuple[L.T
     live = RunState.of_trainer(trainer)
     stored = RunState.from_checkpoint(content, {"accumulate_grad_batches": 2})
     assert (live.epoch, live.global_step, live.max_epochs, live.batches) == (2, 6, 3, 4)
-    assert stored == live
+    assert (stored.part_of_data, live.part_of_data) == ((None, 0.0, 0), (1.0, 0.0, 0))  # checkpoints hold none
+    assert replace(stored, part_of_data=live.part_of_data) == live
 
 
 def test_settings_take_precedence_and_epochs_that_ran_stand_in_for_missing_ones() -> None:

@@ -51,6 +51,7 @@ class CheckedObjective:
             ran=weights.ran,
             trained_with=loader,
             shown=weights.trainer.train_dataloader,
+            fit_known=True,
         )
         try:
             # A copy of a module has lost the hooks on its gradients.
