@@ -32,6 +32,7 @@ class GradientCosine(Method):
     """
 
     name: ClassVar[str] = "gradient_cosine"
+    uses_curvature: ClassVar[bool] = False
 
     def scores(self, trained: TrainedModel, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         objective, theta = trained.objective, trained.theta

@@ -25,6 +25,7 @@ class GradientDot(Method):
     """
 
     name: ClassVar[str] = "gradient_dot"
+    uses_curvature: ClassVar[bool] = False
 
     def scores(self, trained: TrainedModel, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         objective = trained.objective

@@ -86,6 +86,11 @@ class Method(ABC):
         """Whether the method needs the recorded training run."""
         return False
 
+    @property
+    def uses_curvature(self) -> bool:
+        """Whether scores depend on second derivatives of the losses."""
+        return True
+
     @abstractmethod
     def scores(self, trained: TrainedModel, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         """Scores all n training samples for each of the m queries.

@@ -30,6 +30,7 @@ class RandomScores(Method):
     seed: int = 0
 
     name: ClassVar[str] = "random"
+    uses_curvature: ClassVar[bool] = False
 
     def scores(self, trained: TrainedModel, queries: Batch, tick: OnProgress = no_progress) -> Scores:
         ids, tests = trained.objective.data.ids, query_ids(trained.objective.losses.in_form(queries))

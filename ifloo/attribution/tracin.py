@@ -35,6 +35,7 @@ class TracIn(Method):
     checkpoints: int | None = 10
 
     name: ClassVar[str] = "tracin"
+    uses_curvature: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Checks the settings.

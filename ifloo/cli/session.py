@@ -137,6 +137,7 @@ class Session:
                 dtype=exp.attribution.torch_dtype,
                 device=self.trainer.strategy.root_device,
                 fit_known=True,
+                curved=exp.attribution.uses_curvature,
             )
             found = objective_certificate(request)
             if exp.doubtful_splits and (certificate := found.certificate) is not None:

@@ -116,6 +116,11 @@ class AttributionSettings:
             )
 
     @property
+    def uses_curvature(self) -> bool:
+        """Whether any of the scores depend on second derivatives of the losses."""
+        return self.method is None or self.self_influence or any(method.uses_curvature for method in self.methods)
+
+    @property
     def methods(self) -> list[Method]:
         """All methods other than the curvature at a minimum."""
         return [*([self.method] if self.method else []), *self.compare_with]

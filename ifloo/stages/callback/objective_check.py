@@ -31,7 +31,7 @@ class CheckedObjective:
 
     @classmethod
     def of(
-        cls, module: L.LightningModule, weights: FitWeights, patterns: Sequence[str], accept: bool
+        cls, module: L.LightningModule, weights: FitWeights, patterns: Sequence[str], accept: bool, curved: bool = True
     ) -> CheckedObjective:
         """Compares.
 
@@ -40,6 +40,7 @@ class CheckedObjective:
             weights: Weights of the fit.
             patterns: Patterns of the names of the attributed parameters.
             accept: Whether a difference without explanation is accepted.
+            curved: Whether scores depend on second derivatives.
 
         Raises:
             InputError: J is not what was trained, and no cause explains it.
@@ -52,6 +53,7 @@ class CheckedObjective:
             trained_with=loader,
             shown=weights.trainer.train_dataloader,
             fit_known=True,
+            curved=curved,
         )
         try:
             # A copy of a module has lost the hooks on its gradients.

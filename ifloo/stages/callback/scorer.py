@@ -205,7 +205,8 @@ class EpochScorer:
         method, patterns = self._method(module, loader)
         size = self.batch_size or samples_at_once(loader) or 1
         plain = Objective.of(module, sequential(loader, size, ids=self.ids), patterns, size)  # checks each loss first
-        checked = CheckedObjective.of(module, weights, patterns, self.accept_objective)
+        curved = method.uses_curvature or self.self_influence
+        checked = CheckedObjective.of(module, weights, patterns, self.accept_objective, curved)
         objective = checked.weighed(plain)
         theta = objective.losses.theta()
         stationarity = preflight(objective, theta, checked.certificate)

@@ -16,6 +16,9 @@ from ifloo.objective.own_backward import own_backward
 from ifloo.objective.plain import hessian_products, recording
 from ifloo.objective.randomness import undisturbed
 from ifloo.params import ParamSpace
+from ifloo.stages.certificate.coarsest_float import CoarsestFloat
+
+ROUNDINGS = 1e4  # mean loss, in roundings of its arithmetic, from which its second derivatives are resolved
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,25 @@ class HessianCheck:
     def note(self) -> str:
         """Returns the sentence on products that differ from the derivative of the training gradient, or ''."""
         theta = self.losses.theta()
+        if self._rounded_away(theta):
+            return ""
         found = compare_with_field(self._gradient, lambda V: self._products(theta, V), theta)
         if found is None or found.equal:
             return ""
         with recording():
             at = theta.clone().requires_grad_()
             return found.text(own_backward(lambda: self._mean(at)))
+
+    def _rounded_away(self, theta: Tensor) -> bool:
+        """Tells whether the losses are so small that the rounding of their arithmetic decides the second derivatives.
+
+        A sample that is fitted to the last digits has a curvature p (1 - p) whose p is rounded to 1; a loss may be
+        taken in fewer bits than the parameters have.
+        """
+        with CoarsestFloat() as arithmetic:
+            values = torch.stack([self.losses.single_loss(theta, one) for one in self.singles])
+        smallest: float = ROUNDINGS * arithmetic.eps
+        return float(values.detach().abs().mean()) <= smallest
 
     def _terms(self) -> list[Callable[[Tensor], Tensor]]:
         losses, share = self.losses, 1 / len(self.singles)

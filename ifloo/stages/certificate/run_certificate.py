@@ -66,6 +66,7 @@ class CertificateRequest:
         accept: Whether the user accepts an unexplained difference.
         trained_with: Training loader of the Trainer of the fit; None for `loader`.
         shown: Training loader that the module finds in its Trainer; None for that of the fit.
+        curved: Whether scores depend on second derivatives, which are then compared with the training gradient.
         fit_known: Whether the batches of the fit are those of this loader. Where they are not known, a loader in order
             is taken as one that the fit shuffled, as scores do not depend on the order in which data are given.
     """
@@ -83,6 +84,7 @@ class CertificateRequest:
     device: torch.device | None = None
     dtype: torch.dtype | None = None
     fit_known: bool = False
+    curved: bool = True
 
     @classmethod
     def of(
@@ -134,8 +136,7 @@ def examined(request: CertificateRequest) -> Examined:
     What float32 cannot decide, because its rounding hides a difference, is compared in float64 where the module allows.
 
     Raises:
-        InputError: If the user's code fails on a batch, and the difference is not accepted beforehand; or if the fit
-            drew part of its data.
+        InputError: If the user's code fails on a batch (unless accepted), or the fit drew part of its data.
     """
     refuse_partial(request.trained_on, *request.state.part_of_data)
     if _own_loss(request.module):
@@ -154,7 +155,9 @@ def examined(request: CertificateRequest) -> Examined:
         with recording():
             found = _in_double(request, drawn, found)
     certificate = replace(found.certificate, accepted=request.accept)
-    return replace(found, certificate=certificate if drawn is None else _with_hessian(request, drawn, certificate))
+    if drawn is not None and request.curved:
+        certificate = _with_hessian(request, drawn, certificate)
+    return replace(found, certificate=certificate)
 
 
 def _with_hessian(

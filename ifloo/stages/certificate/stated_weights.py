@@ -33,7 +33,7 @@ class StatedWeights(L.Callback):
         loader = trainer.train_dataloader
         if not isinstance(pl_module, Adapted) or not pl_module.one_by_one or not isinstance(loader, DataLoader):
             return
-        request = replace(CertificateRequest.of(pl_module, loader), accept=True, fit_known=True)
+        request = replace(CertificateRequest.of(pl_module, loader), accept=True, fit_known=True, curved=False)
         try:
             run = ExaminedRun.of(request, examined(request))
         except InputError as error:

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from dataclasses import replace
 
 import lightning as L
 import pytest
@@ -10,6 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from ifloo.attribution import GradientDot, InfluenceFunction
+from ifloo.curvature import Hessian
 from ifloo.models import Adapted
 from ifloo.objective import Objective
 from ifloo.objective.gradient_field import SYMMETRIC
@@ -130,7 +133,7 @@ class FixedFloat32(_Base):
         return super().hidden(x) + F.linear(torch.ones(1, 5), self.head.weight.T @ self.head.weight)
 
 
-def certificate(net, dtype=D, parameters=("*",)):
+def certificate(net, dtype=D, parameters=("*",), curved=True):
     torch.manual_seed(0)
     x = torch.randn(N, 4, dtype=dtype)
     module = net().to(dtype)
@@ -141,7 +144,8 @@ def certificate(net, dtype=D, parameters=("*",)):
     loader = DataLoader(
         TensorDataset(x, torch.arange(N) % 3), batch_size=1
     )  # a hook that is not linear gives batches of several another gradient
-    return objective_certificate(CertificateRequest.of(Adapted(module), loader, parameters)).certificate
+    request = CertificateRequest.of(Adapted(module), loader, parameters)
+    return objective_certificate(replace(request, curved=curved)).certificate
 
 
 def jacobian(net):
@@ -195,6 +199,40 @@ def test_kinks_and_rounding_are_no_difference(net, dtype):
     if net is FixedFloat32 and dtype is D:
         pytest.skip("does not run in float64")
     assert "Hessian" not in certificate(net, dtype).note
+
+
+class Overfitted(_Base):
+    """Fits its samples to the last digits of float32, in which its loss is taken."""
+
+    def __init__(self):
+        super().__init__()
+        width = 128
+        self.net = nn.Sequential(
+            *(nn.Linear(10, width), nn.GELU(), nn.Linear(width, width), nn.GELU()),
+            *(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 3)),
+        )
+
+    def training_step(self, batch, _):
+        return F.cross_entropy(self.net(batch[0]).float(), batch[1])
+
+
+def test_a_curvature_below_the_rounding_of_the_loss_is_no_difference():
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(16, 10), torch.randint(0, 3, (16,)))
+    module = Overfitted()
+    fit = torch.optim.Adam(module.parameters(), lr=0.01)
+    for _ in range(300):
+        fit.zero_grad()
+        module.training_step(data.tensors, 0).backward()
+        fit.step()
+    request = CertificateRequest.of(Adapted(module), DataLoader(data, batch_size=16, shuffle=True))
+    assert "Hessian" not in objective_certificate(request).certificate.note
+
+
+def test_scores_without_second_derivatives_have_no_note_on_them():
+    assert not GradientDot().uses_curvature
+    assert InfluenceFunction("hessian", Hessian).uses_curvature
+    assert "Hessian" not in certificate(Reversal, curved=False).note
 
 
 def test_layers_behind_a_reversal_have_right_products():
