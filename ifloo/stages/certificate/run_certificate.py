@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 DECISIVE = 1e-3  # relative difference that rounding may allow before the comparison is made in float64
 HESSIAN_ROWS = 16  # samples on which products with the Hessian are compared with the training gradient
 LARGEST_IN_DOUBLE = 1 << 28  # parameters of a module that is copied in float64
+CALLBACKS_UNSEEN = "what a callback of the fit set on the module"  # a command has no Trainer of the fit
 OWN_LOSS_ROWS = 32  # samples compared for a module whose training step is that of SampleLossModule
 
 
@@ -153,7 +154,8 @@ def examined(request: CertificateRequest) -> Examined:
     if drawn is not None and _undecided(request, found.certificate):
         with recording():
             found = _in_double(request, drawn, found)
-    certificate = replace(found.certificate, accepted=request.accept)
+    unseen = "" if request.ran or _own_loss(request.replayed) else CALLBACKS_UNSEEN
+    certificate = replace(found.certificate, accepted=request.accept, module_in_doubt=unseen)
     return replace(found, certificate=certificate if drawn is None else _with_hessian(request, drawn, certificate))
 
 
