@@ -27,6 +27,7 @@ from ifloo.objective.epoch_weights import EpochWeights, batches_of_epoch, epoch_
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
 from ifloo.objective.loaders import own_dataset
 from ifloo.objective.objective import Objective
+from ifloo.objective.passed_over import is_empty_mean
 from ifloo.objective.plain import recording
 from ifloo.objective.preflight import preflight
 from ifloo.objective.randomness import undisturbed
@@ -372,7 +373,9 @@ def single_gradients(losses: FunctionalLosses, collate: CollateSamples) -> Calla
 
     def gradient(sample: object) -> Tensor:
         single = to_device(collate([sample]), space.device, space.dtype)
-        return wide(loop.gradient_and_value(lambda at: loop.single_loss(at, single), theta)[0], space.size)
+        slope, loss = loop.gradient_and_value(lambda at: loop.single_loss(at, single), theta)
+        # A sample without a loss of its own (0/0): the comparison of steps shows whether these pass it over.
+        return wide(torch.zeros_like(slope) if is_empty_mean(loss, single) else slope, space.size)
 
     def gradients(samples: Samples) -> Tensor:
         with undisturbed(), scoring(losses.module):
