@@ -9,7 +9,7 @@ from enum import Enum
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import grad, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -201,10 +201,14 @@ class FunctionalLosses:
         The shape is that of the model's own result, which `choose_path` checks.
         """
         batch = self.in_form(batch)
-        if (rows := counted_rows(batch)) is not None:  # the loss of a sample with c_i = 0 may be 0/0
+        if (rows := self._counted_rows(batch)) is not None:
             losses = self.sample_losses(theta, slice_batch(batch, rows)) if len(rows) else theta[:0]
             return losses.new_zeros(batch_size(batch)).index_put((rows,), losses)
         return self._losses_of_all(theta, batch)
+
+    def _counted_rows(self, batch: Batch) -> Int[Tensor, " k"] | None:
+        """Returns the samples that count, where a training step gives the losses: that of any other may be 0/0."""
+        return counted_rows(batch) if self.contract.one_by_one else None
 
     def _losses_of_all(self, theta: Tensor, batch: Batch) -> Tensor:
         inner = without_ids(batch)
@@ -224,7 +228,7 @@ class FunctionalLosses:
         batch = self.in_form(batch)
         if self.path is Path.LOOP or not self.vmapped or isinstance(without_ids(batch), Singles):
             return torch.stack(list(self.gradients_one_by_one(theta, batch)))
-        if (rows := counted_rows(batch)) is not None:
+        if (rows := self._counted_rows(batch)) is not None:
             found = theta.new_zeros(batch_size(batch), len(theta))
             return (
                 found.index_put((rows,), self.sample_gradients(theta, slice_batch(batch, rows))) if len(rows) else found

@@ -115,7 +115,7 @@ def _drawn(objective: Objective) -> tuple[Tensor, Batch, Tensor | None]:
     """
     ids, few, weights = _drawn_of_all(objective)
     rows = counted_rows(few)
-    if rows is None or not len(rows):
+    if rows is None or not len(rows) or not objective.losses.contract.one_by_one:
         return ids, few, weights
     return ids[rows], slice_batch(few, rows), None if weights is None else weights[rows]
 
