@@ -23,6 +23,9 @@ class Outcome(Enum):
     UNEXPLAINED = "unexplained"
 
 
+CALLBACKS_UNSEEN = "what a callback of the fit set on the module"  # a command has no Trainer of the fit
+
+
 class Part(Enum):
     """Part of a training step that J does not contain, or may not contain; the value names it in messages."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ class _Squeezes(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found = False
+        self.found: bool = False
 
     def __torch_function__(
         self,
@@ -28,15 +29,13 @@ class _Squeezes(TorchFunctionMode):
         given, named = [*args, *(kwargs or {}).values()], kwargs or {}
         if func in _SQUEEZES and len(given) == 1 and "dim" not in named:
             of = given[0]
-            self.found |= isinstance(of, Tensor) and of.ndim > 0 and of.shape[0] == 1
+            self.found = self.found or (isinstance(of, Tensor) and of.ndim > 0 and of.shape[0] == 1)
         return func(*args, **named)
 
 
 def squeezes_samples(run: Callable[[], object]) -> bool:
     """Runs code that has failed once more; tells whether it squeezes the first dimension of a batch of one."""
-    with _Squeezes() as seen:
-        try:
-            run()
-        except Exception:  # it fails again
-            return seen.found
+    seen = _Squeezes()
+    with seen, suppress(Exception):  # it fails again
+        run()
     return seen.found

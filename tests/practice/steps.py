@@ -359,8 +359,6 @@ class NoisyRows(Dataset[Any]):
 
 
 class KeptGenerator(NoisyRows):
-    """Draws the noise from a generator that it keeps."""
-
     def __init__(self) -> None:
         super().__init__()
         self.generator = np.random.default_rng()
@@ -375,11 +373,8 @@ class Noisy(Rows):
 
 
 class NoisyByAGenerator(Rows):
-    def setup(self, stage: str) -> None:
-        self.train = KeptGenerator()
-
     def train_dataloader(self) -> Any:
-        return DataLoader(self.train, batch_size=120)
+        return DataLoader(KeptGenerator(), batch_size=120)
 
 
 class FailsInAWorker(Dataset[Any]):

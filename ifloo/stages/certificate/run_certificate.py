@@ -20,7 +20,7 @@ from ifloo.models.adapted import Adapted
 from ifloo.models.run_state import RunState, StandInTrainer
 from ifloo.objective.batch_weights import BatchWeights, NoWeightsError, sample_keys
 from ifloo.objective.batches import Batch, to_device
-from ifloo.objective.certificate import Cause, Coverage, ObjectiveCertificate, Outcome
+from ifloo.objective.certificate import CALLBACKS_UNSEEN, Cause, Coverage, ObjectiveCertificate, Outcome
 from ifloo.objective.certify import Examined, Subject, certify
 from ifloo.objective.epoch_batches import Repeated
 from ifloo.objective.epoch_weights import EpochWeights, batches_of_epoch, epoch_weights
@@ -47,7 +47,6 @@ log = logging.getLogger(__name__)
 DECISIVE = 1e-3  # relative difference that rounding may allow before the comparison is made in float64
 HESSIAN_ROWS = 16  # samples on which products with the Hessian are compared with the training gradient
 LARGEST_IN_DOUBLE = 1 << 28  # parameters of a module that is copied in float64
-CALLBACKS_UNSEEN = "what a callback of the fit set on the module"  # a command has no Trainer of the fit
 OWN_LOSS_ROWS = 32  # samples compared for a module whose training step is that of SampleLossModule
 
 
@@ -374,7 +373,6 @@ def single_gradients(losses: FunctionalLosses, collate: CollateSamples) -> Calla
     def gradient(sample: object) -> Tensor:
         single = to_device(collate([sample]), space.device, space.dtype)
         slope, loss = loop.gradient_and_value(lambda at: loop.single_loss(at, single), theta)
-        # A sample without a loss of its own (0/0): the comparison of steps shows whether these pass it over.
         return wide(torch.zeros_like(slope) if is_empty_mean(loss, single) else slope, space.size)
 
     def gradients(samples: Samples) -> Tensor:
