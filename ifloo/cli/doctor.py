@@ -12,6 +12,7 @@ from ifloo.doctor.examine import Diagnosis, DoctorInput, collected, examine, qui
 from ifloo.doctor.finding import Finding, Severity, heaviest_first
 from ifloo.doctor.layer_findings import diagnose
 from ifloo.errors import InputError
+from ifloo.objective.augmentation import find_augmentation
 from ifloo.objective.preflight import Stationarity
 from ifloo.refit import TrainerSettings
 
@@ -102,6 +103,9 @@ def _split_findings(exp: Experiment) -> list[Finding]:
     data = exp.datamodule
     if exp.base is not None or not isinstance(data, AdaptedData) or not data.split_is_random():
         return []
+    reads = find_augmentation(data.train_dataloader())
+    if reads is not None and not reads.seeded:
+        return []  # samples that no seed repeats make any two set-ups differ; they have a finding of their own
     return [
         Finding(
             "two set-ups with different seeds give other training samples",

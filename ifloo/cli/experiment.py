@@ -21,6 +21,7 @@ from ifloo.models import Adapted, SampleLossModule, unwrap
 from ifloo.models.lightning_classes import is_data_module
 from ifloo.models.run_state import RunState, StandInTrainer, attached, stand_in_trainer
 from ifloo.models.set_up import set_up
+from ifloo.objective.augmentation import refuse_changing_reads
 from ifloo.refit import BaseCheckpoint, NewtonFinish, RefitSettings, weights_sha256
 from ifloo.stages import AttributionSettings, settings_json
 from ifloo.store import JSON, Layout
@@ -199,6 +200,7 @@ class Experiment:
         if base.trained_on is not None:
             if isinstance(data, AdaptedData):
                 if not self.seed_given and data.leaves_tests_to_chance(base.trained_on):
+                    refuse_changing_reads(data.train_dataloader())
                     raise InputError(
                         f"{type(unwrap_data(data)).__name__}: {base.path} records the rows of the training set and not "
                         f"of the tests; {RANDOM_SPLIT}"
@@ -242,9 +244,11 @@ def _split_in_doubt(data: AttributionData, checkpoint: str, seed: int | None) ->
         seed: Seed that the user gave; None: none was given.
 
     Raises:
-        InputError: If they depend on the seed, and none was given.
+        InputError: If they depend on the seed, and none was given; or if no seed repeats them.
     """
     random = isinstance(data, AdaptedData) and data.split_is_random()
+    if random:
+        refuse_changing_reads(data.train_dataloader())  # samples that no seed repeats make any two set-ups differ
     if random and isinstance(data, AdaptedData) and data.split_is_unseeded():
         raise InputError(f"{type(unwrap_data(data)).__name__}: {UNSEEDED_SPLIT}")
     if random and seed is None:

@@ -26,7 +26,7 @@ from ifloo.models.decay import COUPLED, decoupled
 from ifloo.models.lightning_classes import defines, is_module
 from ifloo.models.module import SampleLossModule
 from ifloo.models.run_state import RunState, StandInTrainer, attached, stand_in_trainer
-from ifloo.models.training_step import copied, loss_of_step, losses_by_vmap, refuse_without_step, transferred
+from ifloo.models.training_step import ON_ONE, copied, loss_of_step, losses_by_vmap, refuse_without_step, transferred
 from ifloo.objective.batches import Batch, sample_ids, without_ids
 from ifloo.objective.counterparts import counterparts
 from ifloo.objective.epoch_weights import EpochWeights
@@ -163,7 +163,7 @@ class Adapted(SampleLossModule):
         if self.losses:
             return super().single_loss(batch)
         with self._as_in_the_fit():
-            return loss_of_step(self.model, batch, "on one sample")
+            return loss_of_step(self.model, batch, ON_ONE)
 
     def step_loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Computes the loss that the module's `training_step` returns for a batch, nats."""

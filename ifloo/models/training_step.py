@@ -23,9 +23,12 @@ from ifloo.models.run_state import StandInTrainer
 from ifloo.objective.batches import Batch, batch_size
 from ifloo.objective.forms import is_opaque, map_tensors, tensors_of, with_items, with_tensors_within, with_values
 from ifloo.objective.layers import BATCH_HOOKS
-from ifloo.objective.plain import recording
+from ifloo.objective.plain import BATCH_OF_ONE, recording
 from ifloo.objective.seeded_draws import seeded_by_content
-from ifloo.objective.user_code import user_code
+from ifloo.objective.squeezes import squeezes_samples
+from ifloo.objective.user_code import passes, user_code, user_error
+
+ON_ONE = "on one sample"
 
 
 def takes_index(model: L.LightningModule) -> bool:
@@ -116,9 +119,15 @@ def loss_of_step(model: L.LightningModule, batch: Batch, when: str) -> Float[Ten
     """
     recorded = torch.is_grad_enabled()
     batch = transferred(model, batch)
-    what, remedy = f"training_step of {type(model).__name__}", _remedy(model)
-    with user_code(what, when, remedy), recording():
-        out = run_step(model, batch)
+    try:
+        with recording():
+            out = run_step(model, batch)
+    except Exception as error:
+        if passes(error):
+            raise
+        what = f"training_step of {type(model).__name__}"
+        failure = user_error(what, when, error, _remedy(model, batch if when == ON_ONE else None))
+        raise failure from error
     loss = loss_in(
         out, model, "a batch of one", "Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
     )
@@ -126,7 +135,19 @@ def loss_of_step(model: L.LightningModule, batch: Batch, when: str) -> Float[Ten
     return loss if recorded else loss.clone()
 
 
-def _remedy(model: L.LightningModule) -> str:
+def _remedy(model: L.LightningModule, one: Batch | None) -> str:
+    """Returns sentences for a step that failed: on a squeeze() of a batch of one, and on hooks that run in a fit alone.
+
+    Args:
+        model: Module of the step.
+        one: Batch of one on which the step failed; None for a larger one.
+    """
+    with recording():
+        squeezed = one is not None and squeezes_samples(lambda: run_step(model, one))
+    return " ".join(filter(None, [BATCH_OF_ONE if squeezed else "", _remedy_of_hooks(model)]))
+
+
+def _remedy_of_hooks(model: L.LightningModule) -> str:
     """Returns a sentence on the hooks of a module that run in a fit alone, if it has some."""
     hooks = [name for name in ("on_fit_start", "on_train_start", "on_train_epoch_start") if defines(model, name)]
     if not hooks:
@@ -144,7 +165,7 @@ def losses_by_vmap(model: L.LightningModule, batch: Batch) -> Float[Tensor, " b"
     """
 
     def one_loss(*parts: Tensor) -> Tensor:
-        return loss_of_step(model, _sample(batch, iter(parts), batch_size(batch)), "on one sample")
+        return loss_of_step(model, _sample(batch, iter(parts), batch_size(batch)), ON_ONE)
 
     parts = (x for x in tensors_of(batch, within_opaque=False) if x.ndim)
     return vmap(one_loss, randomness="different")(*parts)
@@ -213,8 +234,8 @@ def refuse_without_step(model: L.LightningModule) -> None:
     name = type(model).__name__
     if not model.automatic_optimization:
         raise InputError(
-            f"{name} optimizes by hand (automatic_optimization = False): its training_step takes optimizer steps and "
-            "returns no loss of a sample.\n"
+            f"{name} optimizes by hand (automatic_optimization = False): its training_step takes optimizer "
+            "steps, so that it cannot be run for the loss of a sample, whatever it returns.\n"
             "  Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
         )
     if not defines(model, "training_step"):

@@ -23,6 +23,12 @@ from ifloo.objective.seeded_draws import (
 log = logging.getLogger(__name__)
 ROWS = 16  # samples read again under another seed: a random flip of probability 1/2 is missed once in 65,536 times
 OTHER_DRAW = -1
+_CHANGING = (
+    "The training data change: {}, by random numbers that no seed repeats: they do not come from the generators of "
+    "torch, numpy and Python, which are seeded for each sample (a numpy.random.default_rng() of its own, for "
+    "instance).\n"
+    "  Draw them from these generators; or turn random transforms off, for the fit too."
+)
 Reader: TypeAlias = tuple[MapDataset, Collate]
 
 
@@ -69,14 +75,21 @@ def warn_of_augmentation(loader: DataLoader[Batch]) -> None:
     if is_kept(unwrap_loader(loader)[0]) or (found := find_augmentation(loader)) is None:
         return
     if not found.seeded:
-        raise InputError(
-            f"The training data change: {found.how}, by random numbers that do not come from the generators of torch, "
-            "numpy and Python, which are seeded for each sample.\n"
-            "  Draw them from these generators; or turn random transforms off, for the fit too."
-        )
+        raise InputError(_CHANGING.format(found.how))
     log.warning(
         "training samples are augmented (%s): scores are of one draw of each, under a seed of its own.", found.how
     )
+
+
+def refuse_changing_reads(loader: DataLoader[Batch]) -> None:
+    """Checks that a sample is the same at each read under one seed.
+
+    Raises:
+        InputError: If samples change at each read whatever the seed.
+    """
+    found = find_augmentation(loader)
+    if found is not None and not found.seeded:
+        raise InputError(_CHANGING.format(found.how))
 
 
 def _rows(n: int) -> tuple[list[int], list[int]]:

@@ -23,6 +23,9 @@ class Outcome(Enum):
     UNEXPLAINED = "unexplained"
 
 
+CALLBACKS_UNSEEN = "what a callback of the fit set on the module"  # a command has no Trainer of the fit
+
+
 class Part(Enum):
     """Part of a training step that J does not contain, or may not contain; the value names it in messages."""
 
@@ -128,6 +131,7 @@ class ObjectiveCertificate:
         note: Sentence on a premise that does not enter the gradient, such as the decay of an optimizer; empty if none.
         coverage: Part of the training data that was compared; None if the batches decide for all rows.
         data_in_doubt: Noun phrase for a reason why the data may not be those of the fit; empty if none is known.
+        module_in_doubt: Noun phrase for a reason why the module may not be as in the fit; empty if none is known.
         epoch: Phrase for the batches of an epoch that J is the mean over; empty if it is one batch of all samples, or
             if J is the plain mean.
         shares: What a file records of the weights c_i in J = Σ c_i ℓ_i + R; None if J is the plain mean.
@@ -145,6 +149,7 @@ class ObjectiveCertificate:
     note: str = ""
     coverage: Coverage | None = None
     data_in_doubt: str = ""
+    module_in_doubt: str = ""
     epoch: str = ""
     shares: Mapping[str, str | float | int] | None = None
 
@@ -230,6 +235,8 @@ class ObjectiveCertificate:
         if self.note:
             remaining.append(settings_named(self.note))
         remaining.append("a fit that ended early (train longer; `ifloo fit` by LBFGS ends at 1e-10)")
+        if self.module_in_doubt:
+            remaining.append(self.module_in_doubt)
         excluded = f"Ruled out: {', '.join(ruled_out)}. " if ruled_out else ""
         return f"{excluded}Not ruled out: {', '.join(remaining)}. The scores are a ranking at best."
 

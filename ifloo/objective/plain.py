@@ -20,6 +20,10 @@ from ifloo.objective.torch_texts import NO_DERIVATIVE, meaning_of
 from ifloo.objective.user_code import user_code
 
 Scalar = Callable[[Tensor], Tensor]  # [p] -> []
+BATCH_OF_ONE = (
+    "A sample is scored as a batch of one, which training_step must accept: squeeze(-1), for instance, in place of "
+    "squeeze(), which takes the dimension of the samples too."
+)
 
 
 @contextmanager
@@ -47,7 +51,7 @@ def gradient(value: Float[Tensor, ""], theta: Float[Tensor, "*p"], create_graph:
     """Returns ∂value/∂θ of a recorded value, in the shape of θ; zero if the value does not depend on θ."""
     if not value.requires_grad:
         return torch.zeros_like(theta)
-    with user_code("The backward pass of a loss", remedy=_BACKWARD):
+    with user_code("The backward pass of a loss", remedy=BATCH_OF_ONE):
         (slope,) = torch.autograd.grad(
             value, theta, create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
@@ -103,9 +107,3 @@ def pulled(slope: Tensor, at: Tensor, v: Tensor) -> Tensor:
     with second_derivative():
         (product,) = torch.autograd.grad(slope, at, v, retain_graph=True, allow_unused=True, materialize_grads=True)
     return product
-
-
-_BACKWARD = (
-    "A sample is scored as a batch of one, which training_step must accept: squeeze(-1), for instance, in place of "
-    "squeeze(), which takes the dimension of the samples too."
-)

@@ -23,7 +23,7 @@ from ifloo.models.lightning_classes import defines, is_data_module
 from ifloo.models.module import callbacks_of
 from ifloo.models.run_state import RunState, attached, stand_in_trainer
 from ifloo.objective.user_code import user_code
-from ifloo.refit.checkpoint_objects import described
+from ifloo.refit.checkpoint_objects import described, has_weights
 from ifloo.refit.checkpoint_parts import SECTION, refuse_malformed
 from ifloo.refit.fit_termination import fit_unless_terminated
 from ifloo.refit.newton_finish import NewtonFinish
@@ -35,6 +35,10 @@ from ifloo.store import JSON, replacing, sha256_of_tensors
 _TRUST = (
     "--trust_checkpoint reads it as it is, and so runs code that the file names: give it only for a file whose "
     "origin you trust. Or leave the objects out when you write it: self.save_hyperparameters(ignore=[...])."
+)
+_NO_CHECKPOINT = (
+    "It is no Lightning checkpoint (it has no 'state_dict'): torch.save of a module writes the module itself. Name a "
+    "file that trainer.save_checkpoint or ModelCheckpoint wrote."
 )
 
 
@@ -271,6 +275,7 @@ def _read(path: Path, remedy: str, trusted: bool = False) -> object:
         return torch.load(path, map_location="cpu", weights_only=not trusted)
     except Exception as error:  # unpickling a damaged file may raise any exception
         if not trusted and (objects := described(path)) is not None:
+            remedy = remedy if has_weights(path) else _NO_CHECKPOINT  # no reading makes a checkpoint of it
             raise InputError(f"{path} holds more than plain values and tensors: {objects}.\n  {remedy}") from error
         raise InputError(
             f"{path} cannot be read as a checkpoint: {_reason(error)}.\n"

@@ -55,11 +55,21 @@ def trust_notice(path: Path) -> str | None:
 def object_fields(path: Path) -> list[Field]:
     """Lists the fields whose values are objects, by a reading in which every class is replaced by a placeholder."""
     unsafe = set(imports_of(path))
+    return [Field(field, kind) for field, kind in _placeholders(_outline(path), "") if kind in unsafe]
+
+
+def has_weights(path: Path) -> bool:
+    """Tells whether a readable file is a mapping with the entry `state_dict`, as a checkpoint of Lightning is."""
+    content = _outline(path)
+    return isinstance(content, Mapping) and "state_dict" in content
+
+
+def _outline(path: Path) -> object:
+    """Reads a file with a placeholder in the place of each class that it names, and without tensors."""
     with zipfile.ZipFile(path) as archive:
         (name,) = [one for one in archive.namelist() if one.endswith("/data.pkl")]
         with archive.open(name) as file:
-            content = _PlaceholderUnpickler(file).load()
-    return [Field(field, kind) for field, kind in _placeholders(content, "") if kind in unsafe]
+            return _PlaceholderUnpickler(file).load()
 
 
 def described(path: Path) -> str | None:
@@ -71,7 +81,7 @@ def described(path: Path) -> str | None:
     if not fields:
         return None
     more = f", and {len(fields) - SHOWN} more" if len(fields) > SHOWN else ""
-    return ", ".join(f"{one.name} is a {one.kind}" for one in fields[:SHOWN]) + more
+    return ", ".join(f"{one.name or 'the whole file'} is a {one.kind}" for one in fields[:SHOWN]) + more
 
 
 class _Placeholder:

@@ -141,7 +141,8 @@ def test_a_distance_from_a_minimum_names_what_is_ruled_out(tmp_path, caplog):
     assert "parameters that no optimizer has" in warning
     assert (
         "Not ruled out: the optimizer adds weight decay 0.0005, which J lacks: give --adapt.l2 0.0005, a fit that "
-        "ended early (train longer; `ifloo fit` by LBFGS ends at 1e-10). The scores are a ranking at best."
+        "ended early (train longer; `ifloo fit` by LBFGS ends at 1e-10), what a callback of the fit set on the module. "
+        "The scores are a ranking at best."
     ) in warning
 
 

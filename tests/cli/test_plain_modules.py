@@ -217,6 +217,21 @@ def test_nothing_in_a_checkpoint_is_executed(project):
     assert contents(project) == before
 
 
+@pytest.mark.parametrize("wrapped", [False, True], ids=["module", "list"])
+def test_a_file_of_a_whole_module_is_no_checkpoint(wrapped, project):
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    torch.save([module] if wrapped else module, project / "own.ckpt")
+    place = "[0]" if wrapped else "the whole file"
+    said = from_checkpoint(project)
+    assert said.code == 2
+    assert said.err == (
+        "ifloo: error: own.ckpt holds more than plain values and tensors: "
+        f"{place} is a torch.nn.modules.container.Sequential.\n"
+        "  It is no Lightning checkpoint (it has no 'state_dict'): torch.save of a module writes the module itself. "
+        "Name a file that trainer.save_checkpoint or ModelCheckpoint wrote.\n"
+    )
+
+
 REFITS = ("--ckpt_path=own.ckpt", "--attribution.damping=0.1", "--attribution.test_ids=[2]", "--refit.top_k=3")
 REFITS += ("--refit.random=3", "--refit.null_refits=1", "--refit.removal=zero_weight", "--adapt.l2=0.1")
 REFITS += ("--finish.after=always", "--finish.preconditioner.rank=10")

@@ -135,8 +135,8 @@ def test_a_step_without_a_loss(data):
     [
         (
             ByHand,
-            "ByHand optimizes by hand (automatic_optimization = False): its training_step takes optimizer steps and "
-            "returns no loss of a sample.\n"
+            "ByHand optimizes by hand (automatic_optimization = False): its training_step takes optimizer "
+            "steps, so that it cannot be run for the loss of a sample, whatever it returns.\n"
             "  Give the losses as a function of your own: sample_losses(model, batch) -> [b].",
         ),
         (

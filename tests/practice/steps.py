@@ -345,6 +345,38 @@ class SplitWithoutSeed(Rows):
         return DataLoader(TensorDataset(x[self.order[:100]], y[self.order[:100]]), batch_size=100)
 
 
+class NoisyRows(Dataset[Any]):
+    """Adds noise of a generator of its own to each row that is read."""
+
+    def __init__(self) -> None:
+        self.x, self.y = rows(120, 0)
+
+    def __len__(self) -> int:
+        return 120
+
+    def __getitem__(self, i: int) -> Any:
+        return self.x[i] + 0.1 * torch.as_tensor(np.random.default_rng().normal(size=4)), self.y[i]
+
+
+class KeptGenerator(NoisyRows):
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = np.random.default_rng()
+
+    def __getitem__(self, i: int) -> Any:
+        return self.x[i] + 0.1 * torch.as_tensor(self.generator.normal(size=4)), self.y[i]
+
+
+class Noisy(Rows):
+    def train_dataloader(self) -> Any:
+        return DataLoader(NoisyRows(), batch_size=120)
+
+
+class NoisyByAGenerator(Rows):
+    def train_dataloader(self) -> Any:
+        return DataLoader(KeptGenerator(), batch_size=120)
+
+
 class FailsInAWorker(Dataset[Any]):
     """Fails at a late row, once a fit is over."""
 

@@ -200,6 +200,15 @@ def test_a_split_that_no_seed_sets_is_refused_with_any_seed(flags, tmp_path):
     assert "random numbers that no seed sets" in error
 
 
+@pytest.mark.parametrize("data", [steps.Noisy, steps.NoisyByAGenerator], ids=["of each read", "of the dataset"])
+@pytest.mark.parametrize("flags", [(), ("--seed_everything=0",)], ids=["no seed", "seed of the fit"])
+def test_samples_that_no_seed_repeats_are_no_split(data, flags, tmp_path):
+    error = refused(Project.trained(tmp_path, Softmax, data), *flags)
+    assert re.search(r"two reads of training sample \d+ differ", error), error
+    assert "by random numbers that no seed repeats" in error
+    assert "set-up" not in error
+
+
 def test_a_dataset_that_fails_in_a_worker_process_is_shown_with_its_line(tmp_path, monkeypatch):
     project = Project.trained(tmp_path, Softmax, steps.InWorkers, max_epochs=1)
     monkeypatch.setattr(steps.FailsInAWorker, "over", True)

@@ -20,13 +20,14 @@ from ifloo.models.adapted import Adapted
 from ifloo.models.run_state import RunState, StandInTrainer
 from ifloo.objective.batch_weights import BatchWeights, NoWeightsError, sample_keys
 from ifloo.objective.batches import Batch, to_device
-from ifloo.objective.certificate import Cause, Coverage, ObjectiveCertificate, Outcome
+from ifloo.objective.certificate import CALLBACKS_UNSEEN, Cause, Coverage, ObjectiveCertificate, Outcome
 from ifloo.objective.certify import Examined, Subject, certify
 from ifloo.objective.epoch_batches import Repeated
 from ifloo.objective.epoch_weights import EpochWeights, batches_of_epoch, epoch_weights
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
 from ifloo.objective.loaders import own_dataset
 from ifloo.objective.objective import Objective
+from ifloo.objective.passed_over import is_empty_mean
 from ifloo.objective.plain import recording
 from ifloo.objective.preflight import preflight
 from ifloo.objective.randomness import undisturbed
@@ -154,7 +155,8 @@ def examined(request: CertificateRequest) -> Examined:
     if drawn is not None and _undecided(request, found.certificate):
         with recording():
             found = _in_double(request, drawn, found)
-    certificate = replace(found.certificate, accepted=request.accept)
+    unseen = "" if request.ran or _own_loss(request.replayed) else CALLBACKS_UNSEEN
+    certificate = replace(found.certificate, accepted=request.accept, module_in_doubt=unseen)
     if drawn is not None and request.curved:
         certificate = _with_hessian(request, drawn, certificate)
     return replace(found, certificate=certificate)
@@ -373,7 +375,8 @@ def single_gradients(losses: FunctionalLosses, collate: CollateSamples) -> Calla
 
     def gradient(sample: object) -> Tensor:
         single = to_device(collate([sample]), space.device, space.dtype)
-        return wide(loop.gradient_and_value(lambda at: loop.single_loss(at, single), theta)[0], space.size)
+        slope, loss = loop.gradient_and_value(lambda at: loop.single_loss(at, single), theta)
+        return wide(torch.zeros_like(slope) if is_empty_mean(loss, single) else slope, space.size)
 
     def gradients(samples: Samples) -> Tensor:
         with undisturbed(), scoring(losses.module):

@@ -240,7 +240,7 @@ class InfluencePredictor(L.LightningModule):
         assert self.directions is not None
         if self._failure is None:
             try:
-                return self.engine.of(self.directions, batch)
+                return _finite(self.engine.of(self.directions, batch), batch_idx)
             except Exception as error:
                 if self.world.size == 1:
                     raise
@@ -259,6 +259,23 @@ class InfluencePredictor(L.LightningModule):
             query_ids(identified_queries(self.queries, IdRule(self.ids))),
             Certificate.joined([part for part in parts if part is not None]),
         )
+
+
+def _finite(scores: Tensor, batch_idx: int) -> Tensor:
+    """Returns the scores of a batch.
+
+    Raises:
+        InputError: One is not finite, such as that of a loss of 0/0.
+    """
+    wrong = (~torch.isfinite(scores)).any(0)
+    if bool(wrong.any()):
+        k = int(wrong.nonzero()[0])
+        raise InputError(
+            f"The score of row {k} of batch {batch_idx} is {float(scores[:, k].sum())}: its own loss has no finite "
+            "gradient.\n  Its targets may all be ignored (ignore_index, padding, a class of weight 0). Leave it out of "
+            "the loader of the prediction."
+        )
+    return scores
 
 
 class InfluenceWriter(BasePredictionWriter):

@@ -1,5 +1,7 @@
 """Rows that a few drawn batches are likely to miss are compared, and a certificate states how many rows it compared."""
 
+from dataclasses import replace
+
 import lightning as L
 import pytest
 import torch
@@ -10,8 +12,9 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from ifloo.objective.certificate import Outcome
 from ifloo.stages.certificate.drawn_batches import drawn_batches
 from ifloo.stages.certificate.rare_rows import with_rare_rows
+from ifloo.stages.certificate.run_certificate import examined
 from tests.stages.certificate.modules import D, Net
-from tests.stages.certificate.requested import certificate
+from tests.stages.certificate.requested import certificate, of
 
 SEEDS = (0, 1, 2)
 
@@ -179,6 +182,13 @@ def test_a_certificate_of_all_rows_rules_out_another_loss():
     text = certificate(Weighted([1.0, 1.0]), data).causes_of_a_distance
     assert "Ruled out: another loss than the one trained (relative difference " in text
     assert "not compared" not in text
+
+
+@pytest.mark.parametrize(("ran", "ending"), [(True, ""), (False, ", what a callback of the fit set on the module")])
+def test_a_command_does_not_rule_callbacks_of_the_fit_out(ran, ending):
+    """Callbacks have set what they set on a module that ran through the fit, and not on one that is made again."""
+    text = examined(replace(of(Net), ran=ran)).certificate.causes_of_a_distance
+    assert text.endswith(f"ends at 1e-10){ending}. The scores are a ranking at best.")
 
 
 class DecayedOutside(Net):
