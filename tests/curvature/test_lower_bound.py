@@ -7,11 +7,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from ifloo.attribution import InfluenceEngine, InfluenceFunction, TrainedModel
+from ifloo.attribution import InfluenceFunction, TrainedModel
 from ifloo.curvature import LinearHead
 from ifloo.models import Adapted
 from ifloo.objective import Objective
-from ifloo.solvers import CG
+from ifloo.solvers import CG, Cholesky
 from ifloo.stages import AttributionSettings
 from ifloo.stages.scores.engine_choice import engine_for
 from tests.curvature.heads import HEADS
@@ -93,6 +93,17 @@ def test_scores_of_an_adapted_head_with_a_penalty_have_a_bound_that_holds(dtype,
     assert error.max() > 1e-7  # a poor solve, so that there is something to bound
 
 
+@pytest.mark.parametrize("damping", [0.0, 1.0, 10.0])
+@pytest.mark.parametrize("l2", [1e-3, 1.0, 10.0])
+@pytest.mark.parametrize("solver", [CG(1e-6), Cholesky()], ids=["cg", "cholesky"])
+def test_the_bound_holds_for_solves_to_the_rounding_of_float32(solver, l2, damping):
+    objective, queries = problem(dtype=torch.float32, l2=l2)
+    settings = AttributionSettings(damping=damping, solver=solver, curvature=LinearHead)
+    found = engine_for(objective, objective.losses.theta(), settings, 6).scores(queries)
+    error = (found.value.to(D) - exact(damping=damping, l2=l2)).abs().amax(1)
+    assert (error <= found.certificate.error_bound).all()
+
+
 def test_methods_with_damping_have_a_bound_without_a_penalty():
     objective, queries = problem(l2=0.0)
     method = InfluenceFunction("head", LinearHead, 0.1, CG(1e-3))
@@ -101,10 +112,14 @@ def test_methods_with_damping_have_a_bound_without_a_penalty():
     assert (error <= found.certificate.error_bound).all()
 
 
-@pytest.mark.parametrize(("net", "l2"), [(Plain, 0.0), (Concave, L2)])
-def test_there_is_no_bound_without_a_penalty_or_of_a_loss_that_is_not_convex(net, l2):
-    objective, _ = problem(net, l2)
-    head = LinearHead(objective, objective.losses.theta())
-    assert head.lower_bound <= 0
-    engine = InfluenceEngine(objective, objective.losses.theta(), head, CG(1e-3), head.lower_bound)
-    assert engine.strong_convexity + 0.0 <= 0
+def test_there_is_no_bound_without_a_penalty():
+    objective, queries = problem(l2=0.0)
+    settings = AttributionSettings(curvature=LinearHead, solver=CG(1e-3))
+    engine = engine_for(objective, objective.losses.theta(), settings, 6)
+    assert engine.strong_convexity <= 0
+    assert engine.scores(queries).certificate.error_bound is None
+
+
+def test_a_loss_that_is_not_convex_is_not_bounded_by_its_penalty():
+    objective, _ = problem(Concave)
+    assert LinearHead(objective, objective.losses.theta()).lower_bound < 0
