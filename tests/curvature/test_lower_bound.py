@@ -73,7 +73,7 @@ def exact(net=Plain, damping=0.0, l2=L2):
 
     (batch,) = objective.data
     rows = [(batch[0][i : i + 1], batch[1][i : i + 1]) for i in range(40)]
-    J = lambda t: sum(loss(t, *r) for r in rows) / 40 + l2 / 2 * t @ t  # noqa: E731
+    J = lambda t: sum(loss(t, *r) for r in rows) / 40 + l2 / 2 * t @ t  # ruff: ignore[lambda-assignment]
     H = torch.autograd.functional.hessian(J, start) + damping * torch.eye(18, dtype=D)
     gradient = torch.func.grad(loss)
     G = torch.stack([gradient(start, *r) for r in rows])
