@@ -166,7 +166,7 @@ def test_where_the_process_cannot_serve_a_copy_is_read_and_one_line_says_so(tmp_
 MOVED = {"closure counter", "class", "file"}  # what a copy shares with its original, apart from generators
 
 
-@pytest.mark.parametrize("kind", [*KINDS.keys() - MOVED, "workers"])
+@pytest.mark.parametrize("kind", [*sorted(KINDS.keys() - MOVED), "workers"])
 def test_without_forks_the_fit_is_the_same_too(tmp_path, monkeypatch, caplog, kind):
     monkeypatch.setattr(data_reads, "can_fork", lambda: False)
     callback = InfluenceCallback(loaders(kind), every_n_epochs=1, output_dir=tmp_path / "i", overwrite=True)
