@@ -7,8 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import lightning as L
-from torch import Tensor
+from torch import Tensor, nn
 
 from ifloo.attribution.engine import InfluenceEngine
 from ifloo.attribution.head import HeadProducts
@@ -21,7 +20,7 @@ from ifloo.objective.batches import Batch, batch_size, concatenate_chunks
 from ifloo.objective.functional import scoring
 from ifloo.objective.objective import Objective, attributed
 from ifloo.objective.protocol import contract_of
-from ifloo.objective.recordable import module_faults, without_minimum
+from ifloo.objective.recordable import layer_faults, without_minimum
 from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers import CG, Solver
 
@@ -124,6 +123,6 @@ def refuse_decoupled(module: object, label: str) -> None:
 
 
 def _remedy_of_decay(module: object) -> str:
-    if isinstance(module, L.LightningModule) and module_faults(module):
-        return f"Put the decay into `penalty` and fit again. Or: {without_minimum(module_faults(module))}."
+    if isinstance(module, nn.Module) and layer_faults(module):
+        return f"Put the decay into `penalty` and fit again. Or: {without_minimum(layer_faults(module))}."
     return "Use the unrolled method, which differentiates the steps themselves, or put the decay into `penalty`."

@@ -20,10 +20,10 @@ from ifloo.models.decay import COUPLED, decoupled
 from ifloo.models.fit_settings import FitSettings, optimizers_in
 from ifloo.models.module import refuse_for_lbfgs
 from ifloo.models.run_state import RunState, StandInTrainer, batches_in, stand_in_trainer
-from ifloo.objective.recordable import module_faults, without_minimum
+from ifloo.objective.recordable import without_minimum
 from ifloo.objective.user_code import reason
 from ifloo.params import author_name
-from ifloo.stages.run_recorder import KNOWN_RULES, fit_faults, optimizer_faults
+from ifloo.stages.run_recorder import KNOWN_RULES, fit_faults, module_faults, optimizer_faults
 
 
 @dataclass

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import lightning as L
+from torch import nn
 
 from ifloo.objective.layers import mixing_norms, places, random_layers, running_norms
 
 
-def module_faults(module: L.LightningModule) -> list[str]:
-    """Lists layers and settings of the module that a recorded step would not contain, each with its remedy."""
+def layer_faults(module: nn.Module) -> list[str]:
+    """Lists layers of the module that a recorded step would not contain, each with its remedy."""
     first = {one.draws: one for one in reversed(random_layers(module))}
     faults = [f"{draws} in {one.path}: {one.remedy}" for draws, one in reversed(first.items())]
     if statistics := places(module, [*running_norms(module), *mixing_norms(module)]):
         faults.append(f"batch statistics in {statistics[0]}: use LayerNorm or GroupNorm")
-    if not module.automatic_optimization:
-        faults.append("optimization by hand (automatic_optimization = False): let the Trainer step")
     return faults
 
 

@@ -18,7 +18,7 @@ from ifloo.models.decay import decoupled
 from ifloo.models.fit_settings import FitSettings
 from ifloo.objective import batch_size, sample_ids
 from ifloo.objective.id_rule import IdRule, IdSetting
-from ifloo.objective.recordable import module_faults
+from ifloo.objective.recordable import layer_faults
 from ifloo.params import ParamSpace
 from ifloo.store import RunFolder
 
@@ -146,6 +146,14 @@ def fit_faults(settings: FitSettings, loader: Any, optimizers: Sequence[optim.Op
         "dataset": isinstance(getattr(loader, "dataset", None), IterableDataset),
     }
     return [fault for fault, found in present.items() if found]
+
+
+def module_faults(module: L.LightningModule) -> list[str]:
+    """Lists layers and settings of the module that a recorded step would not contain, each with its remedy."""
+    faults = layer_faults(module)
+    if not module.automatic_optimization:
+        faults.append("optimization by hand (automatic_optimization = False): let the Trainer step")
+    return faults
 
 
 def optimizer_faults(optimizer: optim.Optimizer) -> list[str]:

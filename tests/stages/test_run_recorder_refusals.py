@@ -12,10 +12,10 @@ from ifloo.attribution import Unrolled
 from ifloo.errors import InputError
 from ifloo.objective import Objective
 from ifloo.objective.loaders import identified, sequential
-from ifloo.objective.recordable import module_faults
 from ifloo.params import ParamSpace
 from ifloo.refit import NewtonFinish, TrainerSettings
 from ifloo.stages import RunRecorder
+from ifloo.stages.run_recorder import module_faults
 from ifloo.store import RunFolder
 from tests.refit.trained import Trained, dataset, perceptron
 
