@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ifloo.attribution.engine import InfluenceEngine
 from ifloo.attribution.head import HeadProducts
@@ -20,7 +20,6 @@ from ifloo.objective.batches import Batch, batch_size, concatenate_chunks
 from ifloo.objective.functional import scoring
 from ifloo.objective.objective import Objective, attributed
 from ifloo.objective.protocol import contract_of
-from ifloo.objective.recordable import layer_faults, without_minimum
 from ifloo.progress import OnProgress, no_progress
 from ifloo.solvers import CG, Solver
 
@@ -118,11 +117,5 @@ def refuse_decoupled(module: object, label: str) -> None:
             f"{label} inverts the curvature of J, and this model was trained with a decoupled weight decay of "
             f"{decay:g}: the decay is part of the optimizer's step and not of J, so that the curvature would be that "
             "of another function.\n"
-            f"  {_remedy_of_decay(module)}"
+            "  Use the unrolled method, which differentiates the steps themselves, or put the decay into `penalty`."
         )
-
-
-def _remedy_of_decay(module: object) -> str:
-    if isinstance(module, nn.Module) and layer_faults(module):
-        return f"Put the decay into `penalty` and fit again. Or: {without_minimum(layer_faults(module))}."
-    return "Use the unrolled method, which differentiates the steps themselves, or put the decay into `penalty`."
