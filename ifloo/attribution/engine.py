@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ifloo.attribution.products import QUERY_BLOCK, ForwardProducts, Products
+from ifloo.attribution.products import QUERY_BLOCK, ForwardProducts, Products, rounding_of_sum
 from ifloo.attribution.scores import Certificate, Scores
 from ifloo.curvature import Damped, LinearOperator
 from ifloo.objective.batches import Batch, batch_size, slice_batch
@@ -110,6 +110,11 @@ class InfluenceEngine:
         with scoring(self.objective.losses.module):
             return self.solver.prepare(self.curvature, self.tick)
 
+    @property
+    def rounding(self) -> float:
+        """Relative rounding of gradients and of their products in float32; 0 in float64, far below any residual."""
+        return 0.0 if self.theta.dtype is torch.float64 else rounding_of_sum(self.curvature.size, self.theta.dtype)
+
     @cached_property
     def largest_gradient(self) -> float:
         """Largest ‖∇ℓ_i(θ̂)‖ over the training samples."""
@@ -128,11 +133,12 @@ class InfluenceEngine:
             undamped = relative_residual(self.curvature.base, solution.value, gradients)
         bound = None
         if self.strong_convexity is not None and self.strong_convexity + damping > 0:
-            absolute = solution.residual * gradients.norm(dim=1)
+            rounding = self.rounding
+            absolute = (solution.residual + rounding) * gradients.norm(dim=1)
             bound = self.largest_gradient * absolute / (self.objective.n * (self.strong_convexity + damping))
-            if self.products.rounding:
+            if rounding := max(self.products.rounding, rounding):
                 lengths = solution.value.norm(dim=1)
-                bound = bound + self.products.rounding * self.largest_gradient * lengths / self.objective.n
+                bound = bound + rounding * self.largest_gradient * lengths / self.objective.n
         repeat, length = solution.standard_error, solution.value.norm(dim=1)
         return Certificate(
             solution.residual,

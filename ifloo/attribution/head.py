@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ifloo.attribution.products import ForwardProducts, Products
+from ifloo.attribution.products import ForwardProducts, Products, rounding_of_sum
 from ifloo.curvature import LinearHead
 from ifloo.objective.batches import Batch
 
@@ -44,8 +44,7 @@ class HeadProducts(Products):
         self.inputs = [c.inputs.to(self.dtype) for c in head.chunks]
         self.residuals = [(c.residuals @ head.basis).to(self.dtype) for c in head.chunks]
         if torch.finfo(self.dtype).eps > torch.finfo(head.dtype).eps:
-            # Holds with probability above 1 - 1e-3 for a sum of q products: Higham & Mary 2019, thm 3.1, λ = 6.
-            self.rounding = 6 * head.core_size**0.5 * torch.finfo(self.dtype).eps / 2
+            self.rounding = rounding_of_sum(head.core_size, self.dtype)
         self._reduced: tuple[Tensor, Tensor] | None = None
 
     @property

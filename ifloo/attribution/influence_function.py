@@ -72,7 +72,8 @@ class InfluenceFunction(Method):
             head = as_head(curvature)
             solver = self.solver.resolve(curvature, batch_size(queries))
             products = HeadProducts(head) if head else None
-            engine = InfluenceEngine(objective, theta, curvature, solver, None, products, tick)
+            bound = head.lower_bound if head else None
+            engine = InfluenceEngine(objective, theta, curvature, solver, bound, products, tick)
             directions = engine.directions(queries)
             chunks = (engine.of(directions, chunk) for chunk in engine.products.chunks())
             value = concatenate_chunks(chunks, objective.n, tick)

@@ -54,8 +54,9 @@ def certified_self(engine: InfluenceEngine, tick: OnProgress = no_progress) -> S
     value, squares = _factor_once(rows[0], objective), _factor_once(rows[3], objective)
     bound = None
     if engine.strong_convexity is not None and engine.strong_convexity + damping > 0:
-        # |g·(x̂ − x)| <= |g| |r| / (μ + δ), and |r| is the relative residual times |g|.
-        bound = residual * squares / (objective.n * (engine.strong_convexity + damping))
+        # |g·(x̂ − x)| <= |g| |r| / (μ + δ), and |r| is the relative residual times |g|; both gradients and the product
+        # of the two are rounded.
+        bound = (residual + 3 * engine.rounding) * squares / (objective.n * (engine.strong_convexity + damping))
     return SelfInfluence(value, residual, undamped, bound)
 
 

@@ -187,6 +187,20 @@ class LinearHead(LinearOperator):
         grams = c * (c - 1) / 2 + (c if r == c else 0)
         return Cost(product=4.0 * samples * d * c, core=samples * d**2 * grams, size=self.core_size)
 
+    @cached_property
+    def lower_bound(self) -> float:
+        """Lower bound on all eigenvalues: the smallest of `penalties`, less what the samples may take from it.
+
+        By Gershgorin's theorem S_it ⪰ −e_it I with e_it = max(0, max_a Σ_{b≠a} |S_ab| − S_aa), 0 for softmax,
+        logistic, least-squares and Poisson losses up to rounding. Σ e_it ‖x_it‖² / n is then subtracted.
+        """
+        taken = 0.0
+        for x, S in self._blocks():
+            own = S.diagonal(dim1=-2, dim2=-1)
+            deficit = (S.abs().sum(-1) - own.abs() - own).amax(-1).clamp_min(0.0)
+            taken += float((deficit * x.square().sum(-1)).sum())
+        return float(self.penalties.min()) - taken / self.n
+
     def kronecker(self) -> KroneckerFactors:
         """Returns second moment of the inputs and mean curvature of the outputs: K-FAC with the exact curvature."""
         samples = sum(c.inputs.shape[0] * c.inputs.shape[1] for c in self.chunks)

@@ -24,6 +24,7 @@ from ifloo.doctor.fit_findings import (
     decay_findings,
     lbfgs_findings,
     read_optimizers,
+    recording_faults,
     recording_findings,
     settings_findings,
 )
@@ -40,6 +41,7 @@ from ifloo.objective.functional import Path
 from ifloo.objective.preflight import ROWS
 from ifloo.objective.protocol import contract_of
 from ifloo.objective.randomness import undisturbed
+from ifloo.objective.recordable import without_minimum
 from ifloo.objective.rounding import ADDED, Rounding
 from ifloo.objective.singles import first_draw
 from ifloo.objective.user_code import failed_user_code
@@ -248,7 +250,8 @@ class _Trial:
         self.stationarity = preflight(objective, theta, self.compared.certificate)
         if self.subject.checkpoint is None or self.stationarity.warning is None:
             return []
-        found = [unconverged(self.stationarity, self.subject.checkpoint, self.subject.settings)]
+        faults = recording_faults(_copy_for_fit(self.subject.module, self.fit), self.fit)
+        found = [unconverged(self.stationarity, self.subject.checkpoint, self.subject.settings, faults)]
         if self.subject.settings.method is None:
             found += curvature_findings(objective, theta, self.subject.settings, self.subject.checkpoint)
         return found
@@ -261,8 +264,15 @@ def _run(module: L.LightningModule, batch: Batch) -> object:
     return contract_of(module).sample_losses(batch)
 
 
-def unconverged(found: Stationarity, checkpoint: str, settings: AttributionSettings) -> Finding:
-    """Returns the finding of a checkpoint that is not at a minimum: a note if the method does not need one."""
+def unconverged(found: Stationarity, checkpoint: str, settings: AttributionSettings, faults: Sequence[str]) -> Finding:
+    """Returns the finding of a checkpoint that is not at a minimum: a note if the method does not need one.
+
+    Args:
+        found: |grad J| at the checkpoint.
+        checkpoint: File of the weights.
+        settings: Settings of the attribution.
+        faults: Reasons why a fit of this kind cannot be recorded.
+    """
     needs_minimum = settings.method is None
     return Finding(
         f"the checkpoint is not at a minimum: |grad J| = {found.grad_norm:.2e}",
@@ -273,21 +283,17 @@ def unconverged(found: Stationarity, checkpoint: str, settings: AttributionSetti
             if needs_minimum
             else "The method asked for needs no minimum; scores through a curvature would."
         ),
-        _remedy(found),
+        _remedy(found, faults) if needs_minimum else "None needed.",
         Severity.WARNING if needs_minimum else Severity.NOTE,
     )
 
 
-def _remedy(found: Stationarity) -> str:
+def _remedy(found: Stationarity, faults: Sequence[str]) -> str:
     if found.certificate is None:
-        return (
-            "Train longer (`ifloo fit` by LBFGS ends at 1e-10), record the fit and take attribution.method "
-            "ifloo.attribution.Unrolled, or take the scores as a ranking at best."
-        )
-    return (
-        f"{found.certificate.causes_of_a_distance} A recorded fit needs no minimum: attribution.method "
-        "ifloo.attribution.Unrolled."
-    )
+        advice = "Train longer (`ifloo fit` by LBFGS ends at 1e-10), or take the scores as a ranking at best."
+    else:
+        advice = found.certificate.causes_of_a_distance
+    return f"{advice} Or: {without_minimum(faults)}."
 
 
 def adapted_findings(module: Adapted, few: Batch) -> list[Finding]:

@@ -20,6 +20,7 @@ from ifloo.models.decay import COUPLED, decoupled
 from ifloo.models.fit_settings import FitSettings, optimizers_in
 from ifloo.models.module import refuse_for_lbfgs
 from ifloo.models.run_state import RunState, StandInTrainer, batches_in, stand_in_trainer
+from ifloo.objective.recordable import without_minimum
 from ifloo.objective.user_code import reason
 from ifloo.params import author_name
 from ifloo.stages.run_recorder import KNOWN_RULES, fit_faults, module_faults, optimizer_faults
@@ -134,7 +135,7 @@ def decay_findings(module: L.LightningModule, fit: Fit, trained: bool, recorded:
         if not groups or _left_to_penalty(module, optimizer, groups):
             continue
         if beside := [g for g in groups if decoupled(optimizer, g)]:
-            found.append(_decoupled_decay(module, optimizer, beside, trained, recorded))
+            found.append(_decoupled_decay(module, fit, optimizer, beside, trained, recorded))
         if inside := [g for g in groups if not decoupled(optimizer, g)]:
             found.append(_coupled_decay(module, optimizer, inside, trained))
     return found
@@ -187,7 +188,12 @@ def _matching(module: L.LightningModule, optimizer: optim.Optimizer, values: lis
 
 
 def _decoupled_decay(
-    module: L.LightningModule, optimizer: optim.Optimizer, groups: list[dict[str, Any]], trained: bool, recorded: bool
+    module: L.LightningModule,
+    fit: Fit,
+    optimizer: optim.Optimizer,
+    groups: list[dict[str, Any]],
+    trained: bool,
+    recorded: bool,
 ) -> Finding:
     values = sorted({float(g["weight_decay"]) for g in groups})
     what = f"{_class_name(optimizer)} decays weights by {_numbers(values)} beside the gradient"
@@ -207,8 +213,8 @@ def _decoupled_decay(
         where,
         f"No penalty has these steps, since {_class_name(optimizer)} scales the gradient and not the decay: "
         + _effect(trained, "J does not contain it, and scores through a curvature are of another function."),
-        f"Set weight_decay=0 (torch's AdamW has 0.01 by default), {stated} and fit again; or take "
-        "attribution.method ifloo.attribution.Unrolled, which differentiates the steps themselves.",
+        f"Set weight_decay=0 (torch's AdamW has 0.01 by default), {stated} and fit again. Or: "
+        f"{without_minimum(recording_faults(module, fit))}.",
         _severity(module, trained),
     )
 
@@ -235,9 +241,6 @@ def lbfgs_findings(fit: Fit) -> list[Finding]:
 
 def recording_findings(module: L.LightningModule, fit: Fit) -> list[Finding]:
     """Reports what a recorded step would not contain, if a method needs the recorded run: the fit refuses it."""
-    faults = [*fit_faults(fit.settings, fit.loader, fit.optimizers), *module_faults(module)]
-    if fit.optimizers:
-        faults += optimizer_faults(fit.optimizers[0])
     return [
         Finding(
             f"{what}, which no recorded step contains",
@@ -246,8 +249,14 @@ def recording_findings(module: L.LightningModule, fit: Fit) -> list[Finding]:
             f"{remedy[:1].upper()}{remedy[1:]}, or choose methods that need no recorded run.",
             Severity.FATAL,
         )
-        for what, _, remedy in (fault.partition(": ") for fault in faults)
+        for what, _, remedy in (fault.partition(": ") for fault in recording_faults(module, fit))
     ]
+
+
+def recording_faults(module: L.LightningModule, fit: Fit) -> list[str]:
+    """Lists what a recorded step of this fit would not contain, each with its remedy."""
+    faults = [*fit_faults(fit.settings, fit.loader, fit.optimizers), *module_faults(module)]
+    return [*faults, *(optimizer_faults(fit.optimizers[0]) if fit.optimizers else [])]
 
 
 def _class_name(optimizer: optim.Optimizer) -> str:

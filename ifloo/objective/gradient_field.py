@@ -60,8 +60,8 @@ class FieldComparison:
         return (
             f"products with the Hessian (double backward) differ by {100 * self.difference:.2g} % from the derivative "
             f"of the gradient that training followed{kind} ({cause}): scores through a curvature are not the response "
-            "of the trained weights; attribute the layers after it alone (attribution.parameters), or take a method of "
-            "first derivatives (ifloo.attribution.GradientDot)"
+            "of the trained weights, and may be off by more than that; attribute the layers after it alone "
+            "(attribution.parameters), or take a method of first derivatives (ifloo.attribution.GradientDot)"
         )
 
 

@@ -15,7 +15,7 @@ from ifloo.solvers.cg import CG
 from ifloo.solvers.cholesky import Cholesky, bytes_needed
 from ifloo.solvers.kronecker import Kronecker
 from ifloo.solvers.nystrom import Nystrom
-from ifloo.solvers.tolerances import AUTO_RTOL, default_rtol
+from ifloo.solvers.tolerances import AUTO_RTOL, CHOLESKY_RTOL, default_rtol
 
 log = logging.getLogger(__name__)
 STEPS = {torch.float64: 55, torch.float32: 30}  # steps of preconditioned CG to its default tolerance, measured on MNIST
@@ -28,7 +28,8 @@ class Auto(Solver):
     """CG or Cholesky, whichever needs fewer operations for the given right-hand sides and fits into memory.
 
     Attributes:
-        rtol: Relative residual that the chosen solver must reach; None for 1e-10 in float64, 1e-5 in float32.
+        rtol: Relative residual that the chosen solver must reach; None for 1e-10 in float64, 1e-5 in float32
+            (1e-4 for Cholesky, whose solution is refined with float64 residuals: its float32 residual is rounding).
         max_bytes: Memory allowed for the matrix and its factor together, bytes.
 
     Examples:
@@ -68,7 +69,7 @@ class Auto(Solver):
         """Returns the solver for this number of right-hand sides, and logs the choice and its reason in one line."""
         rtol = self.rtol or default_rtol(AUTO_RTOL, A.dtype)
         iterative = CG(rtol, preconditioner=Kronecker() if A.structure.kronecker else Nystrom())
-        direct = Cholesky(self.max_bytes, rtol)
+        direct = Cholesky(self.max_bytes, self.rtol or default_rtol(CHOLESKY_RTOL, A.dtype))
         k, cost = right_hand_sides, A.structure.cost
         if cost is None:
             log.info("solver: CG, since the cost of this curvature is not known.")

@@ -16,10 +16,12 @@ import torch
 # operator well conditioned. For worse operators the error states the residual that was reached.
 CG_RTOL = {torch.float64: 1e-10, torch.float32: 1e-6}
 
-# One step of refinement with a float32 residual does not remove the error κ · eps of the factor: κ up to 1,700.
+# Refinement with float64 residuals removes the error κ · eps of a float32 factor, but the residual of the solution is
+# taken by float32 products with the data, whose own rounding is up to κ · eps: κ up to 1,700.
 CHOLESKY_RTOL = {torch.float64: 1e-10, torch.float32: 1e-4}
 
-# Between the two, since scores must have the same accuracy whichever solver is chosen by cost.
+# Of CG where the solver is chosen by cost; Cholesky keeps its own tolerance, since its solution is more accurate than
+# the residual shows.
 AUTO_RTOL = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 

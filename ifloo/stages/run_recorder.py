@@ -18,7 +18,7 @@ from ifloo.models.decay import decoupled
 from ifloo.models.fit_settings import FitSettings
 from ifloo.objective import batch_size, sample_ids
 from ifloo.objective.id_rule import IdRule, IdSetting
-from ifloo.objective.layers import mixing_norms, places, random_layers, running_norms
+from ifloo.objective.recordable import layer_faults
 from ifloo.params import ParamSpace
 from ifloo.store import RunFolder
 
@@ -150,10 +150,7 @@ def fit_faults(settings: FitSettings, loader: Any, optimizers: Sequence[optim.Op
 
 def module_faults(module: L.LightningModule) -> list[str]:
     """Lists layers and settings of the module that a recorded step would not contain, each with its remedy."""
-    first = {one.draws: one for one in reversed(random_layers(module))}
-    faults = [f"{draws} in {one.path}: {one.remedy}" for draws, one in reversed(first.items())]
-    if statistics := places(module, [*running_norms(module), *mixing_norms(module)]):
-        faults.append(f"batch statistics in {statistics[0]}: use LayerNorm or GroupNorm")
+    faults = layer_faults(module)
     if not module.automatic_optimization:
         faults.append("optimization by hand (automatic_optimization = False): let the Trainer step")
     return faults

@@ -158,5 +158,5 @@ def _explain_wrong_scores(steps: Agreement, correlation: float, method: str) -> 
     return (
         f"Small steps of a weight do not follow the scores ({_text(steps)}), though a step up undoes a step down "
         f"(Pearson {correlation:.3f}): this training run is smooth, but the scores by {method} are not its derivative. "
-        "Take another method (Unrolled follows the run itself), or a smaller damping."
+        "Take another method (Unrolled follows the run itself, if `ifloo fit` recorded it), or a smaller damping."
     )

@@ -12,6 +12,15 @@ from ifloo.models import Adapted
 from ifloo.models.decay import COUPLED, decoupled
 from tests.doctor.patients import SGD, Plain, Stated, fit_of, loaded
 
+OF_STEPS = (
+    "`ifloo fit` and then `ifloo influence`, both with --attribution.method=ifloo.attribution.Unrolled, record a fit "
+    "and differentiate its steps, which needs no minimum."
+)
+OF_GRADIENTS = (
+    "--attribution.method=ifloo.attribution.GradientDot scores by first derivatives alone, which needs no minimum (a "
+    "fit with {} cannot be recorded, as the unrolled method requires)."
+)
+
 
 def decay(module, trained=False, recorded=False):
     return decay_findings(module, fit_of(module), trained, recorded)
@@ -128,8 +137,8 @@ def test_decay_beside_the_gradient(optimizer):
             f"{name} decays weights by 0.05 beside the gradient",
             "Stated.configure_optimizers",
             f"No penalty has these steps, since {name} scales the gradient and not the decay: the fit refuses it.",
-            "Set weight_decay=0 (torch's AdamW has 0.01 by default), state ½λ‖θ‖² in `penalty` and fit again; or take "
-            "attribution.method ifloo.attribution.Unrolled, which differentiates the steps themselves.",
+            "Set weight_decay=0 (torch's AdamW has 0.01 by default), state ½λ‖θ‖² in `penalty` and fit again. Or: "
+            + (OF_STEPS if name in ("Adam", "AdamW") else OF_GRADIENTS.format(f"optimizer {name}")),
             Severity.FATAL,
         )
     ]
@@ -142,9 +151,17 @@ def test_decay_beside_the_gradient_of_a_plain_module():
         "scores through a curvature are of another function."
     )
     assert one.remedy.startswith(
-        "Set weight_decay=0 (torch's AdamW has 0.01 by default), give --adapt.l2 for a penalty ½λ‖θ‖² and fit again; "
+        "Set weight_decay=0 (torch's AdamW has 0.01 by default), give --adapt.l2 for a penalty ½λ‖θ‖² and fit again. "
     )
+    assert one.remedy.endswith(OF_STEPS)
     assert one.severity is Severity.WARNING
+
+
+def test_the_unrolled_method_is_no_remedy_where_no_fit_can_be_recorded():
+    module = Plain(ADAMW)
+    module.norm = torch.nn.BatchNorm1d(3)
+    (one,) = decay(Adapted(module), trained=True)
+    assert one.remedy.endswith(OF_GRADIENTS.format("batch statistics in norm"))
 
 
 @pytest.mark.parametrize("optimizer", [ADAMW, OF_OTHERS[0]], ids=lambda one: one.func.__name__)

@@ -69,8 +69,9 @@ def test_a_minimum_and_away_from_it():
             "models/base.pth",
             f"One sample contributes about {there.sample_share:.2e} to grad J. Influence is the derivative of the "
             "minimiser; away from it the scores predict no refit.",
-            "Train longer (`ifloo fit` by LBFGS ends at 1e-10), record the fit and take attribution.method "
-            "ifloo.attribution.Unrolled, or take the scores as a ranking at best.",
+            "Train longer (`ifloo fit` by LBFGS ends at 1e-10), or take the scores as a ranking at best. Or: "
+            "--attribution.method=ifloo.attribution.GradientDot scores by first derivatives alone, which needs no "
+            "minimum (a fit with optimizer LBFGS cannot be recorded, as the unrolled method requires).",
             Severity.WARNING,
         ),
     )

@@ -49,9 +49,7 @@ def test_the_damping_named_works_and_is_not_far_too_large(solver, spectrum, damp
     B = torch.ones(1, len(values), dtype=torch.float64)
     with pytest.raises(SolveError) as caught:
         SOLVERS[solver].prepare(Damped(matrix, damping) if damping else matrix).solve(B).require()
-    named = re.search(
-        r"Damping (\S+?)( in place of 0\.001)? would do \(--attribution\.damping (\S+?)\)\.", str(caught.value)
-    )
+    named = re.search(r"Damping (\S+?)( in place of 0\.001)? would do \(damping=(\S+?)\)\.", str(caught.value))
     assert named
     assert named[1] == named[3]
     assert bool(named[2]) == bool(damping)
@@ -67,7 +65,7 @@ def test_the_damping_named_for_a_network_works():
         hessian = Hessian(problem.objective(), problem.theta)
         with pytest.raises(SolveError, match="not positive definite: its smallest eigenvalue is about -") as caught:
             CG(preconditioner=Nystrom(rank=20)).prepare(hessian)
-        damping = float(re.search(r"--attribution\.damping (\S+?)\)", str(caught.value))[1])
+        damping = float(re.search(r"damping=(\S+?)\)", str(caught.value))[1])
         CG(preconditioner=Nystrom(rank=20)).prepare(Damped(hessian, damping)).solve(B).require()
 
 

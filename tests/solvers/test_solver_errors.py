@@ -275,3 +275,11 @@ def test_only_the_first_failures_are_listed_and_by_their_number_among_all():
     with pytest.raises(SolveError) as caught:
         solution.require(first=16, total=40)
     assert str(caught.value) == ("query 18 of 40: a\n  query 19 of 40: b\n  query 20 of 40: c\n  ... and 2 more")
+
+
+def test_a_float32_factor_is_refined_to_the_rounding_of_its_solution():
+    A = matrix_with(torch.logspace(-4, 2, 30, dtype=torch.float64)).float()  # condition number 1e6
+    B = torch.randn(5, 30, generator=torch.Generator().manual_seed(0))
+    found = Cholesky(rtol=1e-4).prepare(Matrix(A)).solve(B).value.double()
+    truth = torch.linalg.solve(A.double(), B.double().T).T
+    assert ((found - truth).norm(dim=1) <= 4 * torch.finfo(torch.float32).eps * truth.norm(dim=1)).all()

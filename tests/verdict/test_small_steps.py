@@ -141,7 +141,7 @@ def test_scores_that_are_no_derivative_are_not_blamed_on_the_run(results):
     assert one.roughness == (
         f"Small steps of a weight do not follow the scores ({told(one.steps.agreement())}), though a step up undoes a "
         "step down (Pearson 1.000): this training run is smooth, but the scores by by hand are not its derivative. "
-        "Take another method (Unrolled follows the run itself), or a smaller damping."
+        "Take another method (Unrolled follows the run itself, if `ifloo fit` recorded it), or a smaller damping."
     )
 
 

@@ -61,6 +61,15 @@ def products_of(
     return HeadProducts(head, DTYPES[dtype] if dtype else None)
 
 
+def known_convexity(objective: Objective, curvature: LinearOperator) -> float | None:
+    """Returns a known lower bound on the eigenvalues of H without its damping, for error bounds; None if unknown.
+
+    The module states one, or a linear head with its penalty has one; it may be negative, and damping adds to it.
+    """
+    stated, head = objective.losses.contract.strong_convexity(), as_head(curvature)
+    return head.lower_bound if stated is None and head is not None else stated
+
+
 def _named(curvature: LinearOperator) -> str:
     """Returns the class of the curvature, and its damping."""
     if isinstance(curvature, Damped):
@@ -73,10 +82,9 @@ def engine_for(
     theta: Tensor,
     settings: AttributionSettings,
     right_hand_sides: int,
-    mu: float | None,
     shown: bool = True,
 ) -> InfluenceEngine:
-    """Returns the engine for a number of right-hand sides; `mu` is a known lower bound on the eigenvalues of H.
+    """Returns the engine for a number of right-hand sides; its progress is `shown` on a bar.
 
     Raises:
         InputError: The curvature of the settings, or any curvature, does not support this model.
@@ -88,4 +96,5 @@ def engine_for(
     by = products_of(settings, objective, theta, curvature)
     log.info("scores: %s, curvature %s.", by.name, _named(curvature))
     solver = settings.solver.resolve(curvature, right_hand_sides)
+    mu = known_convexity(objective, curvature)
     return InfluenceEngine(objective, theta, curvature, solver, mu, by, bar("factor", shown))

@@ -170,8 +170,7 @@ class InfluencePredictor(L.LightningModule):
                 log.warning(self.stationarity.warning)
             for note in objective.losses.notes:
                 log.warning("%s.", note)
-            known = objective.losses.contract.strong_convexity()
-            self._engine = engine_for(objective, theta, settings, count, known, self.world.first)
+            self._engine = engine_for(objective, theta, settings, count, self.world.first)
         return self._engine
 
     def share_runs(self, world: ProcessGroup, right_hand_sides: int) -> None:

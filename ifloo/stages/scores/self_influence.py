@@ -25,12 +25,11 @@ from ifloo.attribution import (
 from ifloo.curvature import LinearHead, LinearOperator, as_head
 from ifloo.objective import Objective
 from ifloo.objective.logits_layer import NoLogitsLayerError, logits_layer
-from ifloo.objective.protocol import contract_of
 from ifloo.progress import OnProgress, bar, ticking
 from ifloo.solvers import Auto, Cholesky, SolveError, Solver
 from ifloo.solvers.cholesky import PreparedCholesky, bytes_needed
-from ifloo.solvers.tolerances import AUTO_RTOL, default_rtol
-from ifloo.stages.scores.engine_choice import HEAD_BYTES, curvature_at
+from ifloo.solvers.tolerances import CHOLESKY_RTOL, default_rtol
+from ifloo.stages.scores.engine_choice import HEAD_BYTES, curvature_at, known_convexity
 from ifloo.stages.scores.other_methods import MethodRun
 from ifloo.stages.settings import AttributionSettings, settings_json
 from ifloo.store import JSON, Manifest, Section, StoredSelfInfluence, self_influence, settings_stamp
@@ -142,7 +141,7 @@ def _engine(run: MethodRun) -> InfluenceEngine | None:
             f"{curvature.size:,}",
         )
         return None
-    known = contract_of(run.module).strong_convexity()
+    known = known_convexity(objective, curvature)
     return InfluenceEngine(objective, theta, curvature, solver, known, None, bar("factor"))
 
 
@@ -157,7 +156,7 @@ def _solver(configured: Solver, curvature: LinearOperator, n: int) -> Solver:
             else bytes_needed(core, curvature.dtype) <= configured.max_bytes
         )
         if fits:
-            return Cholesky(configured.max_bytes, configured.rtol or default_rtol(AUTO_RTOL, curvature.dtype))
+            return Cholesky(configured.max_bytes, configured.rtol or default_rtol(CHOLESKY_RTOL, curvature.dtype))
     return configured.resolve(curvature, n)
 
 
