@@ -132,7 +132,8 @@ class PreparedCholesky(Prepared):
     def _by_factor(self, inner: Float[Tensor, "k q"]) -> Float[Tensor, "k q"]:
         # cholesky_solve would copy the factor, hundreds of megabytes, at each call.
         half: Tensor = torch.linalg.solve_triangular(self.factor, inner.T, upper=False)
-        return torch.linalg.solve_triangular(self.factor.T, half, upper=True).T
+        solved: Tensor = torch.linalg.solve_triangular(self.factor.T, half, upper=True).T
+        return solved
 
     def _whole(self, solved: Tensor, inner: Float[Tensor, "k q"], B: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         """Returns A⁻¹b of each row from its part in the core."""
