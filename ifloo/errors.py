@@ -68,7 +68,7 @@ def command_line(by_command: bool = True) -> Generator[None, None, None]:
 
 
 def within_command() -> bool:
-    """Returns whether messages name flags; a worker process is told so with its work."""
+    """Returns whether messages name flags; a worker process gets this with its work."""
     return _state["commands"] > 0
 
 

@@ -18,7 +18,7 @@ class Kind(Protocol):
     """Class of a strategy that trains many refits at once."""
 
     @property
-    def name(self) -> str: ...
+    def words(self) -> str: ...
 
     def __call__(self, refitter: Refitter, max_at_once: int | None = None, /) -> RefitStrategy:
         """Makes the strategy for so many refits at once; raises `StrategyError` if it does not suit the refits."""
