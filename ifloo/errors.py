@@ -3,30 +3,73 @@
 import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 __all__ = ["IflooError", "InputError", "WorkError"]  # public; the functions are helpers of ifloo
 
 NAMED = 3  # number of names listed in a message; the others are only counted
 
+_NUMBER = r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?!\w|\.\d| times)|K\b"  # "5 times" is not a value
+_TRUTH = r"(?:[tT]rue|[fF]alse)\b"
+_LIST = r"\"\[[^\"]*\]\"|'\[[^']*\]'|\[[^\]]*\]"
+_NAME = r"[A-Za-z_]\w+(?:\.\w+)+"
+_IDS = r"(?:auto|third|positions)\b"
+_DTYPE = r"(?:float32|float64)\b"
+_NONE = r"(?!)"  # no value follows
 
-_by_command: ContextVar[bool] = ContextVar("by_command", default=False)
-_SETTING = re.compile(
-    r"--(?:adapt|attribution)\.(accept_objective|damping|dtype|ids|l2|parameters|penalty|sample_losses|test_ids)\b"
-    r"(?: (true\b|third\b|float64\b|\d+(?:\.\d+)?(?:e[+-]?\d+)?|\"\[[^\"]*\]\"|'\[[^']*\]'))?"
+# Flag of a command: argument of the Python interface, form of the values that are translated with it.
+SETTINGS = {
+    "--adapt.accept_objective": ("accept_objective", _TRUTH),
+    "--adapt.draws": ("draws", _NUMBER),
+    "--adapt.ids": ("ids", _IDS),
+    "--adapt.l2": ("l2", _NUMBER),
+    "--adapt.memory_share": ("share", _NUMBER),
+    "--adapt.output_losses": ("output_losses", _NAME),
+    "--adapt.outputs": ("outputs", _NAME),
+    "--adapt.penalty": ("penalty", _NAME),
+    "--adapt.sample_losses": ("sample_losses", _NAME),
+    "--attribution.corrected": ("corrected", _TRUTH),
+    "--attribution.damping": ("damping", _NUMBER),
+    "--attribution.dtype": ("dtype", _DTYPE),
+    "--attribution.method.class_path": ("method", _NAME),
+    "--attribution.parameters": ("parameters", _LIST),
+    "--attribution.self_influence": ("self_influence", _TRUTH),
+    "--attribution.test_ids": ("test_ids", rf"{_LIST}|all\b"),
+    "--output_dir": ("output_dir", _NONE),
+    "--overwrite": ("overwrite=True", _NONE),
+    "--seed_everything": ("lightning.seed_everything", _NONE),
+}
+_OF_RUNS = ("--output_dir", "--overwrite")  # arguments of InfluenceCallback alone; written without backticks
+# A command with the rest of its sentence keeps its flags: they can be given to nothing else.
+_COMMAND = r"`ifloo [^`]*`(?:[^.\n]|\.(?=\S))*"
+_FLAG = re.compile(
+    "|".join(
+        [_COMMAND]
+        + [
+            f"(?P<f{k}>{re.escape(flag)})(?!\\w|\\.\\w)(?:[ =](?P<v{k}>{form}))?"
+            for k, (flag, (_, form)) in enumerate(SETTINGS.items())
+        ]
+    )
 )
-_QUOTES = "\"'"
-_VALUES = {"true": "True", "third": "'third'", "float64": "'float64'"}
+_state = {"commands": 0}  # of this process, whatever the thread
 
 
 @contextmanager
-def command_line() -> Generator[None, None, None]:
-    """Lets the messages within name settings as the flags of a command; elsewhere they name arguments."""
-    token = _by_command.set(True)
+def command_line(by_command: bool = True) -> Generator[None, None, None]:
+    """Lets the messages within name settings as the flags of a command; elsewhere they name arguments.
+
+    Args:
+        by_command: Whether this is the work of a command; False changes nothing.
+    """
+    _state["commands"] += by_command
     try:
         yield
     finally:
-        _by_command.reset(token)
+        _state["commands"] -= by_command
+
+
+def within_command() -> bool:
+    """Returns whether messages name flags; a worker process gets this with its work."""
+    return _state["commands"] > 0
 
 
 def settings_named(text: str) -> str:
@@ -38,28 +81,54 @@ def settings_named(text: str) -> str:
     Returns:
         The same message within `command_line()`; else with the arguments of the Python interface, such as `l2=0.01`.
     """
-    return text if _by_command.get() else arguments_named(text)
+    return text if within_command() else arguments_named(text, kept=_OF_RUNS)
 
 
-def arguments_named(text: str) -> str:
-    """Returns a message with the arguments of the Python interface in place of the flags of the command line."""
-    return _SETTING.sub(_argument, text)
+def arguments_named(text: str, kept: Sequence[str] = ()) -> str:
+    """Returns a message with the arguments of the Python interface in place of the flags of the command line.
+
+    Args:
+        text: Message with flags.
+        kept: Flags that stay as they are.
+    """
+    return _FLAG.sub(lambda found: _argument(found, kept), text)
 
 
-def _argument(flag: re.Match[str]) -> str:
-    name, value = flag[1], flag[2]
-    return f"`{name}`" if value is None else f"{name}={_VALUES.get(value) or value.strip(_QUOTES)}"
+def _argument(found: re.Match[str], kept: Sequence[str]) -> str:
+    for k, (flag, (name, form)) in enumerate(SETTINGS.items()):
+        if found[f"f{k}"] is None or flag in kept:
+            continue
+        if (value := found[f"v{k}"]) is not None:
+            return f"{name}={_in_python(value, form, name)}"
+        quoted = found.string[found.start() - 1 : found.start()] == "`"
+        return name if quoted or flag in _OF_RUNS else f"`{name}`"
+    return found[0]  # a command
+
+
+def _in_python(value: str, form: str, name: str) -> str:
+    if form in (_IDS, _DTYPE) or value == "all":
+        return f"'{value}'"
+    if form == _TRUTH:
+        return value.capitalize()
+    if name == "method":
+        return f"{value}()"
+    return value.strip("\"'")
 
 
 class IflooError(Exception):
     """Base class of all errors that ifloo raises; the text tells what was expected, what came, where, and a remedy.
 
-    The text may name settings as flags; within a command they stay, for a caller from Python they become arguments.
+    The text may name settings as flags. It is kept so, also between threads and processes, and where it is shown to a
+    caller from Python the flags become arguments.
     """
 
     def __init__(self, text: str = "") -> None:
         """Takes the text of the error."""
-        super().__init__(settings_named(text))
+        super().__init__(text)
+
+    def __str__(self) -> str:
+        """Returns the text as its reader gives settings."""
+        return settings_named(super().__str__())
 
 
 class InputError(IflooError, ValueError):

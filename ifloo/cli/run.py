@@ -59,9 +59,9 @@ def run(arguments: Sequence[str], work: Callable[[Session], None] | None = None)
         Exception: A fault in the code.
         SystemExit: The parser ends the program.
     """
-    with ended_by_sigterm(_interrupted) as terminated:
+    with command_line(), ended_by_sigterm(_interrupted) as terminated:
         try:
-            with command_line(), _quiet(), one_lightning(), _argv(named_configs(current_flags(arguments))):
+            with _quiet(), one_lightning(), _argv(named_configs(current_flags(arguments))):
                 IflooCLI(work)
         except BaseException as error:
             if terminated.is_set() or isinstance(error, (Terminated, SIGTERMException)):

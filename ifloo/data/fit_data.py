@@ -129,8 +129,8 @@ def refuse_trained(tests: DataLoader[Batch], training: DataLoader[Batch], where:
         raise InputError(
             f"{where}: {trained} of {len(dataset)} samples are among those trained on: the split is another one than "
             "that of the fit, whose checkpoint records the rows of the training set and not of this one.\n"
-            "  Give --seed_everything of the fit, or a generator in random_split. A fit with InfluenceCallback, or by "
-            "`ifloo fit`, records its split."
+            "  Give the seed of the fit (--seed_everything), or a generator in random_split. "
+            "A fit with InfluenceCallback, or by `ifloo fit`, records its split."
         )
 
 

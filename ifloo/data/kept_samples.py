@@ -40,9 +40,9 @@ class ReadSettings:
             InputError: If a setting is out of range.
         """
         if self.draws < 1:
-            raise InputError(f"adapt.draws is {self.draws}; it must be 1 or more.")
+            raise InputError(f"--adapt.draws is {self.draws}; it must be 1 or more.")
         if not 0 <= self.share <= 1:
-            raise InputError(f"adapt.memory_share is {self.share}; it must lie within 0 and 1.")
+            raise InputError(f"--adapt.memory_share is {self.share}; it must lie within 0 and 1.")
 
 
 class KeptSamples(FixedReads):

@@ -31,8 +31,8 @@ OTHER_SEED = 20_260_917  # any that is hardly that of a fit
 ROWS_COMPARED = 8  # samples that are compared where no `Subset` differs and the data are not tensors in memory
 RANDOM_SPLIT = (
     "set-up draws the split at random: two set-ups with different seeds give other training samples.\n"
-    "  Give --seed_everything of the fit, or a generator in random_split. A fit with InfluenceCallback, or by "
-    "`ifloo fit`, records its split."
+    "  Give the seed of the fit (--seed_everything), or a generator in random_split. "
+    "A fit with InfluenceCallback, or by `ifloo fit`, records its split."
 )
 UNSEEDED_SPLIT = (
     "the training samples are drawn by random numbers that no seed sets (numpy.random.default_rng(), "

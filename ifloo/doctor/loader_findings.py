@@ -136,8 +136,8 @@ def _augmented(found: Augmentation, where: str) -> Finding:
         return Finding(
             found.how,
             where,
-            "Handled: scores are of one draw of each sample (or the mean over adapt.draws), under seeds of their own, "
-            "the same in every pass and run; training saw others (augmentation, or noise drawn in the dataset).",
+            "Handled: scores are of one draw of each sample (or the mean over --adapt.draws), under seeds of their "
+            "own, the same in every pass and run; training saw others (augmentation, or noise drawn in the dataset).",
             "None needed; --adapt.draws K scores the mean over K draws of each sample.",
             Severity.WARNING,
         )

@@ -286,8 +286,8 @@ class FunctionalLosses:
         """
         if isinstance(without_ids(batch), Drawn):
             raise InputError(
-                "Outputs are needed apart from the losses, and each sample has several draws (adapt.draws).\n"
-                "  Use curvature Hessian, or adapt.draws 1."
+                "Outputs are needed apart from the losses, and each sample has several draws (--adapt.draws).\n"
+                "  Use curvature Hessian, or --adapt.draws 1."
             )
         return self._call(theta, self.of_outputs.outputs, without_ids(batch))
 

@@ -28,7 +28,7 @@ IdSetting: TypeAlias = Literal["auto", "third", "positions"]
 Source: TypeAlias = Literal["auto", "third", "positions", "idx", "sample_index"]
 THIRD_IGNORED = (
     "ids: the third item of a batch, one whole number per sample, is taken for data: it is not the position of the "
-    "sample. Ids are positions; `--adapt.ids third` (ids='third') takes the third item."
+    "sample. Ids are positions; `--adapt.ids third` takes the third item."
 )
 ADVICE = "give each sample a unique whole number under key `idx` or `sample_index`, or leave the setting out"
 

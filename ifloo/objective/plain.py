@@ -97,8 +97,7 @@ def second_derivative() -> Generator[None, None, None]:
             raise
         raise InputError(
             f"The loss has no second derivative in torch, which a curvature needs: {meaning}.\n"
-            "  Take a method of first derivatives: --attribution.method.class_path ifloo.attribution.GradientDot "
-            "(method=GradientDot() by the callback)."
+            "  Take a method of first derivatives: --attribution.method.class_path ifloo.attribution.GradientDot."
         ) from error
 
 

@@ -95,8 +95,8 @@ def test_a_random_split_that_no_checkpoint_records_is_refused(project):
     assert said.code == 2
     assert said.err.strip().endswith(
         "Split: set-up draws the split at random: two set-ups with different seeds give other training samples.\n"
-        "  Give --seed_everything of the fit, or a generator in random_split. A fit with InfluenceCallback, or by "
-        "`ifloo fit`, records its split."
+        "  Give the seed of the fit (--seed_everything), or a generator in random_split. "
+        "A fit with InfluenceCallback, or by `ifloo fit`, records its split."
     )
     assert not (project / "outputs").exists()
 

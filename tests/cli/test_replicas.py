@@ -1,5 +1,7 @@
 """Refits through the command: many in one fit are those one by one."""
 
+import re
+
 import pytest
 
 from tests.cli.running import done, small
@@ -40,7 +42,7 @@ def test_rows_are_those_of_refits_one_by_one(fitted, init, caplog):
     together = refits(fitted, f"together_{init}", start)
     said = [m for m in caplog.messages if m.startswith("refits:")]
     assert said[0] == "refits: one by one (refit.replicas = 1)"
-    assert said[1].startswith("refits: stacked replicas, ")
+    assert re.match(r"refits: \d+ at once, as copies in one fit \(not by Newton steps from the base model: ", said[1])
     for ours, theirs in zip(together, alone, strict=True):
         assert len(ours) == len(theirs) > 1
         for a, b in zip(ours, theirs, strict=True):
@@ -61,8 +63,8 @@ def test_replicas_of_what_cannot_be_stacked_are_an_error(fitted):
     assert failed.err.endswith(
         "ifloo: error: refit.replicas = 4 asks for 4 refits in one fit, which would not give what refits one by one "
         "give:\n"
-        "  chord Newton with one factor: SGD fits are not finished to the minimum (finish.after = lbfgs)\n"
-        "  stacked replicas: gradient_clip_val = 0.5 clips by the norm over all replicas "
+        "  by Newton steps from the base model: SGD fits are not finished to the minimum (finish.after = lbfgs)\n"
+        "  as copies in one fit: gradient_clip_val = 0.5 clips by the norm over all replicas "
         "(gradient_clip_algorithm value would not)\n"
         "  Leave refit.replicas out, or set it to 1.\n"
     )

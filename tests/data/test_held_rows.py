@@ -193,8 +193,8 @@ def test_tests_that_were_trained_on_are_refused():
     assert str(caught.value) == (
         f"InSetup.val_dataloader: {shared} of 10 samples are among those trained on: the split is another one than "
         "that of the fit, whose checkpoint records the rows of the training set and not of this one.\n"
-        "  Give --seed_everything of the fit, or a generator in random_split. A fit with InfluenceCallback, or by "
-        "`ifloo fit`, records its split."
+        "  Give the seed of the fit (`lightning.seed_everything`), or a generator in random_split. "
+        "A fit with InfluenceCallback, or by `ifloo fit`, records its split."
     )
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from ifloo.data import AdaptedData
 from ifloo.data.kept_samples import ReadSettings, SampleReads
 from ifloo.data.sample_store import SampleStore, available_memory, packed, unpacked
-from ifloo.errors import InputError
+from ifloo.errors import InputError, command_line
 from ifloo.objective import sequential, to_device
 from ifloo.objective.loaders import training_dataset, unwrap_loader
 from ifloo.objective.singles import Drawn
@@ -131,10 +131,20 @@ def test_another_number_of_samples_at_another_call():
         kept.of(DataLoader(Images(6)), "train")
 
 
-@pytest.mark.parametrize("wrong", [{"draws": 0}, {"share": -0.1}, {"share": 1.5}])
-def test_settings_out_of_range(wrong):
-    with pytest.raises(InputError, match="adapt"):
+@pytest.mark.parametrize(
+    ("wrong", "flag", "message"),
+    [
+        ({"draws": 0}, "--adapt.draws", "`draws` is 0; it must be 1 or more."),
+        ({"share": -0.1}, "--adapt.memory_share", "`share` is -0.1; it must lie within 0 and 1."),
+        ({"share": 1.5}, "--adapt.memory_share", "`share` is 1.5; it must lie within 0 and 1."),
+    ],
+)
+def test_settings_out_of_range(wrong, flag, message):
+    with pytest.raises(InputError) as caught:
         ReadSettings(**wrong)
+    assert str(caught.value) == message
+    with command_line():
+        assert str(caught.value).startswith(f"{flag} is ")
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_augmentation_is_handled_and_said():
     assert found == Finding(
         found.what,
         WHERE,
-        "Handled: scores are of one draw of each sample (or the mean over adapt.draws), under seeds of their own, "
+        "Handled: scores are of one draw of each sample (or the mean over --adapt.draws), under seeds of their own, "
         "the same in every pass and run; training saw others (augmentation, or noise drawn in the dataset).",
         "None needed; --adapt.draws K scores the mean over K draws of each sample.",
         Severity.WARNING,

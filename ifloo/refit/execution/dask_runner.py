@@ -21,7 +21,7 @@ import cloudpickle
 from distributed import Client, Future, TimeoutError, rpc, wait
 from distributed.security import Security
 
-from ifloo.errors import IflooError, InputError, WorkError
+from ifloo.errors import IflooError, InputError, WorkError, command_line, within_command
 from ifloo.refit.execution.job import RefitRequest, RefitResult, RefitWork, Unit
 from ifloo.refit.execution.local_cluster import local_workers, quiet_dask
 from ifloo.refit.execution.runner import FailedUnit, Runner, units
@@ -121,7 +121,14 @@ class _Dispatch:
 
     def _send(self, unit: Unit, worker: str) -> None:
         future = self.client.submit(
-            train, self.payload, self.token, unit, workers=[worker], allow_other_workers=False, pure=False
+            train,
+            self.payload,
+            self.token,
+            unit,
+            within_command(),
+            workers=[worker],
+            allow_other_workers=False,
+            pure=False,
         )
         self.flying[future] = (unit, worker)
 
@@ -193,27 +200,31 @@ class _Dispatch:
 _WORK: dict[str, RefitWork] = {}  # in a worker process: its present work by token, with all that it has prepared
 
 
-def train(payload: bytes, token: str, unit: Unit) -> list[RefitResult] | Failure:
+def train(payload: bytes, token: str, unit: Unit, by_command: bool = False) -> list[RefitResult] | Failure:
     """Trains a unit in a worker process.
 
     Args:
         payload: Pickled `RefitWork`.
         token: Name of the run, by which the worker keeps the work between units.
         unit: Refits to train.
+        by_command: Whether a command asks for them, so that a failure names its flags.
 
     Returns:
         The results of the unit, or its failure.
     """
-    try:
-        work = _WORK.get(token)
-        if work is None:
-            _WORK.clear()
-            work = _WORK[token] = pickle.loads(payload)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")  # filters of the sending process do not apply here
-            return work.run(unit)
-    except Exception as error:
-        return Failure(_describe(error), isinstance(error, InputError))
+    with command_line(by_command):
+        try:
+            work = _WORK.get(token)
+            if work is None:
+                _WORK.clear()
+                work = _WORK[token] = pickle.loads(payload)
+            with warnings.catch_warnings():
+                warnings.filterwarnings(
+                    "ignore", module="lightning"
+                )  # filters of the sending process do not apply here
+                return work.run(unit)
+        except Exception as error:
+            return Failure(_describe(error), isinstance(error, InputError))
 
 
 def _identity(payload: bytes) -> bytes:

@@ -47,12 +47,14 @@ class RefitStrategy(ABC):
     Attributes:
         refitter: Refitter of the base fit.
         max_at_once: Largest number of tasks that one call of `fit` trains together.
-        name: Name of the strategy in logs and manifests.
+        name: Name of the strategy in manifests.
+        words: How it trains, in messages.
     """
 
     refitter: Refitter
     max_at_once: int
     name: ClassVar[str]
+    words: ClassVar[str]
 
     @abstractmethod
     def fit(self, tasks: Sequence[RefitTask]) -> list[Refit]:
@@ -93,6 +95,7 @@ class OneByOne(RefitStrategy):
 
     max_at_once = 1
     name: ClassVar[str] = "one by one"
+    words: ClassVar[str] = "one by one"
 
     def __init__(self, refitter: Refitter) -> None:
         self.refitter = refitter

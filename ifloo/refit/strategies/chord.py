@@ -56,6 +56,7 @@ class ChordReplicas(RefitStrategy):
     """
 
     name: ClassVar[str] = "chord Newton with one factor"
+    words: ClassVar[str] = "by Newton steps from the base model"
 
     def __init__(self, refitter: Refitter, max_at_once: int | None = None) -> None:
         """Checks that the model is a linear head and starts at its minimum.

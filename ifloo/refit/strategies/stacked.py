@@ -40,6 +40,7 @@ class StackedReplicas(RefitStrategy):
     """
 
     name: ClassVar[str] = "stacked replicas"
+    words: ClassVar[str] = "as copies in one fit"
 
     def __init__(self, refitter: Refitter, max_at_once: int | None = None) -> None:
         """Checks settings, model and the first batch.

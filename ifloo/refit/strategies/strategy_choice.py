@@ -18,7 +18,7 @@ class Kind(Protocol):
     """Class of a strategy that trains many refits at once."""
 
     @property
-    def name(self) -> str: ...
+    def words(self) -> str: ...
 
     def __call__(self, refitter: Refitter, max_at_once: int | None = None, /) -> RefitStrategy:
         """Makes the strategy for so many refits at once; raises `StrategyError` if it does not suit the refits."""
@@ -47,19 +47,19 @@ def choose_strategy(refitter: Refitter, replicas: int | None, kinds: Sequence[Ki
         try:
             strategy = kind(refitter, replicas)
         except StrategyError as error:
-            reasons.append(f"{kind.name}: {error}")
+            reasons.append(f"{kind.words}: {error}")
             continue
         if strategy.max_at_once > 1:
-            return _logged(strategy, *reasons)
-        reasons.append(f"{kind.name}: more than one at once would not pay")
+            return _logged(strategy, *(f"not {one}" for one in reasons))
+        reasons.append(f"{kind.words}: more than one at once would not pay")
     if replicas is not None:
         raise StrategyError(_none_suitable(replicas, reasons))
-    return _logged(OneByOne(refitter), *reasons)
+    return _logged(OneByOne(refitter), *(f"not {one}" for one in reasons))
 
 
 def _logged(strategy: RefitStrategy, *reasons: str) -> RefitStrategy:
     """Logs the choice and returns it."""
-    choice = strategy.name if strategy.max_at_once == 1 else f"{strategy.name}, {strategy.max_at_once} at once"
+    choice = strategy.words if strategy.max_at_once == 1 else f"{strategy.max_at_once} at once, {strategy.words}"
     logger.info("refits: %s%s", choice, f" ({'; '.join(reasons)})" if reasons else "")
     return strategy
 

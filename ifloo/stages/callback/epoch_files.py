@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ifloo.attribution import weighted_definitions
-from ifloo.errors import InputError
+from ifloo.errors import InputError, arguments_named
 from ifloo.stages.callback.moment import Moment
 from ifloo.stages.callback.snapshot import Snapshot
 from ifloo.stages.scores.other_methods import stored_by_method
@@ -58,9 +58,8 @@ class EpochFolders:
         if continued:
             try:
                 self.manifest.check(RUN, self.compared)
-            except InputError as error:  # its text names flags, which are arguments here
-                text = str(error).replace("--output_dir", "output_dir").replace("--overwrite", "overwrite=True")
-                raise InputError(text) from error
+            except InputError as error:
+                raise InputError(arguments_named(str(error))) from error
             return
         kept = sorted(name for name in sections if name != RUN)
         raise InputError(

@@ -27,6 +27,7 @@ class Never(RefitStrategy):
     """A strategy that suits no model."""
 
     name: ClassVar[str] = "chord"
+    words: ClassVar[str] = "by chord"
 
     def __init__(self, how, at_once=None):
         raise StrategyError("its head is not linear")
@@ -42,20 +43,29 @@ class Single(Never):
         self.max_at_once = 1
 
 
-CHORD_SGD = "chord Newton with one factor: SGD fits are not finished to the minimum (finish.after = lbfgs)"
-CHORD_LBFGS = r"chord Newton with one factor: refits start at \|grad J\| = \S+, not at the minimum of the base model"
-LBFGS = "stacked replicas: optimizer LBFGS does not step each weight by its own gradients alone"
+CHORD_SGD = "by Newton steps from the base model: SGD fits are not finished to the minimum (finish.after = lbfgs)"
+CHORD_LBFGS = (
+    r"by Newton steps from the base model: refits start at \|grad J\| = \S+, not at the minimum of the base model"
+)
+LBFGS = "as copies in one fit: optimizer LBFGS does not step each weight by its own gradients alone"
 PICKS = {
     "asked one by one": (sgd, 1, None, OneByOne, 1, "refits: one by one (refit.replicas = 1)"),
-    "by kind": (sgd, None, None, StackedReplicas, 64, f"refits: stacked replicas, 64 at once ({CHORD_SGD})"),
-    "as many as asked": (sgd, 5, None, StackedReplicas, 5, f"refits: stacked replicas, 5 at once ({CHORD_SGD})"),
+    "by kind": (sgd, None, None, StackedReplicas, 64, f"refits: 64 at once, as copies in one fit (not {CHORD_SGD})"),
+    "as many as asked": (
+        sgd,
+        5,
+        None,
+        StackedReplicas,
+        5,
+        f"refits: 5 at once, as copies in one fit (not {CHORD_SGD})",
+    ),
     "the next serves": (
         sgd,
         None,
         (Never, StackedReplicas),
         StackedReplicas,
         64,
-        "refits: stacked replicas, 64 at once (chord: its head is not linear)",
+        "refits: 64 at once, as copies in one fit (not by chord: its head is not linear)",
     ),
     "none would pay": (
         sgd,
@@ -63,7 +73,7 @@ PICKS = {
         (Never, Single),
         OneByOne,
         1,
-        "refits: one by one (chord: its head is not linear; chord: more than one at once would not pay)",
+        "refits: one by one (not by chord: its head is not linear; not by chord: more than one at once would not pay)",
     ),
 }
 
@@ -81,7 +91,7 @@ def test_where_no_path_serves_each_says_why(caplog):
     with caplog.at_level(logging.INFO, "ifloo"):
         strategy = choose_strategy(lbfgs(), None)
     assert type(strategy) is OneByOne
-    assert re.fullmatch(rf"refits: one by one \({CHORD_LBFGS}; {LBFGS}\)", caplog.messages[0])
+    assert re.fullmatch(rf"refits: one by one \(not {CHORD_LBFGS}; not {LBFGS}\)", caplog.messages[0])
 
 
 def test_what_was_asked_for_and_cannot_be_had_is_an_error():
