@@ -136,7 +136,8 @@ class Experiment:
             InputError: If the model does not save all of them, so that it could be neither compared nor made again.
         """
         saved = {k: v for k, v in dict(self.module.hparams).items() if not k.startswith("_")}
-        arguments = set(inspect.signature(type(self.author_module).__init__).parameters) - {"self", "args", "kwargs"}
+        own = list(inspect.signature(type(self.author_module).__init__).parameters)[1:]  # without self, of any name
+        arguments = set(own) - {"args", "kwargs"}
         if self.build is not None:
             return saved
         if missing := sorted(arguments - saved.keys()):

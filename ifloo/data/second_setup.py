@@ -121,7 +121,7 @@ def _without_notes() -> Generator[None, None, None]:
 
 def _saved_arguments(data: Source) -> dict[str, object] | None:
     """Returns the arguments of the constructor, if the data module saves all of them."""
-    named = [one for one in inspect.signature(type(data).__init__).parameters.values() if one.name != "self"]
+    named = list(inspect.signature(type(data).__init__).parameters.values())[1:]  # without self, of any name
     if any(one.kind in (one.VAR_KEYWORD, one.VAR_POSITIONAL) or one.name not in data.hparams for one in named):
         return None
     return {one.name: data.hparams[one.name] for one in named}

@@ -187,13 +187,17 @@ class Adapted(SampleLossModule):
         listed = len(self.sample_weights.ids) > 0
         if listed and (ids is None or not self.sample_weights.equal_for(ids)):
             return super().weighted_loss(batch)
-        return self.sample_weights.default * self.step_loss(inner)
+        with self._as_in_the_fit():  # a Trainer that is training gives each batch to one step: that of the user
+            fitting = not isinstance(self.model._trainer, StandInTrainer)
+            return self.sample_weights.default * loss_of_step(self.model, inner, "on a batch", copy=not fitting)
 
-    def state_weights(self, ids: Int[Tensor, " n"], weights: EpochWeights) -> None:
-        """States the weights of the training samples, whose ids in their order these are."""
+    def state_weights(self, ids: Int[Tensor, " n"], weights: EpochWeights | None) -> None:
+        """States the weights of the training samples, whose ids in their order these are; none where J is the mean."""
         order = torch.argsort(ids)
-        self.shares = SampleWeights(0.0, ids[order].cpu(), weights.shares[order].cpu())
-        if weights.in_batch is not None:
+        self.batch_weights, self.shares = SampleWeights(), SampleWeights()
+        if weights is not None:
+            self.shares = SampleWeights(0.0, ids[order].cpu(), weights.shares[order].cpu())
+        if weights is not None and weights.in_batch is not None:
             self.batch_weights = SampleWeights(1.0, ids[order].cpu(), weights.in_batch[order].cpu())
 
     def share_of(self, ids: Sequence[int]) -> float | None:

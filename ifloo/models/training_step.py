@@ -36,13 +36,14 @@ def takes_index(model: L.LightningModule) -> bool:
     return _positional(model.training_step) > 1
 
 
-def run_step(model: L.LightningModule, batch: Batch, index: int = 0) -> object:
+def run_step(model: L.LightningModule, batch: Batch, index: int = 0, copy: bool = True) -> object:
     """Calls a module's `training_step`, with the index of the batch if it takes one, on a copy of the batch.
 
-    A step may change its batch in place, and a batch may be scored more than once.
+    A step may change its batch in place, and a batch may be scored more than once. In a fit the batch is its own: what
+    the step adds to it is there in `on_train_batch_end`.
     """
     step: Callable[..., object] = model.training_step
-    return step(*(copied(batch), index)[: max(1, _positional(step))])
+    return step(*(copied(batch) if copy else batch, index)[: max(1, _positional(step))])
 
 
 def copied(batch: Batch) -> Batch:
@@ -109,10 +110,16 @@ def called_hook(
     return owner.on_after_batch_transfer(batch, 0)
 
 
-def loss_of_step(model: L.LightningModule, batch: Batch, when: str) -> Float[Tensor, ""]:
+def loss_of_step(model: L.LightningModule, batch: Batch, when: str, copy: bool = True) -> Float[Tensor, ""]:
     """Computes the loss that `training_step` returns for a batch, nats.
 
     As in a fit, operations are recorded: a step may take gradients itself, as a gradient penalty does.
+
+    Args:
+        model: The user's own module.
+        batch: Batch.
+        when: Phrase on the batch, for the message.
+        copy: Whether the step runs on a copy of the batch; a fit gives the batch itself.
 
     Raises:
         InputError: The step failed, or returned no loss.
@@ -121,7 +128,7 @@ def loss_of_step(model: L.LightningModule, batch: Batch, when: str) -> Float[Ten
     batch = transferred(model, batch)
     try:
         with recording():
-            out = run_step(model, batch)
+            out = run_step(model, batch, copy=copy)
     except Exception as error:
         if passes(error):
             raise

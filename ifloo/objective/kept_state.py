@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
@@ -53,14 +53,21 @@ def containers_apart(module: nn.Module) -> Generator[None, None, None]:
 
 
 class _Copies:
-    """Copies of containers, in which tensors have no graph; what is shared stays shared."""
+    """Copies of containers, in which tensors have no graph; what is shared stays shared.
 
-    def __init__(self) -> None:
+    Attributes:
+        replaced: Tensors that take the place of others, by the ids of those.
+    """
+
+    def __init__(self, replaced: Mapping[int, Tensor] | None = None) -> None:
+        self.replaced = replaced or {}
         self._made: dict[int, tuple[object, object]] = {}  # the originals too, so that ids stay theirs
         self._long: list[tuple[_Grown, int]] = []
 
     def of(self, value: object) -> object:
         """Returns a copy of a container, a tensor without graph, or anything else itself."""
+        if id(value) in self.replaced:
+            return self.replaced[id(value)]
         if isinstance(value, Tensor):
             return value if value.grad_fn is None else value.detach()
         if not isinstance(value, (list, dict, set, deque, tuple)):
@@ -162,10 +169,12 @@ def numbers_kept(module: nn.Module) -> Generator[None, None, None]:
     outer = dict(_SAVED)
     saved = [one if (one := outer.get(id(x))) and one.current else _Saved.of(x) for x in tensors]
     _SAVED.update({id(one.tensor): one for one in saved})
-    if _APART:
-        copies = _changed_copies()  # a tensor of two names stays one
+    if _APART and (copies := _Copies(_changed_copies())).replaced:  # a tensor of two names stays one
+        holders = [vars(layer) for layer in _users_layers(module)]
+        held = [(values, name, value) for values in holders for name, value in _own(values).items()]
+        before += [one for one in held if isinstance(one[2], (list, dict, set, deque, tuple))]
         for values, name, value in before:
-            values[name] = copies.get(id(value), value)
+            values[name] = copies.replaced.get(id(value), value) if _is_number(value) else copies.of(value)
     try:
         yield
     finally:

@@ -6,17 +6,19 @@ numbers and not of itself. Two measures tell their size:
   1. Response: how far a loss moves when each weight moves by one rounding. Two orders of the same operations differ by
      about as much.
   2. Unit: the size of a loss whose weights are permuted within each tensor, which fit nothing and have the same norms.
-     It bounds the first where the loss is random or depends on a state, which would pass for a large response.
+     It bounds the first where the loss is random or depends on a state, which would pass for a large response. Where
+     a loss has no value there, as that of a covariance, weights of the same signs and zeros take their place.
 
 A loss of 1e-12 nats is then compared as sharply as one of 1e12.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -24,10 +26,13 @@ from torch import Tensor
 
 from ifloo.objective.batches import Batch, batch_size, slice_batch
 from ifloo.objective.functional import FunctionalLosses
+from ifloo.objective.out_of_memory import is_out_of_memory
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.seeded_draws import seed_by
 from ifloo.params import ParamSpace
 
+log = logging.getLogger(__name__)
+_Change: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]  # (a weight, random numbers) -> the weight moved
 SEED = 0
 ADDED = 1e3  # roundings of a number, or of its unit, by which it may differ from itself in another order of operations
 RESPONSES = 30.0  # responses to one rounding of the weights by which two orders of operations may differ
@@ -35,6 +40,7 @@ RESPONSES = 30.0  # responses to one rounding of the weights by which two orders
 # probability, and so of a slope, is that of the logits, which are larger than it.
 LEAST_OF_LOSS, LEAST_OF_SLOPE = 4.0, 50.0
 PROBED = 4  # samples that are measured
+STRETCH = 0.1  # largest relative change of a weight that keeps its sign
 MOST = 1 << 27  # entries of all weights up to which those that are not attributed are moved too
 
 
@@ -74,14 +80,15 @@ class Rounding:
         full = {name: named[name].detach() for name in space.names}
         wide = losses.restricted(space)
 
-        def at(change: Callable[[Tensor, torch.Generator], Tensor]) -> _Values:
+        def at(change: _Change) -> _Values:
             draw = torch.Generator().manual_seed(SEED)
             moved = space.flatten({name: change(x, draw) for name, x in full.items()})
             with undisturbed():
                 seed_by(b"rounding")
                 return _values(wide, losses, moved, few, direction)
 
-        own, moved, unfit = at(lambda x, _: x), at(_rounded), at(_permuted)
+        own = at(lambda x, _: x)
+        moved, unfit = _first_defined(at, (_rounded,), own), _first_defined(at, (_permuted, _stretched), own)
         eps, units = (
             torch.finfo(theta.dtype).eps,
             [_largest(torch.cat(pair).abs()) for pair in zip(own, unfit, strict=True)],
@@ -130,6 +137,21 @@ def _values(
     return _Values(torch.stack(values), torch.stack(slopes), torch.stack(norms) * direction.norm())
 
 
+def _first_defined(at: Callable[[_Change], _Values], changes: Sequence[_Change], own: _Values) -> _Values:
+    """Returns the values after the first change at which the user's code gives a number; `own` if it never does."""
+    for change in changes:
+        try:
+            found = at(change)
+        except Exception as error:  # weights may have a domain: a scale is positive, a covariance positive definite
+            if is_out_of_memory(error):
+                raise
+            log.info("the size of a loss is not measured at other weights: %s", error)
+            continue
+        if bool(torch.isfinite(found.losses).any()):
+            return found
+    return own
+
+
 def _sum(losses: FunctionalLosses, batch: Batch, theta: Tensor) -> Tensor:
     return losses.sample_losses(theta, batch).sum()
 
@@ -147,6 +169,10 @@ def _rounded(x: Tensor, draw: torch.Generator) -> Tensor:
 
 def _permuted(x: Tensor, draw: torch.Generator) -> Tensor:
     return x.reshape(-1)[torch.randperm(x.numel(), generator=draw).to(x.device)].reshape(x.shape)
+
+
+def _stretched(x: Tensor, draw: torch.Generator) -> Tensor:
+    return x * (1 + STRETCH * torch.rand(x.shape, generator=draw).to(x))
 
 
 def _all_weights(losses: FunctionalLosses) -> ParamSpace:

@@ -80,7 +80,8 @@ class Singles:
         """Moves all tensors to a device; a Trainer calls it, as it does for every part of a batch that has it."""
         # Not `moved(self)`, which asks a part without tensors, as of arrays of NumPy, to move itself.
         batches = tuple(moved(one, device, non_blocking=non_blocking) for one in self.batches)
-        return Singles(batches, moved(self.whole, device, non_blocking=non_blocking))
+        parts = tuple(Part(part.rows, moved(part.batch, device, non_blocking=non_blocking)) for part in self.parts)
+        return Singles(batches, moved(self.whole, device, non_blocking=non_blocking), parts)
 
     def pick(self, index: slice | Int[Tensor, " b"]) -> Singles:
         """Returns some of the samples, without their whole batch unless all are taken."""

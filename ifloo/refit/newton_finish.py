@@ -14,7 +14,7 @@ from ifloo.errors import InputError, WorkError
 from ifloo.minimize.newton_cg import Evaluation, FitEnd, NewtonSystem, newton_cg
 from ifloo.minimize.trust_region import trust_region
 from ifloo.models import Adapted, SampleLossModule
-from ifloo.objective import Batch, FunctionalLosses, Objective, SampleWeights, TrainingData, scoring
+from ifloo.objective import Batch, FunctionalLosses, Objective, TrainingData, scoring
 from ifloo.objective.epoch_weights import epoch_weights
 from ifloo.objective.loaders import unwrap_loader
 from ifloo.objective.objective import have_finite_losses, weighted_data
@@ -174,8 +174,10 @@ class NewtonFinish(L.Callback):
         space = ParamSpace.of(module)
         if not isinstance(module, Adapted):
             refuse_rows_apart(loader)
-        stated = module.shares if isinstance(module, Adapted) else SampleWeights()
-        key = (unwrap_loader(loader)[0], space.device, space.dtype, bytes(bytes_of(stated.values)))
+        stated = (module.shares, module.batch_weights) if isinstance(module, Adapted) else ()
+        counted = None if any(len(one.ids) for one in stated) or not stated else epoch_weights(loader)
+        found = [x for one in stated for x in (one.ids, one.values)] + ([] if counted is None else [counted.shares])
+        key = (unwrap_loader(loader)[0], space.device, space.dtype, *(bytes(bytes_of(x)) for x in found))
         if self._data is None or self._data_key != key:
             self._inner = None  # its preconditioner is of the former data, on their device
             self._choice = choose_path(FunctionalLosses(module, space), loader)
@@ -186,7 +188,7 @@ class NewtonFinish(L.Callback):
                 accepts=have_finite_losses(self._choice.losses),
             )
             if isinstance(module, Adapted):
-                weights = module.weights_of(data.ids) or epoch_weights(loader)
+                weights = module.weights_of(data.ids) or counted
                 data = data if weights is None else weighted_data(data, weights)
             self._data, self._data_key = data, key
         assert self._choice is not None

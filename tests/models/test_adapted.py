@@ -334,3 +334,33 @@ def test_a_config_may_have_the_former_name_of_skip_training() -> None:
         model = parser.instantiate_classes(parser.parse_object({"model": config})).model
     assert model.skip_training
     assert sum(w.category is FormerNameWarning for w in caught) == 1  # jsonargparse gives warnings of its own
+
+
+class Noted(Net):
+    """Adds its outputs to the batch, which a hook of the fit reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        batch["logits"] = self(batch["x"])
+        return cross_entropy(batch["logits"], batch["y"])
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.seen.append(batch["logits"].detach())
+
+
+def test_what_a_step_adds_to_its_batch_is_there_for_the_hooks_of_the_fit() -> None:
+    rows = [{"x": torch.ones(3) * i, "y": i % 2} for i in range(8)]
+    plain, wrapped = Noted(), Noted()
+    wrapped.load_state_dict(plain.state_dict())
+    for module in (plain, Adapted(wrapped)):
+        L.Trainer(max_epochs=2, **TRAINER).fit(module, DataLoader(rows, batch_size=4))  # type: ignore[arg-type]
+    assert torch.equal(torch.stack(plain.seen), torch.stack(wrapped.seen))
+
+
+def test_outside_of_a_fit_a_batch_stays_as_it_is() -> None:
+    batch = {"x": torch.ones(2, 3), "y": torch.tensor([0, 1])}
+    Adapted(Noted()).training_step(batch, 0)
+    assert list(batch) == ["x", "y"]

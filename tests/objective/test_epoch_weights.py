@@ -23,6 +23,7 @@ from ifloo.objective import Objective, SampleWeights
 from ifloo.objective.epoch_weights import EpochWeights, batches_of_epoch, epoch_weights
 from ifloo.objective.functional import Path
 from ifloo.objective.sampling import refuse_partial
+from ifloo.refit import NewtonFinish
 from tests.objective.expected_shares import of_shuffles
 
 N = 7
@@ -272,3 +273,30 @@ def test_a_module_states_the_weights_of_its_samples_by_id():
     assert SampleWeights.removing([30], "drop", 3, module.share_of([30])).default == pytest.approx(2)
     with pytest.raises(InputError, match="Removing 2 of 3 samples leaves none that was trained on"):
         SampleWeights.removing([0, 1], "drop", 3, 1.0)
+
+
+def test_weights_that_a_module_states_are_those_of_the_latest_statement():
+    module, ids = Adapted(ClassWeights(alone=False)), torch.tensor([30, 10, 20])
+    shares, in_batch = torch.tensor([0.5, 0.2, 0.3]).double(), torch.tensor([5.0, 2.0, 3.0]).double()
+    module.state_weights(ids, EpochWeights(shares, in_batch, ""))
+    assert module.weights_of(ids).in_batch.tolist() == [5, 2, 3]
+    module.state_weights(ids, EpochWeights(shares, None, ""))
+    assert module.weights_of(ids).in_batch is None
+    module.state_weights(ids, None)
+    assert module.weights_of(ids) is None
+    assert module.share_of([10]) is None
+
+
+def test_a_finish_that_is_used_again_has_the_weights_of_its_loader():
+    finish, rows = NewtonFinish(), TensorDataset(torch.randn(10, 2).double(), torch.arange(10) % 3)
+    module, ids = Adapted(ClassWeights(alone=False)), torch.arange(10)
+    in_order, shuffled = DataLoader(rows, batch_size=4), DataLoader(rows, batch_size=4, shuffle=True)
+    truth = torch.tensor([1 / 12] * 8 + [1 / 6] * 2).double() * 10
+    for loader, factors in ((in_order, truth), (shuffled, None), (in_order, truth)):
+        found = finish.objective(module, loader).factors
+        assert factors is None if found is None else torch.allclose(found.double(), factors)
+    weights = EpochWeights(torch.linspace(0.05, 0.15, 10).double(), None, "")
+    module.state_weights(ids, weights)
+    assert torch.allclose(finish.objective(module, shuffled).factors.double(), 10 * weights.shares)
+    module.state_weights(ids, None)
+    assert finish.objective(module, shuffled).factors is None

@@ -16,7 +16,7 @@ from ifloo.models import Adapted
 from ifloo.objective import Objective, preflight, scoring
 from ifloo.objective.functional import Path
 from ifloo.objective.layout import Layout
-from ifloo.objective.singles import Singles
+from ifloo.objective.singles import Part, Singles
 from ifloo.objective.torch_texts import SLOW_RULE
 from tests.objective.situations import SITUATIONS, GraphSet, Linear, N, Rows, joined, padded, rows, shared
 
@@ -152,6 +152,13 @@ def test_nodes_of_graphs_are_no_samples():
 def test_singles_move_as_a_whole():
     singles = Singles((torch.zeros(2), [torch.zeros(1)]), torch.zeros(3)).to(torch.device("meta"))
     assert [part.device.type for part in (singles.batches[0], singles.batches[1][0], singles.whole)] == ["meta"] * 3
+
+
+def test_singles_move_with_their_parts():
+    singles = Singles((torch.zeros(2),) * 2, None, (Part((0, 1), torch.ones(2)),)).to(torch.device("meta"))
+    ((rows, batch),) = singles.summed
+    assert rows == (0, 1)
+    assert batch.device.type == "meta"
 
 
 def test_a_gradient_that_is_stopped_for_a_few_samples_is_found_over_all_of_them():

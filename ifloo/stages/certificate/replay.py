@@ -326,6 +326,22 @@ class Replay:
         module.on_train_batch_start(batch, index)
         if not module.automatic_optimization:
             return manual_gradients(module, held.optimizers, held.precision, lambda k: run_step(module, batch, k))
+
+        def taken() -> Tensor:
+            for p in module.parameters():
+                p.grad = None
+            return self._backward(held, batch, index, hooked)
+
+        loss = taken()
+        for optimizer in held.optimizers[:1] if hooked else ():
+            module.on_before_optimizer_step(optimizer)
+            if defines(module, "optimizer_step"):
+                return stepped_gradients(module, optimizer, loss, taken)
+        return {id(p): p.grad for p in module.parameters() if p.grad is not None}
+
+    def _backward(self, held: _Copy, batch: Batch, index: int, hooked: bool) -> Tensor:
+        """Runs the step and its backward pass; returns the loss."""
+        module = held.module
         with held.precision.train_step_context():
             out = run_step(module, batch, index)
             loss = loss_in(
@@ -337,11 +353,7 @@ class Replay:
             module.on_before_backward(loss)
             module.backward(loss)
             module.on_after_backward()
-            for optimizer in held.optimizers[:1]:
-                module.on_before_optimizer_step(optimizer)
-                if defines(module, "optimizer_step"):
-                    return stepped_gradients(module, optimizer, loss)
-        return {id(p): p.grad for p in module.parameters() if p.grad is not None}
+        return loss.detach()
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

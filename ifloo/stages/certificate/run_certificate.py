@@ -309,7 +309,7 @@ class ExaminedRun:
 
     def state_weights(self, module: L.LightningModule, ids: Int[Tensor, " n"]) -> None:
         """States the weights in the module, for refits; `ids` are those of the training samples in their order."""
-        if self.weights is not None and isinstance(module, Adapted):
+        if isinstance(module, Adapted):
             module.state_weights(ids, self.weights)
 
 

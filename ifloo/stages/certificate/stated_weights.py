@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 class StatedWeights(L.Callback):
     """States the weights c_i of J = Σ c_i ℓ_i + R in an adapted module when its training ends.
 
-    Its place is before the callback that finishes the fit. A training step that cannot be compared leaves J the plain
-    mean; what scores the fit later says why.
+    Its place is before the callback that finishes the fit. A training step that cannot be compared leaves the weights
+    to the batches of the loader alone; what scores the fit later says why.
     """
 
     def __init__(self, ids: Callable[[], Int[Tensor, " n"]]) -> None:
@@ -37,6 +37,6 @@ class StatedWeights(L.Callback):
         try:
             run = ExaminedRun.of(request, examined(request))
         except InputError as error:
-            log.info("the finish minimises the plain mean of the losses: %s", in_one_line(error))
+            log.info("the finish weighs samples by the batches of the loader alone: %s", in_one_line(error))
             return
         run.state_weights(pl_module, self.ids())

@@ -128,6 +128,30 @@ class MaskedBeforeStep(Net):
         optimizer.param_groups[0]["params"][0].grad[0] = 0
 
 
+class SharpnessAware(Net):
+    """Steps along the gradient at weights a little up the loss (SAM)."""
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, closure):
+        closure()
+        with torch.no_grad():
+            moves = [0.5 * p.grad / p.grad.norm() for p in self.lin.parameters()]
+            for p, move in zip(self.lin.parameters(), moves, strict=True):
+                p.add_(move)
+        closure()
+        with torch.no_grad():
+            for p, move in zip(self.lin.parameters(), moves, strict=True):
+                p.sub_(move)
+        optimizer.step()
+
+
+class ClosureInTheStep(Net):
+    """Takes the gradients anew within the step, as the hook of Lightning does."""
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, closure):
+        optimizer.zero_grad()
+        optimizer.step(closure=closure)
+
+
 class HookedWhenBuilt(Net):
     def __init__(self):
         super().__init__()

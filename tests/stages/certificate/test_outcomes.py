@@ -18,6 +18,7 @@ from tests.stages.certificate.modules import (
     AlwaysNoisy,
     ByHand,
     ClassWeights,
+    ClosureInTheStep,
     Data,
     Decayed,
     Dropped,
@@ -46,6 +47,7 @@ from tests.stages.certificate.requested import certificate, of
     [
         (Net, {}),
         (Moment, {}),
+        (ClosureInTheStep, {}),
         (Transferred, {}),
         (Net, {"sample_losses": losses, "l2": L2}),
         (ByHand, {"sample_losses": losses, "l2": L2}),

@@ -18,6 +18,7 @@ from tests.stages.certificate.modules import (
     MaskedBeforeStep,
     Moment,
     Net,
+    SharpnessAware,
     Summed,
     losses,
 )
@@ -29,6 +30,7 @@ from tests.stages.certificate.requested import certificate, of
     [
         (Masked, "gradient masks (on_after_backward)", "freeze the weights"),
         (MaskedBeforeStep, "gradient masks (on_before_optimizer_step)", "attribute the others: `parameters`."),
+        (SharpnessAware, "gradient masks (optimizer_step)", "freeze the weights"),
         (HookedWhenBuilt, "gradient masks (hooks on weights)", "freeze the weights"),
         (HookedAtTheStart, "gradient masks (hooks on weights)", "freeze the weights"),
         (Summed, "a sum over the batch in place of the mean", "divide the loss by the number of samples"),
