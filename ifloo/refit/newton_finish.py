@@ -14,7 +14,7 @@ from ifloo.errors import InputError, WorkError
 from ifloo.minimize.newton_cg import Evaluation, FitEnd, NewtonSystem, newton_cg
 from ifloo.minimize.trust_region import trust_region
 from ifloo.models import Adapted, SampleLossModule
-from ifloo.objective import Batch, FunctionalLosses, Objective, SampleWeights, TrainingData, scoring
+from ifloo.objective import Batch, FunctionalLosses, Objective, TrainingData, scoring
 from ifloo.objective.epoch_weights import epoch_weights
 from ifloo.objective.loaders import unwrap_loader
 from ifloo.objective.objective import have_finite_losses, weighted_data
