@@ -174,7 +174,8 @@ def numbers_kept(module: nn.Module) -> Generator[None, None, None]:
         held = [(values, name, value) for values in holders for name, value in _own(values).items()]
         before += [one for one in held if isinstance(one[2], (list, dict, set, deque, tuple))]
         for values, name, value in before:
-            values[name] = copies.replaced.get(id(value), value) if _is_number(value) else copies.of(value)
+            own = copies.replaced.get(id(value), value) if _is_number(value) else copies.of(value)
+            values[name] = own  # type: ignore[assignment]  # in buffers, a tensor for a tensor
     try:
         yield
     finally:

@@ -22,7 +22,7 @@ def stepped_gradients(
         module: Module that defines the hook; the gradients of its loss are there.
         optimizer: Optimizer that the Trainer would give it.
         loss: Loss of the step, which the closure of the optimizer returns at its first call.
-        again: Function that takes the gradients of the step anew, at the weights as they are, and returns its loss. It
+        again: Function that takes the gradients of the step again, at the weights as they are, and returns its loss. It
             answers later calls of the closure, as of a hook that moves the weights in between.
 
     Returns:

@@ -145,7 +145,7 @@ class SharpnessAware(Net):
 
 
 class ClosureInTheStep(Net):
-    """Takes the gradients anew within the step, as the hook of Lightning does."""
+    """Takes the gradients again within the step, as the hook of Lightning does."""
 
     def optimizer_step(self, epoch, batch_idx, optimizer, closure):
         optimizer.zero_grad()
