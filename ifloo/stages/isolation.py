@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import random
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
@@ -63,6 +65,15 @@ def undisturbed_with(*held_by: object) -> Generator[None, None, None]:
             if isinstance(generator, _GENERATORS):
                 restored.callback(_restoring(generator))
         yield
+
+
+def reached_by(*held_by: object) -> Iterator[object]:
+    """Yields objects, what they hold and what their functions reach, down to some depth.
+
+    Args:
+        held_by: Data sets, collate functions, samplers and other objects.
+    """
+    return _nested(held_by, _reached)
 
 
 RandomGenerator: TypeAlias = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
@@ -123,16 +134,22 @@ def _reached(value: object) -> list[object]:
     if isinstance(value, FunctionType):
         return _reached_by(value)
     classes = [base for base in type(value).__mro__ if base.__module__.partition(".")[0] not in _LIBRARIES]
-    attributes = [x for base in classes for x in vars(base).values() if isinstance(x, (*_GENERATORS, *_FUNCTIONS))]
+    attributes = [
+        x for base in classes for x in vars(base).values() if isinstance(x, (*_GENERATORS, *_FUNCTIONS, Executor))
+    ]
     return [*_items(value, SEARCHED_ITEMS), *attributes]
 
 
 def _reached_by(function: FunctionType) -> list[object]:
-    """Returns the variables that a function has captured, its default values, and its global generators, functions."""
+    """Returns what a function has captured, its default values, and its global generators, functions and threads."""
     captured = [cell.cell_contents for cell in function.__closure__ or () if cell != _EMPTY]
     defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     known = [function.__globals__.get(name) for name in _names_in(function.__code__)]
-    return [*captured, *defaults, *(x for x in known if isinstance(x, (*_GENERATORS, FunctionType)))]
+    return [
+        *captured,
+        *defaults,
+        *(x for x in known if isinstance(x, (*_GENERATORS, FunctionType, Executor, threading.Thread))),
+    ]
 
 
 def _names_in(code: CodeType) -> Iterator[str]:

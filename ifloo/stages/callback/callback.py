@@ -21,7 +21,7 @@ from ifloo.objective import Batch
 from ifloo.objective.id_rule import IdSetting
 from ifloo.objective.loaders import sample_count
 from ifloo.objective.user_code import reason
-from ifloo.stages.callback.data_reads import DataReads
+from ifloo.stages.callback.data_reads import DataReads, only_memory
 from ifloo.stages.callback.epoch_files import EpochFolders
 from ifloo.stages.callback.fit_weights import FitWeights
 from ifloo.stages.callback.loggers import SnapshotLog, table
@@ -202,7 +202,7 @@ class InfluenceCallback(L.Callback):
             return
         with self._warning(trainer, lambda error: f"InfluenceCallback is off for this fit: {_in_words(error)}"):
             root = self._root(trainer)  # an exchange in which all processes take part
-            reads = DataReads()
+            reads = DataReads(lambda: trainer.received_sigterm, [*_held_by(trainer), self.queries])
             with undisturbed_with(*_held_by(trainer), self.queries):
                 self._record = data_record(trainer, reads)
                 self._fit = self._begun(trainer, pl_module, root, reads)
@@ -262,16 +262,20 @@ class InfluenceCallback(L.Callback):
         if self.weights == "best":
             refuse_without_checkpoints(trainer)
         loader, draws = training_loader(trainer), self._scorer.draws
-        reads.once(partial(refuse_partial_fit, trainer), loader)
+        reads.once(partial(refuse_partial_fit, trainer), loader, alone=True)
         warn_of_hooks(trainer, module)
         given, ids = on_host(self.queries), self._scorer.ids
-        queries = reads.once(lambda one: Queries.of(given, self.num_queries, one, ids), loader)
+        queries = reads.once(
+            lambda one: Queries.of(reads.own(given), self.num_queries, one, ids),
+            loader,
+            alone=only_memory(given),
+        )
 
         def tried(one: DataLoader[Batch]) -> EpochScorer:
             return self._scorer.try_on_few(FitWeights(trainer, module, one, ran=False), queries)
 
         scorer = reads.during(tried, loader, draws)
-        notes = reads.once(lambda one: note_of_augmentation(one, draws), loader)
+        notes = reads.once(lambda one: note_of_augmentation(one, draws), loader, alone=True)
         folders = EpochFolders(root, self._scorer.identity_settings(queries))
         self._to_clear = False
         try:
@@ -317,6 +321,8 @@ class InfluenceCallback(L.Callback):
                 raise
             if trainer.is_global_zero:
                 log.warning("%s", text(error))
+            if self._fit is not None and self._fit.reads.ended is not None:
+                self._fit = None  # scoring would fail again
 
     def _scored(self, trainer: L.Trainer, module: L.LightningModule, begun: _Attempt, fit: _Fit) -> _Attempt:
         loader, moment = training_loader(trainer), begun.moment

@@ -1,20 +1,26 @@
 """Reads of the user's data during a fit, which change nothing that the fit reads: no counter, cache or generator.
 
 The reads take place in a process that begins with a copy of this one's memory. Where none can be made, they are of a
-copy of the data, and the states of random generators are restored.
+copy of the data, and the states of random generators are restored. A process that ends by itself, such as for lack of
+memory, has nothing read again: that could end the fit.
 """
 
 from __future__ import annotations
 
 import copy
+import io
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
+from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    Dataset,
     DistributedSampler,
     RandomSampler,
     SequentialSampler,
@@ -24,6 +30,7 @@ from torch.utils.data import (
 )
 
 from ifloo.data.kept_samples import ReadSettings, SampleReads
+from ifloo.errors import WorkError
 from ifloo.objective.batches import Batch, MapDataset
 from ifloo.objective.epoch_batches import drawn_by
 from ifloo.objective.loaders import training_dataset, with_dataset
@@ -31,6 +38,8 @@ from ifloo.objective.seeded_draws import Collate, FixedReads, SeededCollate, See
 from ifloo.objective.singles import CollateItems
 from ifloo.stages.callback.order_apart import Samplers, order_apart
 from ifloo.stages.callback.reader_process import ReaderProcess, can_fork
+from ifloo.stages.callback.shared_memory import shared_with_processes
+from ifloo.stages.isolation import reached_by
 
 log = logging.getLogger(__name__)
 Found = TypeVar("Found")
@@ -38,25 +47,39 @@ _SAMPLERS = (SequentialSampler, RandomSampler, SubsetRandomSampler)  # have no s
 
 
 class DataReads:
-    """Way in which the data of one fit are read."""
+    """Way in which the data of one fit are read.
 
-    def __init__(self) -> None:
-        """Reads nothing, and makes no process yet."""
+    Attributes:
+        ended: Error of a process that ended by itself, after which nothing is read; None if none did.
+    """
+
+    ended: WorkError | None = None
+
+    def __init__(self, stops: Callable[[], bool] = lambda: False, held: Iterable[object] = ()) -> None:
+        """Reads nothing, and makes no process yet.
+
+        Args:
+            stops: Function that tells whether the fit is to end, so that nothing is waited for.
+            held: What the data may be read with, beside the loader: the threads of these are not in another process.
+        """
         self._without: str | None = None if can_fork() else "this system forks no processes"
-        self._noted = False
+        self._stops, self._held, self._noted = stops, tuple(held), set[str]()
 
-    def once(self, read: Callable[[DataLoader[Batch]], Found], loader: DataLoader[Batch]) -> Found:
+    def once(self, read: Callable[[DataLoader[Batch]], Found], loader: DataLoader[Batch], alone: bool = False) -> Found:
         """Returns the result of a function that reads a loader.
 
         Args:
             read: Function of the loader, or of one with a copy of its data.
             loader: Training loader of the fit.
+            alone: Whether the function reads no other data of the user's.
         """
+        if alone and _only_tensors(loader):
+            return read(loader)
 
         def asked(process: ReaderProcess) -> Found:
             return process.call("read")  # type: ignore[return-value]  # the result of `read`
 
-        return self._first_of(asked, {"read": partial(read, loader)}, lambda: read(self._copied(loader)))
+        return self._first_of(asked, {"read": partial(read, loader)}, lambda: read(self._copied(loader)), loader)
 
     def during(self, work: Callable[[DataLoader[Batch]], Found], loader: DataLoader[Batch], draws: int = 1) -> Found:
         """Returns the result of work in this process that reads samples from the loader that it is given.
@@ -79,54 +102,114 @@ class DataReads:
             lambda process: work(_loader_apart(loader, process, draws)),
             reads,
             lambda: work(_with_draws(self._copied(loader), draws)),
+            loader,
         )
+
+    def own(self, data: Found) -> Found:
+        """Returns other data that a function of `once` reads: as they are, or where it reads here, a copy."""
+        return data if self._without is None or only_memory(data) else self._copy_of(data)
 
     def _first_of(
         self,
         in_process: Callable[[ReaderProcess], Found],
         reads: dict[str, Callable[..., object]],
         here: Callable[[], Found],
+        loader: DataLoader[Batch],
     ) -> Found:
-        """Returns what a process makes possible; where there is none, or it cannot serve, what this one does."""
-        if self._without is None:
+        """Returns what a process makes possible; where there is none, or it cannot serve, what this one does.
+
+        Raises:
+            WorkError: The process ended by itself; what ended it might end this one too.
+        """
+        if self.ended is not None:
+            raise self.ended
+        process = self._process(reads, loader)
+        if process is None:
+            return here()
+        with process:
             try:
-                process = ReaderProcess(reads)
-            except (OSError, AssertionError) as error:  # no memory, or a process that may have none of its own
-                self._without = f"no other process can be made: {error}"
-                return here()
-            with process:
-                try:
-                    found = in_process(process)
-                except Exception:
-                    if process.failure is None:
-                        raise
-                else:
-                    if process.failure is None:
-                        return found
-            self._without = process.failure
+                found = in_process(process)
+            except Exception:
+                if process.failure is None and process.ended is None:
+                    raise
+            else:
+                if process.failure is None and process.ended is None:
+                    return found
+        if process.ended is not None:
+            self.ended = process.ended
+            raise process.ended
+        self._without = process.failure
         return here()
+
+    def _process(self, reads: dict[str, Callable[..., object]], loader: DataLoader[Batch]) -> ReaderProcess | None:
+        """Returns a process; None where there can be none, whose reason is kept."""
+        if self._without is not None:
+            return None
+        parts = (loader.dataset, loader.collate_fn, loader.sampler, loader.batch_sampler)
+        self._warn_of_shared(shared_with_processes(reached_by(*parts)))
+        found = list(reached_by(*parts, *self._held))
+        if any(isinstance(one, threading.Thread) and _needed(one) for one in found):
+            self._without = "the data use threads of this process"
+            return None
+        for one in found:
+            if isinstance(one, io.IOBase):
+                with suppress(Exception):  # a file of the user's may be anything
+                    one.flush()  # or the new process would write the text again
+        try:
+            return ReaderProcess(reads, self._stops)
+        except (OSError, AssertionError) as error:  # no memory, or a process that may have none of its own
+            self._without = f"no other process can be made: {error}"
+        return None
+
+    def _warn_of_shared(self, kinds: Sequence[str]) -> None:
+        text = f"The data hold {', '.join(kinds)}: what reads write there for the scores, the fit reads as well."
+        if kinds and text not in self._noted:
+            log.warning("InfluenceCallback may change the fit. %s", text)
+            self._noted.add(text)
 
     def _copied(self, loader: DataLoader[Batch]) -> DataLoader[Batch]:
         """Returns a loader with a copy of its data; the loader itself if they cannot be copied."""
         if _only_tensors(loader):
             return loader
-        try:
-            copies = copy.deepcopy((loader.dataset, loader.collate_fn, loader.batch_sampler, loader.sampler))
-        except Exception as error:  # the user's objects may refuse to be copied in any way
-            self._note(f"they cannot be copied ({type(error).__name__}: {error}), so reads may move their counters")
+        parts = (loader.dataset, loader.collate_fn, loader.batch_sampler, loader.sampler)
+        if (copies := self._copy_of(parts)) is parts:
             return loader
-        self._note("from a copy, so reads may still move what a function of theirs holds, such as a counter or a file")
         dataset, collate, batches, sampler = copies
         return with_dataset(loader, dataset, collate, sampler if batches is None else batches)  # type: ignore[arg-type]
 
+    def _copy_of(self, data: Found) -> Found:
+        try:
+            copied = copy.deepcopy(data)
+        except Exception as error:  # the user's objects may refuse to be copied in any way
+            self._note(f"they cannot be copied ({type(error).__name__}: {error}), so reads may move their counters")
+            return data
+        self._note("from a copy, so reads may still move what a function of theirs holds, such as a counter or a file")
+        return copied
+
     def _note(self, how: str) -> None:
-        if not self._noted:
+        if how not in self._noted:
             log.warning(
                 "InfluenceCallback reads the data in the process of the fit (%s), %s; random states are restored.",
                 self._without,
                 how,
             )
-        self._noted = True
+        self._noted.add(how)
+
+
+def _needed(thread: threading.Thread) -> bool:
+    """Whether a thread may serve reads; that of a loader that pins batches serves only its own iterator."""
+    return thread.is_alive() and "_pin_memory_loop" not in thread.name
+
+
+def only_memory(data: object) -> bool:
+    """Whether reads of data change nothing: tensors, collections of them, and loaders of them by functions of torch."""
+    if isinstance(data, DataLoader):
+        return _only_tensors(data)
+    if isinstance(data, (Mapping, list, tuple)):
+        return all(only_memory(one) for one in (data.values() if isinstance(data, Mapping) else data))
+    if isinstance(data, (Dataset, Tensor)):
+        return isinstance(data, Tensor) or tensors_in_memory(data) is not None
+    return data is None or isinstance(data, (str, int, float))
 
 
 def _only_tensors(loader: DataLoader[Batch]) -> bool:

@@ -9,9 +9,10 @@ import os
 import signal
 import stat
 import sys
+import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -27,10 +28,13 @@ from ifloo.objective.id_rule import note
 from ifloo.objective.user_code import RemoteError
 
 Reads: TypeAlias = Mapping[str, Callable[..., object]]  # functions that read, by name
-PLACE = "a worker process that reads the data"
+FIRST_IDLE, IDLE = 20.0, 60.0  # seconds without work after which a process is blocked: in its first call, in later ones
+WORKING = 0.01  # part of the time of a processor below which a process does no work
+SLICE = 0.2  # seconds between two looks at a process that is waited for
 PATIENCE = 1.0  # seconds after which a process that still reads is killed
-_OPEN_FILES = Path("/proc/self/fd")
-_NO_DEVICE = ("in forked subprocess", "initialization error")  # in the texts of torch on data that are on a device
+_PROCESSES = Path("/proc")
+_OPEN_FILES = _PROCESSES / "self" / "fd"
+_IGNORED = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGALRM) if os.name == "posix" else ()
 
 
 def can_fork() -> bool:
@@ -49,28 +53,40 @@ class ReaderProcess:
 
     Attributes:
         failure: Reason why the process cannot serve, such as a sample that cannot be sent; None while it can.
+        ended: Error of a process that has ended by itself or was left since the fit ends; None of any other.
     """
 
     failure: str | None = None
+    ended: WorkError | None = None
 
-    def __init__(self, reads: Reads) -> None:
+    def __init__(self, reads: Reads, stops: Callable[[], bool] = lambda: False) -> None:
         """Forks the process.
+
+        Args:
+            reads: Functions that it calls.
+            stops: Function that tells whether the fit is to end, so that no answer is waited for.
 
         Raises:
             OSError: The system refuses.
             AssertionError: This process is one that multiprocessing allows no processes.
         """
-        self._reads, self._owner = reads, os.getpid()
+        self._reads, self._stops, self._owner, self._limit = reads, stops, os.getpid(), FIRST_IDLE
         context = multiprocessing.get_context("fork")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(reads, theirs, self._connection))
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        self._process = context.Process(target=_serve, args=(reads, theirs, self._connection, mask))
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):  # a stream of the user's may be anything
                 stream.flush()  # or the new process would write the text again
         with warnings.catch_warnings():
             # Python warns of locks that other threads hold; this process draws samples as a worker of a loader does.
             warnings.simplefilter("ignore", DeprecationWarning)
-            self._process.start()
+            # No handler of the fit's, such as that of a cluster's signals, may run in the new process.
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            try:
+                self._process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
 
     def call(self, name: str, *arguments: object) -> object:
@@ -96,15 +112,53 @@ class ReaderProcess:
         return answer.value
 
     def _answer(self, request: _Request) -> _Answer:
+        if self.ended is not None:
+            raise self.ended
         try:
             self._connection.send_bytes(packed(request))
+            self._wait()
             answer = unpacked(self._connection.recv_bytes())
+        except WorkError:
+            raise
         except (EOFError, OSError) as error:
-            raise self._unable(f"{PLACE} has ended ({type(error).__name__})") from error
+            raise self._end(f"{self._how_it_ended()}; to read the data here might end the fit too") from error
         except Exception as error:  # an object of the user's may refuse to be sent in any way
             raise self._unable(_unsent(error)) from error
         assert isinstance(answer, _Answer)
+        self._limit = IDLE
         return answer
+
+    def _wait(self) -> None:
+        """Waits until there is an answer, as long as the process works for it.
+
+        Raises:
+            WorkError: The process is blocked, or the fit is to end.
+            EOFError: The process has ended.
+        """
+        begun, worked = time.monotonic(), _seconds_of_work(self._process.pid)
+        while not self._connection.poll(SLICE):
+            if not self._process.is_alive() and not self._connection.poll():
+                raise EOFError
+            if self._stops():
+                raise self._end("it was ended, as the fit is")
+            if (now := _seconds_of_work(self._process.pid)) - worked >= WORKING * self._limit:
+                begun, worked = time.monotonic(), now
+            elif time.monotonic() - begun > self._limit:
+                self._process.kill()
+                raise self._unable(f"such a process did nothing for {self._limit:.0f} s; it may wait for a thread")
+
+    def _how_it_ended(self) -> str:
+        self._process.join(PATIENCE)
+        code = self._process.exitcode
+        if code is None or code >= 0:
+            return f"it ended with exit code {code}"
+        hint = " (is there too little memory?)" if code == -signal.SIGKILL else ""
+        return f"it was ended by {signal.Signals(-code).name}{hint}"
+
+    def _end(self, how: str) -> WorkError:
+        self._process.kill()
+        self.ended = WorkError(f"The process that reads the data for scores cannot go on: {how}.")
+        return self.ended
 
     def _unable(self, reason: str) -> WorkError:
         self.failure = reason
@@ -120,6 +174,19 @@ class ReaderProcess:
             self._process.kill()
             self._process.join()
         self._process.close()
+
+
+def _seconds_of_work(process: int | None) -> float:
+    """Returns the time that a process and its children spent on processors; 0 where the system does not tell."""
+    try:
+        fields = (_PROCESSES / str(process) / "stat").read_text().rpartition(")")[2].split()
+        children = [
+            x for file in (_PROCESSES / str(process) / "task").glob("*/children") for x in file.read_text().split()
+        ]
+    except (OSError, ValueError):
+        return 0.0
+    own = sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")  # utime, stime, cutime and cstime
+    return own + sum(_seconds_of_work(int(child)) for child in children)
 
 
 def own_file_positions() -> None:
@@ -152,11 +219,11 @@ def _open_again(file: int) -> None:
     os.close(own)
 
 
-def _serve(reads: Reads, connection: Connection, parents: Connection) -> None:
+def _serve(reads: Reads, connection: Connection, parents: Connection, mask: Collection[int]) -> None:
     """Answers until the connection ends."""
     parents.close()  # or its end would not be seen
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal, for the fit
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _without_handlers()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     torch.set_num_threads(1)  # the threads of the parent are not here
     own_file_positions()
     records = _Records()
@@ -167,8 +234,18 @@ def _serve(reads: Reads, connection: Connection, parents: Connection) -> None:
             request = unpacked(connection.recv_bytes())
             assert isinstance(request, _Request)
             answer = _answered(reads[request.name], request.arguments, records)
-            sys.stdout.flush()
+            with suppress(Exception):  # there may be none
+                sys.stdout.flush()
             connection.send_bytes(answer)
+
+
+def _without_handlers() -> None:
+    """Leaves the signals of the fit to the fit: this process ends with its connection, or by SIGTERM."""
+    for number in signal.valid_signals():
+        if number in _IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+        elif callable(signal.getsignal(number)) or number == signal.SIGTERM:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @dataclass(frozen=True)
@@ -202,10 +279,11 @@ def _answered(read: Callable[..., object], arguments: tuple[object, ...], record
     """Calls a function and packs its answer."""
     try:
         answer = _Answer(read(*arguments), records=records.taken())
-    except Exception as error:  # of the user's code
-        if any(part in str(error) for part in _NO_DEVICE):
+    except BaseException as error:  # of the user's code; one that ends a process ends none
+        if _of_device(error):
             return packed(_Answer(refusal="the data are on a device"))
-        answer = _Answer(error=error, trace=traceback.format_exc(), records=records.taken())
+        sent = error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
+        answer = _Answer(error=sent, trace=traceback.format_exc(), records=records.taken())
     try:
         content = packed(answer)
         if answer.error is not None:
@@ -215,8 +293,22 @@ def _answered(read: Callable[..., object], arguments: tuple[object, ...], record
     return content
 
 
+def _of_device(error: BaseException) -> bool:
+    """Whether an error is that of torch on a device in a forked process."""
+    text = _text_of(error) if isinstance(error, RuntimeError) else ""
+    return "in forked subprocess" in text or ("CUDA" in text and "initialization error" in text)
+
+
 def _unsent(error: Exception) -> str:
-    return f"what is read cannot be sent to another process ({in_one_line(error)})"
+    words = in_one_line(error) if _text_of(error) else type(error).__name__
+    return f"what is read cannot be sent to another process ({words})"
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # a class of the user's may have a fault of its own
+        return ""
 
 
 class _Records(logging.handlers.QueueHandler):

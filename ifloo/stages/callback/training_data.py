@@ -21,7 +21,7 @@ from ifloo.objective.layers import BATCH_HOOKS
 from ifloo.objective.loaders import sequential
 from ifloo.objective.protocol import states_losses
 from ifloo.objective.sampling import refuse_partial
-from ifloo.stages.callback.data_reads import DataReads
+from ifloo.stages.callback.data_reads import DataReads, only_memory
 
 log = logging.getLogger(__name__)
 ONE_MODULE = "DDPStrategy"  # strategy of several processes, each of which holds the whole module
@@ -97,14 +97,15 @@ def data_record(trainer: L.Trainer, reads: DataReads) -> dict[str, object] | Non
     if not trainer.is_global_zero:
         return None  # the first process writes checkpoints
     try:
-        return reads.once(partial(_record, trainer), training_loader(trainer))
+        loader = training_loader(trainer)
+        return reads.once(partial(_record, trainer, reads), loader, alone=_no_code_of_evaluation(trainer))
     except Exception as error:  # of the user's code, too
         log.info("checkpoints hold no record of the training data: %s", in_one_line(error))
         return None
 
 
-def _record(trainer: L.Trainer, loader: DataLoader[Batch]) -> dict[str, object]:
-    return FitRecord.of(loader, _evaluation(trainer), *part_of_data(trainer)).record()
+def _record(trainer: L.Trainer, reads: DataReads, loader: DataLoader[Batch]) -> dict[str, object]:
+    return FitRecord.of(loader, reads.own(_evaluation(trainer)), *part_of_data(trainer)).record()
 
 
 def _evaluation(trainer: L.Trainer) -> dict[str, DataLoader[Batch]]:
@@ -120,6 +121,17 @@ def _evaluation(trainer: L.Trainer) -> dict[str, DataLoader[Batch]]:
         elif data is None and overridden(module, ("test_dataloader",), L.LightningModule):
             found |= recorded_loaders("test", module.test_dataloader())
     return found
+
+
+def _no_code_of_evaluation(trainer: L.Trainer) -> bool:
+    """Whether to find the evaluation loaders, and their rows, runs no code of the user's."""
+    data: L.LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it undeclared
+    owner, base = (trainer.lightning_module, L.LightningModule) if data is None else (data, L.LightningDataModule)
+    if overridden(owner, ("test_dataloader",), base):
+        return False
+    source = trainer.fit_loop.epoch_loop.val_loop._data_source
+    made = trainer.val_dataloaders
+    return (made is not None or source.instance is None or not source.is_defined()) and only_memory(made)
 
 
 def _validation(trainer: L.Trainer) -> object:
