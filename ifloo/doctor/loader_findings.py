@@ -11,15 +11,19 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from ifloo.doctor.finding import Finding, Severity
+from ifloo.errors import InputError
 from ifloo.models.hooks import overridden
 from ifloo.objective import Batch, sample_ids
 from ifloo.objective.augmentation import Augmentation, find_augmentation
 from ifloo.objective.batch_samplers import SamplerBatches
 from ifloo.objective.batches import batch_size, fetch_samples
+from ifloo.objective.dealt_samplers import own_sampler
+from ifloo.objective.epoch_weights import epoch_weights
 from ifloo.objective.id_rule import third_ids
 from ifloo.objective.layers import BATCH_HOOKS
 from ifloo.objective.loaders import rule_behind, sample_count, unwrap_loader
 from ifloo.objective.randomness import undisturbed
+from ifloo.objective.sampling import refuse_partial
 
 FEW_SAMPLES = 100  # training samples; with fewer, each is more than one percent of J
 
@@ -85,8 +89,34 @@ def _sampling(loader: DataLoader[Batch], n: int, where: str) -> list[Finding]:
                 Severity.WARNING,
             )
         ]
+    if type(batches.sampler) not in (RandomSampler, SequentialSampler):
+        return _sampled_apart(loader, batches, n, where)
     left = n % batches.batch_size if batches.drop_last else 0
     return [_left_out(left, n, batches, where)] if left else []
+
+
+def _sampled_apart(loader: DataLoader[Batch], batches: BatchSampler, n: int, where: str) -> list[Finding]:
+    """Reports the samples that a sampler of another class leaves out, as its epochs show it."""
+    left, name = n % batches.batch_size if batches.drop_last else 0, type(own_sampler(batches.sampler)).__name__
+    try:
+        refuse_partial(loader)
+        weights = epoch_weights(loader)
+    except InputError:  # an objective refuses it itself
+        return []
+    if weights is None or not weights.untrained:
+        return [_left_out(left, n, batches, where)] if left else []
+    dropped = " (drop_last=True)" if batches.drop_last else ""
+    return [
+        Finding(
+            f"part of the samples drawn by {name}{dropped}",
+            f"{where}, sampler",
+            f"{weights.untrained:,} of {n:,} samples are never trained on: their weight in J, and with it their score, "
+            "is 0.",
+            "Set drop_last=False and draw all samples; for a part of the data wrap the dataset "
+            "(torch.utils.data.Subset).",
+            Severity.WARNING,
+        )
+    ]
 
 
 def _left_out(left: int, n: int, batches: BatchSampler, where: str) -> Finding:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Sized
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
@@ -28,6 +28,7 @@ from torch.utils.data import (
 
 from ifloo.objective.batch_samplers import SamplerBatches
 from ifloo.objective.batches import Batch
+from ifloo.objective.dealt_samplers import dealt_by, own_sampler, processes_of, take_rank
 from ifloo.objective.drawn_shares import expected_shares
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.seeded_draws import seed_by, training_reads
@@ -229,7 +230,11 @@ def known_batches(loader: DataLoader[Batch], n: int, ordered: bool = True) -> Sh
         return Shuffled(n, _sizes(len(rows), len(rows), size, drop_last), rows)
     if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples % n == 0:
         return Shuffled(n, _sizes(sampler.num_samples, n, size, drop_last))
-    if isinstance(sampler, DistributedSampler):
+    if type(inner := own_sampler(sampler)) is SubsetRandomSampler:
+        assert isinstance(sampler, DistributedSampler)  # as it holds another
+        rows = torch.as_tensor(list(inner.indices), dtype=torch.int64)
+        return Shuffled(n, _sizes(sampler.num_samples, len(rows), size, drop_last), rows)
+    if type(sampler) is DistributedSampler and isinstance(sampler.dataset, Sized) and len(sampler.dataset) == n:
         if sampler.shuffle:
             return Shuffled(n, _sizes(sampler.num_samples, n, size, drop_last))
         padded = torch.arange(sampler.total_size) % n
@@ -271,16 +276,26 @@ class SamplerEpochs:
         An epoch without end is cut after a few draws a sample.
         """
         of_batches = drawn_by(self.loader) is self.loader.batch_sampler
-        sampler, most = self._copied(), DRAWN_MOST * len(self.loader.dataset)  # type: ignore[arg-type]  # typed as Dataset
+        most = DRAWN_MOST * len(self.loader.dataset)  # type: ignore[arg-type]  # typed as Dataset
         with undisturbed():
             seed_by(b"epochs of a sampler")
+            processes = [self._copied(rank) for rank in range(self.processes)]
             for epoch in range(FOLLOWED):
-                # A Trainer calls the sampler of a loader and that within a sampler of batches, not the latter itself.
-                within = sampler.sampler if isinstance(sampler, SamplerBatches) else None
-                informed = within if of_batches else sampler
-                if isinstance(informed, _TellsEpoch):
-                    informed.set_epoch(epoch)
-                yield self._epoch(sampler, most)
+                parts = list[Batches]()
+                for sampler in processes:  # which a fit seeds alike
+                    # A Trainer calls the sampler of a loader and that within a sampler of batches, not the latter.
+                    within = sampler.sampler if isinstance(sampler, SamplerBatches) else None
+                    informed = within if of_batches else sampler
+                    with nullcontext() if sampler is processes[-1] else undisturbed():
+                        if isinstance(informed, _TellsEpoch):
+                            informed.set_epoch(epoch)
+                        parts.append(self._epoch(sampler, most))
+                yield Batches(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+    @property
+    def processes(self) -> int:
+        """Number of processes among which the sampler divides its draws."""
+        return processes_of(drawn_by(self.loader))
 
     def _epoch(self, sampler: Iterable[object], most: int) -> Batches:
         batches, singles, drawn = list[list[int]](), list[int](), 0
@@ -298,18 +313,24 @@ class SamplerEpochs:
         rows, sizes = [row for batch in batches for row in batch], [len(batch) for batch in batches if batch]
         return Batches(torch.tensor(rows, dtype=torch.int64), torch.tensor(sizes, dtype=torch.int64))
 
-    def _copied(self) -> Iterable[object]:
+    def _copied(self, rank: int) -> Iterable[object]:
         sampler = drawn_by(self.loader)
         assert isinstance(sampler, Iterable)  # as every loader asks of it
         shared = (self.loader.dataset, training_reads(self.loader.dataset))
         try:
-            return copy.deepcopy(sampler, {id(one): one for one in shared})
+            copied = copy.deepcopy(sampler, {id(one): one for one in shared})
         except Exception:  # the user's objects may refuse to be copied in any way
-            return copy.copy(sampler)
+            copied = copy.copy(sampler)
+        if self.processes > 1:
+            take_rank(copied, rank)
+        return copied
 
 
-def followed_batches(loader: DataLoader[Batch], n: int) -> Repeated | Followed:
+def followed_batches(loader: DataLoader[Batch], n: int) -> EpochBatches:
     """Follows a loader's own sampler through two epochs: batches that come again are known."""
+    sampler, (size, drop_last) = drawn_by(loader), size_of_batches(loader)
+    if isinstance(sampler, DistributedSampler) and (rows := _rows_in_order(sampler, n)) is not None:
+        return Shuffled(n, _sizes(sampler.num_samples, len(rows), size, drop_last), rows)
     epochs = SamplerEpochs(loader)
     pair = epochs()
     first, second = next(pair), next(pair)
@@ -317,8 +338,18 @@ def followed_batches(loader: DataLoader[Batch], n: int) -> Repeated | Followed:
     if _same(first, second):
         return Repeated(n, first)
     largest = int(torch.cat([first.sizes, second.sizes]).max())
-    even = all(int((epoch.sizes < largest).sum()) <= 1 for epoch in (first, second))
-    return Followed(n, type(drawn_by(loader)).__name__, epochs, even, len(first.sizes))
+    even = all(int((epoch.sizes < largest).sum()) <= epochs.processes for epoch in (first, second))
+    return Followed(n, type(own_sampler(sampler)).__name__, epochs, even, len(first.sizes))
+
+
+def _rows_in_order(sampler: DistributedSampler[int], n: int) -> Rows | None:
+    """Returns the rows that a sampler has in each epoch, once each, where Lightning shuffles and deals them out."""
+    inner = dealt_by(sampler)
+    if inner is None or not sampler.shuffle:
+        return None
+    with closing(SamplerEpochs(DataLoader(range(n), sampler=inner))()) as epochs:  # type: ignore[arg-type]
+        first, second = next(epochs).rows.sort().values, next(epochs).rows.sort().values
+    return first if torch.equal(first, second) and len(first.unique()) == len(first) else None
 
 
 def _same(one: Batches, other: Batches) -> bool:

@@ -17,7 +17,15 @@ from torch.utils.data import (
 
 from ifloo.errors import InputError
 from ifloo.objective.batches import Batch, MapDataset
-from ifloo.objective.epoch_batches import DRAWN_MOST, Repeated, SamplerEpochs, drawn_by, followed_batches
+from ifloo.objective.dealt_samplers import dealt_by, own_sampler
+from ifloo.objective.epoch_batches import (
+    DRAWN_MOST,
+    Repeated,
+    SamplerEpochs,
+    drawn_by,
+    followed_batches,
+    size_of_batches,
+)
 
 FOR_A_PART = "for a part of the data wrap the dataset (torch.utils.data.Subset)"
 
@@ -58,7 +66,7 @@ def refuse_partial(
             f"{reload_every_n_epochs}): its samples may change, and J is the mean over one fixed set.\n"
             "  Make the loader once; what changes from epoch to epoch belongs into the dataset."
         )
-    sampler, n = drawn_by(loader), len(loader.dataset)
+    sampler, n = own_sampler(drawn_by(loader)), len(loader.dataset)
     if n and (how := _unequal(loader, sampler, n)) is not None:
         raise InputError(_otherwise(sampler, how))
 
@@ -69,7 +77,7 @@ def refuse_rows_apart(loader: DataLoader[Batch]) -> None:
     Raises:
         InputError: If one does.
     """
-    if isinstance(sampler := drawn_by(loader), SubsetRandomSampler):
+    if isinstance(sampler := own_sampler(drawn_by(loader)), SubsetRandomSampler):
         raise InputError(_otherwise(sampler, ""))
 
 
@@ -86,7 +94,7 @@ def _all_batches(loader: DataLoader[Batch], limit: int | float) -> bool:
 
 def _unequal(loader: DataLoader[Batch], sampler: object, n: int) -> str | None:
     """Returns how the draws of an epoch differ from equally many of each of n samples; None if they do not."""
-    if type(sampler) in (SequentialSampler, SubsetRandomSampler) or isinstance(sampler, DistributedSampler):
+    if type(sampler) in (SequentialSampler, SubsetRandomSampler, DistributedSampler):
         return None
     if isinstance(sampler, WeightedRandomSampler):
         return "The fit has another objective, in which some samples count more than others. "
@@ -98,15 +106,24 @@ def _unequal(loader: DataLoader[Batch], sampler: object, n: int) -> str | None:
 
 
 def _unequal_when_drawn(loader: DataLoader[Batch], n: int) -> str | None:
-    """Follows a sampler of the user's through an epoch, and an unequal one through two: its batches may come again."""
+    """Follows a sampler of the user's through an epoch, and an unequal one through two: its batches may come again.
+
+    What Lightning deals out is judged as the user's sampler draws it; other shares of processes may be padded.
+    """
+    outer = drawn_by(loader)
+    if (inner := dealt_by(outer)) is not None:
+        loader = DataLoader(loader.dataset, *size_of_batches(loader)[:1], sampler=inner)
     epochs = SamplerEpochs(loader)
     with closing(epochs()) as following:
         batches = next(following)
     drawn = Counter(batches.rows.tolist())
-    largest = int(batches.sizes.max()) if len(batches.sizes) else 1
-    if len(set(drawn.values())) == 1 and n - len(drawn) < largest:
+    largest = epochs.processes * (int(batches.sizes.max()) if len(batches.sizes) else 1)
+    fewest, most = min(drawn.values(), default=0), max(drawn.values(), default=0)
+    equal = drawn.total() - fewest * len(drawn) < epochs.processes
+    if drawn and equal and n - len(drawn) < largest:
         return None
-    if 0 < drawn.total() <= DRAWN_MOST * n and isinstance(followed_batches(loader, n), Repeated):
+    shuffled = inner is not None and isinstance(outer, DistributedSampler) and outer.shuffle
+    again = 0 < drawn.total() <= DRAWN_MOST * n and isinstance(followed_batches(loader, n), Repeated)
+    if again and (not shuffled or most == 1):
         return None
-    most = max(drawn.values(), default=0)
     return f"It draws {len(drawn)} of {n} samples, and one of them {most} times. "

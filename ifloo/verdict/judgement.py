@@ -31,7 +31,7 @@ class Judgement:
 
     Attributes:
         level: Level of the statistic itself.
-        sure: Whether both ends of its intervals have the same level and there are at least `FEW_REFITS` refits.
+        sure: Whether all of its intervals has the same level and there are at least `FEW_REFITS` refits.
     """
 
     level: Level
@@ -61,8 +61,14 @@ def judge(found: Agreement | None) -> Judgement:
     level = _level(found.pearson, found.slope)
     if found.n < FEW_REFITS or found.pearson_ci is None or found.slope_ci is None:
         return Judgement(level, False)
-    ends = {_level(p, s) for p in found.pearson_ci for s in found.slope_ci}
-    return Judgement(level, ends == {level})
+    pearsons, slopes = _met(found.pearson_ci, (ROUGHLY, REMOVED_PEARSON)), _met(found.slope_ci, REMOVED_SLOPES)
+    return Judgement(level, {_level(p, s) for p in pearsons for s in slopes} == {level})
+
+
+def _met(interval: tuple[float, float], bounds: Sequence[float]) -> list[float]:
+    """Returns the ends of an interval and the bounds of levels within it: together they meet each level of it."""
+    low, high = interval
+    return [low, high, *(bound for bound in bounds if low <= bound <= high)]
 
 
 def _level(pearson: float, slope: float) -> Level:

@@ -3,11 +3,14 @@
 import lightning as L
 import pytest
 import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
     RandomSampler,
+    Sampler,
     SequentialSampler,
+    SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
 )
@@ -59,6 +62,45 @@ def test_samples_dropped_at_the_end_of_each_epoch():
     (one,) = of(identified(loaded(dataset(ids=False), drop_last=True)))
     assert one.what == "drop_last=True with 120 samples in batches of 50"
     assert [one.severity for one in of(loaded(drop_last=True, batch_size=200))] == [Severity.FATAL]
+
+
+class InOrder(Sampler):
+    """A sampler of the user's whose order is fixed."""
+
+    def __iter__(self):
+        return iter(range(120))
+
+    def __len__(self):
+        return 120
+
+
+class InAnyOrder(InOrder):
+    def __iter__(self):
+        return iter(torch.randperm(120).tolist())
+
+
+@pytest.mark.parametrize(
+    ("sampler", "drop_last", "untrained"),
+    [
+        (InOrder(), True, 20),
+        (InOrder(), False, 0),
+        (InAnyOrder(), False, 0),
+        (SubsetRandomSampler(range(100)), True, 20),
+        (SubsetRandomSampler(range(110)), False, 10),
+        (DistributedSamplerWrapper(SubsetRandomSampler(range(100)), 2, 0), True, 20),
+    ],
+)
+def test_samples_that_a_sampler_never_gives(sampler, drop_last, untrained):
+    found = of(DataLoader(dataset(), 50, sampler=sampler, drop_last=drop_last))
+    assert [one.severity for one in found] == [Severity.WARNING] * bool(untrained)
+    for one in found:
+        assert one.consequence.startswith(f"{untrained} of 120 samples are never trained on: ")
+        assert "None needed" not in one.remedy
+
+
+def test_samples_in_any_order_that_a_short_batch_leaves_out_count_alike():
+    (one,) = of(DataLoader(dataset(), 50, sampler=InAnyOrder(), drop_last=True))
+    assert one.severity is Severity.NOTE
 
 
 class Twice(BatchSampler):

@@ -1,5 +1,7 @@
 """The verdict in plain words, as the terminal, the page and TensorBoard print it."""
 
+from dataclasses import replace
+
 import pytest
 
 from ifloo.cli import tables
@@ -71,3 +73,18 @@ def test_equal_changes_cannot_be_judged(capsys):
     _, lines = _printed(capsys, one)
     assert judge(one.agreement()).sure is False
     assert lines[-1] == "Whether the predictions are true cannot be judged: nothing varies."
+
+
+@pytest.mark.parametrize(
+    ("slope", "pearson_ci", "slope_ci", "sure"),
+    [
+        (1.3, (0.97, 0.99), (0.7, 1.6), False),  # both ends beside the band, which lies between them
+        (1.3, (0.97, 0.99), (1.28, 1.6), True),
+        (1.0, (0.97, 0.99), (0.9, 1.1), True),
+        (1.0, (0.4, 0.99), (0.9, 1.1), False),
+        (-1.0, (0.97, 0.99), (-1.6, 0.1), True),
+    ],
+)
+def test_a_level_is_certain_if_the_whole_interval_has_it(slope, pearson_ci, slope_ci, sure):
+    found = replace(comparison().agreement(), n=20, pearson=0.98, slope=slope, pearson_ci=pearson_ci, slope_ci=slope_ci)
+    assert judge(found).sure is sure

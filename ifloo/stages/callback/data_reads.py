@@ -32,6 +32,7 @@ from torch.utils.data import (
 from ifloo.data.kept_samples import ReadSettings, SampleReads
 from ifloo.errors import WorkError
 from ifloo.objective.batches import Batch, MapDataset
+from ifloo.objective.dealt_samplers import dealt_by, dealt_like, own_sampler
 from ifloo.objective.epoch_batches import drawn_by
 from ifloo.objective.loaders import training_dataset, with_dataset
 from ifloo.objective.seeded_draws import Collate, FixedReads, SeededCollate, SeededDraws, TrainedOn, tensors_in_memory
@@ -230,7 +231,9 @@ def _of_torch(collate: object) -> bool:
 
 def _stateless(loader: DataLoader[Batch]) -> bool:
     sampler = drawn_by(loader)
-    return type(sampler) in _SAMPLERS or isinstance(sampler, DistributedSampler)
+    if isinstance(sampler, DistributedSampler) and dealt_by(sampler) is None:
+        return True
+    return type(own_sampler(sampler)) in _SAMPLERS
 
 
 def _with_draws(loader: DataLoader[Batch], draws: int) -> DataLoader[Batch]:
@@ -242,7 +245,7 @@ def _loader_apart(loader: DataLoader[Batch], process: ReaderProcess, draws: int)
     dataset, collate = training_dataset(loader), loader.collate_fn
     order: Iterable[object] | None = None
     if not _stateless(loader):
-        order = order_apart(loader, process)
+        order = dealt_like(drawn_by(loader), order_apart(loader, process))
         if type(batches := loader.batch_sampler) is BatchSampler:
             order = BatchSampler(order, batches.batch_size, batches.drop_last)  # type: ignore[arg-type]
     own = collate if _of_torch(collate) else _CollateApart(_of_batches(loader), process)

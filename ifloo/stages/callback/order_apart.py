@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from ifloo.objective.batch_samplers import SamplerBatches
 from ifloo.objective.batches import Batch
+from ifloo.objective.dealt_samplers import own_sampler
 from ifloo.objective.epoch_batches import DRAWN_MOST, drawn_by
 from ifloo.objective.loaders import training_dataset
 from ifloo.stages.callback.reader_process import ReaderProcess
@@ -61,7 +62,7 @@ class Samplers:
 
     def __init__(self, loader: DataLoader[Batch]) -> None:
         """Copies nothing yet."""
-        self.loader, self._samplers = loader, [drawn_by(loader)]
+        self.loader, self._samplers = loader, [own_sampler(drawn_by(loader))]
 
     @property
     def reads(self) -> dict[str, Callable[..., object]]:
@@ -146,11 +147,13 @@ class _OfEpochs(OrderApart):
 def order_apart(loader: DataLoader[Batch], process: ReaderProcess) -> OrderApart:
     """Returns the sampler of a loader, or its batch sampler of a class of its own, as one that draws in a process.
 
+    Of a wrapper of Lightning's it is the sampler within.
+
     Args:
         loader: Loader of the fit.
         process: Process with the functions of `Samplers`.
     """
-    sampler = drawn_by(loader)
+    sampler = own_sampler(drawn_by(loader))
     kind = OrderApart
     if isinstance(sampler, SamplerBatches):
         kind = _OfEpochs if isinstance(sampler.sampler, _HasEpochs) else OrderApart

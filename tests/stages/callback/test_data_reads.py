@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from ifloo.data.fit_record import content_fingerprint
 from ifloo.errors import WorkError
 from ifloo.objective import id_rule
 from ifloo.objective.batches import tensors_of
+from ifloo.objective.dealt_samplers import own_sampler
 from ifloo.objective.epoch_batches import SamplerEpochs, drawn_by
 from ifloo.objective.loaders import sequential
 from ifloo.stages import InfluenceCallback
@@ -99,6 +101,8 @@ ORDERS: dict[str, Callable[[], DataLoader[Any]]] = {
     "batches of a sampler": lambda: DataLoader(samples(N), batch_sampler=BatchSampler(Told(), 8, drop_last=True)),
     "told": lambda: DataLoader(samples(N), batch_size=8, sampler=Told()),
     "closure": lambda: DataLoader(samples(N), batch_size=8, sampler=OwnOrder()),
+    "dealt out": lambda: DataLoader(samples(N), batch_size=8, sampler=DistributedSamplerWrapper(Counted(), 2, 1)),
+    "dealt out and told": lambda: DataLoader(samples(N), batch_size=8, sampler=DistributedSamplerWrapper(Told(), 2, 0)),
     "without batches": lambda: DataLoader(samples(N), batch_size=None, sampler=Counted()),
 }
 
@@ -114,7 +118,7 @@ def test_an_order_of_the_users_own_is_drawn_there(name):
     drawn = DataReads().during(lambda apart: [*drawn_batches(apart).rows, torch.get_rng_state().tolist()], one)
     torch.manual_seed(3)
     assert drawn == [*drawn_batches(ORDERS[name]()).rows, torch.get_rng_state().tolist()]
-    if isinstance(sampler := drawn_by(one), Counted):
+    if isinstance(sampler := own_sampler(drawn_by(one)), Counted):
         assert sampler.epochs == 0
     assert DataReads().during(lambda apart: type(drawn_by(apart)).__name__, one) == type(drawn_by(one)).__name__
 
