@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sized
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice, pairwise
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -37,7 +38,10 @@ Rows: TypeAlias = Int[Tensor, " b"]  # positions in the dataset
 Sizes: TypeAlias = tuple[int, ...]  # of the parts of a batch that are drawn independently; most batches have one
 
 DRAWN_MOST = 3  # a sampler is followed over this many draws a sample at most
-FOLLOWED = 200  # epochs over which a random sampler is followed, of few data
+TESTED = 10  # epochs whose shares are compared with those of as many others
+CHANCE = 5.0  # correlation of shares by chance, in standard errors
+LARGEST_CHANCE = 0.95  # the same for few samples
+FOLLOWED = 2000  # epochs over which a random sampler is followed, of few data
 FEWEST = 10  # the same of very many
 DRAWS = 4_000_000  # draws over all of these epochs, where that is possible
 
@@ -159,30 +163,49 @@ class Followed:
         n: Number of samples of the dataset.
         name: Class of the sampler.
         epochs: Function that yields the batches of one epoch after the other.
-        even: Whether all batches have one size, but for a shorter one.
         count: Number of batches of the first epoch.
     """
 
     n: int
     name: str
     epochs: Callable[[], Generator[Batches, None, None]]
-    even: bool
     count: int
 
     def shares(self, weights: Float[Tensor, " n"] | None) -> Float[Tensor, " n"]:
         """Returns the mean over batches of a sample's share in the weight of the batch, over the epochs followed.
 
         Args:
-            weights: Relative weights a_i of all samples; None if they are equal. Batches of one size then give each
-                sample 1/n.
+            weights: Relative weights a_i of all samples; None if they are equal. Samples that the sampler treats alike
+                have 1/n then, and otherwise the mean of those of their weight.
         """
-        if weights is None and self.even:
+        if weights is None and self.alike:
             return torch.full((self.n,), 1 / self.n, dtype=torch.float64)
+        found = self._mean(0, self.followed, weights)
+        if weights is None or not self.alike:
+            return found
+        group = weights.double().cpu().unique(return_inverse=True)[1]
+        sums = torch.zeros(int(group.max()) + 1, dtype=torch.float64).index_add(0, group, found)
+        return (sums / group.bincount())[group]
+
+    @cached_property
+    def alike(self) -> bool:
+        """Whether the sampler treats all samples alike, as far as epochs tell.
+
+        Shares of samples that differ by chance alone are uncorrelated between some epochs and others; those of samples
+        that it never draws, or always puts into the short batch, are the same in both.
+        """
+        one, other = (self._mean(first, TESTED, None) - 1 / self.n for first in (0, TESTED))
+        length = float(one.norm() * other.norm())
+        chance = CHANCE / max(1.0, self.n - 1) ** 0.5
+        return length == 0 or float(one @ other) <= min(chance, LARGEST_CHANCE) * length
+
+    def _mean(self, first: int, count: int, weights: Float[Tensor, " n"] | None) -> Float[Tensor, " n"]:
+        """Returns the mean of the shares in some epochs, from the first of them."""
         total = torch.zeros(self.n, dtype=torch.float64)
         with closing(self.epochs()) as epochs:
-            for batches in islice(epochs, self.followed):
+            for batches in islice(epochs, first, first + count):
                 total += batches.shares(self.n, weights)
-        return total / self.followed
+        return total / count
 
     @property
     def followed(self) -> int:
@@ -337,9 +360,7 @@ def followed_batches(loader: DataLoader[Batch], n: int) -> EpochBatches:
     pair.close()
     if _same(first, second):
         return Repeated(n, first)
-    largest = int(torch.cat([first.sizes, second.sizes]).max())
-    even = all(int((epoch.sizes < largest).sum()) <= epochs.processes for epoch in (first, second))
-    return Followed(n, type(own_sampler(sampler)).__name__, epochs, even, len(first.sizes))
+    return Followed(n, type(own_sampler(sampler)).__name__, epochs, len(first.sizes))
 
 
 def _rows_in_order(sampler: DistributedSampler[int], n: int) -> Rows | None:
