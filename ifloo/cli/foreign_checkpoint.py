@@ -79,7 +79,7 @@ def refits_in_words(base: BaseCheckpoint, init: Init) -> str:
         if "max_epochs" in given:
             reason = "as given"
         elif init == "cold" and ran is not None:
-            reason = "as many as the checkpoint had run"
+            reason = "as many as the checkpoint had begun"
         else:
             reason = "a default, since the checkpoint does not hold the settings of its Trainer"
             reason += f"; its fit ran {_counted(ran, 'epoch')}" if ran is not None else ""

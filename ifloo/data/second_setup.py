@@ -36,9 +36,10 @@ RANDOM_SPLIT = (
 )
 UNSEEDED_SPLIT = (
     "the training samples are drawn by random numbers that no seed sets (numpy.random.default_rng(), "
-    "random.SystemRandom, a generator of its own): two set-ups with one seed give other samples.\n"
-    "  Give that generator a fixed seed and fit again. A fit with InfluenceCallback, or by `ifloo fit`, records its "
-    "split."
+    "random.SystemRandom, a generator of its own), or by a generator whose state carries over from one set-up to the "
+    "next: two set-ups with one seed give other samples.\n"
+    "  Make that generator in setup, with a fixed seed, and fit again. A fit with InfluenceCallback, or by `ifloo "
+    "fit`, records its split."
 )
 
 

@@ -82,7 +82,7 @@ def trained(tmp_path):
         ),
         (
             ["--refit.init=cold"],
-            f"refits: {EPOCHS} epochs each (as many as the checkpoint had run), from untrained models (refit.init "
+            f"refits: {EPOCHS} epochs each (as many as the checkpoint had begun), from untrained models (refit.init "
             "cold). --trainer.max_epochs gives another number.",
             EPOCHS,
         ),
