@@ -16,7 +16,8 @@ from ifloo.models.run_state import RunState
 from ifloo.params import ParamSpace
 from ifloo.refit import RefitStage, TrainerSettings, weights_sha256
 from ifloo.stages import InfluenceStage, InfluenceWriter
-from ifloo.stages.certificate.run_certificate import CertificateRequest, ExaminedRun, objective_certificate
+from ifloo.stages.certificate.examined_run import ExaminedRun, objective_certificate
+from ifloo.stages.certificate.run_certificate import CertificateRequest
 from ifloo.store import Layout, RunFolder
 
 log = logging.getLogger(__name__)

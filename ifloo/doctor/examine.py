@@ -46,7 +46,7 @@ from ifloo.objective.rounding import ADDED, Rounding
 from ifloo.objective.singles import first_draw
 from ifloo.objective.user_code import failed_user_code
 from ifloo.params import ParamSpace
-from ifloo.stages.certificate.run_certificate import ExaminedRun
+from ifloo.stages.certificate.examined_run import ExaminedRun
 from ifloo.stages.isolation import detached
 from ifloo.stages.settings import AttributionSettings
 

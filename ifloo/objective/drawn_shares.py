@@ -26,9 +26,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ifloo.errors import InputError
+
 STEP = 0.25  # step of the integral over log t
 TINY = 1e-18  # t below this times the inverse of the largest sum adds nothing
 END = 45.0  # exponent at which exp(-t S) adds nothing
+WRONG = 1e-6  # error of the sum of shares from which they are refused
 DIFFERENT = 512  # largest number of different weights that are taken one by one
 GROUPS = 1024  # groups of neighbours otherwise
 FEWEST = 64  # smallest number of weights that are taken one by one beside groups
@@ -47,6 +50,9 @@ def expected_shares(weights: Float[Tensor, " n"], sizes: Sequence[int]) -> Float
 
     Returns:
         Expected shares, `[n]`, float64; their sum is the probability that the batch has any weight.
+
+    Raises:
+        InputError: The weights lie too far apart for float64.
     """
     a, n = weights.double().cpu(), len(weights)
     if not bool((a > 0).any()):
@@ -57,7 +63,14 @@ def expected_shares(weights: Float[Tensor, " n"], sizes: Sequence[int]) -> Float
     values, which, counts = torch.unique(a, return_inverse=True, return_counts=True)
     if sum(sizes) == 1 or len(values) == 1:
         return (a > 0).double() * (1 / n)
-    return _of_values(tuple(values.tolist()), tuple(counts.tolist()), tuple(sizes), DIFFERENT)[which]
+    found = _of_values(tuple(values.tolist()), tuple(counts.tolist()), tuple(sizes), DIFFERENT)[which]
+    total = float(found.sum())
+    if not 0 < total <= 1 + WRONG or (bool((a > 0).all()) and total < 1 - WRONG):
+        raise InputError(
+            f"Weights of samples in the loss of a batch lie a factor of {float(a.max() / a[a > 0].min()):.1g} apart: "
+            "their shares of a batch cannot be computed in float64.\n  Give weights that lie less far apart."
+        )
+    return found
 
 
 @lru_cache(maxsize=16)  # for scores at several epochs of a fit

@@ -185,7 +185,8 @@ class Followed:
             return found
         group = weights.double().cpu().unique(return_inverse=True)[1]
         sums = torch.zeros(int(group.max()) + 1, dtype=torch.float64).index_add(0, group, found)
-        return (sums / group.bincount())[group]
+        mean: Tensor = (sums / group.bincount())[group]
+        return mean
 
     @cached_property
     def alike(self) -> bool:
@@ -197,7 +198,8 @@ class Followed:
         one, other = (self._mean(first, TESTED, None) - 1 / self.n for first in (0, TESTED))
         length = float(one.norm() * other.norm())
         chance = CHANCE / max(1.0, self.n - 1) ** 0.5
-        return length == 0 or float(one @ other) <= min(chance, LARGEST_CHANCE) * length
+        found: bool = length == 0 or float(one @ other) <= min(chance, LARGEST_CHANCE) * length
+        return found
 
     def _mean(self, first: int, count: int, weights: Float[Tensor, " n"] | None) -> Float[Tensor, " n"]:
         """Returns the mean of the shares in some epochs, from the first of them."""

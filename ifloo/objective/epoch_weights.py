@@ -120,7 +120,7 @@ def epoch_weights(
         ordered: Whether a loader in order is one that the fit ran in order; else it stands for one that shuffles.
 
     Raises:
-        InputError: An epoch has no batch.
+        InputError: An epoch has no batch, or the weights lie too far apart.
     """
     batches = batches_of_epoch(loader, ordered)
     found = EpochWeights(batches.shares(in_batch), None if in_batch is None else in_batch.double(), batches.text)

@@ -25,7 +25,7 @@ STEPS = (1e-9, 1e-7, 1e-5, 1e-4, 1e-3)
 RESOLVED = 100.0  # a step is as many roundings of θ at least
 EQUAL = 0.01  # relative difference below which the two are the same
 CONSISTENT = 0.1  # share of their distance from the product by which differences of two steps may differ
-SYMMETRIC = 1e-3  # relative asymmetry from which a difference is said to be one of symmetry, too
+SYMMETRIC = 1e-3  # relative asymmetry from which the sentence names a lack of symmetry
 
 
 @dataclass(frozen=True)

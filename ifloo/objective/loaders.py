@@ -127,8 +127,10 @@ class _PositionedReads(_Positioned, FixedReads):
 class _CollateWeighted:
     """The collate function for `_Positioned` that puts the ids and factors of samples beside their batch."""
 
-    def __init__(self, collate: Collate, ids: Tensor, factors: Tensor, in_batch: Tensor | None) -> None:
-        self.collate, self.ids, self.factors = collate, ids, factors
+    def __init__(
+        self, collate: Collate, ids: Tensor, factors: Tensor, in_batch: Tensor | None, dtype: torch.dtype
+    ) -> None:
+        self.collate, self.ids, self.factors = collate, ids, factors.to(dtype)
         # Within a part of equal ratios a training step weighs the samples as J does; those without weight are in none.
         ratios = factors.double() if in_batch is None else factors.double() / in_batch.where(in_batch > 0, 1.0)
         self.ratios = (ratios / ratios.max()).where(factors > 0, 0.0)
@@ -144,7 +146,10 @@ class _CollateWeighted:
 
 
 def _equal(ratios: Sequence[float]) -> list[tuple[int, ...]]:
-    """Returns the positions of the numbers that are equal to rounding, for each number above 0; none if all differ."""
+    """Returns the positions of the numbers that are equal to rounding, for each number above 0; none if most differ.
+
+    A step on a part costs more than one on a sample of it, so that many parts of few samples would be slower.
+    """
     parts: list[list[int]] = []
     order = sorted((ratio, k) for k, ratio in enumerate(ratios) if ratio > 0)
     for position, (ratio, k) in enumerate(order):
@@ -152,19 +157,24 @@ def _equal(ratios: Sequence[float]) -> list[tuple[int, ...]]:
             parts[-1].append(k)
         else:
             parts.append([k])
-    return [tuple(sorted(part)) for part in parts] if len(parts) < max(2, len(order)) else []
+    return [tuple(sorted(part)) for part in parts] if len(parts) <= max(1, len(order) // 2) else []
 
 
 def weighted(
-    loader: DataLoader[Batch], ids: Tensor, factors: Tensor, in_batch: Tensor | None = None
+    loader: DataLoader[Batch],
+    ids: Tensor,
+    factors: Tensor,
+    in_batch: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> DataLoader[Batch]:
     """Returns a loader whose batches carry the factor n·c_i of each sample, for J = Σ_i c_i ℓ_i.
 
     Args:
         loader: Loader of the training data in order, such as that of a `TrainingData`.
         ids: Id of each sample, `[n]`.
-        factors: Factor of each sample, `[n]`.
+        factors: Factor of each sample, `[n]`, float64: parts that a training step weighs alike are found from it.
         in_batch: Weight a_i of each sample in a training step on a batch, `[n]`; None if they are equal.
+        dtype: Precision of the factors in batches.
     """
     collate = loader.collate_fn
     if isinstance(collate, CollateSingles) and in_batch is not None:
@@ -172,7 +182,7 @@ def weighted(
     return DataLoader(
         _PositionedReads(samples_behind(loader)),
         batch_size=loader.batch_size,
-        collate_fn=_CollateWeighted(collate, ids.cpu(), factors.cpu(), in_batch),  # type: ignore[arg-type]  # as `apart`
+        collate_fn=_CollateWeighted(collate, ids.cpu(), factors.cpu(), in_batch, dtype),  # type: ignore[arg-type]  # as `apart`
         num_workers=loader.num_workers,
     )
 

@@ -185,7 +185,7 @@ def weighted_data(data: TrainingData, weights: Float[Tensor, " n"] | EpochWeight
     if not isinstance(weights, EpochWeights):
         weights = EpochWeights.of_one_batch(weights)
     factors, in_batch = weights.shares * data.n, weights.in_batch
-    loader = weighted(data.loader, data.ids, factors.to(data.dtype), in_batch)
+    loader = weighted(data.loader, data.ids, factors, in_batch, data.dtype)
     found = TrainingData(loader, data.device, data.dtype, accepts=data.accepts)
     found.factors, found.in_batch = factors, in_batch
     return found

@@ -162,8 +162,8 @@ def test_an_operation_without_second_derivative_is_named_and_the_remedy_works(tm
     project = Project.trained(tmp_path, steps.Bags, steps.Words, **BRIEF)
     error = refused(project)
     assert "embedding_bag_backward has no derivative of this order" in error
-    assert "--attribution.method ifloo.attribution.GradientDot" in error
-    done = project.influence("--attribution.method", "ifloo.attribution.GradientDot", "--output_dir=dots")
+    assert "--attribution.method.class_path ifloo.attribution.GradientDot" in error
+    done = project.influence("--attribution.method.class_path", "ifloo.attribution.GradientDot", "--output_dir=dots")
     assert done.code == 0, done.err
     found = influences.load(next((tmp_path / "dots").rglob("influences_test_0.npz"))).scores
     assert off(torch.as_tensor(found)[None], project.dense().dots(project.tests())) <= IN_FILES

@@ -13,8 +13,9 @@ from ifloo.models import unwrap
 from ifloo.objective import Objective
 from ifloo.objective.certificate import ObjectiveCertificate
 from ifloo.stages.callback.fit_weights import FitWeights
+from ifloo.stages.certificate.examined_run import ExaminedRun
 from ifloo.stages.certificate.gradient_hooks import GradientHooks
-from ifloo.stages.certificate.run_certificate import CertificateRequest, ExaminedRun, examined
+from ifloo.stages.certificate.run_certificate import CertificateRequest, examined
 
 log = logging.getLogger(__name__)
 

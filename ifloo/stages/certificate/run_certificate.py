@@ -9,39 +9,33 @@ from dataclasses import dataclass, replace
 
 import lightning as L
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ifloo.attribution.definitions import STATED
 from ifloo.errors import InputError
 from ifloo.models import SampleLossModule, unwrap
 from ifloo.models.adapted import Adapted
 from ifloo.models.run_state import RunState, StandInTrainer
-from ifloo.objective.batch_weights import BatchWeights, NoWeightsError, sample_keys
+from ifloo.objective.batch_weights import sample_keys
 from ifloo.objective.batches import Batch, to_device
 from ifloo.objective.certificate import CALLBACKS_UNSEEN, Cause, Coverage, ObjectiveCertificate, Outcome
 from ifloo.objective.certify import Examined, Subject, certify
-from ifloo.objective.epoch_batches import Repeated
-from ifloo.objective.epoch_weights import EpochWeights, batches_of_epoch, epoch_weights
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
 from ifloo.objective.loaders import own_dataset
-from ifloo.objective.objective import Objective
 from ifloo.objective.passed_over import is_empty_mean
 from ifloo.objective.plain import recording
-from ifloo.objective.preflight import preflight
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.sampling import refuse_partial, refuse_rows_apart
 from ifloo.objective.step_comparison import Samples
 from ifloo.params import ParamSpace, author_name
-from ifloo.stages.certificate.drawn_batches import CollateSamples, DrawnBatches, SampleSource, drawn_batches
+from ifloo.stages.certificate.drawn_batches import CollateSamples, DrawnBatches, drawn_batches
 from ifloo.stages.certificate.gradient_hooks import GradientHooks
 from ifloo.stages.certificate.hessian_check import hessian_note
 from ifloo.stages.certificate.parts import HALVES
 from ifloo.stages.certificate.rare_rows import with_rare_rows
 from ifloo.stages.certificate.replay import Replay, ReplaySource, wide
 from ifloo.stages.certificate.trained_parameters import of_fewer_parameters
-from ifloo.stages.isolation import detached, undisturbed_with
+from ifloo.stages.isolation import detached
 
 log = logging.getLogger(__name__)
 DECISIVE = 1e-3  # relative difference that rounding may allow before the comparison is made in float64
@@ -140,7 +134,7 @@ def examined(request: CertificateRequest) -> Examined:
         InputError: If the user's code fails on a batch (unless accepted), or the fit drew part of its data.
     """
     refuse_partial(request.trained_on, *request.state.part_of_data)
-    if _own_loss(request.module):
+    if has_own_loss(request.module):
         refuse_rows_apart(request.trained_on)
     drawn: DrawnBatches | None = None
     try:
@@ -155,7 +149,7 @@ def examined(request: CertificateRequest) -> Examined:
     if drawn is not None and _undecided(request, found.certificate):
         with recording():
             found = _in_double(request, drawn, found)
-    unseen = "" if request.ran or _own_loss(request.replayed) else CALLBACKS_UNSEEN
+    unseen = "" if request.ran or has_own_loss(request.replayed) else CALLBACKS_UNSEEN
     certificate = replace(found.certificate, accepted=request.accept, module_in_doubt=unseen)
     if drawn is not None and request.curved:
         certificate = _with_hessian(request, drawn, certificate)
@@ -259,115 +253,6 @@ def _compared(request: CertificateRequest, drawn: DrawnBatches, dtype: torch.dty
     return certify(subject)
 
 
-@dataclass(frozen=True)
-class ExaminedRun:
-    """What a run must know of its objective.
-
-    Attributes:
-        certificate: Comparison of J with what was trained; None if they were not compared.
-        weights: Weight c_i of each training sample in J = Σ c_i ℓ_i + R; None if J is the plain mean.
-    """
-
-    certificate: ObjectiveCertificate | None = None
-    weights: EpochWeights | None = None
-
-    @classmethod
-    def of(cls, request: CertificateRequest, found: Examined) -> ExaminedRun:
-        """Finds the weights of all samples, and states them in the certificate; reads each sample once if they differ.
-
-        Raises:
-            InputError: If the weight of a sample cannot be found.
-        """
-        in_batch = None if found.weights is None else sample_weights(found.weights, request.loader)
-        weights, certificate = epoch_weights(request.trained_on, in_batch, request.fit_known), found.certificate
-        ordered = not request.fit_known and isinstance(batches_of_epoch(request.trained_on), Repeated)
-        in_order = epoch_weights(request.trained_on, in_batch) if ordered or _own_loss(request.module) else weights
-        if _own_loss(request.module) and in_order is not None:
-            note = f"J counts each sample once, while an epoch of the training loader is the mean {in_order.text}"
-            return cls(_noted(certificate, note))
-        if in_order is not None and not in_order.same_as(weights):
-            note = (
-                f"a fit on this loader, which goes through the data in order, would have J as the mean {in_order.text}"
-            )
-            certificate = _noted(certificate, note)
-        if weights is None:
-            return cls(certificate)
-        outcome = Outcome.WEIGHTED if certificate.outcome is Outcome.EQUAL else certificate.outcome
-        shares, epoch = weights.record(), weights.text
-        return cls(replace(certificate, outcome=outcome, epoch=epoch, shares=shares), weights)
-
-    @property
-    def rule(self) -> str | None:
-        """Phrase for how J weighs its samples; None if it is their plain mean."""
-        if self.weights is None:
-            return None
-        return STATED if self.certificate is None else self.certificate.weighing or STATED
-
-    def weighed(self, objective: Objective) -> Objective:
-        """Returns J with the weights that were found."""
-        return objective if self.weights is None else objective.weighted(self.weights)
-
-    def state_weights(self, module: L.LightningModule, ids: Int[Tensor, " n"]) -> None:
-        """States the weights in the module, for refits; `ids` are those of the training samples in their order."""
-        if isinstance(module, Adapted):
-            module.state_weights(ids, self.weights)
-
-
-def objective_certificate(request: CertificateRequest) -> ExaminedRun:
-    """Examines a run, logs the outcome, and refuses an objective that was not trained.
-
-    Raises:
-        InputError: If the difference between J and the training step is unexplained and not accepted.
-    """
-    try:
-        found = examined(request)
-        found.certificate.require()
-    except InputError:
-        _refuse_faulty_samples(request)  # a plainer error, if it is one of the data or of single losses
-        raise
-    run = ExaminedRun.of(request, found)
-    certificate = run.certificate
-    assert certificate is not None
-    plain = certificate.outcome in (Outcome.EQUAL, Outcome.WEIGHTED) and not certificate.note
-    log.log(logging.INFO if plain else logging.WARNING, "objective: %s.", certificate.text)
-    return run
-
-
-def _noted(certificate: ObjectiveCertificate, note: str) -> ObjectiveCertificate:
-    return replace(certificate, note="; ".join(filter(None, [certificate.note, note])))
-
-
-def _refuse_faulty_samples(request: CertificateRequest) -> None:
-    """Checks data and losses of single samples.
-
-    Raises:
-        InputError: If the data or these losses cannot be scored, whatever was trained.
-    """
-    objective = Objective.of(request.module, request.loader, request.parameters)
-    preflight(objective, objective.losses.theta(), _UNKNOWN)
-
-
-_UNKNOWN = ObjectiveCertificate(Outcome.UNEXPLAINED, math.nan, None, 0.0, ())  # leaves the check of batches to others
-
-
-def sample_weights(weights: BatchWeights, loader: DataLoader[Batch]) -> Float[Tensor, " n"]:
-    """Returns the weight a_i of every training sample, so that J = Σ a_i ℓ_i / Σ a_i; reads each sample once.
-
-    Raises:
-        InputError: If the weight of a sample cannot be found.
-    """
-    source = SampleSource.of(loader)
-    try:
-        with recording(), undisturbed_with(source.dataset):
-            found = [weights.of(sample) for row in range(len(source)) for sample in source.read([row])]
-    except NoWeightsError as error:
-        raise InputError(
-            "The weight of a training sample in the loss of its batch cannot be found.\n"
-            "  State the weighted loss of a sample: --adapt.sample_losses."
-        ) from error
-    return torch.tensor(found, dtype=torch.float64)
-
-
 def single_gradients(losses: FunctionalLosses, collate: CollateSamples) -> Callable[[Samples], Tensor]:
     """Returns a function that computes the gradient of each sample's loss as it is scored: by definition, in a loop."""
     loop, space = FunctionalLosses(losses.module, losses.space, Path.LOOP), losses.space
@@ -386,18 +271,18 @@ def single_gradients(losses: FunctionalLosses, collate: CollateSamples) -> Calla
 
 
 def _drawn(request: CertificateRequest) -> DrawnBatches:
-    if _own_loss(request.module):
+    if has_own_loss(request.module):
         return drawn_batches(request.loader, 1, OWN_LOSS_ROWS)
     return with_rare_rows(request.loader, drawn_batches(request.loader))
 
 
 def _coverage(request: CertificateRequest, drawn: DrawnBatches) -> Coverage | None:
     """Returns how many rows are compared; None if the training step is by definition that of J on all rows."""
-    if _own_loss(request.module):
+    if has_own_loss(request.module):
         return None
     return Coverage(len({row for batch in drawn.rows for row in batch}), len(request.loader.dataset))  # type: ignore[arg-type]  # typed as Dataset
 
 
-def _own_loss(module: L.LightningModule) -> bool:
+def has_own_loss(module: L.LightningModule) -> bool:
     """Whether the training step is that of SampleLossModule, which is final."""
     return isinstance(module, SampleLossModule) and not isinstance(module, Adapted)

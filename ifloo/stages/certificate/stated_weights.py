@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from ifloo.errors import InputError, in_one_line
 from ifloo.models import Adapted
-from ifloo.stages.certificate.run_certificate import CertificateRequest, ExaminedRun, examined
+from ifloo.stages.certificate.examined_run import ExaminedRun
+from ifloo.stages.certificate.run_certificate import CertificateRequest, examined
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from ifloo.errors import InputError
 from ifloo.objective import sequential
 from ifloo.objective.loaders import sample_count
 from ifloo.params import ParamSpace
-from ifloo.stages.certificate.run_certificate import ExaminedRun
+from ifloo.stages.certificate.examined_run import ExaminedRun
 from ifloo.stages.distributed.process_group import ProcessGroup
 from ifloo.stages.memory import in_blocks, queries_at_once
 from ifloo.stages.scores.corrected_removals import correct_removals

@@ -19,7 +19,7 @@ from ifloo.data.protocol import AttributionData
 from ifloo.errors import InputError
 from ifloo.objective import Objective, preflight
 from ifloo.progress import OnProgress, ticking
-from ifloo.stages.certificate.run_certificate import ExaminedRun
+from ifloo.stages.certificate.examined_run import ExaminedRun
 from ifloo.stages.isolation import detached
 from ifloo.stages.scores.predictor import ScoredBlock
 from ifloo.stages.scores.queries import QuerySamples, samples_for

@@ -25,7 +25,8 @@ from ifloo.objective.id_rule import IdRule, IdSetting
 from ifloo.objective.ids import identified_queries, query_ids
 from ifloo.objective.loaders import sequential
 from ifloo.objective.protocol import states_losses
-from ifloo.stages.certificate.run_certificate import CertificateRequest, ExaminedRun, objective_certificate
+from ifloo.stages.certificate.examined_run import ExaminedRun, objective_certificate
+from ifloo.stages.certificate.run_certificate import CertificateRequest
 from ifloo.stages.distributed.process_group import ProcessGroup
 from ifloo.stages.isolation import detached
 from ifloo.stages.scores.engine_choice import engine_for

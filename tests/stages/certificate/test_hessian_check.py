@@ -16,7 +16,8 @@ from ifloo.curvature import Hessian
 from ifloo.models import Adapted
 from ifloo.objective import Objective
 from ifloo.objective.gradient_field import SYMMETRIC
-from ifloo.stages.certificate.run_certificate import CertificateRequest, objective_certificate
+from ifloo.stages.certificate.examined_run import objective_certificate
+from ifloo.stages.certificate.run_certificate import CertificateRequest
 
 D = torch.float64
 N = 24

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from ifloo.models.run_state import RunState
 from ifloo.objective.certificate import Outcome
 from ifloo.stages.certificate.drawn_batches import drawn_batches
-from ifloo.stages.certificate.run_certificate import examined, sample_weights
+from ifloo.stages.certificate.examined_run import sample_weights
+from ifloo.stages.certificate.run_certificate import examined
 from tests.stages.certificate.modules import (
     CLASS_WEIGHTS,
     L2,

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from ifloo.errors import InputError
 from ifloo.models.run_state import RunState
 from ifloo.objective.certificate import Outcome
-from ifloo.stages.certificate.run_certificate import objective_certificate
+from ifloo.stages.certificate.examined_run import objective_certificate
 from tests.stages.certificate.modules import (
     L2,
     Contrastive,
