@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from ifloo.errors import InputError
+from ifloo.objective.exchanged import once_each
 
 Saved: TypeAlias = Mapping[str, Any]  # state dict of an optimizer or scheduler, whose keys are its own
 
@@ -98,7 +99,8 @@ class IdleStrategy(SingleDeviceStrategy):
             return _Configured([], [])
         if self._made is None:
             names = {f"module.{name}": parameter for name, parameter in self._parameters.items()}
-            made = _Configured(*functional_call(_Configuring(module), names, ()))
+            configuring = _Configuring(module)
+            made = _Configured(*functional_call(configuring, once_each(configuring, names), (), tie_weights=False))
             _restore(module, made, self.saved_optimizers, self.saved_schedulers)
             self._made = made
         return self._made

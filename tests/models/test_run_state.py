@@ -264,3 +264,26 @@ def test_modules_of_pytorch_lightning_are_attached() -> None:
         net.log("x", 1.0)
         net.logger.log_metrics({"x": 1.0})
     assert net.current_epoch == 0
+
+
+class Twice(L.LightningModule):
+    """Registers a layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Linear(2, 2)
+        self.net = nn.Sequential(self.backbone, nn.Linear(2, 1))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_optimizers_of_a_layer_with_two_names_leave_its_weights_in_place() -> None:
+    module = Twice()
+    before = dict(module.named_parameters())
+    with attached(module, stand_in_trainer(RunState())):
+        (group,) = module.optimizers().param_groups  # type: ignore[union-attr]  # one optimizer
+        assert [p.shape for p in group["params"]] == [p.shape for p in before.values()]
+    after = dict(module.named_parameters())
+    assert list(after) == list(before)
+    assert all(after[name] is before[name] for name in before)
