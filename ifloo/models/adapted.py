@@ -11,6 +11,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -110,7 +111,9 @@ class Adapted(SampleLossModule):
         self._stand_in: StandInTrainer | None = None
         self.batch_weights, self.shares = SampleWeights(), SampleWeights()
         for name in _overridden(model):
-            setattr(self, name, getattr(model, name))
+            hook = getattr(model, name)
+            of_batch = name.endswith(("_batch_start", "_batch_end"))
+            setattr(self, name, partial(_without_ids, hook) if of_batch else hook)
 
     def sample_losses(self, batch: Batch) -> Float[Tensor, " b"]:
         """Computes ℓ of each sample, nats.
@@ -340,6 +343,11 @@ def _of_former_name(adapter: type[Adapted], skip_training: bool, still: bool) ->
 def unwrap(module: L.LightningModule) -> L.LightningModule:
     """Returns the user's own module, without the adapter around it."""
     return module.model if isinstance(module, Adapted) else module
+
+
+def _without_ids(hook: Callable[..., object], *arguments: object) -> object:
+    """Calls a hook of the user's with the batch as its loader yields it."""
+    return hook(*map(without_ids, arguments))
 
 
 def _overridden(model: L.LightningModule) -> list[str]:

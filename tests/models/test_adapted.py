@@ -353,11 +353,14 @@ class Noted(Net):
 
 def test_what_a_step_adds_to_its_batch_is_there_for_the_hooks_of_the_fit() -> None:
     rows = [{"x": torch.ones(3) * i, "y": i % 2} for i in range(8)]
-    plain, wrapped = Noted(), Noted()
-    wrapped.load_state_dict(plain.state_dict())
-    for module in (plain, Adapted(wrapped)):
-        L.Trainer(max_epochs=2, **TRAINER).fit(module, DataLoader(rows, batch_size=4))  # type: ignore[arg-type]
+    plain, wrapped, with_ids = Noted(), Noted(), Noted()
+    for other in (wrapped, with_ids):
+        other.load_state_dict(plain.state_dict())
+    loader = DataLoader(rows, batch_size=4)  # type: ignore[arg-type,var-annotated]  # a list of dicts
+    for module, data in ((plain, loader), (Adapted(wrapped), loader), (Adapted(with_ids), identified(loader))):
+        L.Trainer(max_epochs=2, **TRAINER).fit(module, data)
     assert torch.equal(torch.stack(plain.seen), torch.stack(wrapped.seen))
+    assert torch.equal(torch.stack(plain.seen), torch.stack(with_ids.seen))
 
 
 def test_outside_of_a_fit_a_batch_stays_as_it_is() -> None:
