@@ -151,12 +151,6 @@ def times_factors(losses: Tensor, batch: Batch) -> Tensor:
     return losses * (factors.clone() if factors.is_inference() else factors)  # a backward pass may need them
 
 
-def counted_rows(batch: Batch) -> Int[Tensor, " k"] | None:
-    """Returns the positions of the samples whose factor is not 0; None if all samples of a batch count in J."""
-    factors = batch.factors if isinstance(batch, Identified) else None
-    return None if factors is None or bool((factors != 0).all()) else factors.nonzero().flatten()
-
-
 def without_factors(batch: Batch) -> Batch:
     """Returns the batch without the factors of its samples, so that its losses are ℓ_i and not n·c_i ℓ_i."""
     return batch._replace(factors=None) if isinstance(batch, Identified) else batch

@@ -9,22 +9,13 @@ from enum import Enum
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import grad, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifloo.errors import InputError
-from ifloo.objective.batches import (
-    Batch,
-    Identified,
-    batch_size,
-    counted_rows,
-    joined_batch,
-    slice_batch,
-    times_factors,
-    without_ids,
-)
+from ifloo.objective.batches import Batch, Identified, batch_size, joined_batch, slice_batch, times_factors, without_ids
 from ifloo.objective.exact_kernels import exact_kernels
 from ifloo.objective.exchanged import call_exchanged
 from ifloo.objective.forms import map_tensors
@@ -196,21 +187,11 @@ class FunctionalLosses:
         return batch._replace(batch=Singles(singles.batches))
 
     def sample_losses(self, theta: Float[Tensor, " p"], batch: Batch) -> Tensor:
-        """Returns ℓ of each sample, `[b]`, times its factor if the batch has factors; where that is 0, ℓ is not asked.
+        """Returns ℓ of each sample, `[b]`, times its factor if the batch has factors.
 
         The shape is that of the model's own result, which `choose_path` checks.
         """
         batch = self.in_form(batch)
-        if (rows := self._counted_rows(batch)) is not None:
-            losses = self.sample_losses(theta, slice_batch(batch, rows)) if len(rows) else theta[:0]
-            return losses.new_zeros(batch_size(batch)).index_put((rows,), losses)
-        return self._losses_of_all(theta, batch)
-
-    def _counted_rows(self, batch: Batch) -> Int[Tensor, " k"] | None:
-        """Returns the samples that count, where a training step gives the losses: that of any other may be 0/0."""
-        return counted_rows(batch) if self.contract.one_by_one else None
-
-    def _losses_of_all(self, theta: Tensor, batch: Batch) -> Tensor:
         inner = without_ids(batch)
         if isinstance(inner, Singles):
             losses = torch.stack([self.single_loss(theta, one) for one in inner.batches])
@@ -228,11 +209,6 @@ class FunctionalLosses:
         batch = self.in_form(batch)
         if self.path is Path.LOOP or not self.vmapped or isinstance(without_ids(batch), Singles):
             return torch.stack(list(self.gradients_one_by_one(theta, batch)))
-        if (rows := self._counted_rows(batch)) is not None:
-            found = theta.new_zeros(batch_size(batch), len(theta))
-            return (
-                found.index_put((rows,), self.sample_gradients(theta, slice_batch(batch, rows))) if len(rows) else found
-            )
         gradients: Tensor = vmap(grad(self.loss_alone), in_dims=(None, 0))(theta, without_ids(batch))
         factors = batch.factors if isinstance(batch, Identified) else None
         return gradients if factors is None else gradients * factors.unsqueeze(1)
@@ -253,7 +229,7 @@ class FunctionalLosses:
 
     def loss_alone(self, theta: Float[Tensor, " p"], sample: Batch) -> Float[Tensor, ""]:
         """Returns ℓ of one sample, whose tensors lack the first dimension, as within vmap."""
-        return self._losses_of_all(theta, self.in_form(map_tensors(lambda x: x.unsqueeze(0), sample))).squeeze(0)
+        return self.sample_losses(theta, map_tensors(lambda x: x.unsqueeze(0), sample)).squeeze(0)
 
     def step_loss(self, theta: Float[Tensor, " p"], batch: Batch) -> Float[Tensor, ""]:
         """Returns the loss of a training step on a whole batch; see `ModelContract.step_loss`."""

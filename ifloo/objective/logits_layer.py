@@ -18,11 +18,10 @@ from ifloo.errors import InputError, summarise
 from ifloo.objective.batches import Batch, slice_batch, to_module, without_ids
 from ifloo.objective.forms import tensors_of
 from ifloo.objective.functional import scoring
-from ifloo.objective.loaders import sample_count, separately, sequential
+from ifloo.objective.loaders import separately, sequential
 from ifloo.objective.parameters_after import parameters_after
 from ifloo.objective.plain import recordable, recording
 from ifloo.objective.protocol import contract_of
-from ifloo.objective.randomness import undisturbed
 from ifloo.objective.singles import Singles, first_draw
 from ifloo.params import author_name, tied_name
 
@@ -33,7 +32,6 @@ class NoLogitsLayerError(InputError):
     """A module has no last layer through which alone its samples could be scored."""
 
 
-SEEN = 64  # samples among which one with a loss is found
 LEAF = "torch::autograd::AccumulateGrad"  # name of the node of a parameter in the graph
 
 
@@ -107,19 +105,8 @@ def logits_layer(module: nn.Module, batch: Batch) -> str:
 
 
 def first_sample(loader: DataLoader[Batch], module: nn.Module) -> Batch:
-    """Returns the first sample of a loader alone, on the device and in the precision of a module.
-
-    One without a loss (0/0) is passed over if a sample among the next few has one.
-    """
-    drawn = sequential(separately(loader, with_whole=False), 1, slice(0, min(SEEN, sample_count(loader))))
-    first: Batch | None = None
-    for one in drawn:
-        sample = to_module(one, module)
-        with torch.no_grad(), scoring(module), undisturbed():
-            if not bool(_one_loss(module, sample).isnan()):
-                return sample
-        first = sample if first is None else first
-    return first
+    """Returns the first sample of a loader alone, on the device and in the precision of a module."""
+    return to_module(next(iter(sequential(separately(loader, with_whole=False), 1, slice(0, 1)))), module)
 
 
 def _has_trainable_weight(layer: nn.Module) -> bool:

@@ -26,7 +26,6 @@ from ifloo.objective.forms import opaque_parts, tensors_of
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
 from ifloo.objective.loaders import separately, sequential
 from ifloo.objective.own_backward import OWN_BACKWARD, STOPPED, own_backward
-from ifloo.objective.passed_over import without_passed_over
 from ifloo.objective.plain import leaf, recordable, recording
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.rounding import Rounding
@@ -139,19 +138,15 @@ def choose_path(losses: FunctionalLosses, loader: DataLoader[Batch]) -> Choice:
         InputError: The loss of a sample alone cannot be computed, is not finite, or is not the same at two calls.
     """
     with undisturbed(), scoring(losses.module), without_slow_rules():
-        samples, passed = DrawnSamples.of(loader, losses.space.device, losses.space.dtype), 0
+        samples = DrawnSamples.of(loader, losses.space.device, losses.space.dtype)
         if losses.contract.one_by_one:
             reference = Reference.of(losses, samples)
-            if not bool(torch.isfinite(reference.losses).all()):
-                drawn = without_passed_over(losses, samples, reference.losses)
-                passed = len(samples.rows) - len(drawn.rows)
-                samples, reference = drawn, Reference.of(losses, drawn) if passed else reference
             _check_reference(losses, samples, reference)
         elif (found := _reference_of_stated(losses, samples)) is not None:
             reference = found
         else:
             return Choice(losses)
-        return _Trial(losses, samples, reference, not passed).choice()
+        return _Trial(losses, samples, reference).choice()
 
 
 def _reference_of_stated(losses: FunctionalLosses, samples: DrawnSamples) -> Reference | None:
@@ -164,20 +159,11 @@ def _reference_of_stated(losses: FunctionalLosses, samples: DrawnSamples) -> Ref
 
 @dataclass(frozen=True)
 class _Trial:
-    """Comparison of the fast forms with the definition, from the fastest to the loop.
-
-    Attributes:
-        losses: Losses.
-        samples: Drawn samples, less those that a training step passes over.
-        reference: Their losses and slopes by definition.
-        all_count: Whether a training step passes over none of the drawn samples.
-        failures: Reasons for which fast forms failed.
-    """
+    """Comparison of the fast forms with the definition, from the fastest to the loop."""
 
     losses: FunctionalLosses
     samples: DrawnSamples
     reference: Reference
-    all_count: bool = True
     failures: list[str] = field(default_factory=list)
 
     def choice(self) -> Choice:
@@ -194,7 +180,7 @@ class _Trial:
                     continue
                 if self._summed():
                     return Choice(self._along(path, self._vmapped()))
-        whole = self.samples.batched and self.all_count and self._whole_is_mean()
+        whole = self.samples.batched and self._whole_is_mean()
         return Choice(self._along(Path.LOOP, False, whole), True, whole)
 
     @property

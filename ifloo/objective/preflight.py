@@ -15,7 +15,6 @@ from ifloo.objective.batches import (
     Batch,
     TrainingData,
     batch_size,
-    counted_rows,
     slice_batch,
     to_device,
     without_factors,
@@ -109,18 +108,7 @@ def preflight(
 
 
 def _drawn(objective: Objective) -> tuple[Tensor, Batch, Tensor | None]:
-    """Returns ids, batch and weights a_i of `ROWS` samples drawn from all data; of a subsample, its first ones.
-
-    Those with c_i = 0 are left out if others are drawn: their own loss may be 0/0.
-    """
-    ids, few, weights = _drawn_of_all(objective)
-    rows = counted_rows(few)
-    if rows is None or not len(rows) or not objective.losses.contract.one_by_one:
-        return ids, few, weights
-    return ids[rows], slice_batch(few, rows), None if weights is None else weights[rows]
-
-
-def _drawn_of_all(objective: Objective) -> tuple[Tensor, Batch, Tensor | None]:
+    """Returns ids, batch and weights a_i of `ROWS` samples drawn from all data; of a subsample, its first ones."""
     data = objective.data
     if isinstance(data, TrainingData):
         positions = _positions(data)

@@ -22,7 +22,6 @@ from ifloo.objective.certificate import CALLBACKS_UNSEEN, Cause, Coverage, Objec
 from ifloo.objective.certify import Examined, Subject, certify
 from ifloo.objective.functional import FunctionalLosses, Path, scoring
 from ifloo.objective.loaders import own_dataset
-from ifloo.objective.passed_over import is_empty_mean
 from ifloo.objective.plain import recording
 from ifloo.objective.randomness import undisturbed
 from ifloo.objective.sampling import refuse_partial, refuse_rows_apart
@@ -260,8 +259,7 @@ def single_gradients(losses: FunctionalLosses, collate: CollateSamples) -> Calla
 
     def gradient(sample: object) -> Tensor:
         single = to_device(collate([sample]), space.device, space.dtype)
-        slope, loss = loop.gradient_and_value(lambda at: loop.single_loss(at, single), theta)
-        return wide(torch.zeros_like(slope) if is_empty_mean(loss, single) else slope, space.size)
+        return wide(loop.gradient_and_value(lambda at: loop.single_loss(at, single), theta)[0], space.size)
 
     def gradients(samples: Samples) -> Tensor:
         with undisturbed(), scoring(losses.module):
