@@ -162,12 +162,8 @@ def _filled_up(singles: list[_Derivatives]) -> _Derivatives:
 
 def _scaled(found: _Derivatives, factors: Float[Tensor, " b"]) -> _Derivatives:
     c = factors.to(found.slopes)[:, None, None]
-
-    def scaled(x: Tensor, c: Tensor) -> Tensor:
-        return torch.where(c == 0, 0.0, x * c)  # the loss of a sample without weight may be 0/0
-
-    rest = (scaled(found.slopes, c), scaled(found.second, c.unsqueeze(-1)), scaled(found.exact, c))
-    return _Derivatives(found.inputs, *rest, scaled(found.by_blocks, c))
+    rest = (found.slopes * c, found.second * c.unsqueeze(-1), found.exact * c, found.by_blocks * c)
+    return _Derivatives(found.inputs, *rest)
 
 
 def refuse_other_uses(head: HeadLayer, theta: Float[Tensor, " p"], batch: Batch) -> None:

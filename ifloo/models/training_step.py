@@ -133,7 +133,8 @@ def loss_of_step(model: L.LightningModule, batch: Batch, when: str, copy: bool =
         if passes(error):
             raise
         what = f"training_step of {type(model).__name__}"
-        raise user_error(what, when, error, _remedy(model, batch if when == ON_ONE else None)) from error
+        failure = user_error(what, when, error, _remedy(model, batch if when == ON_ONE else None))
+        raise failure from error
     loss = loss_in(
         out, model, "a batch of one", "Give the losses as a function of your own: sample_losses(model, batch) -> [b]."
     )

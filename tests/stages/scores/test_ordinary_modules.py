@@ -164,19 +164,13 @@ class Segments(L.LightningModule):
         return F.cross_entropy(self.conv(batch[0]), batch[1], ignore_index=255) + 0.1 * self.conv.weight.square().sum()
 
 
-def test_a_row_without_a_loss_is_named_in_the_loader_of_a_prediction():
-    x = torch.randn(40, 1, 5, 5, generator=torch.Generator().manual_seed(0), dtype=D)
-    y = (x[:, 0] > 0).long()
-    y[30] = 255
-    with pytest.raises(InputError, match=r"^The score of row 0 of batch 1 is nan"):  # batches of 30
-        scores(Segments(), (x, y))
-
-
-def test_a_row_without_a_loss_is_named_by_its_id_where_j_is_the_plain_mean():
+def test_a_row_without_a_loss_is_named_by_its_id():
     x = torch.randn(40, 1, 5, 5, generator=torch.Generator().manual_seed(0), dtype=D)
     y = (x[:, 0] > 0).long()
     y[30] = 255
     loader = DataLoader(TensorDataset(x, y), batch_size=40)
+    with pytest.raises(InputError, match="training sample 30 is nan"):
+        scores(Segments(), (x, y))
     objective = Objective.of(Adapted(Segments()), loader)
     with pytest.raises(InputError, match=r"training (id|sample) 30 .*is nan"):
         GradientDot().scores(TrainedModel(objective, objective.losses.theta()), (x[:2], y[:2]))
