@@ -27,11 +27,11 @@ def without_minimum(faults: Sequence[str]) -> str:
     if not faults:
         return (
             "`ifloo fit` and then `ifloo influence`, both with "
-            "--attribution.method.class_path=ifloo.attribution.Unrolled, record a fit and differentiate its steps, which "
-            "needs no minimum"
+            "--attribution.method.class_path=ifloo.attribution.Unrolled, record a fit and differentiate its steps, "
+            "which needs no minimum"
         )
     what = faults[0].partition(": ")[0]
     return (
-        "--attribution.method.class_path=ifloo.attribution.GradientDot scores by first derivatives alone, which needs no "
-        f"minimum (a fit with {what} cannot be recorded, as the unrolled method requires)"
+        "--attribution.method.class_path=ifloo.attribution.GradientDot scores by first derivatives alone, which needs "
+        f"no minimum (a fit with {what} cannot be recorded, as the unrolled method requires)"
     )

@@ -13,11 +13,13 @@ from ifloo.models.decay import COUPLED, decoupled
 from tests.doctor.patients import SGD, Plain, Stated, fit_of, loaded
 
 OF_STEPS = (
-    "`ifloo fit` and then `ifloo influence`, both with --attribution.method.class_path=ifloo.attribution.Unrolled, record a fit "
+    "`ifloo fit` and then `ifloo influence`, both with "
+    "--attribution.method.class_path=ifloo.attribution.Unrolled, record a fit "
     "and differentiate its steps, which needs no minimum."
 )
 OF_GRADIENTS = (
-    "--attribution.method.class_path=ifloo.attribution.GradientDot scores by first derivatives alone, which needs no minimum (a "
+    "--attribution.method.class_path=ifloo.attribution.GradientDot "
+    "scores by first derivatives alone, which needs no minimum (a "
     "fit with {} cannot be recorded, as the unrolled method requires)."
 )
 

@@ -70,7 +70,8 @@ def test_a_minimum_and_away_from_it():
             f"One sample contributes about {there.sample_share:.2e} to grad J. Influence is the derivative of the "
             "minimiser; away from it the scores predict no refit.",
             "Train longer (`ifloo fit` by LBFGS ends at 1e-10), or take the scores as a ranking at best. Or: "
-            "--attribution.method.class_path=ifloo.attribution.GradientDot scores by first derivatives alone, which needs no "
+            "--attribution.method.class_path=ifloo.attribution.GradientDot "
+            "scores by first derivatives alone, which needs no "
             "minimum (a fit with optimizer LBFGS cannot be recorded, as the unrolled method requires).",
             Severity.WARNING,
         ),
