@@ -98,11 +98,11 @@ class Rounding:
             _between(loss, LEAST_OF_LOSS, eps * units[0]), _between(slope, LEAST_OF_SLOPE, eps * units[2]), units[0]
         )
 
-    def of_losses(self, losses: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    def of_losses(self, losses: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
         """Returns by how much losses that differ only in the order of operations may differ."""
         return ADDED * torch.finfo(losses.dtype).eps * losses.abs() + self.loss
 
-    def of_slopes(self, scales: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    def of_slopes(self, scales: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
         """Returns the same of slopes, whose largest values are `scales`."""
         return ADDED * torch.finfo(scales.dtype).eps * scales + self.slope
 
