@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from typing_extensions import Self
 
 from ifloo.data.sample_store import packed, unpacked
 from ifloo.errors import WorkError, in_one_line
@@ -164,7 +163,7 @@ class ReaderProcess:
         self.failure = reason
         return WorkError(f"The data cannot be read in a process of their own: {reason}.")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> ReaderProcess:
         return self
 
     def __exit__(self, *error: object) -> None:
