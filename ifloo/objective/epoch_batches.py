@@ -180,7 +180,7 @@ class Followed:
         """
         if weights is None and self.alike:
             return torch.full((self.n,), 1 / self.n, dtype=torch.float64)
-        found = self._mean(0, self.followed, weights)
+        found = self._mean(weights)
         if weights is None or not self.alike:
             return found
         group = weights.double().cpu().unique(return_inverse=True)[1]
@@ -195,19 +195,21 @@ class Followed:
         Shares of samples that differ by chance alone are uncorrelated between some epochs and others; those of samples
         that it never draws, or always puts into the short batch, are the same in both.
         """
-        one, other = (self._mean(first, TESTED, None) - 1 / self.n for first in (0, TESTED))
+        with closing(self.epochs()) as epochs:
+            each = torch.stack([batches.shares(self.n, None) for batches in islice(epochs, 2 * TESTED)])
+        one, other = each[:TESTED].mean(0) - 1 / self.n, each[TESTED:].mean(0) - 1 / self.n
         length = float(one.norm() * other.norm())
         chance = CHANCE / max(1.0, self.n - 1) ** 0.5
         found: bool = length == 0 or float(one @ other) <= min(chance, LARGEST_CHANCE) * length
         return found
 
-    def _mean(self, first: int, count: int, weights: Float[Tensor, " n"] | None) -> Float[Tensor, " n"]:
-        """Returns the mean of the shares in some epochs, from the first of them."""
+    def _mean(self, weights: Float[Tensor, " n"] | None) -> Float[Tensor, " n"]:
+        """Returns the mean of the shares in the epochs that are followed."""
         total = torch.zeros(self.n, dtype=torch.float64)
         with closing(self.epochs()) as epochs:
-            for batches in islice(epochs, first, first + count):
+            for batches in islice(epochs, self.followed):
                 total += batches.shares(self.n, weights)
-        return total / count
+        return total / self.followed
 
     @property
     def followed(self) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from ifloo.objective.function_calls import WatchedCalls
 
 TENSOR_HOOK, MODULE_HOOK = "a tensor hook", "a backward hook of a module"
 _OF_TORCH = frozenset({"CheckpointFunction"})  # exact, whatever is within
@@ -21,27 +22,9 @@ OWN_BACKWARD = (
 )
 
 
-class _TensorHooks(TorchFunctionMode):
-    """Notes whether code registers hooks on tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found = False
-
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: Sequence[type],
-        args: Sequence[object] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        self.found = self.found or func is Tensor.register_hook
-        return func(*args, **(kwargs or {}))
-
-
 def own_backward(run: Callable[[], Tensor]) -> tuple[str, ...]:
     """Returns what has a backward pass of its own in a recorded loss, as noun phrases; empty if nothing has."""
-    with _TensorHooks() as hooks:
+    with WatchedCalls(lambda function, *_: function is Tensor.register_hook) as hooks:
         loss = run()
     names = sorted({_name(node) for node in _nodes(loss.grad_fn) if isinstance(node, torch._C._FunctionBase)})
     found = [name for name in names if name not in _OF_TORCH]

@@ -7,35 +7,24 @@ from contextlib import suppress
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from ifloo.objective.function_calls import WatchedCalls
 
 _SQUEEZES = (torch.squeeze, Tensor.squeeze, Tensor.squeeze_)
 
 
-class _Squeezes(TorchFunctionMode):
-    """Notes whether code squeezes a first dimension of 1 without naming it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: bool = False
-
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: Sequence[type],
-        args: Sequence[object] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        given, named = [*args, *(kwargs or {}).values()], kwargs or {}
-        if func in _SQUEEZES and len(given) == 1 and "dim" not in named:
-            of = given[0]
-            self.found = self.found or (isinstance(of, Tensor) and of.ndim > 0 and of.shape[0] == 1)
-        return func(*args, **named)
+def _is_unnamed_squeeze(function: object, arguments: Sequence[object], named: Mapping[str, object]) -> bool:
+    """Tells whether a call squeezes a first dimension of 1 without naming it."""
+    given = [*arguments, *named.values()]
+    if function not in _SQUEEZES or len(given) != 1 or "dim" in named:
+        return False
+    of = given[0]
+    return isinstance(of, Tensor) and of.ndim > 0 and of.shape[0] == 1
 
 
 def squeezes_samples(run: Callable[[], object]) -> bool:
     """Runs code that has failed once more; tells whether it squeezes the first dimension of a batch of one."""
-    seen = _Squeezes()
+    seen = WatchedCalls(_is_unnamed_squeeze)
     with seen, suppress(Exception):  # it fails again
         run()
     return seen.found

@@ -52,9 +52,10 @@ class ExaminedRun:
         """
         in_batch = None if found.weights is None else sample_weights(found.weights, request.loader)
         weights, certificate = epoch_weights(request.trained_on, in_batch, request.fit_known), found.certificate
-        ordered = not request.fit_known and isinstance(batches_of_epoch(request.trained_on), Repeated)
-        in_order = epoch_weights(request.trained_on, in_batch) if ordered or has_own_loss(request.module) else weights
-        if has_own_loss(request.module) and in_order is not None:
+        own_loss = has_own_loss(request.module)
+        other = not request.fit_known and (own_loss or isinstance(batches_of_epoch(request.trained_on), Repeated))
+        in_order = epoch_weights(request.trained_on, in_batch) if other else weights
+        if own_loss and in_order is not None:
             note = f"J counts each sample once, while an epoch of the training loader is the mean {in_order.text}"
             return cls(_noted(certificate, note))
         if in_order is not None and not in_order.same_as(weights):
