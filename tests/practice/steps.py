@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from tests.practice.base import D, Rows, Softmax, rows
+from tests.practice.further import Broken
 
 
 class Layers(Softmax):
@@ -377,16 +378,10 @@ class NoisyByAGenerator(Rows):
         return DataLoader(KeptGenerator(), batch_size=120)
 
 
-class FailsInAWorker(Dataset[Any]):
-    """Fails at a late row, once a fit is over."""
+class FailsInAWorker(Broken):
+    """Fails at another late row, by another error."""
 
     over = False
-
-    def __init__(self) -> None:
-        self.x, self.y = rows(120, 0)
-
-    def __len__(self) -> int:
-        return 120
 
     def __getitem__(self, i: int) -> Any:
         if type(self).over and i == 101:
